@@ -1,0 +1,142 @@
+"""Which code computes the formula: the Triton kernels or plain torch.
+
+The switch is one process-wide setting, from FASTLORA_BACKEND or `set_backend`:
+
+    auto     the kernels on a GPU that can run them, torch elsewhere
+    triton   the kernels; on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1), else an error
+    torch    plain torch everywhere
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from types import TracebackType
+from typing import Final, NamedTuple
+
+import torch
+
+BACKENDS: Final = ("auto", "triton", "torch")
+KERNEL_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
+
+# bf16 matrix units came with compute capability 8.0; the tile table starts there.
+_OLDEST_CUDA: Final = (8, 0)
+
+
+class BackendError(RuntimeError):
+    """The backend asked for cannot run on the tensors given."""
+
+
+class Path(NamedTuple):
+    """The code that a device and dtype take.
+
+    Attributes:
+        name: "triton", "interpreter" or "torch".
+        why: The reason, as a phrase for people.
+    """
+
+    name: str
+    why: str
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+class set_backend:  # noqa: N801 - called like a function, as torch.set_grad_enabled is
+    """Choose the code path, from now on or for a `with` block.
+
+    Args:
+        name: "auto", "triton" or "torch".
+
+    Raises:
+        ValueError: If `name` is none of these.
+
+    Example:
+        >>> fastlora.set_backend("torch")
+        >>> with fastlora.set_backend("triton"):
+        ...     y = layer(x)
+    """
+
+    def __init__(self, name: str) -> None:
+        global _backend
+        _checked(name, "backend")
+        self.previous = get_backend()
+        _backend = name
+
+    def __enter__(self) -> None:
+        """The setting already holds; the block only bounds it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _backend
+        _backend = self.previous
+
+
+_backend: str | None = None
+
+
+def get_backend() -> str:
+    """The setting in force: "auto", "triton" or "torch".
+
+    Raises:
+        ValueError: If FASTLORA_BACKEND holds an unknown name.
+    """
+    global _backend
+    if _backend is None:
+        _backend = _checked(os.environ.get("FASTLORA_BACKEND", "auto"), "FASTLORA_BACKEND")
+    return _backend
+
+
+def choose_path(device: torch.device, dtype: torch.dtype) -> Path:
+    """The code that tensors of this device and dtype take under the present setting, and why.
+
+    Args:
+        device: Device of x.
+        dtype: Dtype of x.
+
+    Raises:
+        BackendError: If the setting is "triton" and the kernels cannot run there.
+    """
+    setting = get_backend()
+    if setting == "torch":
+        return Path("torch", "the backend is set to torch")
+    path = _kernel_path(device.type, device.index, dtype, os.environ.get("TRITON_INTERPRET") == "1")
+    if setting == "triton":
+        if path.name == "torch":
+            raise BackendError(f"backend 'triton' cannot run {dtype} tensors on {device}: {path.why}")
+        return path
+    if path.name == "interpreter":
+        return Path("torch", "on a CPU torch is faster than Triton's interpreter")
+    return path
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel_path(device: str, index: int | None, dtype: torch.dtype, interpret: bool) -> Path:
+    if importlib.util.find_spec("triton") is None:
+        return Path("torch", "triton is not installed")
+    if dtype not in KERNEL_DTYPES:
+        return Path("torch", f"the kernels take fp16, bf16 and fp32, not {dtype}")
+    if device == "cuda":
+        return _gpu_path(index)
+    if device != "cpu":
+        return Path("torch", f"the kernels run on CUDA and ROCm devices, not on {device!r}")
+    if not interpret:
+        return Path("torch", "a CPU runs the kernels only in Triton's interpreter (TRITON_INTERPRET=1)")
+    if dtype == torch.bfloat16:
+        return Path("torch", "Triton's interpreter multiplies bf16 wrongly; use fp16 or fp32 there")
+    return Path("interpreter", "CPU tensors with TRITON_INTERPRET=1")
+
+
+def _gpu_path(index: int | None) -> Path:
+    name = torch.cuda.get_device_name(index)
+    if torch.version.hip is not None:
+        return Path("triton", f"{name} is a ROCm device")
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _OLDEST_CUDA:
+        return Path("torch", f"{name} has compute capability {capability}, the kernels need 8.0")
+    return Path("triton", f"{name} has compute capability {capability}")

@@ -1,0 +1,99 @@
+"""The formula as torch operators, `torch.ops.fastlora.lora_forward` and `lora_backward`.
+
+Each calls the kernels or the torch reference, as `backend.choose_path` decides; the fake versions give
+torch.compile and torch.export the shapes. Defined with Library.define, whose call costs about half of a
+`custom_op`'s. `triton` is imported only when a kernel first runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastlora import reference
+from fastlora.backend import choose_path
+
+_library = torch.library.Library("fastlora", "DEF")
+_library.define(
+    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s) -> (Tensor, Tensor)"
+)
+_library.define(
+    "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
+    "bool need_dx, bool need_dA, bool need_dB) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+) -> tuple[Tensor, Tensor]:
+    if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
+        return reference.forward(x, W, b, A, B, s)
+    from fastlora import launch
+
+    return launch.forward(x, W, b, A, B, s)
+
+
+def _forward_fake(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+) -> tuple[Tensor, Tensor]:
+    M, N, r = x.shape[0], W.shape[0], A.shape[0]
+    return x.new_empty(M, N), x.new_empty(M, r, dtype=reference.accumulation_dtype(x.dtype))
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    p: Tensor,
+    s: float,
+    need_dx: bool,
+    need_dA: bool,
+    need_dB: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients as `reference.backward` gives them; one that is not needed is an empty tensor of shape [0]."""
+    if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
+        compute = reference.backward
+    else:
+        from fastlora import launch
+
+        compute = launch.backward
+    dx, dA, dB = compute(dy, x, W, A, B, p, s, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
+    return (
+        x.new_empty(0) if dx is None else dx,
+        A.new_empty(0) if dA is None else dA,
+        B.new_empty(0) if dB is None else dB,
+    )
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    p: Tensor,
+    s: float,
+    need_dx: bool,
+    need_dA: bool,
+    need_dB: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if need_dx else (0,)),
+        A.new_empty(A.shape if need_dA else (0,)),
+        B.new_empty(B.shape if need_dB else (0,)),
+    )
+
+
+def _is_empty(x: Tensor, W: Tensor) -> bool:
+    return x.numel() == 0 or W.numel() == 0
+
+
+_library.impl("lora_forward", _forward, "CompositeExplicitAutograd")
+_library.impl("lora_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("fastlora::lora_forward", _forward_fake, lib=_library)
+torch.library.register_fake("fastlora::lora_backward", _backward_fake, lib=_library)
+
+lora_forward = torch.ops.fastlora.lora_forward.default
+lora_backward = torch.ops.fastlora.lora_backward.default

@@ -1,0 +1,270 @@
+"""LoRA in plain torch: the oracle of the kernels, the CPU path, and the two unfused ways people write it.
+
+    forward    p  = x Aᵀ                  [M, r]
+               y  = x Wᵀ + s p Bᵀ + b     [M, N]
+    backward   q  = s dy B                [M, r]
+               dB = s dyᵀ p               [N, r]
+               dA = qᵀ x                  [r, K]
+               dx = dy W + q A            [M, K]
+
+LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+# Rows converted at a time where adapters are wider than x: at 16,384 columns an fp32 block is 32 MiB,
+# however long x is.
+_CHUNK_ROWS = 512
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of p, q and every accumulator: fp32, and fp64 for an fp64 input."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def forward(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+) -> tuple[Tensor, Tensor]:
+    """Y = x Wᵀ + s p Bᵀ + b and p = x Aᵀ, with no M x N temporary beside y.
+
+    Args:
+        x: [M, K].
+        W: [N, K], in x's dtype.
+        b: [N] or None, in x's dtype.
+        A: [r, K], in any floating dtype.
+        B: [N, r], in A's dtype.
+        s: The scaling, alpha / r.
+
+    Returns:
+        y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64).
+    """
+    p = _shrink(x, A.t())
+    y = F.linear(x, W, b)
+    y.addmm_(p.to(y.dtype), B.t().to(y.dtype), alpha=s)
+    return y, p
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    p: Tensor,
+    s: float,
+    *,
+    need_dx: bool = True,
+    need_dA: bool = True,
+    need_dB: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, A and B; one that is not needed is neither computed nor returned.
+
+    Args:
+        dy: [M, N], the gradient of y, in x's dtype.
+        x: [M, K].
+        W: [N, K].
+        A: [r, K].
+        B: [N, r].
+        p: [M, r], as `forward` returned it.
+        s: The scaling, alpha / r.
+        need_dx: Whether x needs its gradient.
+        need_dA: Whether A needs its gradient.
+        need_dB: Whether B needs its gradient.
+
+    Returns:
+        (dx [M, K] in x's dtype, dA [r, K] in A's dtype, dB [N, r] in B's dtype), None where not needed.
+    """
+    dx = dA = dB = None
+    if need_dB:
+        dB = _gram(dy, p * s, x.dtype, B.dtype)
+    if need_dx or need_dA:
+        q = _shrink(dy, B).mul_(s)
+    if need_dA:
+        dA = _gram(q, x, x.dtype, A.dtype)
+    if need_dx:
+        dx = dy @ W
+        dx.addmm_(q.to(dx.dtype), A.to(dx.dtype))
+    return dx, dA, dB
+
+
+def _shrink(rows: Tensor, S: Tensor) -> Tensor:
+    """[M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
+    accumulate = accumulation_dtype(rows.dtype)
+    if not _is_wider(S.dtype, rows.dtype):
+        product = rows @ S.to(rows.dtype)
+        return product.to(accumulate)
+    product = rows.new_empty(rows.shape[0], S.shape[1], dtype=accumulate)
+    for chunk, out in zip(rows.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
+        torch.mm(chunk.to(accumulate), S.to(accumulate), out=out)
+    return product
+
+
+def _gram(left: Tensor, right: Tensor, rows: torch.dtype, adapter: torch.dtype) -> Tensor:
+    """[M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype; `rows` is the dtype of x and dy."""
+    if not _is_wider(adapter, rows):
+        return (left.t().to(rows) @ right.to(rows)).to(adapter)
+    accumulate = accumulation_dtype(rows)
+    total = left.new_zeros(left.shape[1], right.shape[1], dtype=accumulate)
+    for above, below in zip(left.split(_CHUNK_ROWS), right.split(_CHUNK_ROWS), strict=True):
+        total.addmm_(above.t().to(accumulate), below.to(accumulate))
+    return total.to(adapter)
+
+
+def _is_wider(adapter: torch.dtype, x: torch.dtype) -> bool:
+    return torch.finfo(adapter).bits > torch.finfo(x).bits
+
+
+def unfused(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    *,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> Tensor:
+    """The formula as most libraries write it: separate torch ops, differentiated by autograd.
+
+    Args:
+        x: [..., K].
+        W: [N, K].
+        b: [N] or None.
+        A: [r, K]; x is converted to its dtype for the low-rank branch, as PEFT does.
+        B: [N, r].
+        s: The scaling, alpha / r.
+        dropout: Probability with which an entry of x is dropped on the low-rank branch.
+        training: Whether dropout acts.
+
+    Returns:
+        y [..., N] in x's dtype.
+    """
+    x_d = F.dropout(x, dropout, training)
+    update = F.linear(F.linear(x_d.to(A.dtype), A), B) * s
+    y = F.linear(x, W, b)
+    return y + update.to(y.dtype)
+
+
+class ReferenceLoRALinear(nn.Module):
+    """A LoRA linear layer in plain torch: the unfused layer that FusedLoRALinear is compared with.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: Whether the frozen layer has a bias.
+        r: Rank of the update.
+        alpha: The update is scaled by alpha / r; None means r.
+        dropout: Dropout probability on the input of the low-rank branch.
+        rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
+        device: Where the parameters live.
+        dtype: Dtype of W and b.
+        adapter_dtype: Dtype of A and B; None means `dtype`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        r: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        adapter_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self.weight = linear.weight.requires_grad_(False)
+        self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
+        adapter_dtype = adapter_dtype or self.weight.dtype
+        self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=adapter_dtype))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=adapter_dtype))
+        nn.init.normal_(self.lora_A, std=1 / r)
+        self.scaling = (r if alpha is None else alpha) / (math.sqrt(r) if rslora else r)
+        self.dropout = dropout
+        self.enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        return unfused(
+            x,
+            self.weight,
+            self.bias,
+            self.lora_A,
+            self.lora_B,
+            self.scaling,
+            dropout=self.dropout,
+            training=self.training,
+        )
+
+
+class LoRAParametrization(nn.Module):
+    """W -> W + s B A, for `torch.nn.utils.parametrize`: LoRA in weight space, as tutorials write it.
+
+    It forms the full [N, K] weight at each forward and its full gradient at each backward.
+
+    Args:
+        out_features: N.
+        in_features: K.
+        r: Rank of the update.
+        alpha: The update is scaled by alpha / r; None means r.
+        device: Where A and B live.
+        dtype: Their dtype.
+
+    Attributes:
+        enabled: Where False, the parametrization returns W itself.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        *,
+        r: int = 8,
+        alpha: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=dtype))
+        nn.init.normal_(self.lora_A, std=1 / r)
+        self.scaling = (r if alpha is None else alpha) / r
+        self.enabled = True
+
+    def forward(self, W: Tensor) -> Tensor:
+        """W [N, K] -> the effective weight [N, K]."""
+        if not self.enabled:
+            return W
+        return W + (self.lora_B @ self.lora_A) * self.scaling
+
+    @classmethod
+    def register(cls, linear: nn.Linear, *, r: int = 8, alpha: float | None = None) -> LoRAParametrization:
+        """Parametrize `linear.weight` in place, freeze the layer's own tensors, return the parametrization."""
+        weight = linear.weight
+        lora = cls(*weight.shape, r=r, alpha=alpha, device=weight.device, dtype=weight.dtype)
+        for parameter in linear.parameters():
+            parameter.requires_grad_(False)
+        parametrize.register_parametrization(linear, "weight", lora)
+        return lora
+
+
+def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """W + s B A [N, K], summed in the accumulation dtype and rounded once to W's dtype."""
+    accumulate = accumulation_dtype(W.dtype)
+    total = torch.addmm(W.to(accumulate), B.to(accumulate), A.to(accumulate), alpha=s)
+    return cast(Tensor, total.to(W.dtype))

@@ -1,0 +1,23 @@
+"""The kernels run in Triton's interpreter here, unless a GPU is at hand."""
+
+import os
+
+import pytest
+import torch
+
+# Triton reads it when a kernel is decorated, so it must be set before the first import of triton.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(20261122)
+
+
+@pytest.fixture(autouse=True)
+def _backend_restored():
+    from fastlora import set_backend
+
+    with set_backend("auto"):
+        yield
