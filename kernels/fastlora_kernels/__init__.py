@@ -1,0 +1,1 @@
+"""Triton device code of fastlora and its tile table; imports triton and nothing else."""

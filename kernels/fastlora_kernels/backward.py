@@ -1,0 +1,171 @@
+"""The backward kernel: dx, dA and dB, as many as are asked for, in one launch."""
+
+import triton
+import triton.language as tl
+
+from fastlora_kernels.schedule import grouped_order, publish, take_ticket, wait_for
+from fastlora_kernels.tiles import add_low_rank, gradient_tile, load_tile, shrink_tile, store_tile
+
+
+@triton.jit
+def backward_kernel(
+    dy,  # [M, N]: a descriptor of [BLOCK_M, BLOCK_N] blocks with TMA, else a pointer
+    x,  # [M, K]: a descriptor of [BLOCK_M, BLOCK_N] blocks with TMA, else a pointer
+    W,  # [N, K]: a descriptor of [BLOCK_N, BLOCK_K] blocks with TMA, else a pointer
+    A_ptr,  # [r, K]
+    B_ptr,  # [N, r]
+    p_ptr,  # [M, r] contiguous fp32
+    q_ptr,  # [M, r] contiguous fp32, scratch
+    dx_ptr,  # [M, K] contiguous
+    dA_ptr,  # [r, K] contiguous
+    dB_ptr,  # [N, r] contiguous
+    workspace_ptr,  # int32, zero at launch: tickets, the count of all q tiles, a flag for each block of rows
+    s,
+    M,
+    N,
+    K,
+    r,
+    stride_dym,
+    stride_dyn,
+    stride_xm,
+    stride_xk,
+    stride_wn,
+    stride_wk,
+    stride_ar,
+    stride_ak,
+    stride_bn,
+    stride_br,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP: tl.constexpr,
+    NEED_DX: tl.constexpr,
+    NEED_DA: tl.constexpr,
+    NEED_DB: tl.constexpr,
+    TMA: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Q = s dy B;  dB = s dyᵀ p;  dA = qᵀ x;  dx = dy W + q A.
+
+    Tickets: the q tiles, half of the dx tiles, the dB and dA tiles, the other half. dB and dA wait on memory,
+    dx on the matrix units: in the middle they share the machine, at the end they would be its tail.
+    """
+    num_rows = tl.cdiv(M, BLOCK_M)
+    num_ranks = tl.cdiv(r, BLOCK_R)
+    num_q = num_rows * num_ranks if NEED_DX or NEED_DA else 0
+    num_dx = num_rows * tl.cdiv(K, BLOCK_K) if NEED_DX else 0
+    num_dB = tl.cdiv(N, BLOCK_N) * num_ranks if NEED_DB else 0
+    num_dA = tl.cdiv(K, BLOCK_N) * num_ranks if NEED_DA else 0
+    num_gradients = num_dB + num_dA
+    all_rows_ptr = workspace_ptr + 1
+    flags_ptr = workspace_ptr + 2
+
+    ticket = take_ticket(workspace_ptr)
+    gradient = ticket - num_q - num_dx // 2
+    if ticket < num_q:
+        if NEED_DX or NEED_DA:
+            m = ticket // num_ranks
+            shrink_tile(
+                source=dy,
+                S_ptr=B_ptr,
+                out_ptr=q_ptr,
+                s=s,
+                row=m * BLOCK_M,
+                rank=(ticket % num_ranks) * BLOCK_R,
+                M=M,
+                C=N,
+                r=r,
+                stride_m=stride_dym,
+                stride_c=stride_dyn,
+                stride_sc=stride_bn,
+                stride_sr=stride_br,
+                BLOCK_M=BLOCK_M,
+                BLOCK_C=BLOCK_N,
+                BLOCK_R=BLOCK_R,
+                TMA=TMA,
+                SPLIT=SPLIT,
+                PRECISION=PRECISION,
+            )
+            publish(flags_ptr + m)
+            publish(all_rows_ptr)
+    elif gradient >= 0 and gradient < num_dB:
+        if NEED_DB:
+            gradient_tile(
+                source=dy,
+                small_ptr=p_ptr,
+                out_ptr=dB_ptr,
+                s=s,
+                column=(gradient // num_ranks) * BLOCK_N,
+                rank=(gradient % num_ranks) * BLOCK_R,
+                M=M,
+                C=N,
+                r=r,
+                stride_m=stride_dym,
+                stride_c=stride_dyn,
+                stride_oc=r,
+                stride_or=1,
+                BLOCK_M=BLOCK_M,
+                BLOCK_C=BLOCK_N,
+                BLOCK_R=BLOCK_R,
+                TMA=TMA,
+                SPLIT=SPLIT,
+                PRECISION=PRECISION,
+            )
+    elif gradient >= num_dB and gradient < num_gradients:
+        if NEED_DA:
+            wait_for(all_rows_ptr, num_q)
+            gradient_tile(
+                source=x,
+                small_ptr=q_ptr,
+                out_ptr=dA_ptr,
+                s=1.0,
+                column=((gradient - num_dB) // num_ranks) * BLOCK_N,
+                rank=((gradient - num_dB) % num_ranks) * BLOCK_R,
+                M=M,
+                C=K,
+                r=r,
+                stride_m=stride_xm,
+                stride_c=stride_xk,
+                stride_oc=1,
+                stride_or=K,
+                BLOCK_M=BLOCK_M,
+                BLOCK_C=BLOCK_N,
+                BLOCK_R=BLOCK_R,
+                TMA=TMA,
+                SPLIT=SPLIT,
+                PRECISION=PRECISION,
+            )
+    else:
+        if NEED_DX:
+            tile = ticket - num_q
+            tile = tl.where(gradient < 0, tile, tile - num_gradients)
+            m, k = grouped_order(tile, num_rows, tl.cdiv(K, BLOCK_K), GROUP)
+            row = m * BLOCK_M
+            column = k * BLOCK_K
+            acc = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
+            for n in range(0, N, BLOCK_N):
+                dy_tile = load_tile(dy, row, n, M, N, stride_dym, stride_dyn, BLOCK_M, BLOCK_N, TMA)
+                W_tile = load_tile(W, n, column, N, K, stride_wn, stride_wk, BLOCK_N, BLOCK_K, TMA)
+                acc = tl.dot(dy_tile, W_tile, acc, input_precision=PRECISION)
+            acc = add_low_rank(
+                acc,
+                small_ptr=q_ptr,
+                V_ptr=A_ptr,
+                flag_ptr=flags_ptr + m,
+                s=1.0,
+                row=row,
+                column=column,
+                M=M,
+                C=K,
+                r=r,
+                stride_vr=stride_ar,
+                stride_vc=stride_ak,
+                BLOCK_M=BLOCK_M,
+                BLOCK_C=BLOCK_K,
+                BLOCK_R=BLOCK_R,
+                DTYPE=dx_ptr.dtype.element_ty,
+                PRECISION=PRECISION,
+            )
+            store_tile(dx_ptr, acc, row, column, M, K, BLOCK_M, BLOCK_K)

@@ -1,0 +1,190 @@
+"""The tiles that forward and backward are made of; every one is a task of one program.
+
+    shrink_tile     [M, C] times [C, r], the p and q tiles; published to the programs that need them
+    add_low_rank    adds a waited-for p or q times [r, C] to an accumulator
+    gradient_tile   [M, C]ᵀ times [M, r], the dB and dA tiles
+
+An operand called `source` is a tensor descriptor where TMA is set and a pointer elsewhere. p and q are fp32,
+contiguous [M, r].
+"""
+
+import triton
+import triton.language as tl
+
+from fastlora_kernels.schedule import wait_for
+
+
+@triton.jit
+def load_tile(
+    source,
+    row,
+    column,
+    num_rows,
+    num_columns,
+    stride_row,
+    stride_column,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """[ROWS, COLUMNS] of the matrix [num_rows, num_columns] from (row, column) on, zero outside it."""
+    if TMA:
+        tile = source.load([row, column])
+    else:
+        offs_row = row + tl.arange(0, ROWS)
+        offs_column = column + tl.arange(0, COLUMNS)
+        # M * K passes 2^31 in real use, so offsets are 64-bit before they are multiplied.
+        offsets = (
+            offs_row.to(tl.int64)[:, None] * stride_row + offs_column.to(tl.int64)[None, :] * stride_column
+        )
+        inside = (offs_row < num_rows)[:, None] & (offs_column < num_columns)[None, :]
+        tile = tl.load(source + offsets, mask=inside, other=0.0)
+    return tile
+
+
+@triton.jit
+def dot_adapter(tile, v, acc, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """Acc + tile v, with v converted to tile's dtype.
+
+    With SPLIT an fp32 v on a 16-bit tile is taken as the sum of two 16-bit parts: the adapter's gradient then
+    keeps fp32's accuracy at r times the small cost, and no fp32 copy of the tile is made.
+    """
+    high = v.to(tile.dtype)
+    acc = tl.dot(tile, high, acc, input_precision=PRECISION)
+    if SPLIT:
+        low = (v - high.to(tl.float32)).to(tile.dtype)
+        acc = tl.dot(tile, low, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def shrink_tile(
+    source,  # [M, C]
+    S_ptr,  # [C, r]
+    out_ptr,  # [M, r] fp32
+    s,
+    row,
+    rank,
+    M,
+    C,
+    r,
+    stride_m,
+    stride_c,
+    stride_sc,
+    stride_sr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    TMA: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[row:, rank:] = s source S for BLOCK_M rows and BLOCK_R ranks; the caller publishes it."""
+    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for c in range(0, C, BLOCK_C):
+        tile = load_tile(source, row, c, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
+        v = load_tile(S_ptr, c, rank, C, r, stride_sc, stride_sr, BLOCK_C, BLOCK_R, False)
+        acc = dot_adapter(tile, v, acc, SPLIT, PRECISION)
+    offs_m = row + tl.arange(0, BLOCK_M)
+    offs_r = rank + tl.arange(0, BLOCK_R)
+    inside = (offs_m < M)[:, None] & (offs_r < r)[None, :]
+    tl.store(out_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :], acc * s, mask=inside)
+
+
+@triton.jit
+def add_low_rank(
+    acc,  # [BLOCK_M, BLOCK_C] fp32
+    small_ptr,  # [M, r] fp32: p or q
+    V_ptr,  # [r, C]
+    flag_ptr,  # counts the published tiles of these rows
+    s,
+    row,
+    column,
+    M,
+    C,
+    r,
+    stride_vr,
+    stride_vc,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Acc + s small V at (row, column), once the rows of small are there."""
+    wait_for(flag_ptr, tl.cdiv(r, BLOCK_R))
+    offs_m = row + tl.arange(0, BLOCK_M)
+    # The accumulator of the main loop holds most registers: 32 ranks at a time are what fits beside it. One
+    # or two trips at usual ranks, so there is nothing to pipeline.
+    STEP: tl.constexpr = min(BLOCK_R, 32)
+    for rank in tl.range(0, r, STEP, num_stages=1):
+        offs_r = rank + tl.arange(0, STEP)
+        small = tl.load(
+            small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
+            mask=(offs_m < M)[:, None] & (offs_r < r)[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        v = load_tile(V_ptr, rank, column, r, C, stride_vr, stride_vc, STEP, BLOCK_C, False)
+        acc = tl.dot((small * s).to(DTYPE), v.to(DTYPE), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def gradient_tile(
+    source,  # [M, C]
+    small_ptr,  # [M, r] fp32: p or q
+    out_ptr,  # [C, r], through its strides
+    s,
+    column,
+    rank,
+    M,
+    C,
+    r,
+    stride_m,
+    stride_c,
+    stride_oc,
+    stride_or,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    TMA: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[column:, rank:] = s sourceᵀ small over all M rows, accumulated in fp32 in the order of the rows."""
+    acc = tl.zeros((BLOCK_C, BLOCK_R), dtype=tl.float32)
+    offs_r = rank + tl.arange(0, BLOCK_R)
+    for row in range(0, M, BLOCK_M):
+        tile = load_tile(source, row, column, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
+        offs_m = row + tl.arange(0, BLOCK_M)
+        small = tl.load(
+            small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
+            mask=(offs_m < M)[:, None] & (offs_r < r)[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        acc = dot_adapter(tl.trans(tile), small, acc, SPLIT, PRECISION)
+    offs_c = column + tl.arange(0, BLOCK_C)
+    offsets = offs_c.to(tl.int64)[:, None] * stride_oc + offs_r.to(tl.int64)[None, :] * stride_or
+    inside = (offs_c < C)[:, None] & (offs_r < r)[None, :]
+    tl.store(out_ptr + offsets, (acc * s).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_tile(
+    out_ptr,  # [M, C] contiguous
+    acc,  # [BLOCK_M, BLOCK_C] fp32
+    row,
+    column,
+    M,
+    C,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """out[row:, column:] = acc, in out's dtype."""
+    offs_m = row + tl.arange(0, BLOCK_M)
+    offs_c = column + tl.arange(0, BLOCK_C)
+    inside = (offs_m < M)[:, None] & (offs_c < C)[None, :]
+    offsets = offs_m.to(tl.int64)[:, None] * C + offs_c[None, :]
+    tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
