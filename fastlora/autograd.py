@@ -12,13 +12,13 @@ from fastlora import ops
 
 
 class LoRALinearFunction(torch.autograd.Function):
-    """Y = x Wᵀ + s (x Aᵀ) Bᵀ + b over [M, K]; saves x, W, A, B and p, nothing of size M x N."""
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b over [M, K]; saves x, W, A, B and p, nothing of size M x N."""
 
     @staticmethod
     def forward(
         x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
     ) -> tuple[Tensor, Tensor]:
-        """x [M, K] -> y [M, N] and p [M, r]."""
+        """X [M, K] -> y [M, N] and p [M, r]."""
         return cast("tuple[Tensor, Tensor]", ops.lora_forward(x, W, b, A, B, s))
 
     @staticmethod
@@ -31,9 +31,9 @@ class LoRALinearFunction(torch.autograd.Function):
         ctx.s = s
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, _dp: Tensor) -> tuple[Tensor | None, ...]:
-        """Dy [M, N] -> gradients in the order of forward's arguments, None where nobody asked."""
+        """dy [M, N] -> gradients in the order of forward's arguments, None where nobody asked."""
         x, W, A, B, p = ctx.saved_tensors
         need_dx, _, _, need_dA, need_dB, _ = ctx.needs_input_grad
         dx, dA, dB = ops.lora_backward(dy, x, W, A, B, p, ctx.s, need_dx, need_dA, need_dB)
@@ -48,7 +48,7 @@ class LoRALinearFunction(torch.autograd.Function):
 
 
 def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
-    """Y = x Wᵀ + s (x Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
     Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
 
@@ -70,7 +70,8 @@ def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s:
     Source: arXiv 2106.09685, section 4.1, equation 3.
     """
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+    autocasts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if autocasts and x.is_floating_point() and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
         with torch.autocast(kind, enabled=False):

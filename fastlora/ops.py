@@ -23,9 +23,7 @@ _library.define(
 )
 
 
-def _forward(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
     if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
         return reference.forward(x, W, b, A, B, s)
     from fastlora import launch
@@ -52,7 +50,7 @@ def _backward(
     need_dA: bool,
     need_dB: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients as `reference.backward` gives them; one that is not needed is an empty tensor of shape [0]."""
+    """Gradients as `reference.backward` gives them; one that is not needed has shape [0]."""
     if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
         compute = reference.backward
     else:

@@ -13,7 +13,6 @@ LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 210
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +29,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
-) -> tuple[Tensor, Tensor]:
-    """Y = x Wᵀ + s p Bᵀ + b and p = x Aᵀ, with no M x N temporary beside y.
+def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """y = x Wᵀ + s p Bᵀ + b and p = x Aᵀ, with no M x N temporary beside y.
 
     Args:
         x: [M, K].
@@ -254,7 +251,7 @@ class LoRAParametrization(nn.Module):
 
     @classmethod
     def register(cls, linear: nn.Linear, *, r: int = 8, alpha: float | None = None) -> LoRAParametrization:
-        """Parametrize `linear.weight` in place, freeze the layer's own tensors, return the parametrization."""
+        """Parametrize `linear.weight` in place and freeze the layer's own tensors."""
         weight = linear.weight
         lora = cls(*weight.shape, r=r, alpha=alpha, device=weight.device, dtype=weight.dtype)
         for parameter in linear.parameters():
@@ -267,4 +264,4 @@ def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     """W + s B A [N, K], summed in the accumulation dtype and rounded once to W's dtype."""
     accumulate = accumulation_dtype(W.dtype)
     total = torch.addmm(W.to(accumulate), B.to(accumulate), A.to(accumulate), alpha=s)
-    return cast(Tensor, total.to(W.dtype))
+    return total.to(W.dtype)

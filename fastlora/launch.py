@@ -1,0 +1,275 @@
+"""Host side of the kernels: chooses tiles, describes operands, allocates the workspace, launches once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastlora.backend import BackendError
+from fastlora_kernels import configs
+from fastlora_kernels.backward import backward_kernel
+from fastlora_kernels.forward import forward_kernel
+
+# TMA addresses memory in units of 16 bytes.
+_TMA_ALIGNMENT = 16
+
+
+class Plan(NamedTuple):
+    """How one class of calls is launched.
+
+    Attributes:
+        tile: Block shapes, warps and stages.
+        block_r: Block of ranks.
+        tma: Whether aligned operands come through tensor descriptors.
+        split: Whether A and B are wider than x.
+        precision: Of fp32 products: "ieee" or "tf32".
+        options: Compiler options.
+    """
+
+    tile: configs.Tile
+    block_r: int
+    tma: bool
+    split: bool
+    precision: str
+    options: dict[str, int | bool]
+
+
+def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """y = x Wᵀ + s p Bᵀ + b and p = x Aᵀ in one launch.
+
+    Args:
+        x: [M, K], fp16, bf16 or fp32, any strides, not empty.
+        W: [N, K] in x's dtype.
+        b: [N] in x's dtype, or None.
+        A: [r, K], fp16, bf16 or fp32.
+        B: [N, r] in A's dtype.
+        s: The scaling.
+
+    Returns:
+        y [M, N] in x's dtype and p [M, r] in fp32.
+    """
+    (M, K), N, r = x.shape, W.shape[0], A.shape[0]
+    plan = make_plan("forward", x, A)
+    tile = plan.tile
+    y = torch.empty(M, N, device=x.device, dtype=x.dtype)
+    p = torch.empty(M, r, device=x.device, dtype=torch.float32)
+    num_rows = triton.cdiv(M, tile.rows)
+    num_tiles = num_rows * (triton.cdiv(r, plan.block_r) + triton.cdiv(N, tile.out))
+    tma = plan.tma and _is_aligned(x) and _is_aligned(W)
+    with _on_device(x):
+        forward_kernel[(num_tiles,)](
+            x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
+            W=TensorDescriptor.from_tensor(W, [tile.out, tile.inner]) if tma else W,
+            b_ptr=y if b is None else b.contiguous(),
+            A_ptr=A,
+            B_ptr=B,
+            y_ptr=y,
+            p_ptr=p,
+            workspace_ptr=torch.zeros(1 + num_rows, device=x.device, dtype=torch.int32),
+            s=s,
+            M=M,
+            N=N,
+            K=K,
+            r=r,
+            stride_xm=x.stride(0),
+            stride_xk=x.stride(1),
+            stride_wn=W.stride(0),
+            stride_wk=W.stride(1),
+            stride_ar=A.stride(0),
+            stride_ak=A.stride(1),
+            stride_bn=B.stride(0),
+            stride_br=B.stride(1),
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.out,
+            BLOCK_K=tile.inner,
+            BLOCK_R=plan.block_r,
+            GROUP=tile.group,
+            HAS_BIAS=b is not None,
+            TMA=tma,
+            SPLIT=plan.split,
+            PRECISION=plan.precision,
+            **plan.options,
+        )
+    return y, p
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    p: Tensor,
+    s: float,
+    *,
+    need_dx: bool = True,
+    need_dA: bool = True,
+    need_dB: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Dx = dy W + q A, dA = qᵀ x and dB = s dyᵀ p with q = s dy B, as many as are needed, in one launch.
+
+    Args:
+        dy: [M, N] in x's dtype, any strides, not empty.
+        x: [M, K].
+        W: [N, K].
+        A: [r, K].
+        B: [N, r].
+        p: [M, r] as `forward` returned it.
+        s: The scaling.
+        need_dx: Whether x needs its gradient.
+        need_dA: Whether A needs its gradient.
+        need_dB: Whether B needs its gradient.
+
+    Returns:
+        (dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype), None where not needed.
+    """
+    if not (need_dx or need_dA or need_dB):
+        return None, None, None
+    (M, K), N, r = x.shape, W.shape[0], A.shape[0]
+    plan = make_plan("backward", x, A)
+    tile = plan.tile
+    dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if need_dx else None
+    dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if need_dA else None
+    dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if need_dB else None
+    q = torch.empty(M, r, device=x.device, dtype=torch.float32) if need_dx or need_dA else p
+    num_rows = triton.cdiv(M, tile.rows)
+    num_ranks = triton.cdiv(r, plan.block_r)
+    num_tiles = (
+        num_rows * num_ranks * (need_dx or need_dA)
+        + num_rows * triton.cdiv(K, tile.out) * need_dx
+        + num_ranks * triton.cdiv(K, tile.inner) * need_dA
+        + num_ranks * triton.cdiv(N, tile.inner) * need_dB
+    )
+    tma = plan.tma and _is_aligned(dy) and _is_aligned(x) and _is_aligned(W)
+    with _on_device(x):
+        backward_kernel[(num_tiles,)](
+            dy=TensorDescriptor.from_tensor(dy, [tile.rows, tile.inner]) if tma else dy,
+            x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
+            W=TensorDescriptor.from_tensor(W, [tile.inner, tile.out]) if tma else W,
+            A_ptr=A,
+            B_ptr=B,
+            p_ptr=p,
+            q_ptr=q,
+            dx_ptr=x if dx is None else dx,
+            dA_ptr=A if dA is None else dA,
+            dB_ptr=B if dB is None else dB,
+            workspace_ptr=torch.zeros(2 + num_rows, device=x.device, dtype=torch.int32),
+            s=s,
+            M=M,
+            N=N,
+            K=K,
+            r=r,
+            stride_dym=dy.stride(0),
+            stride_dyn=dy.stride(1),
+            stride_xm=x.stride(0),
+            stride_xk=x.stride(1),
+            stride_wn=W.stride(0),
+            stride_wk=W.stride(1),
+            stride_ar=A.stride(0),
+            stride_ak=A.stride(1),
+            stride_bn=B.stride(0),
+            stride_br=B.stride(1),
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.inner,
+            BLOCK_K=tile.out,
+            BLOCK_R=plan.block_r,
+            GROUP=tile.group,
+            NEED_DX=need_dx,
+            NEED_DA=need_dA,
+            NEED_DB=need_dB,
+            TMA=tma,
+            SPLIT=plan.split,
+            PRECISION=plan.precision,
+            **plan.options,
+        )
+    return dx, dA, dB
+
+
+def make_plan(direction: str, x: Tensor, A: Tensor) -> Plan:
+    """The plan of a call; calls of one device, dtypes, row class and rank share it.
+
+    Args:
+        direction: "forward" or "backward".
+        x: [M, K].
+        A: [r, K].
+    """
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return _cached_plan(
+        direction,
+        x.device,
+        x.dtype,
+        A.dtype,
+        configs.row_class(x.shape[0]),
+        A.shape[0],
+        "ieee" if exact else "tf32",
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_plan(
+    direction: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter_dtype: torch.dtype,
+    rows: str,
+    r: int,
+    precision: str,
+) -> Plan:
+    architecture = architecture_of(device)
+    kind = configs.element_kind(torch.finfo(dtype).bits, precision)
+    split = torch.finfo(adapter_dtype).bits > torch.finfo(dtype).bits
+    tile: configs.Tile = getattr(configs.entry(architecture, kind, rows), direction)
+    return Plan(
+        tile=tile,
+        block_r=configs.rank_block(r, architecture, kind, split),
+        tma=configs.takes_tma(architecture, kind),
+        split=split,
+        precision=precision,
+        options=configs.launch_options(tile, "hip" if torch.version.hip else "cuda"),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def architecture_of(device: torch.device) -> str:
+    """The tile table's name for a device: "interpreter" for the CPU.
+
+    Raises:
+        BackendError: If the interpreter is asked for too late.
+    """
+    if device.type == "cpu":
+        if isinstance(tl.cdiv, triton.runtime.JITFunction):
+            raise BackendError("TRITON_INTERPRET=1 must be set before triton is first imported")
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    shared_memory = getattr(properties, "shared_memory_per_block_optin", configs.SHARED_MEMORY["sm_86"])
+    return configs.nearest_architecture(
+        backend="hip" if torch.version.hip else "cuda",
+        capability=(properties.major, properties.minor),
+        shared_memory=shared_memory,
+    )
+
+
+def _is_aligned(matrix: Tensor) -> bool:
+    """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
+    stride, inner = matrix.stride()
+    row_bytes = stride * matrix.element_size()
+    return (
+        inner == 1
+        and row_bytes > 0
+        and row_bytes % _TMA_ALIGNMENT == 0
+        and matrix.data_ptr() % _TMA_ALIGNMENT == 0
+    )
+
+
+def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device; make it x's."""
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
