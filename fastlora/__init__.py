@@ -1,18 +1,48 @@
 """fastlora: LoRA linear layers whose forward and backward each run as one fused Triton kernel."""
 
+from fastlora.adapter_file import AdapterError
+from fastlora.adapters import load_adapter, save_adapter
 from fastlora.autograd import lora_linear
 from fastlora.backend import BackendError, get_backend, set_backend
+from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
+from fastlora.model import (
+    apply_lora,
+    freeze,
+    lora_disabled,
+    lora_layers,
+    merge_lora,
+    remove_lora,
+    set_lora_enabled,
+    unfreeze,
+    unmerge_lora,
+)
 from fastlora.reference import LoRAParametrization, ReferenceLoRALinear
+from fastlora.report import ParameterReport, parameter_report
 from fastlora.version import __version__
 
 __all__ = [
+    "AdapterError",
     "BackendError",
     "FusedLoRALinear",
+    "LoRAConfig",
     "LoRAParametrization",
+    "ParameterReport",
     "ReferenceLoRALinear",
     "__version__",
+    "apply_lora",
+    "freeze",
     "get_backend",
+    "load_adapter",
+    "lora_disabled",
+    "lora_layers",
     "lora_linear",
+    "merge_lora",
+    "parameter_report",
+    "remove_lora",
+    "save_adapter",
     "set_backend",
+    "set_lora_enabled",
+    "unfreeze",
+    "unmerge_lora",
 ]

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
+ALL_LINEAR: Final = "all-linear"
 INITS: Final = ("gaussian", "kaiming")
+DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_rank(r: object) -> int:
-    """R, if it is an int >= 1; else TypeError or ValueError."""
+def check_rank(r: object, name: str = "r") -> int:
+    """The rank, if it is an int >= 1; else TypeError or ValueError about `name`."""
     if isinstance(r, bool) or not isinstance(r, int):
-        raise TypeError(f"r must be an int >= 1; got {r!r}")
+        raise TypeError(f"{name} must be an int >= 1; got {r!r}")
     if r < 1:
-        raise ValueError(f"r must be an int >= 1; got {r}")
+        raise ValueError(f"{name} must be an int >= 1; got {r}")
     return r
 
 
-def check_alpha(alpha: object, r: int) -> float:
-    """Alpha as a finite number, r where it is None; else TypeError or ValueError."""
+def check_alpha(alpha: object, name: str = "alpha") -> float | None:
+    """Alpha, if it is a finite number or None (meaning r); else TypeError or ValueError about `name`."""
     if alpha is None:
-        return float(r)
+        return None
+    wanted = f"{name} must be a finite number or None (meaning r); got {alpha!r}"
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"alpha must be a finite number or None (meaning r); got {alpha!r}")
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be a finite number or None (meaning r); got {alpha!r}")
-    return float(alpha)
+        raise TypeError(wanted)
+    try:
+        number = float(alpha)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(wanted)
+    return number
 
 
 def check_dropout(dropout: object) -> float:
@@ -39,6 +50,13 @@ def check_dropout(dropout: object) -> float:
     return float(dropout)
 
 
+def check_bool(value: object, name: str) -> bool:
+    """The value, if it is True or False; else TypeError about `name`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return value
+
+
 def check_init(init: object) -> str:
     """The name of an initialization; else ValueError listing the known ones."""
     if init not in INITS:
@@ -47,12 +65,105 @@ def check_init(init: object) -> str:
 
 
 def check_dtype(name: str, dtype: object) -> None:
-    """Raise TypeError unless `dtype` is None or a real floating dtype."""
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    """Raise TypeError unless `dtype` is None or one that matrices can be multiplied in."""
+    if dtype is None or dtype in DTYPES:
         return
-    raise TypeError(f"{name} must be a floating dtype such as torch.bfloat16, or None; got {dtype!r}")
+    raise TypeError(f"{name} must be {', '.join(map(str, DTYPES))} or None; got {dtype!r}")
 
 
 def scaling(r: int, alpha: float, rslora: bool) -> float:
     """S = alpha / r (arXiv 2106.09685, section 4.1), or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
     return alpha / (math.sqrt(r) if rslora else r)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Which linear layers of a model get a LoRA update, and of what kind.
+
+    Names are matched as PEFT's LoraConfig matches them.
+
+    Attributes:
+        r: Rank of the update, >= 1.
+        alpha: The update is scaled by alpha / r; None means each layer's own r, so that s = 1.
+        dropout: Probability in [0, 1) of dropping an entry of x on the low-rank branch, in training.
+        rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
+        init: How A starts: "gaussian" (std 1 / r) or "kaiming" (uniform, as PEFT's default).
+        adapter_dtype: Dtype of A and B; None means each weight's own.
+        target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
+            sequence of names, each a whole name or the end of one ("q_proj" is "layers.0.attn.q_proj" too).
+        exclude_modules: What to leave out of these; a regular expression or a sequence of names likewise.
+        rank_pattern: Ranks of their own: {name, or regular expression for the end of a name: r}. The first
+            key that matches counts.
+        alpha_pattern: The same for alpha.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a number is out of range, init unknown, a sequence empty, or a pattern not a regular
+            expression.
+    """
+
+    r: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    init: str = "gaussian"
+    adapter_dtype: torch.dtype | None = None
+    target_modules: str | Sequence[str] = ALL_LINEAR
+    exclude_modules: str | Sequence[str] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_rank(self.r)
+        check_alpha(self.alpha)
+        check_dropout(self.dropout)
+        check_bool(self.rslora, "rslora")
+        check_init(self.init)
+        check_dtype("adapter_dtype", self.adapter_dtype)
+        # Copies, so that a list or dict changed later does not change the config.
+        own = object.__setattr__
+        own(self, "target_modules", _names("target_modules", self.target_modules))
+        if self.exclude_modules is not None:
+            own(self, "exclude_modules", _names("exclude_modules", self.exclude_modules))
+        own(self, "rank_pattern", _pattern("rank_pattern", self.rank_pattern))
+        own(self, "alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
+        for key, r in self.rank_pattern.items():
+            check_rank(r, f"rank_pattern[{key!r}]")
+        for key, alpha in self.alpha_pattern.items():
+            if check_alpha(alpha, f"alpha_pattern[{key!r}]") is None:
+                raise TypeError(f"alpha_pattern[{key!r}] must be a finite number; got None")
+
+    @property
+    def targets_all_linear(self) -> bool:
+        """Whether target_modules is "all-linear", in any case of letters."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
+
+
+def _names(argument: str, value: object) -> str | tuple[str, ...]:
+    """A regular expression, or names as a tuple."""
+    if isinstance(value, str):
+        _check_regex(argument, value)
+        return value
+    if not isinstance(value, (Sequence, AbstractSet)) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{argument} must be a regular expression or a sequence of names; got {value!r}")
+    names = tuple(sorted(value)) if isinstance(value, AbstractSet) else tuple(value)
+    if not names or "" in names:
+        raise ValueError(f"{argument} must hold at least one name and no empty one; got {value!r}")
+    return names
+
+
+def _pattern(argument: str, value: object) -> dict[str, object]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{argument} must map names or regular expressions to numbers; got {value!r}")
+    for key in value:
+        _check_regex(f"{argument} key", key)
+    return dict(value)
+
+
+def _check_regex(argument: str, pattern: str) -> None:
+    if not pattern:
+        raise ValueError(f"{argument} must not be empty")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{argument} must be a regular expression; got {pattern!r}: {error}") from error

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora import config, reference
-from fastlora.autograd import lora_linear
+from fastlora.autograd import check_operands, lora_linear
+from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 
-# What nn.Module keeps for hooks, by attribute; from_linear and to_linear carry them over.
-_HOOK_TABLES = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs", "_called")))
+_OWN_ATTRIBUTES = ("r", "alpha", "dropout", "rslora", "init", "enabled")
+_MERGED_FROM = ("weight", "lora_A", "lora_B")
 
 
 class FusedLoRALinear(nn.Linear):
@@ -24,7 +25,8 @@ class FusedLoRALinear(nn.Linear):
     `lora_A` [r, in_features] and `lora_B` [out_features, r] beside them. A checkpoint of the plain layer
     loads into it. B starts at zero, so the update starts at exactly zero.
 
-    Dropout in training goes through separate torch ops, not the fused kernels.
+    Dropout in training goes through separate torch ops, not the fused kernels; so do nested tensors. Inside
+    nn.TransformerEncoderLayer, whose inference fast path calls no linear layer, put it by `apply_lora`.
 
     Args:
         in_features: K, size of an input row.
@@ -39,13 +41,18 @@ class FusedLoRALinear(nn.Linear):
         dtype: Dtype of W and b.
         adapter_dtype: Dtype of A and B; None means `dtype`. fp32 on a 16-bit base keeps master weights.
 
+    Attributes:
+        enabled: Where False, forward applies W alone.
+
     Raises:
-        TypeError: If r is not an int, alpha or dropout not a number, or a dtype not floating.
+        TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
+            of fp16, bf16, fp32 and fp64.
         ValueError: If r < 1, alpha is not finite, dropout is outside [0, 1), or init is unknown.
 
     Source: arXiv 2106.09685, section 4.1.
     """
 
+    weight: nn.Parameter
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     _base_weight: Tensor | None
@@ -66,8 +73,10 @@ class FusedLoRALinear(nn.Linear):
         adapter_dtype: torch.dtype | None = None,
     ) -> None:
         config.check_dtype("dtype", dtype)
+        config.check_dtype("adapter_dtype", adapter_dtype)
+        self._configure(r, alpha, dropout, rslora, init)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._add_adapter(r, alpha, dropout, rslora, init, adapter_dtype)
+        self._add_adapter(adapter_dtype)
 
     @classmethod
     def from_linear(
@@ -83,54 +92,41 @@ class FusedLoRALinear(nn.Linear):
     ) -> FusedLoRALinear:
         """Wrap an existing layer: the same weight and bias objects (now frozen), its hooks and its mode.
 
-        Args:
-            linear: An nn.Linear, and no subclass of it: a subclass may compute something else.
-            r: As in the constructor, like all that follow.
-            alpha: See the constructor.
-            dropout: See the constructor.
-            rslora: See the constructor.
-            init: See the constructor.
-            adapter_dtype: See the constructor.
+        The layer must be an nn.Linear and no subclass of it, as a subclass may compute something else. The
+        options are the constructor's.
 
         Raises:
-            TypeError: If `linear` is not exactly an nn.Linear, has a parametrization or a replaced
-                forward, or its weight is not floating point.
+            TypeError: If `linear` does not compute exactly what nn.Linear computes (see
+                `check_plain_linear`), or as in the constructor.
             ValueError: As in the constructor.
         """
         check_plain_linear("linear", linear)
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.register_parameter("weight", linear.weight)
-        layer.register_parameter("bias", linear.bias)
-        layer._add_adapter(r, alpha, dropout, rslora, init, adapter_dtype)
-        _carry_over(linear, layer)
+        config.check_dtype("adapter_dtype", adapter_dtype)
+        layer = twin_of(linear, cls)
+        layer._configure(r, alpha, dropout, rslora, init)
+        layer._add_adapter(adapter_dtype)
         return layer
 
-    def _add_adapter(
-        self,
-        r: int,
-        alpha: float | None,
-        dropout: float,
-        rslora: bool,
-        init: str,
-        adapter_dtype: torch.dtype | None,
-    ) -> None:
-        config.check_dtype("adapter_dtype", adapter_dtype)
+    def _configure(self, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> None:
         self.r = config.check_rank(r)
-        self.alpha = config.check_alpha(alpha, r)
+        alpha = config.check_alpha(alpha)
+        self.alpha = float(r) if alpha is None else alpha
         self.dropout = config.check_dropout(dropout)
-        self.rslora = bool(rslora)
+        self.rslora = config.check_bool(rslora, "rslora")
         self.init = config.check_init(init)
         self.enabled = True
-        self.weight.requires_grad_(False)
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
-        kind: dict[str, Any] = {"device": self.weight.device, "dtype": adapter_dtype or self.weight.dtype}
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **kind))
-        self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **kind))
+
+    def _add_adapter(self, dtype: torch.dtype | None) -> None:
+        N, K = self.weight.shape
+        kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype or self.weight.dtype}
+        self.lora_A = nn.Parameter(torch.empty(self.r, K, **kind))
+        self.lora_B = nn.Parameter(torch.empty(N, self.r, **kind))
         self.register_buffer("_base_weight", None, persistent=False)
         self.reset_adapter()
+        # Last, so that a failed allocation leaves the wrapped layer trainable.
+        freeze_parameter(self.weight)
+        if self.bias is not None:
+            freeze_parameter(self.bias)
 
     def reset_adapter(self) -> None:
         """Start the update anew: A by `init`, B zero."""
@@ -139,6 +135,13 @@ class FusedLoRALinear(nn.Linear):
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
+
+    def reset_parameters(self) -> None:
+        """Start W, b, A and B anew; what builds a model on "meta" calls it after `to_empty`."""
+        super().reset_parameters()
+        if "lora_A" in self._parameters:  # nn.Linear's constructor calls this before there is an adapter
+            self._base_weight = None
+            self.reset_adapter()
 
     @property
     def scaling(self) -> float:
@@ -163,31 +166,33 @@ class FusedLoRALinear(nn.Linear):
             TypeError: If x is not in the weight's dtype.
             ValueError: If x's last dimension or device is wrong.
         """
-        W = self.weight
-        if self.merged or not self.enabled:
-            if self._base_weight is not None and not self.enabled:
-                W = self._base_weight
-            return F.linear(x, W, self.bias)
-        if W.requires_grad:
+        W: Tensor = self.weight
+        b: Tensor | None = self.bias
+        if W.requires_grad or (b is not None and b.requires_grad):
             warnings.warn(
-                "weight.requires_grad is True, but FusedLoRALinear gives its weight and bias no gradient; "
-                "use remove_lora to train them",
+                "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
+                "gradient; to train them use remove_lora and unfreeze",
                 stacklevel=2,
             )
-        if self.dropout > 0 and self.training:
-            return reference.unfused(
-                x, W, self.bias, self.lora_A, self.lora_B, self.scaling, dropout=self.dropout, training=True
-            )
-        return lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling)
+            W, b = W.detach(), None if b is None else b.detach()
+        unfused = x.is_nested or (self.dropout > 0 and self.training)
+        if self.enabled and not self.merged and not unfused:
+            return lora_linear(x, W, b, self.lora_A, self.lora_B, self.scaling)
+        if not x.is_nested and not _autocasts(x):
+            check_operands(x, W, b, self.lora_A, self.lora_B)
+        if self.merged or not self.enabled:
+            kept = None if self.enabled else self._base_weight
+            return F.linear(x, W if kept is None else kept, b)
+        return reference.unfused(
+            x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=self.dropout, training=self.training
+        )
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
-        """The [N, K] weight that forward applies: W + s B A while enabled, exactly W otherwise."""
+        """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else exactly W."""
         if self.enabled and not self.merged:
-            return reference.effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
-        if self.enabled or self._base_weight is None:
-            return self.weight.detach().clone()
-        return self._base_weight.clone()
+            return self._sum()
+        return (self.weight if self.enabled else self._base()).detach().clone()
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -198,7 +203,7 @@ class FusedLoRALinear(nn.Linear):
         """
         if self.merged:
             return
-        total = reference.effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
+        total = self._sum()
         self._base_weight = self.weight.detach().clone()
         self.weight.copy_(total)
 
@@ -212,26 +217,32 @@ class FusedLoRALinear(nn.Linear):
 
     @torch.no_grad()
     def to_linear(self, merge: bool = True) -> nn.Linear:
-        """A plain nn.Linear.
+        """A plain nn.Linear with this layer's bias object, hooks and mode; this layer stays as it is.
 
         Args:
-            merge: Whether its weight is W + s B A (a new tensor) or W itself (the same parameter).
+            merge: Whether its weight is W + s B A (a new, frozen parameter) or W: this layer's own parameter,
+                or a copy of W while that parameter holds the merged weight.
+
+        Raises:
+            TypeError: If this layer's forward was replaced.
         """
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        weight: Tensor = self.weight
+        check_own_forward("layer", self)
         if merge:
-            weight = reference.effective_weight(
-                self.weight if self._base_weight is None else self._base_weight,
-                self.lora_A,
-                self.lora_B,
-                self.scaling,
-            )
+            weight = nn.Parameter(self._sum(), requires_grad=False)
+        elif self._base_weight is not None:
+            weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
         else:
-            self.unmerge()
-        linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False)
-        linear.bias = self.bias
-        _carry_over(self, linear)
+            weight = self.weight
+        linear = twin_of(self, nn.Linear, without=_OWN_ATTRIBUTES)
+        linear.weight = weight
         return linear
+
+    def _base(self) -> Tensor:
+        """W, wherever it is kept at present."""
+        return self.weight if self._base_weight is None else self._base_weight
+
+    def _sum(self) -> Tensor:
+        return reference.effective_weight(self._base(), self.lora_A, self.lora_B, self.scaling)
 
     def extra_repr(self) -> str:
         """nn.Linear's, and the update's."""
@@ -244,14 +255,17 @@ class FusedLoRALinear(nn.Linear):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """A checkpoint always holds W, merged or not: adding the update again on loading would be wrong."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._base_weight is not None:
             destination[prefix + "weight"] = self._base_weight
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint without A and B, the plain layer's, leaves the update as it is."""
+        """A checkpoint without A and B, the plain layer's, leaves the update as it is.
+
+        A merged layer is unmerged first: its weight would not fit what is loaded.
+        """
         missing: list[str] = args[2]
-        if prefix + "weight" in state_dict:
+        if any(prefix + name in state_dict for name in _MERGED_FROM):
             self.unmerge()
         super()._load_from_state_dict(state_dict, prefix, *args)
         names = [prefix + "lora_A", prefix + "lora_B"]
@@ -259,18 +273,12 @@ class FusedLoRALinear(nn.Linear):
             missing[:] = [name for name in missing if name not in names]
 
 
-def check_plain_linear(name: str, module: object) -> None:
-    """Raise TypeError unless `module` is exactly an nn.Linear that computes what nn.Linear computes."""
-    if type(module) is not nn.Linear:
-        raise TypeError(f"{name} must be exactly an nn.Linear; got {type(module).__name__}")
-    if "forward" in vars(module):
-        raise TypeError(f"{name} must keep nn.Linear's forward; its forward was replaced")
-    if not module.weight.is_floating_point():
-        raise TypeError(f"{name}.weight must be floating point; got {module.weight.dtype}")
+def freeze_parameter(parameter: nn.Parameter) -> None:
+    """No gradient from now on, and none left over: an optimizer would still step on an old one."""
+    parameter.requires_grad_(False)
+    parameter.grad = None
 
 
-def _carry_over(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the hooks and the training mode of `source`."""
-    target.training = source.training
-    for table in _HOOK_TABLES:
-        getattr(target, table).update(getattr(source, table))
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

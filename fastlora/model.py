@@ -1,0 +1,257 @@
+"""LoRA over a whole model: apply, remove, enable, freeze, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastlora.config import LoRAConfig, check_bool
+from fastlora.layer import FusedLoRALinear, freeze_parameter
+from fastlora.replace import replace_modules
+from fastlora.targets import find_targets
+from fastlora.twin import check_own_forward
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
+    """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+    """
+    _check_model(model)
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedLoRALinear))
+
+
+def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
+    """`lora_layers` as a dict; ValueError where there is none."""
+    layers = dict(lora_layers(model))
+    if not layers:
+        raise ValueError(
+            f"model must have LoRA layers; this {type(model).__name__} has none (see apply_lora)"
+        )
+    return layers
+
+
+def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
+    """Give linear layers of a model a LoRA update, in place, and freeze all but the updates.
+
+    Everything is checked before anything is changed. Every other parameter, those of norms and embeddings
+    included, is frozen and loses its gradient; buffers such as running means still move in training mode.
+
+    With target_modules="all-linear", each module that is exactly an nn.Linear is taken. Left out are
+    subclasses (their weight may be used without calling them, as nn.MultiheadAttention does with its
+    out_proj), the output head that a Transformers model names (as PEFT does), and layers that have LoRA
+    already. Named explicitly, any of these but the head is an error.
+
+    A layer registered in several places is replaced in all of them. A weight tied to another module's stays
+    tied. A layer whose weight its parent reads without calling it does not see the update, except in
+    nn.TransformerEncoderLayer, whose inference fast path is turned off.
+
+    Args:
+        model: Any module; it may itself be an nn.Linear.
+        config: Which layers, and what update.
+
+    Returns:
+        The model; the new layer where the model itself is an nn.Linear.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
+            (or its forward was replaced or compiled).
+        ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, or a layer
+            that was named has LoRA already.
+    """
+    _check_model(model)
+    if not isinstance(config, LoRAConfig):
+        raise TypeError(f"config must be a fastlora.LoRAConfig; got {config!r}")
+    options: dict[nn.Linear, dict[str, Any]] = {
+        target.linear: {
+            "r": target.r,
+            "alpha": target.alpha,
+            "dropout": config.dropout,
+            "rslora": config.rslora,
+            "init": config.init,
+            "adapter_dtype": config.adapter_dtype,
+        }
+        for target in find_targets(model, config)
+    }
+    return wrap_linears(model, options)
+
+
+def wrap_linears(model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]]) -> nn.Module:
+    """Replace each plain layer by a FusedLoRALinear with its options, and freeze all but the updates.
+
+    If a layer cannot be made (no memory, say), the model is as it was.
+    """
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    layers: dict[nn.Linear, FusedLoRALinear] = {}
+    try:
+        for linear, chosen in options.items():
+            layers[linear] = FusedLoRALinear.from_linear(linear, **chosen)
+    except BaseException:
+        for parameter, requires_grad, grad in before:
+            parameter.requires_grad_(requires_grad).grad = grad
+        raise
+    model = replace_modules(model, layers.items())
+    freeze(model)
+    return model
+
+
+def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
+    """Put plain nn.Linear layers back, in place; every parameter object stays, and stays frozen.
+
+    Args:
+        model: A model with LoRA layers.
+        merge: Whether each weight becomes W + s B A, also where the layer is disabled, or is exactly W.
+
+    Returns:
+        The model; the plain layer where the model itself is a LoRA layer. `unfreeze` makes it trainable.
+
+    Raises:
+        TypeError: If a layer's forward was replaced or compiled.
+        ValueError: If there is no LoRA layer, or a weight to merge is shared with another module.
+    """
+    check_bool(merge, "merge")
+    layers = existing_layers(model)
+    if merge:
+        _check_mergeable(model, layers)
+    for name, layer in layers.items():
+        check_own_forward(f"layer {name!r}", layer)
+    plain: dict[FusedLoRALinear, nn.Linear] = {}
+    for layer in layers.values():
+        layer.unmerge()
+        plain[layer] = layer.to_linear(merge=False)
+    result = replace_modules(model, plain.items())
+    if merge:
+        _merge_replaced(result, plain)
+    return result
+
+
+@torch.no_grad()
+def _merge_replaced(model: nn.Module, plain: Mapping[FusedLoRALinear, nn.Linear]) -> None:
+    """Add each layer's update to the plain layer in its place; in place, for a second copy may not fit.
+
+    On a failure (no memory, say) the layers not yet merged come back, so that the model's function stays.
+    """
+    left = {linear: layer for layer, linear in plain.items()}
+    try:
+        for layer, linear in plain.items():
+            linear.weight.copy_(layer.to_linear(merge=True).weight)
+            del left[linear]
+    except BaseException:
+        replace_modules(model, left.items())
+        raise
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add every update into its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
+
+    A copy of each W is kept for that. Either all layers are merged or, on an error, none more than before.
+
+    Raises:
+        ValueError: If there is no LoRA layer, or a weight is shared with another module.
+    """
+    layers = existing_layers(model)
+    _check_mergeable(model, layers)
+    todo = [layer for layer in layers.values() if not layer.merged]
+    try:
+        for layer in todo:
+            layer.merge()
+    except BaseException:
+        for layer in todo:
+            layer.unmerge()
+        raise
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Put every W back, bit for bit.
+
+    Raises:
+        ValueError: If there is no LoRA layer.
+    """
+    for layer in existing_layers(model).values():
+        layer.unmerge()
+
+
+def set_lora_enabled(model: nn.Module, on: bool) -> None:
+    """Switch every update on, or off: forward then applies W alone.
+
+    Raises:
+        TypeError: If `on` is not a bool.
+        ValueError: If there is no LoRA layer.
+    """
+    check_bool(on, "on")
+    for layer in existing_layers(model).values():
+        layer.enabled = on
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[None]:
+    """Switch every update off for a `with` block, and each layer back to what it was afterwards.
+
+    Raises:
+        ValueError: If there is no LoRA layer.
+    """
+    before = [(layer, layer.enabled) for layer in existing_layers(model).values()]
+    try:
+        set_lora_enabled(model, False)
+        yield
+    finally:
+        for layer, enabled in before:
+            layer.enabled = enabled
+
+
+def freeze(model: nn.Module) -> None:
+    """Make A and B of the LoRA layers the only parameters that are trained; the others lose their gradient.
+
+    Raises:
+        ValueError: If there is no LoRA layer, so that nothing would be trained.
+    """
+    layers = existing_layers(model)
+    for parameter in model.parameters():
+        freeze_parameter(parameter)
+    for layer in layers.values():
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Make every parameter trainable but W and b of LoRA layers, which never get a gradient.
+
+    A weight tied to such a W (an embedding's, say) is that same parameter and stays frozen.
+    """
+    frozen = {id(tensor) for _, layer in lora_layers(model) for tensor in (layer.weight, layer.bias)}
+    for parameter in model.parameters():
+        if id(parameter) not in frozen and (parameter.is_floating_point() or parameter.is_complex()):
+            parameter.requires_grad_(True)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+
+
+def _check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
+    """Raise ValueError naming a weight that another module uses too: merging would change that as well."""
+    owners: dict[object, list[str]] = {}
+    for name, module in model.named_modules():
+        for kind, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(_memory(parameter), []).append(f"{name}.{kind}".lstrip("."))
+    for name, layer in layers.items():
+        users = owners[_memory(layer.weight)]
+        if len(users) > 1:
+            raise ValueError(
+                f"{name}.weight must belong to this layer alone to be merged; it is shared by "
+                f"{', '.join(users)} (give the layer a weight of its own first, or leave it unmerged)"
+            )
+
+
+def _memory(parameter: nn.Parameter) -> object:
+    """The same for two parameters where writing one changes the other."""
+    if parameter.is_meta or parameter.numel() == 0:
+        return id(parameter)
+    return parameter.device, parameter.data_ptr()

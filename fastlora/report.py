@@ -1,0 +1,110 @@
+"""How many parameters a model has, how many are LoRA's, and how many are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fastlora.model import lora_layers
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """A LoRA layer's share.
+
+    Attributes:
+        name: Its name in the model.
+        in_features: K.
+        out_features: N.
+        r: Rank of its update.
+        base: Parameters in W and b.
+        lora: Parameters in A and B.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    r: int
+    base: int
+    lora: int
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """Counts of parameters; one that several modules share is counted once. `str()` of it is a table.
+
+    Attributes:
+        base: Parameters that are not LoRA's.
+        lora: Parameters in A and B of all LoRA layers.
+        trainable: Parameters that require a gradient.
+        layers: One entry a LoRA layer; layers that share a weight each list it.
+    """
+
+    base: int
+    lora: int
+    trainable: int
+    layers: tuple[LayerParameters, ...]
+
+    @property
+    def total(self) -> int:
+        """All parameters, LoRA's included."""
+        return self.base + self.lora
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters in percent of the total, PEFT's "trainable%"."""
+        return 100 * self.trainable / self.total if self.total else 0.0
+
+    @property
+    def percent_of_base(self) -> float:
+        """LoRA's parameters in percent of the model's without LoRA."""
+        return 100 * self.lora / self.base if self.base else 0.0
+
+    def __str__(self) -> str:
+        """A table of the layers, and the sums under it."""
+        rows = [("layer", "shape", "r", "base", "LoRA")]
+        for layer in self.layers:
+            shape = f"{layer.in_features} -> {layer.out_features}"
+            name = layer.name or "(the model)"
+            rows.append((name, shape, str(layer.r), f"{layer.base:,}", f"{layer.lora:,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            )
+            for row in rows
+        ]
+        sums = [
+            f"{self.base:,} base + {self.lora:,} LoRA = {self.total:,} parameters",
+            f"LoRA is {self.percent_of_base:.3f}% of the base",
+            f"{self.trainable:,} trainable, {self.percent:.3f}% of the total",
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *sums] if self.layers else sums)
+
+
+def parameter_report(model: nn.Module) -> ParameterReport:
+    """Count the parameters of a model, with or without LoRA layers.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+    """
+    layers = list(lora_layers(model))
+    own = {id(tensor) for _, layer in layers for tensor in (layer.lora_A, layer.lora_B)}
+    parameters = list(model.parameters())
+    return ParameterReport(
+        base=sum(p.numel() for p in parameters if id(p) not in own),
+        lora=sum(p.numel() for p in parameters if id(p) in own),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        layers=tuple(
+            LayerParameters(
+                name=name,
+                in_features=layer.lora_A.shape[1],
+                out_features=layer.lora_B.shape[0],
+                r=layer.r,
+                base=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
+                lora=layer.lora_A.numel() + layer.lora_B.numel(),
+            )
+            for name, layer in layers
+        ),
+    )

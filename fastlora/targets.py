@@ -1,0 +1,210 @@
+"""Which layers of a model a LoRAConfig means, and the rank and alpha of each."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple, TypeVar, cast
+
+from torch import nn
+
+from fastlora.config import LoRAConfig
+from fastlora.layer import FusedLoRALinear
+from fastlora.twin import check_plain_linear
+
+_Number = TypeVar("_Number", int, float)
+_Matcher = Callable[[str], bool]
+
+# Enough of a list of names for a message; a large model has thousands.
+_SHOWN = 8
+
+
+class Target(NamedTuple):
+    """A layer to adapt.
+
+    Attributes:
+        name: The first name it is registered under.
+        linear: The layer.
+        r: Rank of its update.
+        alpha: Its alpha; None means r.
+    """
+
+    name: str
+    linear: nn.Linear
+    r: int
+    alpha: float | None
+
+
+def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
+    """The layers that `config` means, in the model's order; the model is not changed.
+
+    A module registered under several names is one target, which any of its names can match or exclude.
+
+    Raises:
+        TypeError: If a module that was named is not exactly an nn.Linear.
+        ValueError: If a pattern matches nothing, nothing is left to adapt, or a module that was named has
+            LoRA already.
+    """
+    names = module_names(model)
+    excluded = _matched("exclude_modules", config.exclude_modules or (), names)
+    if config.targets_all_linear:
+        chosen = _all_linear(model, names, excluded)
+    else:
+        matched = _matched("target_modules", config.target_modules, names)
+        chosen = [module for module in names if module in matched and module not in excluded]
+        if not chosen:
+            raise ValueError(f"exclude_modules={config.exclude_modules!r} leaves none of target_modules")
+        _check_named(names, chosen)
+    for module in chosen:
+        _check_adaptable(names[module], module)
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, chosen, names)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, chosen, names)
+    return [
+        Target(
+            name=names[module][0],
+            linear=cast(nn.Linear, module),
+            r=ranks.get(module, config.r),
+            alpha=alphas.get(module, config.alpha),
+        )
+        for module in chosen
+    ]
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module of the model, itself ("") included, with all the names that it is registered under."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def near_names(pattern: str, names: Collection[str]) -> str:
+    """A phrase with the names that look most like `pattern`, or else with what there is."""
+    literal = re.sub(r"[^\w.]|\.(?=[*+?])", "", pattern).strip(".")
+    depth = literal.count(".") + 1
+    endings = dict.fromkeys(".".join(name.split(".")[-depth:]) for name in names if name)
+    near = difflib.get_close_matches(literal, [*endings, *names], n=3)
+    if near:
+        return f"; near names: {listed(dict.fromkeys(near))}"
+    return f"; there are: {listed(endings)}" if endings else ""
+
+
+def _all_linear(
+    model: nn.Module, names: Mapping[nn.Module, list[str]], excluded: set[nn.Module]
+) -> list[nn.Module]:
+    """Each module that is exactly an nn.Linear, but for output heads and what is excluded.
+
+    A subclass is left out, for its weight may be used without calling it: nn.MultiheadAttention does so with
+    its out_proj, and LoRA there would be silently ignored.
+    """
+    heads = _output_heads(model)
+    chosen: list[nn.Module] = []
+    left_out: dict[str, list[str]] = {}
+    for module, own in names.items():
+        if not isinstance(module, nn.Linear):
+            continue
+        if module in excluded:
+            left_out.setdefault("excluded", []).append(own[0])
+        elif isinstance(module, FusedLoRALinear):
+            left_out.setdefault("with LoRA already", []).append(own[0])
+        elif type(module) is not nn.Linear:
+            left_out.setdefault("of a subclass", []).append(own[0])
+        elif module in heads:
+            left_out.setdefault("output head", []).append(own[0])
+        else:
+            chosen.append(module)
+    if not chosen:
+        reasons = "; ".join(f"{why}: {listed(own)}" for why, own in left_out.items())
+        raise ValueError(
+            "target_modules='all-linear' must find modules that are exactly nn.Linear; it found none"
+            + (f" (left out: {reasons})" if reasons else "")
+        )
+    return chosen
+
+
+def _output_heads(model: nn.Module) -> set[nn.Module]:
+    """What Transformers models call their output embeddings; PEFT's "all-linear" leaves them out too."""
+    getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
+    return {head for getter in getters if callable(getter) and isinstance(head := getter(), nn.Module)}
+
+
+def _matcher(entry: str) -> _Matcher:
+    return lambda name: name == entry or name.endswith("." + entry)
+
+
+def _matched(
+    argument: str, patterns: str | Iterable[str], names: Mapping[nn.Module, list[str]]
+) -> set[nn.Module]:
+    """The modules that a regular expression or names match; ValueError where one matches nothing."""
+    matchers: dict[str, _Matcher]
+    if isinstance(patterns, str):
+        regex = re.compile(patterns)
+        matchers = {patterns: lambda name: regex.fullmatch(name) is not None}
+        hint = " (a string is a regular expression for the whole name; a list matches the ends of names)"
+    else:
+        matchers = {entry: _matcher(entry) for entry in patterns}
+        hint = ""
+    found: set[nn.Module] = set()
+    for pattern, matches in matchers.items():
+        here = {module for module, own in names.items() if any(map(matches, own))}
+        if not here:
+            linears = [own for module, own in names.items() if isinstance(module, nn.Linear)]
+            near = near_names(pattern, _flat(linears or names.values()))
+            raise ValueError(f"{argument}: {pattern!r} must match a module; it matches none{hint}{near}")
+        found |= here
+    return found
+
+
+def _check_named(names: Mapping[nn.Module, list[str]], chosen: Iterable[nn.Module]) -> None:
+    adapted = [names[module][0] for module in chosen if isinstance(module, FusedLoRALinear)]
+    if adapted:
+        raise ValueError(
+            f"target_modules must name layers without LoRA; {listed(adapted)} has it already (remove_lora "
+            "first, or exclude_modules)"
+        )
+
+
+def _check_adaptable(own: list[str], module: nn.Module) -> None:
+    check_plain_linear(f"target {own[0]!r}", module)
+    # torch.compile(linear) keeps calling the module it was given, whatever is registered later.
+    if any(name.split(".")[-1] == "_orig_mod" for name in own):
+        raise TypeError(
+            f"target {own[0]!r} must be compiled afterwards; torch.compile wrapped this layer already"
+        )
+
+
+def _by_pattern(
+    argument: str,
+    pattern: Mapping[str, _Number],
+    chosen: Iterable[nn.Module],
+    names: Mapping[nn.Module, list[str]],
+) -> dict[nn.Module, _Number]:
+    """The number of each module that a key matches, by the first such key, as PEFT chooses."""
+    numbers: dict[nn.Module, _Number] = {}
+    for key, number in pattern.items():
+        regex = re.compile(key)
+        here = [module for module in chosen if any(_matches_end(regex, name) for name in names[module])]
+        if not here:
+            near = near_names(key, _flat(names[module] for module in chosen))
+            raise ValueError(f"{argument}: {key!r} must match a layer that gets LoRA; it matches none{near}")
+        for module in here:
+            numbers.setdefault(module, number)
+    return numbers
+
+
+def _matches_end(regex: re.Pattern[str], name: str) -> bool:
+    """Whether the name, or what follows one of its dots, matches; "^" stands for the name's own start."""
+    starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    return any(regex.fullmatch(name, start) for start in starts)
+
+
+def _flat(groups: Iterable[list[str]]) -> list[str]:
+    return [name for group in groups for name in group]
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names for a message, cut where there are many."""
+    shown = list(names)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(repr(name) for name in shown[:_SHOWN]) + more

@@ -1,0 +1,159 @@
+"""Who imports whom, and what runs without the packages that are optional."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each line imports from lines above it only. A new module is given its place here.
+ORDER = (
+    ("version", "config", "backend", "reference"),
+    ("launch",),
+    ("ops",),
+    ("autograd",),
+    ("twin",),
+    ("layer",),
+    ("targets", "replace"),
+    ("model",),
+    ("adapter_file", "report"),
+    ("adapters",),
+    ("info",),
+    ("recipes",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels" / "fastlora_kernels").glob("*.py"))
+
+
+def part(path):
+    """The module or subpackage of fastlora that a file belongs to."""
+    return path.relative_to(ROOT / "fastlora").with_suffix("").parts[0]
+
+
+def imports(path, *, inside_functions=True):
+    """Dotted names that a file imports, `from fastlora import x` as fastlora.x."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if inside_functions else tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def foreign(path, **options):
+    """Top-level packages that a file imports, but for the standard library's."""
+    return {name.split(".")[0] for name in imports(path, **options)} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_nothing_imports_upward(path):
+    if part(path) == "__init__":
+        return
+    assert part(path) in LEVEL, f"give {part(path)} its place in ORDER"
+    for name in imports(path):
+        package, *inner = name.split(".")
+        if package == "fastlora" and inner[0] != part(path):
+            assert LEVEL[inner[0]] < LEVEL[part(path)], f"{part(path)} must not import {inner[0]}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_importing_a_module_needs_torch_alone(path):
+    allowed = {"torch", "fastlora"}
+    if part(path) == "launch":
+        allowed |= {"triton", "fastlora_kernels"}
+    if part(path) not in ("cli", "recipes"):
+        assert foreign(path, inside_functions=False) <= allowed
+
+
+def test_the_reference_knows_nothing_but_torch():
+    assert foreign(ROOT / "fastlora" / "reference.py") == {"torch"}
+
+
+def test_only_launch_knows_of_triton():
+    knowing = {part(path) for path in MODULES if foreign(path) & {"triton", "fastlora_kernels"}}
+    assert knowing <= {"launch"}
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_device_code_imports_triton_alone(path):
+    assert foreign(path) <= {"triton", "fastlora_kernels"}
+
+
+def run_without(blocked, code):
+    """Run code in a fresh interpreter where importing the blocked packages fails; its output."""
+    block = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
+    # torch itself warns where numpy is missing.
+    command = [sys.executable, "-W", "error", "-W", "ignore:Failed to initialize NumPy", "-c", block + code]
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "", "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+USE = """
+import copy, io, tempfile, torch
+from torch import nn
+import fastlora
+from fastlora import LoRAConfig
+
+net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+base = copy.deepcopy(net)
+fastlora.apply_lora(net, LoRAConfig(r=2, target_modules=["0"]))
+fastlora.apply_lora(net, LoRAConfig(r=2, dropout=0.5))
+optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad])
+x = torch.randn(4, 6)
+for _ in range(3):
+    optimizer.zero_grad()
+    net(x).square().sum().backward()
+    optimizer.step()
+with fastlora.lora_disabled(net):
+    assert torch.equal(net(x), base(x))
+net.eval()
+assert not torch.equal(net(x), base(x))
+fastlora.merge_lora(net)
+fastlora.unmerge_lora(net)
+assert "LoRA" in str(fastlora.parameter_report(net))
+"""
+
+SAVE = """
+path = tempfile.mkdtemp() + "/adapter.safetensors"
+fastlora.save_adapter(net, path)
+assert torch.equal(fastlora.load_adapter(base.eval(), path)(x), net(x))
+"""
+
+EXTRAS = ["safetensors", "click", "rich", "matplotlib", "numpy"]
+
+
+def test_everything_works_without_triton():
+    path = "print(fastlora.backend.choose_path(x.device, x.dtype).why)"
+    assert run_without(["triton"], USE + SAVE + path) == "triton is not installed"
+
+
+def test_everything_but_adapter_files_works_without_any_extra():
+    assert run_without([*EXTRAS, "triton"], USE + "print('done')") == "done"
+
+
+def test_adapter_files_without_safetensors_name_the_extra():
+    code = USE + "try:\n    fastlora.save_adapter(net, 'x')\nexcept ImportError as error:\n    print(error)"
+    assert run_without(["safetensors"], code).endswith('pip install "fastlora-triton[adapters]"')
+
+
+def test_importing_the_package_loads_neither_triton_nor_an_extra():
+    code = f"import fastlora; print(*[m for m in {['fastlora_kernels', *EXTRAS[:-1]]!r} if m in sys.modules])"
+    assert run_without([], code) == ""
+
+
+def test_every_public_name_exists_and_is_documented():
+    import fastlora
+
+    for name in fastlora.__all__:
+        assert getattr(fastlora, name).__doc__, name
