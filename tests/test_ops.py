@@ -1,0 +1,78 @@
+"""The operators: registered soundly, compiled whole, on either path."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fastlora
+from fastlora import ops
+from tests.testing import operands
+
+# Dynamo looks at an autograd.Function by instantiating it, which torch itself deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_forward_operator_passes_opcheck(backend, bias):
+    o = operands(5, 7, 9, 3, bias=bias)
+    with fastlora.set_backend(backend):
+        torch.library.opcheck(ops.lora_forward, (o.x, o.W, o.b, o.A, o.B, o.s))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("need", [(True, True, True), (False, True, False), (False, False, False)])
+def test_the_backward_operator_passes_opcheck(backend, need):
+    o = operands(5, 7, 9, 3)
+    with fastlora.set_backend(backend):
+        _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s)
+        torch.library.opcheck(ops.lora_backward, (o.dy, o.x, o.W, o.A, o.B, p, o.s, *need))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_model_equals_the_eager_one_without_a_graph_break(backend):
+    model = nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 3))
+    model = fastlora.apply_lora(model, fastlora.LoRAConfig(r=2, alpha=3))
+    for _, layer in fastlora.lora_layers(model):
+        nn.init.normal_(layer.lora_B)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 7, requires_grad=True)
+    with fastlora.set_backend(backend):
+        wanted = torch.autograd.grad(model(x).square().sum(), [x, *trained(model)])
+        ours = torch.autograd.grad(compiled(x).square().sum(), [x, *trained(model)])
+    for ours_one, wanted_one in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(ours_one, wanted_one)
+
+
+def trained(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def test_one_compilation_serves_every_number_of_rows():
+    layer = fastlora.FusedLoRALinear(7, 5, r=2)
+    nn.init.normal_(layer.lora_B)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for M in (3, 8, 33):
+        x = torch.randn(M, 7)
+        assert torch.equal(compiled(x), layer(x))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (2, 0, 7)])
+def test_empty_operands_run_on_either_path(backend, shape):
+    layer = fastlora.FusedLoRALinear(shape[-1], 5, r=2) if shape[-1] else None
+    if layer is None:
+        with pytest.warns(UserWarning, match="zero-element"):
+            layer = fastlora.FusedLoRALinear(0, 5, r=2)
+    x = torch.ones(shape, requires_grad=True)
+    with fastlora.set_backend(backend):
+        y = layer(x)
+        y.sum().backward()
+    assert y.shape == (*shape[:-1], 5)
+    assert x.grad.shape == x.shape
+    assert not layer.lora_A.grad.any()
