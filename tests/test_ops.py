@@ -56,10 +56,12 @@ def test_one_compilation_serves_every_number_of_rows():
     nn.init.normal_(layer.lora_B)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
     for M in (3, 8, 33):
         x = torch.randn(M, 7)
         assert torch.equal(compiled(x), layer(x))
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[-1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
