@@ -13,7 +13,6 @@ from fastlora import __version__, backend, set_backend
 from fastlora.cli import commands, main
 from fastlora.recipes import mnist as job
 
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -1,0 +1,1 @@
+"""Whole jobs, from data to picture, and the small data they ship."""

@@ -1,0 +1,127 @@
+"""What runs here: versions, devices, and which code each device and dtype takes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from fastlora.backend import BackendError, choose_path
+from fastlora.version import __version__
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SETTINGS = ("FASTLORA_BACKEND", "TRITON_INTERPRET")
+
+
+@dataclass(frozen=True)
+class PathTaken:
+    """The code that tensors of one dtype take on one device.
+
+    Attributes:
+        dtype: Its name, such as "bfloat16".
+        path: "triton", "interpreter" or "torch"; "error" where a layer would raise.
+        why: The reason.
+    """
+
+    dtype: str
+    path: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that torch sees.
+
+    Attributes:
+        device: Its name in torch, such as "cuda:0".
+        name: What it is.
+        capability: Compute capability of a CUDA GPU, architecture of a ROCm one; None for the CPU.
+        memory_bytes: Of a GPU; None for the CPU.
+        paths: One entry for each dtype.
+    """
+
+    device: str
+    name: str
+    capability: str | None
+    memory_bytes: int | None
+    paths: tuple[PathTaken, ...]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Everything `fastlora info` shows.
+
+    Attributes:
+        versions: Of the package, what it runs on and the system; None where something is missing.
+        settings: Environment variables that choose the code; None where one is not set.
+        devices: The CPU, then each GPU.
+    """
+
+    versions: dict[str, str | None]
+    settings: dict[str, str | None]
+    devices: tuple[Device, ...]
+
+
+def collect_info() -> Info:
+    """Look around.
+
+    Raises:
+        ValueError: If FASTLORA_BACKEND holds an unknown name.
+    """
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return Info(
+        versions=versions(),
+        settings={name: os.environ.get(name) for name in SETTINGS},
+        devices=(_cpu(), *map(_gpu, gpus)),
+    )
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of fastlora, torch, its CUDA or ROCm, triton, Python and the system."""
+    return {
+        "fastlora": __version__,
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "triton": _version_of("triton"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> Device:
+    cores = os.cpu_count()
+    name = f"{platform.machine()}, {cores} cores, torch uses {torch.get_num_threads()} threads"
+    return Device("cpu", name, None, None, _paths(torch.device("cpu")))
+
+
+def _gpu(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    capability = f"{properties.major}.{properties.minor}"
+    if torch.version.hip is not None:
+        capability = properties.gcnArchName
+    device = torch.device("cuda", index)
+    return Device(str(device), properties.name, capability, properties.total_memory, _paths(device))
+
+
+def _paths(device: torch.device) -> tuple[PathTaken, ...]:
+    return tuple(_path(device, dtype) for dtype in DTYPES)
+
+
+def _path(device: torch.device, dtype: torch.dtype) -> PathTaken:
+    name = str(dtype).removeprefix("torch.")
+    try:
+        path = choose_path(device, dtype)
+    except BackendError as error:
+        return PathTaken(name, "error", str(error))
+    return PathTaken(name, path.name, path.why)

@@ -1,0 +1,42 @@
+"""The net of the MNIST job: 784 -> 1000 -> 2000 -> 10 with ReLU, far larger than the task needs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+SIZES: Final = (784, 1000, 2000, 10)
+LAYERS: Final = ("linear1", "linear2", "linear3")
+
+
+class DigitsMLP(nn.Module):
+    """Three linear layers, of which LoRA replaces or parametrizes each.
+
+    Args:
+        seed: Of the initial weights, nn.Linear's; torch's own generator is left as it was.
+    """
+
+    # nn.Module and not nn.Linear: what stands there after LoRA was added depends on the method.
+    linear1: nn.Module
+    linear2: nn.Module
+    linear3: nn.Module
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            for name, K, N in zip(LAYERS, SIZES[:-1], SIZES[1:], strict=True):
+                self.add_module(name, nn.Linear(K, N, device="cpu", dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows of pixels [M, 784] -> logits [M, 10]."""
+        x = nn.functional.relu(self.linear1(x))
+        x = nn.functional.relu(self.linear2(x))
+        logits: Tensor = self.linear3(x)
+        return logits
+
+    def layers(self) -> list[nn.Module]:
+        """The three, in order, as they are now."""
+        return [self.get_submodule(name) for name in LAYERS]
