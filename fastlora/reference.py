@@ -208,6 +208,13 @@ class ReferenceLoRALinear(nn.Module):
             training=self.training,
         )
 
+    @torch.no_grad()
+    def effective_weight(self) -> Tensor:
+        """The [N, K] weight that forward applies: W + s B A while enabled, W otherwise."""
+        if not self.enabled:
+            return self.weight
+        return effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
+
 
 class LoRAParametrization(nn.Module):
     """W -> W + s B A, for `torch.nn.utils.parametrize`: LoRA in weight space, as tutorials write it.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from fastlora import reference
 from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
 from fastlora.model import apply_lora
@@ -121,8 +120,7 @@ class _Reference(LoRAMethod):
         cast(ReferenceLoRALinear, layer).enabled = on
 
     def effective_weight(self, layer: nn.Module) -> Tensor:
-        W, _, A, B, s = self.operands(layer)
-        return reference.effective_weight(W, A, B, s) if cast(ReferenceLoRALinear, layer).enabled else W
+        return cast(ReferenceLoRALinear, layer).effective_weight()
 
 
 class _Parametrize(LoRAMethod):

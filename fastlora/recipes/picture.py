@@ -73,9 +73,10 @@ def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]
 
 def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
     axes.plot(range(1, len(losses) + 1), losses, color=_ON, linewidth=1.4)
-    axes.set_ylim(bottom=0)
+    # A few batches hold the last hard digits: on a linear axis nothing else would be seen.
+    axes.set_yscale("log", nonpositive="clip")
     axes.set_xlabel("batch")
-    axes.set_ylabel("cross-entropy")
+    axes.set_ylabel("cross-entropy (log scale)")
     axes.set_title(f"Loss while fine-tuning on {digit}", fontsize=11)
     _tidy(axes)
 

@@ -147,4 +147,5 @@ def score(net: nn.Module, digits: Digits, *, what: str, track: Track = untracked
     chunks = torch.split(x, _TEST_ROWS)
     guesses = torch.cat([net(chunk).argmax(1) for chunk in track(chunks, what, len(chunks))])
     wrong = torch.bincount(labels[guesses != labels].cpu(), minlength=CLASSES)
-    return Score(accuracy=1 - int(wrong.sum()) / len(labels), wrong=wrong.tolist())
+    right = len(labels) - int(wrong.sum())
+    return Score(accuracy=right / len(labels), wrong=wrong.tolist())
