@@ -73,10 +73,12 @@ def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]
 
 def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
     axes.plot(range(1, len(losses) + 1), losses, color=_ON, linewidth=1.4)
-    # A few batches hold the last hard digits: on a linear axis nothing else would be seen.
-    axes.set_yscale("log", nonpositive="clip")
+    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 a loss may
+    # round to 0, which a logarithm cannot show.
+    scale = "log" if min(losses) > 0 else "linear"
+    axes.set_yscale(scale)
     axes.set_xlabel("batch")
-    axes.set_ylabel("cross-entropy (log scale)")
+    axes.set_ylabel(f"cross-entropy ({scale} scale)")
     axes.set_title(f"Loss while fine-tuning on {digit}", fontsize=11)
     _tidy(axes)
 
