@@ -12,6 +12,9 @@ _ON: Final = "#E69F00"
 _OFF: Final = "#56B4E9"
 _LINE: Final = "#333333"
 
+# Below what fp32 can tell from 0 in a batch of 10: a tenth of its rounding.
+_LEAST_LOSS = 1e-8
+
 
 def draw_picture(
     path: Path,
@@ -72,13 +75,13 @@ def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]
 
 
 def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
-    axes.plot(range(1, len(losses) + 1), losses, color=_ON, linewidth=1.4)
-    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 a loss may
-    # round to 0, which a logarithm cannot show.
-    scale = "log" if min(losses) > 0 else "linear"
-    axes.set_yscale(scale)
+    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 the loss of
+    # a batch that is surely right rounds to 0, which a logarithm cannot show.
+    shown = [max(loss, _LEAST_LOSS) for loss in losses]
+    axes.plot(range(1, len(losses) + 1), shown, color=_ON, linewidth=1.4)
+    axes.set_yscale("log")
     axes.set_xlabel("batch")
-    axes.set_ylabel(f"cross-entropy ({scale} scale)")
+    axes.set_ylabel(f"cross-entropy (0 drawn at {_LEAST_LOSS:g})")
     axes.set_title(f"Loss while fine-tuning on {digit}", fontsize=11)
     _tidy(axes)
 
