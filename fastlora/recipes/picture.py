@@ -75,8 +75,8 @@ def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]
 
 
 def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
-    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 the loss of
-    # a batch that is surely right rounds to 0, which a logarithm cannot show.
+    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 the loss
+    # of a batch that is surely right rounds to 0, which a logarithm cannot show.
     shown = [max(loss, _LEAST_LOSS) for loss in losses]
     axes.plot(range(1, len(losses) + 1), shown, color=_ON, linewidth=1.4)
     axes.set_yscale("log")
