@@ -88,6 +88,8 @@ def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: floa
 
 def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None:
     """Raise TypeError or ValueError, naming the argument, unless the operands fit the formula."""
+    if W.dim() != 2:
+        raise ValueError(f"W must have shape [N, K]; got {list(W.shape)}")
     N, K = W.shape
     if x.dim() == 0 or x.shape[-1] != K:
         raise ValueError(f"x must have shape [..., K={K}]; got {list(x.shape)}")

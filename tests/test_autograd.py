@@ -1,0 +1,94 @@
+"""What the differentiable formula promises to what wraps it: hooks, checkpointing, one derivative."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fastlora
+from fastlora import FusedLoRALinear, lora_linear
+from tests.testing import operands
+
+BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
+
+
+def model(dropout=0.0):
+    layers = [
+        FusedLoRALinear(7, 12, r=2, dropout=dropout),
+        nn.ReLU(),
+        FusedLoRALinear(12, 5, r=3, dropout=dropout),
+    ]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.lora_B)
+    return nn.Sequential(*layers)
+
+
+def gradients_of(net, x, run):
+    torch.manual_seed(3)
+    inputs = [x, *(parameter for parameter in net.parameters() if parameter.requires_grad)]
+    return torch.autograd.grad(run(x).square().sum(), inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_gives_the_same_bits(backend, use_reentrant, dropout):
+    net = model(dropout)
+    x = torch.randn(6, 7, requires_grad=True)
+    with fastlora.set_backend(backend):
+        wanted = gradients_of(net, x, net)
+        if use_reentrant:  # it supports .backward() alone
+            torch.manual_seed(3)
+            checkpoint(net, x, use_reentrant=True).square().sum().backward()
+            ours = [x.grad, *(parameter.grad for parameter in net.parameters() if parameter.requires_grad)]
+        else:
+            ours = gradients_of(net, x, lambda x: checkpoint(net, x, use_reentrant=False))
+    for one, other in zip(ours, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_saved_tensor_hooks_see_every_tensor_that_is_saved():
+    o = operands(6, 7, 5, 2)
+    x, A, B = (tensor.requires_grad_() for tensor in (o.x, o.A, o.B))
+    seen = []
+
+    def pack(tensor):
+        seen.append(tuple(tensor.shape))
+        return tensor.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = lora_linear(x, o.W, o.b, A, B, o.s)
+    y.backward(o.dy)
+    assert sorted(seen) == sorted([(6, 7), (5, 7), (2, 7), (5, 2), (6, 2)])
+
+
+def test_the_second_derivative_is_refused_clearly():
+    o = operands(6, 7, 5, 2)
+    x = o.x.requires_grad_()
+    (dx,) = torch.autograd.grad(
+        lora_linear(x, o.W, o.b, o.A.requires_grad_(), o.B, o.s).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "error", "message"),
+    [
+        ("x", torch.ones(6, 8), ValueError, r"x must have shape \[..., K=7\]; got \[6, 8\]"),
+        ("x", torch.ones(6, 7, dtype=torch.int64), TypeError, "x must be floating point"),
+        ("x", torch.ones(6, 7, dtype=torch.float64), TypeError, "x must have W's dtype torch.float32"),
+        ("A", torch.ones(2, 8), ValueError, r"A must have shape \[r, K=7\]; got \[2, 8\]"),
+        ("A", torch.ones(2, 7, dtype=torch.int64), TypeError, "A must be floating point"),
+        ("B", torch.ones(5, 3), ValueError, r"B must have shape \[N=5, r=2\]; got \[5, 3\]"),
+        ("B", torch.ones(5, 2, dtype=torch.float64), TypeError, "B must have A's dtype torch.float32"),
+        ("b", torch.ones(6), ValueError, r"b must have shape \[N=5\]"),
+        ("W", torch.ones(7), ValueError, r"W must have shape \[N, K\]; got \[7\]"),
+        ("W", torch.ones(5, 7, device="meta"), ValueError, "W must be on x's device cpu; got meta"),
+    ],
+)
+def test_an_operand_that_does_not_fit_is_named(name, wrong, error, message):
+    o = operands(6, 7, 5, 2)
+    setattr(o, name, wrong)
+    with pytest.raises(error, match=message):
+        lora_linear(o.x, o.W, o.b, o.A, o.B, o.s)
