@@ -18,7 +18,7 @@ class LoRALinearFunction(torch.autograd.Function):
     def forward(
         x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
     ) -> tuple[Tensor, Tensor]:
-        """X [M, K] -> y [M, N] and p [M, r]."""
+        """x [M, K] -> y [M, N] and p [M, r]."""
         return cast("tuple[Tensor, Tensor]", ops.lora_forward(x, W, b, A, B, s))
 
     @staticmethod

@@ -72,7 +72,7 @@ def check_dtype(name: str, dtype: object) -> None:
 
 
 def scaling(r: int, alpha: float, rslora: bool) -> float:
-    """S = alpha / r (arXiv 2106.09685, section 4.1), or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
+    """s = alpha / r (arXiv 2106.09685, section 4.1), or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
     return alpha / (math.sqrt(r) if rslora else r)
 
 

@@ -47,7 +47,7 @@ def backward_kernel(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Q = s dy B;  dB = s dyᵀ p;  dA = qᵀ x;  dx = dy W + q A.
+    """q = s dy B;  dB = s dyᵀ p;  dA = qᵀ x;  dx = dy W + q A.
 
     Tickets: the q tiles, half of the dx tiles, the dB and dA tiles, the other half. dB and dA wait on memory,
     dx on the matrix units: in the middle they share the machine, at the end they would be its tail.

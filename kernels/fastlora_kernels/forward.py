@@ -40,7 +40,7 @@ def forward_kernel(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """P = x Aᵀ;  y = x Wᵀ + s p Bᵀ + b.
+    """p = x Aᵀ;  y = x Wᵀ + s p Bᵀ + b.
 
     Tickets: first the p tiles, then the y tiles. A y tile runs its whole main loop before it needs p.
     """

@@ -44,7 +44,7 @@ def load_tile(
 
 @triton.jit
 def dot_adapter(tile, v, acc, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
-    """Acc + tile v, with v converted to tile's dtype.
+    """acc + tile v, with v converted to tile's dtype.
 
     With SPLIT an fp32 v on a 16-bit tile is taken as the sum of two 16-bit parts: the adapter's gradient then
     keeps fp32's accuracy at r times the small cost, and no fp32 copy of the tile is made.
@@ -111,7 +111,7 @@ def add_low_rank(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Acc + s small V at (row, column), once the rows of small are there."""
+    """acc + s small V at (row, column), once the rows of small are there."""
     wait_for(flag_ptr, tl.cdiv(r, BLOCK_R))
     offs_m = row + tl.arange(0, BLOCK_M)
     # The accumulator of the main loop holds most registers: 32 ranks at a time are what fits beside it. One
