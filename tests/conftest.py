@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+# Deterministic algorithms, which the `poisoned` fixture turns on, want it of cuBLAS in older torch.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Triton reads it when a kernel is decorated, so it must be set before the first import of triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,0 +1,37 @@
+"""fastlora: FusedLoRALinear, on the path that `fastlora.set_backend` chooses."""
+
+import torch
+from torch import nn
+
+from bench.methods.method import Layer, Method, linear_with
+from fastlora import BackendError, FusedLoRALinear
+from fastlora.backend import choose_path
+from fastlora.reference import unfused
+from tests.testing import Operands
+
+
+def build(ops: Operands) -> Layer:
+    """The layer a user gets from `from_linear`, with the operands' A and B."""
+    r = ops.A.shape[0]
+    layer = FusedLoRALinear.from_linear(linear_with(ops.W), r=r, alpha=ops.s * r, adapter_dtype=ops.A.dtype)
+    layer.lora_A, layer.lora_B = nn.Parameter(ops.A), nn.Parameter(ops.B)
+    return Layer(layer, (layer.lora_A, layer.lora_B))
+
+
+def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the chosen backend cannot run there."""
+    try:
+        choose_path(device, dtype)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+FASTLORA = Method(
+    name="fastlora",
+    about="FusedLoRALinear",
+    formula=unfused,
+    trained=("A", "B"),
+    build=build,
+    why_absent=why_absent,
+)

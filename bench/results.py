@@ -1,0 +1,161 @@
+"""The results file: one schema for every bench, written as the run goes on.
+
+    {schema, device, versions, commit, modified, sources, command, started,
+     correctness: {tests, soak}, ceilings, absent: {method: why}, problems: [...],
+     checks: [{method, errors, failure, dtype, adapter_dtype, shape}],
+     profiles: [{method, phase, dtype, adapter_dtype, shape, launches, kernels}],
+     rows: [{level, method, phase, dtype, adapter_dtype, shape: {M, K, N, r}, dropout, mode,
+             median_us, q25_us, q75_us, peak_bytes, launches, floor_us, samples_us}]}
+
+Times are microseconds of one call. The i-th samples of all methods of one case, phase and mode come from one
+round, so their quotients are ratios pair by pair. `peak_bytes` and `launches` are those of one eager call.
+Methods without adapters are measured in every case beside the others; its rank and adapter dtype stand in
+their rows too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bench.environment import Environment
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's times in one case, phase and mode; see the schema above."""
+
+    level: str
+    method: str
+    phase: str
+    dtype: str
+    adapter_dtype: str
+    shape: dict[str, int]
+    dropout: float
+    mode: str
+    median_us: float
+    q25_us: float
+    q75_us: float
+    peak_bytes: int | None
+    launches: int | None
+    floor_us: float
+    samples_us: list[float]
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The case."""
+        return {"dtype": self.dtype, "adapter_dtype": self.adapter_dtype, "shape": self.shape}
+
+
+@dataclass
+class Results:
+    """What a run has found so far; see the schema above."""
+
+    environment: Environment
+    command: str
+    started: str
+    tests: dict[str, Any] | None = None
+    soak: dict[str, Any] | None = None
+    ceilings: dict[str, Any] | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def has(self, labels: dict[str, Any]) -> bool:
+        """Whether a case has been measured."""
+        return any(row.labels == labels for row in self.rows)
+
+    def has_profile(self, labels: dict[str, Any]) -> bool:
+        """Whether the launches of a case have been counted."""
+        return any(labels.items() <= profile.items() for profile in self.profiles)
+
+    def add_profiles(self, profiles: list[dict[str, Any]]) -> None:
+        """Keep profiles, and note their launches in the rows that they belong to."""
+        self.profiles += profiles
+        for profile in profiles:
+            for i, row in enumerate(self.rows):
+                same_call = (row.method, row.phase) == (profile["method"], profile["phase"])
+                if same_call and row.labels.items() <= profile.items():
+                    self.rows[i] = replace(row, launches=profile["launches"])
+
+    def failures(self) -> list[str]:
+        """What went wrong, a line each; empty for a run to be trusted."""
+        failures = [f"{name}: {run['summary']}" for name, run in self._correctness() if not run["passed"]]
+        failures += [f"{check['method']}: {check['failure']}" for check in self.checks if check["failure"]]
+        return failures + self.problems
+
+    def _correctness(self) -> list[tuple[str, dict[str, Any]]]:
+        parts = {"tests": self.tests, "soak": self.soak}
+        return [(name, run) for name, run in parts.items() if run is not None]
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step: a run that is killed leaves the last complete one."""
+        fresh = path.with_suffix(".partial")
+        fresh.write_text(self.as_text(), encoding="utf-8")
+        fresh.replace(path)
+
+    def as_text(self) -> str:
+        """JSON with a line for each row, so that a difference between two files can be read."""
+        head = {
+            "schema": SCHEMA,
+            **self.environment._asdict(),
+            "command": self.command,
+            "started": self.started,
+            "correctness": {"tests": self.tests, "soak": self.soak},
+            "ceilings": self.ceilings,
+            "absent": self.absent,
+            "problems": self.problems,
+        }
+        lists = {"checks": self.checks, "profiles": self.profiles, "rows": [asdict(row) for row in self.rows]}
+        parts = [json.dumps(head, indent=2).removesuffix("\n}")]
+        for name, entries in lists.items():
+            lines = ",".join(f"\n    {json.dumps(entry)}" for entry in entries)
+            parts.append(f'  "{name}": [{lines}\n  ]')
+        return ",\n".join(parts) + "\n}\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read a file back.
+
+        Raises:
+            ValueError: If it is no results file of this schema.
+        """
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise ValueError(f"{path} must be a results file of schema {SCHEMA}")
+        return cls(
+            environment=Environment(**{name: content[name] for name in Environment._fields}),
+            command=content["command"],
+            started=content["started"],
+            tests=content["correctness"]["tests"],
+            soak=content["correctness"]["soak"],
+            ceilings=content["ceilings"],
+            absent=content["absent"],
+            problems=content["problems"],
+            checks=content["checks"],
+            profiles=content["profiles"],
+            rows=[Row(**row) for row in content["rows"]],
+        )
+
+
+def open_results(path: Path, fresh: Results) -> Results:
+    """The results to go on with: the file's where device, versions and sources are the same, else `fresh`.
+
+    A file that does not fit, or cannot be read, is set aside as *.old.json.
+    """
+    if not path.exists():
+        return fresh
+    try:
+        earlier = Results.read(path)
+    except (ValueError, KeyError, TypeError):
+        earlier = None
+    if earlier is not None and earlier.environment.matches(fresh.environment):
+        return earlier
+    path.replace(path.with_suffix(".old.json"))
+    return fresh

@@ -1,0 +1,163 @@
+"""The timing core: methods in turn in one process, medians with quartiles, ratios pair by pair."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Protocol
+
+import torch
+
+Call = Callable[[], object]
+
+# Warm-up ends when a round takes as long as the one before it, within this share.
+_STEADY: Final = 0.05
+
+
+class Quartiles(NamedTuple):
+    """The middle of a sample: a quarter of it lies below `q25`, a quarter above `q75`."""
+
+    q25: float
+    median: float
+    q75: float
+
+
+class Timer(Protocol):
+    """Times the body of each `with` block; reads the times later, so that nothing waits in between."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def microseconds(self) -> list[float]:
+        """One time a block, in order."""
+        ...
+
+
+class CpuTimer:
+    """The host's clock, for code that is done when it returns."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+
+    def microseconds(self) -> list[float]:
+        """One time a block."""
+        return [1e6 * seconds for seconds in self._seconds]
+
+
+class CudaTimer:
+    """Events on the current stream: the GPU's own clock.
+
+    The host does not wait for a block to end. It runs ahead, as in training, so that the launch of one block
+    hides behind the one before it; where the host is slower than the GPU, the gaps count.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> None:
+        events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        self._events.append(events)
+        events[0].record()
+
+    def __exit__(self, *_: object) -> None:
+        self._events[-1][1].record()
+
+    def microseconds(self) -> list[float]:
+        """One time a block; waits until the GPU has done them all."""
+        torch.cuda.synchronize()
+        return [1e3 * start.elapsed_time(end) for start, end in self._events]
+
+
+def timer_for(device: torch.device) -> type[CpuTimer] | type[CudaTimer]:
+    """The timer of a device's clock."""
+    return CudaTimer if device.type == "cuda" else CpuTimer
+
+
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, new_timer: Callable[[], Timer]
+) -> dict[str, list[float]]:
+    """Time every call once a round, so that a change of clocks or load touches all of them alike.
+
+    The order turns round after each round: no call always runs behind the same one.
+
+    Args:
+        calls: By name.
+        rounds: How often each is timed.
+        new_timer: Makes a timer.
+
+    Returns:
+        Microseconds by name, one for each round.
+    """
+    timers = {name: new_timer() for name in calls}
+    order = list(calls)
+    for _ in range(rounds):
+        for name in order:
+            with timers[name]:
+                calls[name]()
+        order.reverse()
+    return {name: timer.microseconds() for name, timer in timers.items()}
+
+
+def warm_up(calls: Mapping[str, Call], most_rounds: int, new_timer: Callable[[], Timer]) -> int:
+    """Run the calls in turn until a round takes as long as the one before; how many rounds it took."""
+    before = float("inf")
+    for done in range(1, most_rounds + 1):
+        total = sum(times[0] for times in interleaved(calls, 1, new_timer).values())
+        if abs(total - before) <= _STEADY * before < float("inf"):
+            return done
+        before = total
+    return most_rounds
+
+
+def captured(call: Call) -> Call:
+    """The call's GPU work as a CUDA graph: what is returned replays it, with no Python between its kernels.
+
+    The call must have run before, so that nothing is compiled or loaded during the capture.
+
+    Args:
+        call: Reads and writes the same tensors each time.
+    """
+    # Capture demands that libraries have set up their workspaces on a stream other than the default one.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def quartiles(samples: Sequence[float]) -> Quartiles:
+    """Median and quartiles, by linear interpolation between the samples.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    if not samples:
+        raise ValueError("samples must hold at least one time; got none")
+    if len(samples) == 1:
+        return Quartiles(samples[0], samples[0], samples[0])
+    return Quartiles(*statistics.quantiles(samples, n=4, method="inclusive"))
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Quartiles:
+    """Quartiles of over[i] / under[i]: each pair was timed in the same round.
+
+    Raises:
+        ValueError: If the samples are not of the same rounds.
+    """
+    return quartiles([a / b for a, b in zip(over, under, strict=True)])

@@ -1,0 +1,67 @@
+"""The timing core: order, quartiles, ratios, warm-up."""
+
+import pytest
+
+from bench.timing import CpuTimer, interleaved, quartiles, ratio, warm_up
+
+
+class FakeTimer:
+    """Reads a list of times instead of a clock."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def __enter__(self):
+        """A block begins."""
+
+    def __exit__(self, *_):
+        """A block ends."""
+
+    def microseconds(self):
+        return self.times
+
+
+def test_quartiles_cut_a_sample_in_four():
+    assert quartiles([5, 1, 4, 2, 3]) == (2, 3, 4)
+
+
+def test_quartiles_lie_between_two_samples_where_none_is_in_the_middle():
+    assert quartiles([1, 2, 3, 4]) == (1.75, 2.5, 3.25)
+
+
+def test_one_sample_is_its_own_quartiles():
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_no_sample_is_an_error():
+    with pytest.raises(ValueError, match="samples must hold at least one"):
+        quartiles([])
+
+
+def test_ratios_are_taken_pair_by_pair():
+    """Rounds that were slow for both do not widen the ratio: it is 2 in each."""
+    assert ratio([2, 20, 200], [1, 10, 100]) == (2, 2, 2)
+
+
+def test_samples_of_different_rounds_have_no_ratio():
+    with pytest.raises(ValueError, match="zip"):
+        ratio([1.0, 2.0], [1.0])
+
+
+def test_calls_run_in_turn_and_the_order_turns_round():
+    ran = []
+    calls = {name: lambda name=name: ran.append(name) for name in "abc"}
+    times = interleaved(calls, 3, CpuTimer)
+    assert "".join(ran) == "abccbaabc"
+    assert {name: len(samples) for name, samples in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert all(time >= 0 for samples in times.values() for time in samples)
+
+
+def test_warm_up_ends_with_two_rounds_of_one_length():
+    rounds = iter([9.0, 4.0, 2.0, 2.01, 1.0])
+    assert warm_up({"a": int}, 10, lambda: FakeTimer([next(rounds)])) == 4
+
+
+def test_warm_up_ends_where_it_must_though_times_still_fall():
+    rounds = iter([16.0, 8.0, 4.0, 2.0, 1.0])
+    assert warm_up({"a": int}, 3, lambda: FakeTimer([next(rounds)])) == 3
