@@ -12,31 +12,38 @@ from fastlora import ops
 
 
 class LoRALinearFunction(torch.autograd.Function):
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b over [M, K]; saves x, W, A, B and p, nothing of size M x N."""
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b over [M, K]; saves x, W, A, B, p and a seed, no mask and no x_d."""
 
     @staticmethod
     def forward(
-        x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        s: float,
+        dropout: float,
+        seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """x [M, K] -> y [M, N] and p [M, r]."""
-        return cast("tuple[Tensor, Tensor]", ops.lora_forward(x, W, b, A, B, s))
+        return cast("tuple[Tensor, Tensor]", ops.lora_forward(x, W, b, A, B, s, dropout, seed))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Everything goes through save_for_backward, so that saved-tensor hooks and checkpointing see it."""
-        x, W, _, A, B, s = inputs
+        x, W, _, A, B, s, dropout, seed = inputs
         p = output[1]
         ctx.mark_non_differentiable(p)
-        ctx.save_for_backward(x, W, A, B, p)
-        ctx.s = s
+        ctx.save_for_backward(x, W, A, B, p, seed)
+        ctx.s, ctx.dropout = s, dropout
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _dp: Tensor) -> tuple[Tensor | None, ...]:
         """dy [M, N] -> gradients in the order of forward's arguments, None where nobody asked."""
-        x, W, A, B, p = ctx.saved_tensors
-        need_dx, _, _, need_dA, need_dB, _ = ctx.needs_input_grad
-        dx, dA, dB = ops.lora_backward(dy, x, W, A, B, p, ctx.s, need_dx, need_dA, need_dB)
+        x, W, A, B, p, seed = ctx.saved_tensors
+        need_dx, _, _, need_dA, need_dB, *_ = ctx.needs_input_grad
+        dx, dA, dB = ops.lora_backward(dy, x, W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB)
         return (
             dx if need_dx else None,
             None,
@@ -44,11 +51,15 @@ class LoRALinearFunction(torch.autograd.Function):
             dA if need_dA else None,
             dB if need_dB else None,
             None,
+            None,
+            None,
         )
 
 
-def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
+def lora_linear(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, *, dropout: float = 0.0
+) -> Tensor:
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
     Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
 
@@ -59,6 +70,9 @@ def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s:
         A: [r, K], floating, possibly wider than x (fp32 master weights on a 16-bit base).
         B: [N, r], in A's dtype.
         s: Scaling, alpha / r or alpha / sqrt(r).
+        dropout: Probability in [0, 1) that an entry of x_d, the low-rank branch's input, is dropped; what is
+            kept is scaled by 1 / (1 - dropout). The mask's seed is drawn from torch's generator of x's
+            device; the mask is computed again in the backward pass, not stored.
 
     Returns:
         y [..., N] in x's dtype.
@@ -75,14 +89,16 @@ def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s:
         dtype = torch.get_autocast_dtype(kind)
         x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
         with torch.autocast(kind, enabled=False):
-            return _apply(x, W, b, A, B, s)
-    return _apply(x, W, b, A, B, s)
+            return _apply(x, W, b, A, B, s, dropout)
+    return _apply(x, W, b, A, B, s, dropout)
 
 
-def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, dropout: float) -> Tensor:
     check_operands(x, W, b, A, B)
+    # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
+    seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
-    y, _ = LoRALinearFunction.apply(rows, W, b, A, B, s)  # type: ignore[no-untyped-call]
+    y, _ = LoRALinearFunction.apply(rows, W, b, A, B, s, dropout, seed)  # type: ignore[no-untyped-call]
     return cast(Tensor, y.view(*x.shape[:-1], W.shape[0]))
 
 

@@ -41,8 +41,17 @@ class Plan(NamedTuple):
     options: dict[str, int | bool]
 
 
-def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """y = x Wᵀ + s p Bᵀ + b and p = x Aᵀ in one launch.
+def forward(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ in one launch.
 
     Args:
         x: [M, K], fp16, bf16 or fp32, any strides, not empty.
@@ -51,6 +60,8 @@ def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: flo
         A: [r, K], fp16, bf16 or fp32.
         B: [N, r] in A's dtype.
         s: The scaling.
+        dropout: Probability of dropping an entry of x_d, to the nearest 2^-16.
+        seed: [1] int64, the seed of the mask; needed where dropout > 0.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32.
@@ -58,6 +69,7 @@ def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: flo
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
     plan = make_plan("forward", x, A)
     tile = plan.tile
+    threshold, kept_scale = _dropout_constants(dropout)
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     num_rows = triton.cdiv(M, tile.rows)
@@ -73,6 +85,9 @@ def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: flo
             y_ptr=y,
             p_ptr=p,
             workspace_ptr=torch.zeros(1 + num_rows, device=x.device, dtype=torch.int32),
+            seed_ptr=y if seed is None else seed,
+            threshold=threshold,
+            kept_scale=kept_scale,
             s=s,
             M=M,
             N=N,
@@ -92,6 +107,7 @@ def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: flo
             BLOCK_R=plan.block_r,
             GROUP=tile.group,
             HAS_BIAS=b is not None,
+            DROPOUT=threshold > 0,
             TMA=tma,
             SPLIT=plan.split,
             PRECISION=plan.precision,
@@ -108,12 +124,14 @@ def backward(
     B: Tensor,
     p: Tensor,
     s: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
     *,
     need_dx: bool = True,
     need_dA: bool = True,
     need_dB: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Dx = dy W + q A, dA = qᵀ x and dB = s dyᵀ p with q = s dy B, as many as are needed, in one launch.
+    """dx = dy W + D * (q A), dA = qᵀ x_d and dB = s dyᵀ p with q = s dy B, those needed, in one launch.
 
     Args:
         dy: [M, N] in x's dtype, any strides, not empty.
@@ -123,6 +141,8 @@ def backward(
         B: [N, r].
         p: [M, r] as `forward` returned it.
         s: The scaling.
+        dropout: As in `forward`.
+        seed: As in `forward`; it gives the same mask D again.
         need_dx: Whether x needs its gradient.
         need_dA: Whether A needs its gradient.
         need_dB: Whether B needs its gradient.
@@ -135,6 +155,7 @@ def backward(
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
     plan = make_plan("backward", x, A)
     tile = plan.tile
+    threshold, kept_scale = _dropout_constants(dropout)
     dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if need_dx else None
     dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if need_dA else None
     dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if need_dB else None
@@ -161,6 +182,9 @@ def backward(
             dA_ptr=A if dA is None else dA,
             dB_ptr=B if dB is None else dB,
             workspace_ptr=torch.zeros(2 + num_rows, device=x.device, dtype=torch.int32),
+            seed_ptr=p if seed is None else seed,
+            threshold=threshold,
+            kept_scale=kept_scale,
             s=s,
             M=M,
             N=N,
@@ -184,12 +208,22 @@ def backward(
             NEED_DX=need_dx,
             NEED_DA=need_dA,
             NEED_DB=need_dB,
+            DROPOUT=threshold > 0,
             TMA=tma,
             SPLIT=plan.split,
             PRECISION=plan.precision,
             **plan.options,
         )
     return dx, dA, dB
+
+
+def _dropout_constants(dropout: float) -> tuple[int, float]:
+    """The threshold that 16 random bits must reach to keep an entry, and the scale of what is kept.
+
+    The scale is that of the threshold, so that the expectation is exact whatever the rounding.
+    """
+    threshold = min(round(dropout * 2**16), 2**16 - 1)
+    return threshold, 2**16 / (2**16 - threshold)
 
 
 def make_plan(direction: str, x: Tensor, A: Tensor) -> Plan:

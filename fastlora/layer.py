@@ -25,8 +25,8 @@ class FusedLoRALinear(nn.Linear):
     `lora_A` [r, in_features] and `lora_B` [out_features, r] beside them. A checkpoint of the plain layer
     loads into it. B starts at zero, so the update starts at exactly zero.
 
-    Dropout in training goes through separate torch ops, not the fused kernels; so do nested tensors. Inside
-    nn.TransformerEncoderLayer, whose inference fast path calls no linear layer, put it by `apply_lora`.
+    Nested tensors go through separate torch ops, not the fused kernels. Inside nn.TransformerEncoderLayer,
+    whose inference fast path calls no linear layer, put it by `apply_lora`.
 
     Args:
         in_features: K, size of an input row.
@@ -175,9 +175,9 @@ class FusedLoRALinear(nn.Linear):
                 stacklevel=2,
             )
             W, b = W.detach(), None if b is None else b.detach()
-        unfused = x.is_nested or (self.dropout > 0 and self.training)
-        if self.enabled and not self.merged and not unfused:
-            return lora_linear(x, W, b, self.lora_A, self.lora_B, self.scaling)
+        if self.enabled and not self.merged and not x.is_nested:
+            dropout = self.dropout if self.training else 0.0
+            return lora_linear(x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=dropout)
         if not x.is_nested and not _autocasts(x):
             check_operands(x, W, b, self.lora_A, self.lora_B)
         if self.merged or not self.enabled:

@@ -15,24 +15,41 @@ from fastlora.backend import choose_path
 
 _library = torch.library.Library("fastlora", "DEF")
 _library.define(
-    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s) -> (Tensor, Tensor)"
+    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s, float dropout, Tensor? seed) "
+    "-> (Tensor, Tensor)"
 )
 _library.define(
     "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
-    "bool need_dx, bool need_dA, bool need_dB) -> (Tensor, Tensor, Tensor)"
+    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
-        return reference.forward(x, W, b, A, B, s)
+        return reference.forward(x, W, b, A, B, s, dropout, seed)
     from fastlora import launch
 
-    return launch.forward(x, W, b, A, B, s)
+    return launch.forward(x, W, b, A, B, s, dropout, seed)
 
 
 def _forward_fake(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    dropout: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     M, N, r = x.shape[0], W.shape[0], A.shape[0]
     return x.new_empty(M, N), x.new_empty(M, r, dtype=reference.accumulation_dtype(x.dtype))
@@ -46,6 +63,8 @@ def _backward(
     B: Tensor,
     p: Tensor,
     s: float,
+    dropout: float,
+    seed: Tensor | None,
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,
@@ -57,7 +76,9 @@ def _backward(
         from fastlora import launch
 
         compute = launch.backward
-    dx, dA, dB = compute(dy, x, W, A, B, p, s, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
+    dx, dA, dB = compute(
+        dy, x, W, A, B, p, s, dropout, seed, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB
+    )
     return (
         x.new_empty(0) if dx is None else dx,
         A.new_empty(0) if dA is None else dA,
@@ -73,6 +94,8 @@ def _backward_fake(
     B: Tensor,
     p: Tensor,
     s: float,
+    dropout: float,
+    seed: Tensor | None,
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,

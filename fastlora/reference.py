@@ -1,11 +1,13 @@
 """LoRA in plain torch: the oracle of the kernels, the CPU path, and the two unfused ways people write it.
 
-    forward    p  = x Aᵀ                  [M, r]
+    forward    p  = x_d Aᵀ                [M, r]
                y  = x Wᵀ + s p Bᵀ + b     [M, N]
     backward   q  = s dy B                [M, r]
                dB = s dyᵀ p               [N, r]
-               dA = qᵀ x                  [r, K]
-               dx = dy W + q A            [M, K]
+               dA = qᵀ x_d                [r, K]
+               dx = dy W + D * (q A)      [M, K]
+
+x_d = D * x is x after LoRA dropout, with D the mask over 1 - dropout; without dropout x itself.
 
 LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
 """
@@ -29,8 +31,17 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """y = x Wᵀ + s p Bᵀ + b and p = x Aᵀ, with no M x N temporary beside y.
+def forward(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ, with no M x N temporary beside y.
 
     Args:
         x: [M, K].
@@ -39,11 +50,13 @@ def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: flo
         A: [r, K], in any floating dtype.
         B: [N, r], in A's dtype.
         s: The scaling, alpha / r.
+        dropout: Probability of dropping an entry of x_d.
+        seed: [1] int64, the seed of the mask; needed where dropout > 0.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64).
     """
-    p = _shrink(x, A.t())
+    p = _shrink(_dropped(x, dropout, seed), A.t())
     y = F.linear(x, W, b)
     y.addmm_(p.to(y.dtype), B.t().to(y.dtype), alpha=s)
     return y, p
@@ -57,6 +70,8 @@ def backward(
     B: Tensor,
     p: Tensor,
     s: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
     *,
     need_dx: bool = True,
     need_dA: bool = True,
@@ -72,6 +87,8 @@ def backward(
         B: [N, r].
         p: [M, r], as `forward` returned it.
         s: The scaling, alpha / r.
+        dropout: As in `forward`.
+        seed: As in `forward`; it gives the same mask again, so that none is kept.
         need_dx: Whether x needs its gradient.
         need_dA: Whether A needs its gradient.
         need_dB: Whether B needs its gradient.
@@ -85,11 +102,26 @@ def backward(
     if need_dx or need_dA:
         q = _shrink(dy, B).mul_(s)
     if need_dA:
-        dA = _gram(q, x, x.dtype, A.dtype)
+        dA = _gram(q, _dropped(x, dropout, seed), x.dtype, A.dtype)
     if need_dx:
         dx = dy @ W
-        dx.addmm_(q.to(dx.dtype), A.to(dx.dtype))
+        if dropout == 0:
+            dx.addmm_(q.to(dx.dtype), A.to(dx.dtype))
+        else:
+            dx.add_(_dropped(q.to(dx.dtype) @ A.to(dx.dtype), dropout, seed))
     return dx, dA, dB
+
+
+def _dropped(values: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """D * values [M, K]: the same mask for the same seed, device and shape."""
+    if dropout == 0:
+        return values
+    if seed is None:
+        raise ValueError("seed must be a [1] int64 tensor where dropout > 0; got None")
+    generator = torch.Generator(values.device).manual_seed(int(seed.item()))
+    mask = torch.empty_like(values, memory_format=torch.contiguous_format)
+    mask.bernoulli_(1 - dropout, generator=generator)
+    return mask.mul_(values).mul_(1 / (1 - dropout))
 
 
 def _shrink(rows: Tensor, S: Tensor) -> Tensor:

@@ -282,18 +282,6 @@ def test_dropout_acts_in_training_on_the_low_rank_branch_alone():
     assert torch.equal(layer(x), without(x))
 
 
-def test_dropout_of_a_seed_is_torchs_own_of_that_seed():
-    layer = trained(dropout=0.25)
-    x = torch.randn(64, 5)
-    torch.manual_seed(5)
-    y = layer(x)
-    torch.manual_seed(5)
-    x_d = F.dropout(x, 0.25)
-    assert x_d.eq(0).any()
-    update = F.linear(F.linear(x_d, layer.lora_A), layer.lora_B) * layer.scaling
-    assert torch.equal(y, F.linear(x, layer.weight, layer.bias) + update)
-
-
 @pytest.mark.parametrize("state", ["enabled", "disabled", "merged", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_under_autocast_it_has_the_dtypes_of_the_plain_layer(dtype, state):

@@ -12,36 +12,42 @@ from tests.testing import operands
 # Dynamo looks at an autograd.Function by instantiating it, which torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
+DROPOUTS = [(0.0, None), (0.25, torch.tensor([7]))]
 BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_forward_operator_passes_opcheck(backend, bias):
+@pytest.mark.parametrize("dropout", DROPOUTS, ids=["whole", "dropped"])
+def test_the_forward_operator_passes_opcheck(backend, bias, dropout):
     o = operands(5, 7, 9, 3, bias=bias)
     with fastlora.set_backend(backend):
-        torch.library.opcheck(ops.lora_forward, (o.x, o.W, o.b, o.A, o.B, o.s))
+        torch.library.opcheck(ops.lora_forward, (o.x, o.W, o.b, o.A, o.B, o.s, *dropout))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("need", [(True, True, True), (False, True, False), (False, False, False)])
-def test_the_backward_operator_passes_opcheck(backend, need):
+@pytest.mark.parametrize("dropout", DROPOUTS, ids=["whole", "dropped"])
+def test_the_backward_operator_passes_opcheck(backend, need, dropout):
     o = operands(5, 7, 9, 3)
     with fastlora.set_backend(backend):
-        _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s)
-        torch.library.opcheck(ops.lora_backward, (o.dy, o.x, o.W, o.A, o.B, p, o.s, *need))
+        _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, *dropout)
+        torch.library.opcheck(ops.lora_backward, (o.dy, o.x, o.W, o.A, o.B, p, o.s, *dropout, *need))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_model_equals_the_eager_one_without_a_graph_break(backend):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_compiled_model_equals_the_eager_one_without_a_graph_break(backend, dropout):
     model = nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 3))
-    model = fastlora.apply_lora(model, fastlora.LoRAConfig(r=2, alpha=3))
+    model = fastlora.apply_lora(model, fastlora.LoRAConfig(r=2, alpha=3, dropout=dropout))
     for _, layer in fastlora.lora_layers(model):
         nn.init.normal_(layer.lora_B)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(5, 7, requires_grad=True)
     with fastlora.set_backend(backend):
+        torch.manual_seed(4)
         wanted = torch.autograd.grad(model(x).square().sum(), [x, *trained(model)])
+        torch.manual_seed(4)
         ours = torch.autograd.grad(compiled(x).square().sum(), [x, *trained(model)])
     for ours_one, wanted_one in zip(ours, wanted, strict=True):
         torch.testing.assert_close(ours_one, wanted_one)

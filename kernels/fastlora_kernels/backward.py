@@ -4,7 +4,15 @@ import triton
 import triton.language as tl
 
 from fastlora_kernels.schedule import grouped_order, publish, take_ticket, wait_for
-from fastlora_kernels.tiles import add_low_rank, gradient_tile, load_tile, shrink_tile, store_tile
+from fastlora_kernels.tiles import (
+    add_low_rank,
+    gradient_tile,
+    load_tile,
+    shrink_tile,
+    split_columns,
+    store_dropped,
+    store_tile,
+)
 
 
 @triton.jit
@@ -20,6 +28,9 @@ def backward_kernel(
     dA_ptr,  # [r, K] contiguous
     dB_ptr,  # [N, r] contiguous
     workspace_ptr,  # int32, zero at launch: tickets, the count of all q tiles, a flag for each block of rows
+    seed_ptr,  # [1] int64, the seed of the dropout mask; unused without DROPOUT
+    threshold,  # an entry of x was dropped with probability threshold / 2^16
+    kept_scale,  # what was kept was multiplied by this
     s,
     M,
     N,
@@ -43,11 +54,12 @@ def backward_kernel(
     NEED_DX: tl.constexpr,
     NEED_DA: tl.constexpr,
     NEED_DB: tl.constexpr,
+    DROPOUT: tl.constexpr,
     TMA: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """q = s dy B;  dB = s dyᵀ p;  dA = qᵀ x;  dx = dy W + q A.
+    """q = s dy B;  dB = s dyᵀ p;  dA = qᵀ (D * x);  dx = dy W + D * (q A), with D the mask or 1.
 
     Tickets: the q tiles, half of the dx tiles, the dB and dA tiles, the other half. dB and dA wait on memory,
     dx on the matrix units: in the middle they share the machine, at the end they would be its tail.
@@ -71,6 +83,8 @@ def backward_kernel(
                 source=dy,
                 S_ptr=B_ptr,
                 out_ptr=q_ptr,
+                seed_ptr=seed_ptr,
+                threshold=threshold,
                 s=s,
                 row=m * BLOCK_M,
                 rank=(ticket % num_ranks) * BLOCK_R,
@@ -84,6 +98,7 @@ def backward_kernel(
                 BLOCK_M=BLOCK_M,
                 BLOCK_C=BLOCK_N,
                 BLOCK_R=BLOCK_R,
+                DROPOUT=False,
                 TMA=TMA,
                 SPLIT=SPLIT,
                 PRECISION=PRECISION,
@@ -96,6 +111,8 @@ def backward_kernel(
                 source=dy,
                 small_ptr=p_ptr,
                 out_ptr=dB_ptr,
+                seed_ptr=seed_ptr,
+                threshold=threshold,
                 s=s,
                 column=(gradient // num_ranks) * BLOCK_N,
                 rank=(gradient % num_ranks) * BLOCK_R,
@@ -109,6 +126,7 @@ def backward_kernel(
                 BLOCK_M=BLOCK_M,
                 BLOCK_C=BLOCK_N,
                 BLOCK_R=BLOCK_R,
+                DROPOUT=False,
                 TMA=TMA,
                 SPLIT=SPLIT,
                 PRECISION=PRECISION,
@@ -120,7 +138,9 @@ def backward_kernel(
                 source=x,
                 small_ptr=q_ptr,
                 out_ptr=dA_ptr,
-                s=1.0,
+                seed_ptr=seed_ptr,
+                threshold=threshold,
+                s=kept_scale,
                 column=((gradient - num_dB) // num_ranks) * BLOCK_N,
                 rank=((gradient - num_dB) % num_ranks) * BLOCK_R,
                 M=M,
@@ -133,6 +153,7 @@ def backward_kernel(
                 BLOCK_M=BLOCK_M,
                 BLOCK_C=BLOCK_N,
                 BLOCK_R=BLOCK_R,
+                DROPOUT=DROPOUT,
                 TMA=TMA,
                 SPLIT=SPLIT,
                 PRECISION=PRECISION,
@@ -149,23 +170,53 @@ def backward_kernel(
                 dy_tile = load_tile(dy, row, n, M, N, stride_dym, stride_dyn, BLOCK_M, BLOCK_N, TMA)
                 W_tile = load_tile(W, n, column, N, K, stride_wn, stride_wk, BLOCK_N, BLOCK_K, TMA)
                 acc = tl.dot(dy_tile, W_tile, acc, input_precision=PRECISION)
-            acc = add_low_rank(
-                acc,
-                small_ptr=q_ptr,
-                V_ptr=A_ptr,
-                flag_ptr=flags_ptr + m,
-                s=1.0,
-                row=row,
-                column=column,
-                M=M,
-                C=K,
-                r=r,
-                stride_vr=stride_ar,
-                stride_vc=stride_ak,
-                BLOCK_M=BLOCK_M,
-                BLOCK_C=BLOCK_K,
-                BLOCK_R=BLOCK_R,
-                DTYPE=dx_ptr.dtype.element_ty,
-                PRECISION=PRECISION,
-            )
-            store_tile(dx_ptr, acc, row, column, M, K, BLOCK_M, BLOCK_K)
+            wait_for(flags_ptr + m, num_ranks)
+            if DROPOUT:
+                # In quarters: the low-rank product takes an accumulator of its own, for which the registers
+                # beside a whole tile's are too few.
+                HALF: tl.constexpr = BLOCK_K // 2
+                left, right = split_columns(acc, BLOCK_M, BLOCK_K)
+                for side in tl.static_range(2):
+                    half = left if side == 0 else right
+                    quarters = split_columns(half, BLOCK_M, HALF)
+                    for part in tl.static_range(2):
+                        store_dropped(
+                            dx_ptr,
+                            quarters[part],
+                            small_ptr=q_ptr,
+                            V_ptr=A_ptr,
+                            seed_ptr=seed_ptr,
+                            threshold=threshold,
+                            s=kept_scale,
+                            row=row,
+                            column=column + side * HALF + part * (HALF // 2),
+                            M=M,
+                            C=K,
+                            r=r,
+                            stride_vr=stride_ar,
+                            stride_vc=stride_ak,
+                            BLOCK_M=BLOCK_M,
+                            BLOCK_C=HALF // 2,
+                            BLOCK_R=BLOCK_R,
+                            PRECISION=PRECISION,
+                        )
+            else:
+                acc = add_low_rank(
+                    acc,
+                    small_ptr=q_ptr,
+                    V_ptr=A_ptr,
+                    s=1.0,
+                    row=row,
+                    column=column,
+                    M=M,
+                    C=K,
+                    r=r,
+                    stride_vr=stride_ar,
+                    stride_vc=stride_ak,
+                    BLOCK_M=BLOCK_M,
+                    BLOCK_C=BLOCK_K,
+                    BLOCK_R=BLOCK_R,
+                    DTYPE=dx_ptr.dtype.element_ty,
+                    PRECISION=PRECISION,
+                )
+                store_tile(dx_ptr, acc, row, column, M, K, BLOCK_M, BLOCK_K)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastlora_kernels.schedule import grouped_order, publish, take_ticket
+from fastlora_kernels.schedule import grouped_order, publish, take_ticket, wait_for
 from fastlora_kernels.tiles import add_low_rank, load_tile, shrink_tile, store_tile
 
 
@@ -17,6 +17,9 @@ def forward_kernel(
     y_ptr,  # [M, N] contiguous
     p_ptr,  # [M, r] contiguous fp32
     workspace_ptr,  # int32, zero at launch: the ticket counter, then a flag for each block of rows
+    seed_ptr,  # [1] int64, the seed of the dropout mask; unused without DROPOUT
+    threshold,  # an entry of x is dropped with probability threshold / 2^16
+    kept_scale,  # what is kept is multiplied by this
     s,
     M,
     N,
@@ -36,11 +39,12 @@ def forward_kernel(
     BLOCK_R: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     TMA: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """p = x Aᵀ;  y = x Wᵀ + s p Bᵀ + b.
+    """p = (D * x) Aᵀ;  y = x Wᵀ + s p Bᵀ + b, with D the dropout mask or 1.
 
     Tickets: first the p tiles, then the y tiles. A y tile runs its whole main loop before it needs p.
     """
@@ -56,7 +60,9 @@ def forward_kernel(
             source=x,
             S_ptr=A_ptr,
             out_ptr=p_ptr,
-            s=1.0,
+            seed_ptr=seed_ptr,
+            threshold=threshold,
+            s=kept_scale,
             row=m * BLOCK_M,
             rank=(ticket % num_ranks) * BLOCK_R,
             M=M,
@@ -69,6 +75,7 @@ def forward_kernel(
             BLOCK_M=BLOCK_M,
             BLOCK_C=BLOCK_K,
             BLOCK_R=BLOCK_R,
+            DROPOUT=DROPOUT,
             TMA=TMA,
             SPLIT=SPLIT,
             PRECISION=PRECISION,
@@ -83,11 +90,11 @@ def forward_kernel(
             x_tile = load_tile(x, row, k, M, K, stride_xm, stride_xk, BLOCK_M, BLOCK_K, TMA)
             W_tile = load_tile(W, column, k, N, K, stride_wn, stride_wk, BLOCK_N, BLOCK_K, TMA)
             acc = tl.dot(x_tile, tl.trans(W_tile), acc, input_precision=PRECISION)
+        wait_for(flags_ptr + m, num_ranks)
         acc = add_low_rank(
             acc,
             small_ptr=p_ptr,
             V_ptr=B_ptr,
-            flag_ptr=flags_ptr + m,
             s=s,
             row=row,
             column=column,

@@ -38,6 +38,7 @@ class Case(NamedTuple):
         return (
             f"{self.target.arch} {self.kind} {self.rows} rows, {self.direction}, {variant.element} with "
             f"{variant.adapter} adapters, r={variant.r}, {'TMA' if variant.tma else 'pointers'}"
+            f"{', dropout' if variant.dropout else ''}"
         )
 
 
@@ -59,22 +60,28 @@ def cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
 def demanding_variants(kind: str, tma: bool) -> list[Variant]:
     """The usual variant, and the one that takes most registers and shared memory."""
     if kind == "half":
-        return [Variant("bf16", "bf16", 16, tma), Variant("bf16", "fp32", 64, tma)]
-    return [Variant("fp32", "fp32", 64, tma, kind)]
+        return [Variant("bf16", "bf16", 16, tma), Variant("bf16", "fp32", 64, tma, dropout=True)]
+    return [Variant("fp32", "fp32", 64, tma, kind, dropout=True)]
 
 
 def all_variants(kind: str, tma: bool) -> list[Variant]:
-    """Every dtype, adapter dtype, rank block and way of loading."""
+    """Every dtype, adapter dtype, rank block and way of loading; dropout in one of the 16-bit dtypes."""
     loads = [True, False] if tma else [False]
     if kind != "half":
-        return [Variant("fp32", "fp32", r, load, kind) for r in (8, 24) for load in loads]
-    return [
+        return [
+            Variant("fp32", "fp32", r, load, kind, dropout)
+            for r in (8, 24)
+            for load in loads
+            for dropout in (False, True)
+        ]
+    whole = [
         Variant(element, adapter, r, load)
         for element in ("bf16", "fp16")
         for adapter in (element, "fp32")
         for r in (8, 24, 64)
         for load in loads
     ]
+    return whole + [variant._replace(dropout=True) for variant in whole if variant.element == "bf16"]
 
 
 def faults(case: Case, made: Resources) -> list[str]:

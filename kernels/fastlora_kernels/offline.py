@@ -32,6 +32,7 @@ class Variant(NamedTuple):
         r: The rank.
         tma: Whether x, W and dy come through tensor descriptors.
         precision: "tf32" or "ieee", for fp32.
+        dropout: Whether the low-rank branch has dropout.
     """
 
     element: str = "bf16"
@@ -39,6 +40,7 @@ class Variant(NamedTuple):
     r: int = 16
     tma: bool = False
     precision: str = "ieee"
+    dropout: bool = False
 
     @property
     def kind(self) -> str:
@@ -89,7 +91,7 @@ def compile_kernel(
             kind = "constexpr"
         signature[name] = kind
         # As at run time for contiguous operands of usual sizes: aligned pointers, sizes divisible by 16.
-        if kind.startswith("*") or (kind == "i32" and name != "r"):
+        if kind.startswith("*") or (kind == "i32" and name not in ("r", "threshold")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = launch_options(tile, target.backend)
@@ -109,6 +111,7 @@ def _constants(direction: str, architecture: str, tile: Tile, variant: Variant) 
         "BLOCK_R": rank_block(variant.r, architecture, variant.kind, variant.split),
         "GROUP": tile.group,
         "TMA": variant.tma,
+        "DROPOUT": variant.dropout,
         "SPLIT": variant.split,
         "PRECISION": variant.precision,
         # The JIT makes a constant of every argument that is 1: the inner strides of contiguous operands.
@@ -136,11 +139,11 @@ def _kind(name: str, direction: str, tile: Tile, variant: Variant) -> str:
         return f"*{variant.adapter}"
     if name in ("p_ptr", "q_ptr"):
         return "*fp32"
-    if name == "workspace_ptr":
-        return "*i32"
+    if name in ("workspace_ptr", "seed_ptr"):
+        return "*i32" if name == "workspace_ptr" else "*i64"
     if name in ("b_ptr", "y_ptr", "dx_ptr"):
         return f"*{element}"
-    return "fp32" if name == "s" else "i32"
+    return "fp32" if name in ("s", "kept_scale") else "i32"
 
 
 def _cuda_resources(cubin: bytes) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """The tiles that forward and backward are made of; every one is a task of one program.
 
     shrink_tile     [M, C] times [C, r], the p and q tiles; published to the programs that need them
-    add_low_rank    adds a waited-for p or q times [r, C] to an accumulator
     gradient_tile   [M, C]ᵀ times [M, r], the dB and dA tiles
+    add_low_rank    adds p or q times [r, C] to a y or dx tile
+    store_tile      stores a y or dx tile; store_dropped adds the low-rank product under its mask first
 
 An operand called `source` is a tensor descriptor where TMA is set and a pointer elsewhere. p and q are fp32,
 contiguous [M, r].
@@ -11,7 +12,7 @@ contiguous [M, r].
 import triton
 import triton.language as tl
 
-from fastlora_kernels.schedule import wait_for
+from fastlora_kernels.dropout import drop, keep_mask
 
 
 @triton.jit
@@ -62,6 +63,8 @@ def shrink_tile(
     source,  # [M, C]
     S_ptr,  # [C, r]
     out_ptr,  # [M, r] fp32
+    seed_ptr,  # of the dropout mask on source
+    threshold,
     s,
     row,
     rank,
@@ -75,6 +78,7 @@ def shrink_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    DROPOUT: tl.constexpr,
     TMA: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -83,6 +87,8 @@ def shrink_tile(
     acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for c in range(0, C, BLOCK_C):
         tile = load_tile(source, row, c, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
+        if DROPOUT:
+            tile = drop(tile, seed_ptr, threshold, row, c, BLOCK_M, BLOCK_C)
         v = load_tile(S_ptr, c, rank, C, r, stride_sc, stride_sr, BLOCK_C, BLOCK_R, False)
         acc = dot_adapter(tile, v, acc, SPLIT, PRECISION)
     offs_m = row + tl.arange(0, BLOCK_M)
@@ -96,7 +102,6 @@ def add_low_rank(
     acc,  # [BLOCK_M, BLOCK_C] fp32
     small_ptr,  # [M, r] fp32: p or q
     V_ptr,  # [r, C]
-    flag_ptr,  # counts the published tiles of these rows
     s,
     row,
     column,
@@ -111,8 +116,7 @@ def add_low_rank(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + s small V at (row, column), once the rows of small are there."""
-    wait_for(flag_ptr, tl.cdiv(r, BLOCK_R))
+    """acc + s small V at (row, column); the caller has waited for the rows of small."""
     offs_m = row + tl.arange(0, BLOCK_M)
     # The accumulator of the main loop holds most registers: 32 ranks at a time are what fits beside it. One
     # or two trips at usual ranks, so there is nothing to pipeline.
@@ -135,6 +139,8 @@ def gradient_tile(
     source,  # [M, C]
     small_ptr,  # [M, r] fp32: p or q
     out_ptr,  # [C, r], through its strides
+    seed_ptr,  # of the dropout mask on source
+    threshold,
     s,
     column,
     rank,
@@ -148,6 +154,7 @@ def gradient_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    DROPOUT: tl.constexpr,
     TMA: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -157,6 +164,8 @@ def gradient_tile(
     offs_r = rank + tl.arange(0, BLOCK_R)
     for row in range(0, M, BLOCK_M):
         tile = load_tile(source, row, column, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
+        if DROPOUT:
+            tile = drop(tile, seed_ptr, threshold, row, column, BLOCK_M, BLOCK_C)
         offs_m = row + tl.arange(0, BLOCK_M)
         small = tl.load(
             small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
@@ -188,3 +197,53 @@ def store_tile(
     inside = (offs_m < M)[:, None] & (offs_c < C)[None, :]
     offsets = offs_m.to(tl.int64)[:, None] * C + offs_c[None, :]
     tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def split_columns(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of [ROWS, COLUMNS], a matter of registers."""
+    return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def store_dropped(
+    out_ptr,  # [M, C] contiguous
+    acc,  # [BLOCK_M, BLOCK_C] fp32
+    small_ptr,  # [M, r] fp32
+    V_ptr,  # [r, C]
+    seed_ptr,
+    threshold,
+    s,
+    row,
+    column,
+    M,
+    C,
+    r,
+    stride_vr,
+    stride_vc,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[row:, column:] = acc + D * (s small V), with D the 0/1 mask; the scale of what is kept is in s."""
+    update = add_low_rank(
+        tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32),
+        small_ptr=small_ptr,
+        V_ptr=V_ptr,
+        s=s,
+        row=row,
+        column=column,
+        M=M,
+        C=C,
+        r=r,
+        stride_vr=stride_vr,
+        stride_vc=stride_vc,
+        BLOCK_M=BLOCK_M,
+        BLOCK_C=BLOCK_C,
+        BLOCK_R=BLOCK_R,
+        DTYPE=out_ptr.dtype.element_ty,
+        PRECISION=PRECISION,
+    )
+    keep = keep_mask(seed_ptr, threshold, row, column, BLOCK_M, BLOCK_C)
+    store_tile(out_ptr, acc + tl.where(keep, update, 0.0), row, column, M, C, BLOCK_M, BLOCK_C)
