@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastlora import launch, reference
 from tests.testing import (
@@ -56,6 +58,24 @@ def assert_matches_fp64(ops: Operands) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_output_and_gradients_are_within_the_budget(shape, dtype):
     assert_matches_fp64(operands(*shape, dtype=dtype, device=DEVICE))
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    M=st.integers(2, 140),
+    K=st.integers(8, 200),
+    N=st.integers(8, 200),
+    r=st.integers(2, 70),
+    dtype=st.sampled_from(DTYPES),
+    bias=st.booleans(),
+)
+def test_shapes_that_nobody_listed_are_within_the_budget_too(M, K, N, r, dtype, bias):
+    assert_matches_fp64(operands(M, K, N, r, dtype=dtype, bias=bias, device=DEVICE))
 
 
 @pytest.mark.parametrize(("dtype", "adapter_dtype"), MIXED, ids=str)
