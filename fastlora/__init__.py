@@ -5,6 +5,7 @@ from fastlora.adapters import load_adapter, save_adapter
 from fastlora.autograd import lora_linear
 from fastlora.backend import BackendError, get_backend, set_backend
 from fastlora.config import LoRAConfig
+from fastlora.explain import Explanation, explain
 from fastlora.layer import FusedLoRALinear
 from fastlora.model import (
     apply_lora,
@@ -24,6 +25,7 @@ from fastlora.version import __version__
 __all__ = [
     "AdapterError",
     "BackendError",
+    "Explanation",
     "FusedLoRALinear",
     "LoRAConfig",
     "LoRAParametrization",
@@ -31,6 +33,7 @@ __all__ = [
     "ReferenceLoRALinear",
     "__version__",
     "apply_lora",
+    "explain",
     "freeze",
     "get_backend",
     "load_adapter",

@@ -1,10 +1,8 @@
-"""Host side of the kernels: chooses tiles, describes operands, allocates the workspace, launches once."""
+"""Host side of the kernels: describes the operands, allocates the workspace, launches once."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from typing import NamedTuple
 
 import torch
 import triton
@@ -13,32 +11,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.backend import BackendError
-from fastlora_kernels import configs
+from fastlora.plan import make_plan
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.forward import forward_kernel
 
 # TMA addresses memory in units of 16 bytes.
 _TMA_ALIGNMENT = 16
-
-
-class Plan(NamedTuple):
-    """How one class of calls is launched.
-
-    Attributes:
-        tile: Block shapes, warps and stages.
-        block_r: Block of ranks.
-        tma: Whether aligned operands come through tensor descriptors.
-        split: Whether A and B are wider than x.
-        precision: Of fp32 products: "ieee" or "tf32".
-        options: Compiler options.
-    """
-
-    tile: configs.Tile
-    block_r: int
-    tma: bool
-    split: bool
-    precision: str
-    options: dict[str, int | bool]
 
 
 def forward(
@@ -73,10 +51,10 @@ def forward(
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     num_rows = triton.cdiv(M, tile.rows)
-    num_tiles = num_rows * (triton.cdiv(r, plan.block_r) + triton.cdiv(N, tile.out))
+    num_tasks = sum(plan.forward_tasks(M, N, r).values())
     tma = plan.tma and _is_aligned(x) and _is_aligned(W)
     with _on_device(x):
-        forward_kernel[(num_tiles,)](
+        forward_kernel[(num_tasks,)](
             x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
             W=TensorDescriptor.from_tensor(W, [tile.out, tile.inner]) if tma else W,
             b_ptr=y if b is None else b.contiguous(),
@@ -161,16 +139,10 @@ def backward(
     dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if need_dB else None
     q = torch.empty(M, r, device=x.device, dtype=torch.float32) if need_dx or need_dA else p
     num_rows = triton.cdiv(M, tile.rows)
-    num_ranks = triton.cdiv(r, plan.block_r)
-    num_tiles = (
-        num_rows * num_ranks * (need_dx or need_dA)
-        + num_rows * triton.cdiv(K, tile.out) * need_dx
-        + num_ranks * triton.cdiv(K, tile.inner) * need_dA
-        + num_ranks * triton.cdiv(N, tile.inner) * need_dB
-    )
+    tasks = plan.backward_tasks(M, N, K, r, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
     tma = plan.tma and _is_aligned(dy) and _is_aligned(x) and _is_aligned(W)
     with _on_device(x):
-        backward_kernel[(num_tiles,)](
+        backward_kernel[(sum(tasks.values()),)](
             dy=TensorDescriptor.from_tensor(dy, [tile.rows, tile.inner]) if tma else dy,
             x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
             W=TensorDescriptor.from_tensor(W, [tile.inner, tile.out]) if tma else W,
@@ -226,70 +198,6 @@ def _dropout_constants(dropout: float) -> tuple[int, float]:
     return threshold, 2**16 / (2**16 - threshold)
 
 
-def make_plan(direction: str, x: Tensor, A: Tensor) -> Plan:
-    """The plan of a call; calls of one device, dtypes, row class and rank share it.
-
-    Args:
-        direction: "forward" or "backward".
-        x: [M, K].
-        A: [r, K].
-    """
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return _cached_plan(
-        direction,
-        x.device,
-        x.dtype,
-        A.dtype,
-        configs.row_class(x.shape[0]),
-        A.shape[0],
-        "ieee" if exact else "tf32",
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def _cached_plan(
-    direction: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    adapter_dtype: torch.dtype,
-    rows: str,
-    r: int,
-    precision: str,
-) -> Plan:
-    architecture = architecture_of(device)
-    kind = configs.element_kind(torch.finfo(dtype).bits, precision)
-    split = torch.finfo(adapter_dtype).bits > torch.finfo(dtype).bits
-    tile: configs.Tile = getattr(configs.entry(architecture, kind, rows), direction)
-    return Plan(
-        tile=tile,
-        block_r=configs.rank_block(r, architecture, kind, split),
-        tma=configs.takes_tma(architecture, kind),
-        split=split,
-        precision=precision,
-        options=configs.launch_options(tile, "hip" if torch.version.hip else "cuda"),
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def architecture_of(device: torch.device) -> str:
-    """The tile table's name for a device: "interpreter" for the CPU.
-
-    Raises:
-        BackendError: If the interpreter is asked for too late.
-    """
-    if device.type == "cpu":
-        if isinstance(tl.cdiv, triton.runtime.JITFunction):
-            raise BackendError("TRITON_INTERPRET=1 must be set before triton is first imported")
-        return "interpreter"
-    properties = torch.cuda.get_device_properties(device)
-    shared_memory = getattr(properties, "shared_memory_per_block_optin", configs.SHARED_MEMORY["sm_86"])
-    return configs.nearest_architecture(
-        backend="hip" if torch.version.hip else "cuda",
-        capability=(properties.major, properties.minor),
-        shared_memory=shared_memory,
-    )
-
-
 def _is_aligned(matrix: Tensor) -> bool:
     """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
     stride, inner = matrix.stride()
@@ -303,7 +211,13 @@ def _is_aligned(matrix: Tensor) -> bool:
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device; make it x's."""
+    """Triton launches on the current device; make it x's.
+
+    Raises:
+        BackendError: If the interpreter is asked for after Triton compiled its own functions.
+    """
+    if x.device.type == "cpu" and isinstance(tl.cdiv, triton.runtime.JITFunction):
+        raise BackendError("TRITON_INTERPRET=1 must be set before triton is first imported")
     if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(x.device)

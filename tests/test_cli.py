@@ -135,3 +135,29 @@ def test_without_its_extra_it_names_it_in_one_line(monkeypatch, capsys, missing)
     assert capsys.readouterr().err == (
         f'fastlora: the command line needs {missing}: pip install "fastlora-triton[demo]"\n'
     )
+
+
+def test_info_explains_a_shape_on_a_named_gpu():
+    arguments = ["info", "--shape", "8192,4096,4096,16", "--adapter-dtype", "float32", "--gpu", "H200"]
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    assert "64 of p, 1,024 of y" in done.output
+    done = invoke(*arguments, "--json")
+    found = json.loads(done.output)
+    assert found["passes"][0]["tasks"] == {"p": 64, "y": 1024}
+    assert found["adapter_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "1,2,3"], "four whole numbers M,K,N,r; got '1,2,3'"),
+        (["--shape", "0,2,3,4"], "M must be at least 1; got 0"),
+        (["--shape", "1,2,3,0"], "r must be an int >= 1; got 0"),
+        (["--gpu", "H200"], "--gpu and --adapter-dtype go with --shape"),
+    ],
+)
+def test_info_refuses_what_it_cannot_explain(arguments, message):
+    done = invoke("info", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 
 from fastlora.adapter_file import AdapterError
 from fastlora.backend import BackendError, get_backend
 from fastlora.cli.info_table import print_info
+from fastlora.cost import Problem
+from fastlora.explain import Explanation, explain_problem
+from fastlora.gpus import GPUS
 from fastlora.info import collect_info
 from fastlora.recipes.download import DownloadError
 from fastlora.recipes.idx import DigitsError
@@ -33,6 +37,8 @@ _EXPECTED = (
     MissingExtraError,
     OSError,
 )
+
+_DTYPE = click.Choice(["float16", "bfloat16", "float32", "float64"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,10 +99,38 @@ def mnist(digit: str, **chosen: Any) -> None:
 
 @fastlora.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def info(as_json: bool) -> None:
+@click.option(
+    "--shape", help="M,K,N,r: explain one layer and batch instead: code, tiles, bytes, FLOPs, floor."
+)
+@click.option(
+    "--dtype", type=_DTYPE, default="bfloat16", help="With --shape, of x and W.  [default: bfloat16]"
+)
+@click.option("--adapter-dtype", type=_DTYPE, help="With --shape, of A and B.  [default: that of x]")
+@click.option("--gpu", type=click.Choice(list(GPUS)), help="With --shape, a GPU other than this machine's.")
+def info(as_json: bool, shape: str | None, dtype: str, adapter_dtype: str | None, gpu: str | None) -> None:
     """Show versions, devices, and which code each device and dtype takes, and why."""
+    if shape is not None:
+        explanation = _explain(shape, dtype, adapter_dtype or dtype, gpu)
+        click.echo(json.dumps(explanation.as_dict(), indent=2) if as_json else str(explanation))
+        return
+    if gpu is not None or adapter_dtype is not None:
+        raise click.UsageError("--gpu and --adapter-dtype go with --shape")
     found = collect_info()
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
         print_info(found, Console())
+
+
+def _explain(shape: str, dtype: str, adapter_dtype: str, gpu: str | None) -> Explanation:
+    sizes = shape.split(",")
+    if len(sizes) != 4 or not all(size.strip().isdecimal() for size in sizes):
+        raise click.UsageError(f"--shape must be four whole numbers M,K,N,r; got {shape!r}")
+    M, K, N, r = map(int, sizes)
+    problem = Problem(M, K, N, r, getattr(torch, dtype), getattr(torch, adapter_dtype))
+    try:
+        return explain_problem(problem, gpu=gpu)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except BackendError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,189 @@
+"""What a layer does on a shape: which code, which tiles, what it moves, and the least time that implies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastlora.backend import Path, choose_path
+from fastlora.config import check_rank
+from fastlora.cost import Cost, Problem
+from fastlora.gpus import GPUS, Gpu, find_gpu
+from fastlora.layer import FusedLoRALinear
+
+if TYPE_CHECKING:
+    from fastlora.plan import Plan
+
+
+@dataclass(frozen=True)
+class PassExplanation:
+    """One pass.
+
+    Attributes:
+        name: "forward" or "backward" (all of dx, dA and dB).
+        plan: Tiles and variants of its one launch; None on the torch path.
+        tasks: Programs of that launch by what they compute; empty on the torch path.
+        cost: FLOPs and bytes.
+        floor_us: The least time on the named GPU, in microseconds; None without one.
+    """
+
+    name: str
+    plan: Plan | None
+    tasks: dict[str, int]
+    cost: Cost
+    floor_us: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; `str()` of it is a text for people.
+
+    Attributes:
+        problem: Shape and dtypes.
+        path: Which code runs, and why.
+        gpu: The GPU of the floor; None where none was named and the device's peaks are not known.
+        passes: Forward and backward.
+    """
+
+    problem: Problem
+    path: Path
+    gpu: str | None
+    passes: tuple[PassExplanation, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """The same in JSON's types."""
+        M, K, N, r, dtype, adapter_dtype = self.problem
+        return {
+            "shape": {"M": M, "K": K, "N": N, "r": r},
+            "dtype": _name(dtype),
+            "adapter_dtype": _name(adapter_dtype),
+            "path": self.path._asdict(),
+            "gpu": self.gpu,
+            "passes": [
+                {
+                    "name": one.name,
+                    "flops": one.cost.flops,
+                    "bytes": one.cost.moved,
+                    "floor_us": one.floor_us,
+                    "tile": None if one.plan is None else one.plan.tile._asdict(),
+                    "block_r": None if one.plan is None else one.plan.block_r,
+                    "launches": None if one.plan is None else 1,
+                    "tasks": one.tasks,
+                }
+                for one in self.passes
+            ],
+        }
+
+    def __str__(self) -> str:
+        M, K, N, r, dtype, adapter_dtype = self.problem
+        lines = [
+            f"x [{M}, {K}] {_name(dtype)} -> y [{M}, {N}], rank {r} in {_name(adapter_dtype)}",
+            f"path: {self.path.name} ({self.path.why})",
+        ]
+        for one in self.passes:
+            lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
+            if one.floor_us is not None:
+                lines[-1] += f", at least {one.floor_us:,.1f} us on {self.gpu} by its datasheet"
+            if one.plan is not None:
+                lines += _launch_lines(one.plan, one.tasks)
+        return "\n".join(lines)
+
+
+def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None = None) -> Explanation:
+    """What a layer does with an x of this shape, in training.
+
+    Args:
+        x_shape: [..., K].
+        layer: Its dtypes, device and rank count.
+        gpu: A GPU to explain for instead of the layer's device, such as "H200" (see `fastlora.gpus.GPUS`).
+
+    Raises:
+        TypeError: If `layer` is not a FusedLoRALinear.
+        ValueError: If the last dimension is not the layer's, or the GPU is unknown.
+        BackendError: If the backend is set to "triton" and cannot run on the layer's device.
+    """
+    if not isinstance(layer, FusedLoRALinear):
+        raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+    if not x_shape or x_shape[-1] != layer.in_features:
+        raise ValueError(f"x_shape must be [..., K={layer.in_features}]; got {list(x_shape)}")
+    M = 1
+    for size in x_shape[:-1]:
+        M *= size
+    dtypes = (layer.weight.dtype, layer.lora_A.dtype)
+    problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
+    return explain_problem(problem, device=layer.weight.device, gpu=gpu)
+
+
+def explain_problem(
+    problem: Problem, *, device: torch.device | None = None, gpu: str | None = None
+) -> Explanation:
+    """The same for a shape and dtypes alone.
+
+    Args:
+        problem: Shape and dtypes; every size at least 1.
+        device: Whose path is told; None means the first GPU, or the CPU.
+        gpu: As in `explain`.
+
+    Raises:
+        ValueError: If a size is below 1, or the GPU is unknown.
+        BackendError: As in `explain`.
+    """
+    for name, size in (("M", problem.M), ("K", problem.K), ("N", problem.N)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    check_rank(problem.r)
+    from fastlora.plan import architecture_of  # the tile table is read only where it is needed
+
+    if device is None:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if gpu is not None:
+        if gpu not in GPUS:
+            raise ValueError(f"gpu must be one of {', '.join(GPUS)}; got {gpu!r}")
+        path = Path("triton", f"as on an {gpu}")
+        architecture = GPUS[gpu].architecture
+    else:
+        path = choose_path(device, problem.dtype)
+        architecture = "" if path.name == "torch" else architecture_of(device)
+        gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    passes = tuple(_explain_pass(name, problem, architecture, gpu) for name in ("forward", "backward"))
+    return Explanation(problem, path, gpu, passes)
+
+
+def _explain_pass(name: str, problem: Problem, architecture: str, gpu: str | None) -> PassExplanation:
+    M, K, N, r, dtype, adapter_dtype = problem
+    cost: Cost = getattr(problem, name)()
+    floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
+    if not architecture:
+        return PassExplanation(name, None, {}, cost, floor)
+    from fastlora.plan import plan_for
+
+    plan = plan_for(name, architecture, dtype, adapter_dtype, M, r)
+    if name == "forward":
+        tasks = plan.forward_tasks(M, N, r)
+    else:
+        tasks = plan.backward_tasks(M, N, K, r, need_dx=True, need_dA=True, need_dB=True)
+    return PassExplanation(name, plan, tasks, cost, floor)
+
+
+def _rate(gpu: Gpu, dtype: torch.dtype) -> float:
+    if dtype.itemsize == 2:
+        return gpu.half
+    return gpu.ieee if torch.get_float32_matmul_precision() == "highest" else gpu.tf32
+
+
+def _launch_lines(plan: Plan, tasks: dict[str, int]) -> list[str]:
+    tile = plan.tile
+    shape = f"{tile.rows} x {tile.out}, steps of {tile.inner}, {plan.block_r} ranks"
+    programs = ", ".join(f"{count:,} of {name}" for name, count in tasks.items())
+    loads = "TMA where rows start on 16 bytes" if plan.tma else "pointers"
+    return [
+        f"  1 launch after a memory set of its workspace; {sum(tasks.values()):,} programs: {programs}",
+        f"  tiles {shape}, {tile.num_warps} warps, {tile.num_stages} stages, {loads}",
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

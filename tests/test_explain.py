@@ -1,0 +1,83 @@
+"""What a layer does on a shape, on this machine and on a named GPU."""
+
+import pytest
+import torch
+
+import fastlora
+from fastlora import FusedLoRALinear, explain
+from fastlora.cost import Problem
+from fastlora.explain import explain_problem
+from fastlora.gpus import GPUS, find_gpu
+from fastlora.plan import plan_for
+
+
+def layer(**options):
+    return FusedLoRALinear(256, 512, r=16, **options)
+
+
+def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
+    found = explain((4, 64, 256), layer(dtype=torch.bfloat16), gpu="H200")
+    assert found.path.name == "triton"
+    forward, backward = found.passes
+    assert forward.plan == plan_for("forward", "sm_90", torch.bfloat16, torch.bfloat16, 256, 16)
+    assert forward.tasks == {"p": 2, "y": 2 * 2}
+    assert backward.tasks == {"q": 2, "dx": 2 * 1, "dA": 4, "dB": 8}
+    assert forward.floor_us == pytest.approx(1e6 * forward.cost.moved / 4.8e12)
+    assert "H200" in str(found)
+
+
+def test_on_a_cpu_it_tells_the_torch_path_and_no_tiles():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    found = explain((8, 256), layer())
+    assert found.path.name == "torch"
+    assert all(one.plan is None and not one.tasks and one.floor_us is None for one in found.passes)
+
+
+def test_it_follows_the_backend_that_is_set():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with fastlora.set_backend("triton"):
+        found = explain((8, 256), layer())
+    assert found.path.name == "interpreter"
+    assert found.passes[0].tasks == {"p": 1, "y": 8}
+
+
+def test_exact_fp32_products_have_a_higher_floor_than_tf32(monkeypatch):
+    problem = Problem(8192, 4096, 4096, 16, torch.float32, torch.float32)
+    exact = explain_problem(problem, gpu="A100").passes[0].floor_us
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert explain_problem(problem, gpu="A100").passes[0].floor_us == pytest.approx(exact / 8)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "other", "gpu", "error", "message"),
+    [
+        ((8, 255), None, None, ValueError, r"x_shape must be \[..., K=256\]; got \[8, 255\]"),
+        ((), None, None, ValueError, "x_shape must be"),
+        ((0, 256), None, None, ValueError, "M must be at least 1; got 0"),
+        ((8, 256), None, "H300", ValueError, "gpu must be one of A100, .*; got 'H300'"),
+        ((8, 256), torch.nn.Linear(256, 512), None, TypeError, "layer must be a FusedLoRALinear; got Linear"),
+    ],
+)
+def test_what_does_not_fit_is_named(x_shape, other, gpu, error, message):
+    with pytest.raises(error, match=message):
+        explain(x_shape, other or layer(), gpu=gpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA Thing 1", None),
+    ],
+)
+def test_a_device_is_found_by_its_name(name, key):
+    assert find_gpu(name) == key
+
+
+def test_every_named_gpu_has_an_entry_of_the_tile_table():
+    for gpu in GPUS:
+        assert explain((300, 256), layer(), gpu=gpu).passes[1].plan is not None
