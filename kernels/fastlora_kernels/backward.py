@@ -64,6 +64,7 @@ def backward_kernel(
     Tickets: the q tiles, half of the dx tiles, the dB and dA tiles, the other half. dB and dA wait on memory,
     dx on the matrix units: in the middle they share the machine, at the end they would be its tail.
     """
+    seed = tl.load(seed_ptr) if DROPOUT else 0
     num_rows = tl.cdiv(M, BLOCK_M)
     num_ranks = tl.cdiv(r, BLOCK_R)
     num_q = num_rows * num_ranks if NEED_DX or NEED_DA else 0
@@ -83,7 +84,7 @@ def backward_kernel(
                 source=dy,
                 S_ptr=B_ptr,
                 out_ptr=q_ptr,
-                seed_ptr=seed_ptr,
+                seed=seed,
                 threshold=threshold,
                 s=s,
                 row=m * BLOCK_M,
@@ -111,7 +112,7 @@ def backward_kernel(
                 source=dy,
                 small_ptr=p_ptr,
                 out_ptr=dB_ptr,
-                seed_ptr=seed_ptr,
+                seed=seed,
                 threshold=threshold,
                 s=s,
                 column=(gradient // num_ranks) * BLOCK_N,
@@ -138,7 +139,7 @@ def backward_kernel(
                 source=x,
                 small_ptr=q_ptr,
                 out_ptr=dA_ptr,
-                seed_ptr=seed_ptr,
+                seed=seed,
                 threshold=threshold,
                 s=kept_scale,
                 column=((gradient - num_dB) // num_ranks) * BLOCK_N,
@@ -185,7 +186,7 @@ def backward_kernel(
                             quarters[part],
                             small_ptr=q_ptr,
                             V_ptr=A_ptr,
-                            seed_ptr=seed_ptr,
+                            seed=seed,
                             threshold=threshold,
                             s=kept_scale,
                             row=row,

@@ -73,7 +73,8 @@ TABLE: Final[dict[tuple[str, str, str], Entry]] = {
     ("sm_80", "tf32", "few"): Entry(_LOW_32, _LOW_32),
     ("sm_80", "ieee", "many"): Entry(_EXACT, _EXACT),
     ("sm_80", "ieee", "few"): Entry(_EXACT, _EXACT),
-    ("sm_86", "half", "many"): Entry(_SQUARE, _SQUARE),
+    # Three stages of the backward took 112 KiB at r=64 with dropout: p and q are fp32 in the pipeline.
+    ("sm_86", "half", "many"): Entry(_SQUARE, _SQUARE_SHALLOW),
     ("sm_86", "half", "few"): Entry(_LOW, _LOW),
     ("sm_86", "tf32", "many"): Entry(_SQUARE_32, _SQUARE_32),
     ("sm_86", "tf32", "few"): Entry(_LOW_32, _LOW_32),

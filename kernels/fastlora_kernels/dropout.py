@@ -16,12 +16,11 @@ _ROUNDS: tl.constexpr = tl.constexpr(7)
 
 
 @triton.jit
-def keep_mask(seed_ptr, threshold, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def keep_mask(seed, threshold, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """[ROWS, COLUMNS] from (row, column) on: True where x is kept, with probability 1 - threshold / 2^16.
 
     `column` and COLUMNS are multiples of 8.
     """
-    seed = tl.load(seed_ptr)
     offs_row = row + tl.arange(0, ROWS)
     offs_block = column // _LANES + tl.arange(0, COLUMNS // _LANES)
     zero = tl.zeros((ROWS, COLUMNS // _LANES), dtype=tl.int32)
@@ -34,7 +33,7 @@ def keep_mask(seed_ptr, threshold, row, column, ROWS: tl.constexpr, COLUMNS: tl.
 
 
 @triton.jit
-def drop(tile, seed_ptr, threshold, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def drop(tile, seed, threshold, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The tile with the dropped entries zero; the caller scales what is kept."""
-    keep = keep_mask(seed_ptr, threshold, row, column, ROWS, COLUMNS)
+    keep = keep_mask(seed, threshold, row, column, ROWS, COLUMNS)
     return tl.where(keep, tile, tl.zeros((ROWS, COLUMNS), dtype=tile.dtype))

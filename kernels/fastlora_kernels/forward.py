@@ -50,6 +50,7 @@ def forward_kernel(
     """
     flags_ptr = workspace_ptr + 1
     ticket = take_ticket(workspace_ptr)
+    seed = tl.load(seed_ptr) if DROPOUT else 0
     num_rows = tl.cdiv(M, BLOCK_M)
     num_ranks = tl.cdiv(r, BLOCK_R)
     num_p = num_rows * num_ranks
@@ -60,7 +61,7 @@ def forward_kernel(
             source=x,
             S_ptr=A_ptr,
             out_ptr=p_ptr,
-            seed_ptr=seed_ptr,
+            seed=seed,
             threshold=threshold,
             s=kept_scale,
             row=m * BLOCK_M,

@@ -63,7 +63,7 @@ def shrink_tile(
     source,  # [M, C]
     S_ptr,  # [C, r]
     out_ptr,  # [M, r] fp32
-    seed_ptr,  # of the dropout mask on source
+    seed,  # of the dropout mask on source
     threshold,
     s,
     row,
@@ -88,7 +88,7 @@ def shrink_tile(
     for c in range(0, C, BLOCK_C):
         tile = load_tile(source, row, c, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
         if DROPOUT:
-            tile = drop(tile, seed_ptr, threshold, row, c, BLOCK_M, BLOCK_C)
+            tile = drop(tile, seed, threshold, row, c, BLOCK_M, BLOCK_C)
         v = load_tile(S_ptr, c, rank, C, r, stride_sc, stride_sr, BLOCK_C, BLOCK_R, False)
         acc = dot_adapter(tile, v, acc, SPLIT, PRECISION)
     offs_m = row + tl.arange(0, BLOCK_M)
@@ -139,7 +139,7 @@ def gradient_tile(
     source,  # [M, C]
     small_ptr,  # [M, r] fp32: p or q
     out_ptr,  # [C, r], through its strides
-    seed_ptr,  # of the dropout mask on source
+    seed,  # of the dropout mask on source
     threshold,
     s,
     column,
@@ -165,7 +165,7 @@ def gradient_tile(
     for row in range(0, M, BLOCK_M):
         tile = load_tile(source, row, column, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
         if DROPOUT:
-            tile = drop(tile, seed_ptr, threshold, row, column, BLOCK_M, BLOCK_C)
+            tile = drop(tile, seed, threshold, row, column, BLOCK_M, BLOCK_C)
         offs_m = row + tl.arange(0, BLOCK_M)
         small = tl.load(
             small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
@@ -211,7 +211,7 @@ def store_dropped(
     acc,  # [BLOCK_M, BLOCK_C] fp32
     small_ptr,  # [M, r] fp32
     V_ptr,  # [r, C]
-    seed_ptr,
+    seed,
     threshold,
     s,
     row,
@@ -245,5 +245,5 @@ def store_dropped(
         DTYPE=out_ptr.dtype.element_ty,
         PRECISION=PRECISION,
     )
-    keep = keep_mask(seed_ptr, threshold, row, column, BLOCK_M, BLOCK_C)
+    keep = keep_mask(seed, threshold, row, column, BLOCK_M, BLOCK_C)
     store_tile(out_ptr, acc + tl.where(keep, update, 0.0), row, column, M, C, BLOCK_M, BLOCK_C)

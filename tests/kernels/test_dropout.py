@@ -14,7 +14,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @triton.jit
 def read_mask(seed_ptr, out_ptr, threshold, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    keep = keep_mask(seed_ptr, threshold, row, column, ROWS, COLUMNS)
+    keep = keep_mask(tl.load(seed_ptr), threshold, row, column, ROWS, COLUMNS)
     offsets = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     tl.store(out_ptr + offsets, keep.to(tl.int32))
 
