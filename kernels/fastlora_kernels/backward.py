@@ -217,6 +217,7 @@ def backward_kernel(
                     BLOCK_M=BLOCK_M,
                     BLOCK_C=BLOCK_K,
                     BLOCK_R=BLOCK_R,
+                    MOST_RANKS=32,  # what fits beside the main loop's accumulator
                     DTYPE=dx_ptr.dtype.element_ty,
                     PRECISION=PRECISION,
                 )

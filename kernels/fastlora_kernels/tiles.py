@@ -113,14 +113,14 @@ def add_low_rank(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    MOST_RANKS: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + s small V at (row, column); the caller has waited for the rows of small."""
+    """acc + s small V at (row, column), MOST_RANKS at a time; the caller has waited for the rows of small."""
     offs_m = row + tl.arange(0, BLOCK_M)
-    # The accumulator of the main loop holds most registers: 32 ranks at a time are what fits beside it. One
-    # or two trips at usual ranks, so there is nothing to pipeline.
-    STEP: tl.constexpr = min(BLOCK_R, 32)
+    # One or two trips at usual ranks, so there is nothing to pipeline.
+    STEP: tl.constexpr = min(BLOCK_R, MOST_RANKS)
     for rank in tl.range(0, r, STEP, num_stages=1):
         offs_r = rank + tl.arange(0, STEP)
         small = tl.load(
@@ -242,6 +242,7 @@ def store_dropped(
         BLOCK_M=BLOCK_M,
         BLOCK_C=BLOCK_C,
         BLOCK_R=BLOCK_R,
+        MOST_RANKS=16,  # with 32 one variant spilled 8 bytes (sm_90, r=24, Triton 3.9.0)
         DTYPE=out_ptr.dtype.element_ty,
         PRECISION=PRECISION,
     )
