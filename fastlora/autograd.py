@@ -79,10 +79,12 @@ def lora_linear(
 
     Raises:
         TypeError: If a dtype is not floating, or x, W and b, or A and B, differ in dtype.
-        ValueError: If shapes or devices do not fit together.
+        ValueError: If shapes or devices do not fit together, or dropout is outside [0, 1).
 
     Source: arXiv 2106.09685, section 4.1, equation 3.
     """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
     kind = x.device.type
     autocasts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if autocasts and x.is_floating_point() and x.dtype != torch.float64:

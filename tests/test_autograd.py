@@ -92,3 +92,10 @@ def test_an_operand_that_does_not_fit_is_named(name, wrong, error, message):
     setattr(o, name, wrong)
     with pytest.raises(error, match=message):
         lora_linear(o.x, o.W, o.b, o.A, o.B, o.s)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_a_dropout_that_is_no_probability_below_one_is_refused(dropout):
+    o = operands(6, 7, 5, 2)
+    with pytest.raises(ValueError, match=r"dropout must be a probability in \[0, 1\)"):
+        lora_linear(o.x, o.W, o.b, o.A, o.B, o.s, dropout=dropout)
