@@ -24,15 +24,13 @@ class PassExplanation:
 
     Attributes:
         name: "forward" or "backward" (all of dx, dA and dB).
-        plan: Tiles and variants of its one launch; None on the torch path.
-        tasks: Programs of that launch by what they compute; empty on the torch path.
+        plan: Tiles, tasks and variants of its one launch; None on the torch path.
         cost: FLOPs and bytes.
         floor_us: The least time on the named GPU, in microseconds; None without one.
     """
 
     name: str
     plan: Plan | None
-    tasks: dict[str, int]
     cost: Cost
     floor_us: float | None
 
@@ -68,10 +66,8 @@ class Explanation:
                     "flops": one.cost.flops,
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
-                    "tile": None if one.plan is None else one.plan.tile._asdict(),
-                    "block_r": None if one.plan is None else one.plan.block_r,
                     "launches": None if one.plan is None else 1,
-                    "tasks": one.tasks,
+                    **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes
             ],
@@ -88,7 +84,7 @@ class Explanation:
             if one.floor_us is not None:
                 lines[-1] += f", at least {one.floor_us:,.1f} us on {self.gpu} by its datasheet"
             if one.plan is not None:
-                lines += _launch_lines(one.plan, one.tasks)
+                lines += _launch_lines(one.plan)
         return "\n".join(lines)
 
 
@@ -157,15 +153,11 @@ def _explain_pass(name: str, problem: Problem, architecture: str, gpu: str | Non
     cost: Cost = getattr(problem, name)()
     floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
     if not architecture:
-        return PassExplanation(name, None, {}, cost, floor)
+        return PassExplanation(name, None, cost, floor)
     from fastlora.plan import plan_for
 
-    plan = plan_for(name, architecture, dtype, adapter_dtype, M, r)
-    if name == "forward":
-        tasks = plan.forward_tasks(M, N, r)
-    else:
-        tasks = plan.backward_tasks(M, N, K, r, need_dx=True, need_dA=True, need_dB=True)
-    return PassExplanation(name, plan, tasks, cost, floor)
+    plan = plan_for(name, architecture, dtype, adapter_dtype, (M, K, N, r))
+    return PassExplanation(name, plan, cost, floor)
 
 
 def _rate(gpu: Gpu, dtype: torch.dtype) -> float:
@@ -174,15 +166,34 @@ def _rate(gpu: Gpu, dtype: torch.dtype) -> float:
     return gpu.ieee if torch.get_float32_matmul_precision() == "highest" else gpu.tf32
 
 
-def _launch_lines(plan: Plan, tasks: dict[str, int]) -> list[str]:
+def _plan_fields(plan: Plan) -> dict[str, object]:
+    return {
+        "shape_class": plan.shape_class,
+        "tile": plan.tile._asdict(),
+        "block_r": plan.block_r,
+        "tasks": plan.tasks,
+        "parts": plan.parts,
+        "library": plan.library,
+    }
+
+
+def _launch_lines(plan: Plan) -> list[str]:
+    if plan.library:
+        return [
+            f"  the vendor's matrix product, which was measured to be faster for {plan.shape_class!r} shapes"
+        ]
     tile = plan.tile
     shape = f"{tile.rows} x {tile.out}, steps of {tile.inner}, {plan.block_r} ranks"
-    programs = ", ".join(f"{count:,} of {name}" for name, count in tasks.items())
+    programs = ", ".join(_programs(name, count, plan.parts[name]) for name, count in plan.tasks.items())
     loads = "TMA where rows start on 16 bytes" if plan.tma else "pointers"
     return [
-        f"  1 launch after a memory set of its workspace; {sum(tasks.values()):,} programs: {programs}",
-        f"  tiles {shape}, {tile.num_warps} warps, {tile.num_stages} stages, {loads}",
+        f"  1 launch after a memory set of its workspace; {plan.num_tasks:,} programs: {programs}",
+        f"  {plan.shape_class} tiles {shape}, {tile.num_warps} warps, {tile.num_stages} stages, {loads}",
     ]
+
+
+def _programs(name: str, count: int, parts: int) -> str:
+    return f"{count:,} of {name}" + (f" ({parts} a tile)" if parts > 1 else "")
 
 
 def _name(dtype: torch.dtype) -> str:

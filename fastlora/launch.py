@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.backend import BackendError
-from fastlora.plan import make_plan
+from fastlora.plan import Needs, Plan, make_plan
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.forward import forward_kernel
 
@@ -28,6 +28,7 @@ def forward(
     s: float,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ in one launch.
 
@@ -40,30 +41,34 @@ def forward(
         s: The scaling.
         dropout: Probability of dropping an entry of x_d, to the nearest 2^-16.
         seed: [1] int64, the seed of the mask; needed where dropout > 0.
+        plan: How to launch, instead of what the tile table says; of this very shape and dropout.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32.
     """
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
-    plan = make_plan("forward", x, A)
-    tile = plan.tile
     threshold, kept_scale = _dropout_constants(dropout)
+    plan = plan or make_plan("forward", x, W, A, Needs(dropout=threshold > 0))
+    tile = plan.tile
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     num_rows = triton.cdiv(M, tile.rows)
-    num_tasks = sum(plan.forward_tasks(M, N, r).values())
+    workspace = torch.zeros(1 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and _is_aligned(x) and _is_aligned(W)
+    tma_store = plan.tma and _is_aligned(y)
     with _on_device(x):
-        forward_kernel[(num_tasks,)](
+        forward_kernel[(plan.num_tasks,)](
             x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
             W=TensorDescriptor.from_tensor(W, [tile.out, tile.inner]) if tma else W,
-            b_ptr=y if b is None else b.contiguous(),
+            b_ptr=None if b is None else b.contiguous(),
             A_ptr=A,
             B_ptr=B,
-            y_ptr=y,
+            y=TensorDescriptor.from_tensor(y, [tile.rows, plan.store_columns]) if tma_store else y,
             p_ptr=p,
-            workspace_ptr=torch.zeros(1 + num_rows, device=x.device, dtype=torch.int32),
-            seed_ptr=y if seed is None else seed,
+            p_scratch_ptr=_scratch(plan, "p", instead=p),
+            y_scratch_ptr=_scratch(plan, "y", instead=p),
+            workspace_ptr=workspace,
+            seed_ptr=seed,
             threshold=threshold,
             kept_scale=kept_scale,
             s=s,
@@ -71,6 +76,8 @@ def forward(
             N=N,
             K=K,
             r=r,
+            num_p_parts=plan.parts["p"],
+            num_y_parts=plan.parts["y"],
             stride_xm=x.stride(0),
             stride_xk=x.stride(1),
             stride_wn=W.stride(0),
@@ -86,7 +93,9 @@ def forward(
             GROUP=tile.group,
             HAS_BIAS=b is not None,
             DROPOUT=threshold > 0,
+            CUT=plan.parts["y"] > 1,
             TMA=tma,
+            TMA_STORE=tma_store,
             SPLIT=plan.split,
             PRECISION=plan.precision,
             **plan.options,
@@ -104,6 +113,7 @@ def backward(
     s: float,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    plan: Plan | None = None,
     *,
     need_dx: bool = True,
     need_dA: bool = True,
@@ -121,6 +131,7 @@ def backward(
         s: The scaling.
         dropout: As in `forward`.
         seed: As in `forward`; it gives the same mask D again.
+        plan: As in `forward`.
         need_dx: Whether x needs its gradient.
         need_dA: Whether A needs its gradient.
         need_dB: Whether B needs its gradient.
@@ -131,18 +142,19 @@ def backward(
     if not (need_dx or need_dA or need_dB):
         return None, None, None
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
-    plan = make_plan("backward", x, A)
-    tile = plan.tile
     threshold, kept_scale = _dropout_constants(dropout)
+    plan = plan or make_plan("backward", x, W, A, Needs(threshold > 0, need_dx, need_dA, need_dB))
+    tile = plan.tile
     dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if need_dx else None
     dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if need_dA else None
     dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if need_dB else None
     q = torch.empty(M, r, device=x.device, dtype=torch.float32) if need_dx or need_dA else p
     num_rows = triton.cdiv(M, tile.rows)
-    tasks = plan.backward_tasks(M, N, K, r, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
+    workspace = torch.zeros(2 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and _is_aligned(dy) and _is_aligned(x) and _is_aligned(W)
+    tma_store = plan.tma and dx is not None and _is_aligned(dx)
     with _on_device(x):
-        backward_kernel[(sum(tasks.values()),)](
+        backward_kernel[(plan.num_tasks,)](
             dy=TensorDescriptor.from_tensor(dy, [tile.rows, tile.inner]) if tma else dy,
             x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
             W=TensorDescriptor.from_tensor(W, [tile.inner, tile.out]) if tma else W,
@@ -150,11 +162,14 @@ def backward(
             B_ptr=B,
             p_ptr=p,
             q_ptr=q,
-            dx_ptr=x if dx is None else dx,
-            dA_ptr=A if dA is None else dA,
-            dB_ptr=B if dB is None else dB,
-            workspace_ptr=torch.zeros(2 + num_rows, device=x.device, dtype=torch.int32),
-            seed_ptr=p if seed is None else seed,
+            dx=TensorDescriptor.from_tensor(dx, [tile.rows, plan.store_columns]) if tma_store else dx,
+            dA_ptr=dA,
+            dB_ptr=dB,
+            q_scratch_ptr=_scratch(plan, "q", instead=p),
+            dx_scratch_ptr=_scratch(plan, "dx", instead=p),
+            gradient_scratch_ptr=_scratch(plan, "dB", "dA", instead=p),
+            workspace_ptr=workspace,
+            seed_ptr=seed,
             threshold=threshold,
             kept_scale=kept_scale,
             s=s,
@@ -162,6 +177,9 @@ def backward(
             N=N,
             K=K,
             r=r,
+            num_q_parts=plan.parts["q"],
+            num_dx_parts=plan.parts["dx"],
+            num_gradient_parts=plan.parts["dA"],
             stride_dym=dy.stride(0),
             stride_dyn=dy.stride(1),
             stride_xm=x.stride(0),
@@ -181,12 +199,20 @@ def backward(
             NEED_DA=need_dA,
             NEED_DB=need_dB,
             DROPOUT=threshold > 0,
+            CUT=plan.parts["dx"] > 1,
             TMA=tma,
+            TMA_STORE=tma_store,
             SPLIT=plan.split,
             PRECISION=plan.precision,
             **plan.options,
         )
     return dx, dA, dB
+
+
+def _scratch(plan: Plan, *names: str, instead: Tensor) -> Tensor:
+    """Memory for the parts of these tiles; `instead`, which is then not touched, where they are whole."""
+    size = plan.scratch_size(*names)
+    return torch.empty(size, device=instead.device, dtype=torch.float32) if size else instead
 
 
 def _dropout_constants(dropout: float) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""How a call is laid out on a device: tiles, tasks and variants, looked up in the tile table.
+"""How a call is laid out on a device: tiles, tasks and variants, looked up in the tile tables.
 
 Needs no Triton and no GPU, so that `explain` can tell what another machine would do.
 """
@@ -6,61 +6,98 @@ Needs no Triton and no GPU, so that `explain` can tell what another machine woul
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlora_kernels import configs
+from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.tables import Tile
 
 
 class Plan(NamedTuple):
-    """How one class of calls is launched.
+    """How a call is launched.
 
     Attributes:
+        shape_class: The class of the output's shape in the tile table.
         tile: Block shapes, warps and stages.
         block_r: Block of ranks.
-        tma: Whether aligned operands come through tensor descriptors.
+        tasks: Programs of the launch by what they compute: "p" and "y" forward; "q", "dx", "dA" and "dB"
+            backward.
+        parts: How many of these programs share a tile, by the same names.
+        tma: Whether aligned operands come and results go through tensor descriptors.
+        store_columns: Columns of the block that a y or dx tile is stored by.
         split: Whether A and B are wider than x.
         precision: Of fp32 products: "ieee" or "tf32".
+        library: Whether the vendor's matrix product was measured to be faster for this class.
         options: Compiler options.
     """
 
-    tile: configs.Tile
+    shape_class: str
+    tile: Tile
     block_r: int
+    tasks: dict[str, int]
+    parts: dict[str, int]
     tma: bool
+    store_columns: int
     split: bool
     precision: str
+    library: bool
     options: dict[str, int | bool]
 
-    def forward_tasks(self, M: int, N: int, r: int) -> dict[str, int]:
-        """Programs of the forward launch, by what they compute."""
-        rows = _blocks(M, self.tile.rows)
-        return {"p": rows * _blocks(r, self.block_r), "y": rows * _blocks(N, self.tile.out)}
+    @property
+    def num_tasks(self) -> int:
+        """Programs of the launch."""
+        return sum(self.tasks.values())
 
-    def backward_tasks(
-        self, M: int, N: int, K: int, r: int, *, need_dx: bool, need_dA: bool, need_dB: bool
-    ) -> dict[str, int]:
-        """Programs of the backward launch, by what they compute."""
-        rows, ranks = _blocks(M, self.tile.rows), _blocks(r, self.block_r)
-        return {
-            "q": rows * ranks * (need_dx or need_dA),
-            "dx": rows * _blocks(K, self.tile.out) * need_dx,
-            "dA": ranks * _blocks(K, self.tile.inner) * need_dA,
-            "dB": ranks * _blocks(N, self.tile.inner) * need_dB,
-        }
+    def num_arrivals(self) -> int:
+        """Counters that the parts of tiles need."""
+        return sum(count // self.parts[name] for name, count in self.tasks.items())
+
+    def scratch_size(self, *names: str) -> int:
+        """fp32 elements that the parts of these tiles take together; 0 where the tiles are whole."""
+        tile = self.tile
+        columns = {"y": tile.out, "dx": tile.out}
+        rows = {"dA": tile.inner, "dB": tile.inner}
+        return sum(
+            self.tasks[name] * rows.get(name, tile.rows) * columns.get(name, self.block_r)
+            for name in names
+            if self.parts[name] > 1
+        )
 
 
-def make_plan(direction: str, x: Tensor, A: Tensor) -> Plan:
-    """The plan of a call; calls of one device, dtypes, row class and rank share it.
+class Needs(NamedTuple):
+    """What a pass computes besides its formula's plain part.
+
+    Attributes:
+        dropout: Whether the low-rank branch has dropout.
+        dx: Whether x needs its gradient.
+        dA: Whether A needs its gradient.
+        dB: Whether B needs its gradient.
+    """
+
+    dropout: bool = False
+    dx: bool = True
+    dA: bool = True
+    dB: bool = True
+
+
+_EVERYTHING: Final = Needs()
+
+
+def make_plan(direction: str, x: Tensor, W: Tensor, A: Tensor, needs: Needs) -> Plan:
+    """The plan of a call.
 
     Args:
         direction: "forward" or "backward".
         x: [M, K].
+        W: [N, K].
         A: [r, K].
+        needs: What the call computes.
     """
-    architecture = architecture_of(x.device)
-    return plan_for(direction, architecture, x.dtype, A.dtype, x.shape[0], A.shape[0])
+    shape = (*x.shape, W.shape[0], A.shape[0])
+    return plan_for(direction, architecture_of(x.device), x.dtype, A.dtype, shape, needs)
 
 
 def plan_for(
@@ -68,45 +105,88 @@ def plan_for(
     architecture: str,
     dtype: torch.dtype,
     adapter_dtype: torch.dtype,
-    M: int,
-    r: int,
+    shape: tuple[int, ...],
+    needs: Needs = _EVERYTHING,
+    tile: Tile | None = None,
 ) -> Plan:
-    """The plan for an architecture of the tile table, whatever machine this is.
+    """The plan for an architecture of the tile tables, whatever machine this is.
 
     Args:
         direction: "forward" or "backward".
-        architecture: The tile table's name.
+        architecture: The table's name.
         dtype: Of x.
         adapter_dtype: Of A.
-        M: Rows of x.
-        r: The rank.
+        shape: (M, K, N, r).
+        needs: What the call computes.
+        tile: Instead of the table's.
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     precision = "ieee" if exact else "tf32"
-    return _cached_plan(direction, architecture, dtype, adapter_dtype, configs.row_class(M), r, precision)
+    return _cached_plan(direction, architecture, dtype, adapter_dtype, shape, needs, tile, precision)
 
 
-@functools.lru_cache(maxsize=1024)
+# Lengths of sequences vary from batch to batch, hence the size.
+@functools.lru_cache(maxsize=8192)
 def _cached_plan(
     direction: str,
     architecture: str,
     dtype: torch.dtype,
     adapter_dtype: torch.dtype,
-    rows: str,
-    r: int,
+    shape: tuple[int, ...],
+    needs: Needs,
+    tile: Tile | None,
     precision: str,
 ) -> Plan:
+    M, K, N, r = shape
     kind = configs.element_kind(torch.finfo(dtype).bits, precision)
     split = torch.finfo(adapter_dtype).bits > torch.finfo(dtype).bits
-    tile: configs.Tile = getattr(configs.entry(architecture, kind, rows), direction)
+    table = configs.table_of(architecture)
+    name = configs.shape_class(table, kind, M, N if direction == "forward" else K, direction)
+    entry = table.entries[kind][name]
+    tile = tile or getattr(entry, direction)
+    block_r = configs.rank_block(r, architecture, kind, split)
+    if direction == "forward":
+        tiles, steps = _forward_tiles(tile, block_r, shape)
+    else:
+        tiles, steps = _backward_tiles(tile, block_r, shape, needs)
+    parts = {name: configs.num_parts(table, count, steps[name]) for name, count in tiles.items()}
+    if direction == "backward":  # the tiles of dB and dA stand in one row, cut alike
+        parts["dB"] = parts["dA"] = configs.num_parts(table, tiles["dB"] + tiles["dA"], steps["dA"])
     return Plan(
+        shape_class=name,
         tile=tile,
-        block_r=configs.rank_block(r, architecture, kind, split),
+        block_r=block_r,
+        tasks={name: count * parts[name] for name, count in tiles.items()},
+        parts=parts,
         tma=configs.takes_tma(architecture, kind),
+        store_columns=configs.store_columns(tile, direction, needs.dropout),
         split=split,
         precision=precision,
+        library=direction in entry.library,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
+
+
+def _forward_tiles(tile: Tile, block_r: int, shape: tuple[int, ...]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many tiles there are of each kind, and how many steps the loop of each has."""
+    M, K, N, r = shape
+    tiles = {"p": num_blocks(M, tile.rows) * num_blocks(r, block_r), "y": configs.num_tiles(tile, M, N)}
+    return tiles, dict.fromkeys(tiles, num_blocks(K, tile.inner))
+
+
+def _backward_tiles(
+    tile: Tile, block_r: int, shape: tuple[int, ...], needs: Needs
+) -> tuple[dict[str, int], dict[str, int]]:
+    M, K, N, r = shape
+    ranks = num_blocks(r, block_r)
+    tiles = {
+        "q": num_blocks(M, tile.rows) * ranks * (needs.dx or needs.dA),
+        "dx": configs.num_tiles(tile, M, K) * needs.dx,
+        "dB": num_blocks(N, tile.inner) * ranks * needs.dB,
+        "dA": num_blocks(K, tile.inner) * ranks * needs.dA,
+    }
+    along_N, along_M = num_blocks(N, tile.inner), num_blocks(M, tile.rows)
+    return tiles, {"q": along_N, "dx": along_N, "dB": along_M, "dA": along_M}
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,9 +198,5 @@ def architecture_of(device: torch.device) -> str:
     return configs.nearest_architecture(
         backend="hip" if torch.version.hip else "cuda",
         capability=(properties.major, properties.minor),
-        shared_memory=getattr(properties, "shared_memory_per_block_optin", configs.SHARED_MEMORY["sm_86"]),
+        shared_memory=getattr(properties, "shared_memory_per_block_optin", 0),
     )
-
-
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)

@@ -19,9 +19,13 @@ def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
     found = explain((4, 64, 256), layer(dtype=torch.bfloat16), gpu="H200")
     assert found.path.name == "triton"
     forward, backward = found.passes
-    assert forward.plan == plan_for("forward", "sm_90", torch.bfloat16, torch.bfloat16, 256, 16)
-    assert forward.tasks == {"p": 2, "y": 2 * 2}
-    assert backward.tasks == {"q": 2, "dx": 2 * 1, "dA": 4, "dB": 8}
+    assert forward.plan == plan_for("forward", "sm_90", torch.bfloat16, torch.bfloat16, (256, 256, 512, 16))
+    # Of p one program a tile: four steps of 64 along K are too few to cut.
+    assert forward.plan.shape_class == "square"
+    assert forward.plan.tasks == {"p": 2, "y": 2 * 4}
+    assert backward.plan.tasks == {"q": 2 * 2, "dx": 2 * 2 * 2, "dB": 8, "dA": 4}
+    assert backward.plan.parts == {"q": 2, "dx": 2, "dB": 1, "dA": 1}
+    assert "4 of q (2 a tile)" in str(found)
     assert forward.floor_us == pytest.approx(1e6 * forward.cost.moved / 4.8e12)
     assert "H200" in str(found)
 
@@ -31,7 +35,7 @@ def test_on_a_cpu_it_tells_the_torch_path_and_no_tiles():
         pytest.skip("this machine has a GPU")
     found = explain((8, 256), layer())
     assert found.path.name == "torch"
-    assert all(one.plan is None and not one.tasks and one.floor_us is None for one in found.passes)
+    assert all(one.plan is None and one.floor_us is None for one in found.passes)
 
 
 def test_it_follows_the_backend_that_is_set():
@@ -40,7 +44,7 @@ def test_it_follows_the_backend_that_is_set():
     with fastlora.set_backend("triton"):
         found = explain((8, 256), layer())
     assert found.path.name == "interpreter"
-    assert found.passes[0].tasks == {"p": 1, "y": 8}
+    assert found.passes[0].plan.tasks == {"p": 1 * 2, "y": 8}
 
 
 def test_exact_fp32_products_have_a_higher_floor_than_tf32(monkeypatch):

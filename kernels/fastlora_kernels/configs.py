@@ -1,53 +1,20 @@
-"""The tile table: block shapes by architecture, element kind, rows and pass.
+"""Which tiles and compiler options a call takes: by architecture, element kind and shape."""
 
-A lookup, never a search: nothing is timed or compiled to choose a tile. Every entry compiles without a spill
-within its architecture's shared memory (`offline.py` checks it).
-"""
+from typing import Final
 
-from typing import Final, NamedTuple
-
-
-class Tile(NamedTuple):
-    """One program's share of a matrix product.
-
-    Attributes:
-        rows: Rows of the output tile (along M).
-        out: Columns of the output tile (N forward, K backward).
-        inner: Step of the main loop (along K forward, N backward); also the columns of a dB or dA tile.
-        group: Row tiles that share a band of L2.
-        num_warps: Warps of a program.
-        num_stages: Depth of the software pipeline.
-    """
-
-    rows: int
-    out: int
-    inner: int
-    group: int
-    num_warps: int
-    num_stages: int
-
-
-class Entry(NamedTuple):
-    """The tiles of one architecture, element kind and row class."""
-
-    forward: Tile
-    backward: Tile
-
-
-# Shared memory that one program may take, in bytes (CUDA programming guide, "compute capabilities"; the CDNA3
-# ISA guide for gfx942).
-SHARED_MEMORY: Final = {
-    "sm_80": 163 * 1024,
-    "sm_86": 99 * 1024,
-    "sm_90": 227 * 1024,
-    "sm_100": 227 * 1024,
-    "gfx942": 64 * 1024,
-}
+from fastlora_kernels.tables import ARCHITECTURES, Entry, Table, Tile, load_table
 
 _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_100": (10, 0)}
 
-# Up to this many rows (decoding, small batches) an output tile is as low as the matrix units allow.
-FEW_ROWS: Final = 64
+# The shape classes of a [M, C] output, in the order in which they are tried; a table may lack some.
+#   few      up to FEW_ROWS rows: decoding
+#   low      up to LOW_ROWS rows: decoding of a batch, small batches
+#   narrow   up to NARROW_COLUMNS columns
+#   wide     enough wide tiles for every multiprocessor
+#   square   everything else
+FEW_ROWS: Final = 16
+LOW_ROWS: Final = 64
+NARROW_COLUMNS: Final = 64
 
 # Ranks beyond these are taken in several blocks, so that registers do not grow with the rank. fp32 elements
 # take twice the registers a rank; so do split adapters, and four times where the matrix units read their
@@ -56,60 +23,28 @@ _RANKS: Final = 64
 _RANKS_FP32: Final = 32
 _RANKS_SPLIT: Final = {"sm_80": 16, "sm_86": 16, "sm_90": 32, "sm_100": 32, "gfx942": 32, "interpreter": 32}
 
-_WIDE = Tile(rows=128, out=256, inner=64, group=8, num_warps=8, num_stages=3)
-_SQUARE = Tile(rows=128, out=128, inner=64, group=8, num_warps=8, num_stages=3)
-_SQUARE_32 = Tile(rows=128, out=128, inner=32, group=8, num_warps=8, num_stages=3)
-_SQUARE_SHALLOW = Tile(rows=128, out=128, inner=64, group=8, num_warps=8, num_stages=2)
-_SQUARE_32_SHALLOW = Tile(rows=128, out=128, inner=32, group=8, num_warps=8, num_stages=2)
-_LOW = Tile(rows=64, out=128, inner=64, group=1, num_warps=4, num_stages=3)
-_LOW_32 = Tile(rows=64, out=64, inner=32, group=1, num_warps=4, num_stages=3)
-_EXACT = Tile(rows=64, out=64, inner=16, group=8, num_warps=4, num_stages=2)
+# A part has at least this many steps of its loop: fewer would not fill the pipeline.
+_FEWEST_STEPS: Final = 4
 
-# (architecture, element kind, row class). The kinds are those of `element_kind`.
-TABLE: Final[dict[tuple[str, str, str], Entry]] = {
-    ("sm_80", "half", "many"): Entry(_SQUARE, _SQUARE),
-    ("sm_80", "half", "few"): Entry(_LOW, _LOW),
-    ("sm_80", "tf32", "many"): Entry(_SQUARE_32, _SQUARE_32),
-    ("sm_80", "tf32", "few"): Entry(_LOW_32, _LOW_32),
-    ("sm_80", "ieee", "many"): Entry(_EXACT, _EXACT),
-    ("sm_80", "ieee", "few"): Entry(_EXACT, _EXACT),
-    # Three stages of the backward took 112 KiB at r=64 with dropout: p and q are fp32 in the pipeline.
-    ("sm_86", "half", "many"): Entry(_SQUARE, _SQUARE_SHALLOW),
-    ("sm_86", "half", "few"): Entry(_LOW, _LOW),
-    ("sm_86", "tf32", "many"): Entry(_SQUARE_32, _SQUARE_32),
-    ("sm_86", "tf32", "few"): Entry(_LOW_32, _LOW_32),
-    ("sm_86", "ieee", "many"): Entry(_EXACT, _EXACT),
-    ("sm_86", "ieee", "few"): Entry(_EXACT, _EXACT),
-    ("sm_90", "half", "many"): Entry(_WIDE, _WIDE),
-    ("sm_90", "half", "few"): Entry(_LOW, _LOW),
-    ("sm_90", "tf32", "many"): Entry(_SQUARE_32, _SQUARE_32),
-    ("sm_90", "tf32", "few"): Entry(_LOW_32, _LOW_32),
-    ("sm_90", "ieee", "many"): Entry(_EXACT, _EXACT),
-    ("sm_90", "ieee", "few"): Entry(_EXACT, _EXACT),
-    ("sm_100", "half", "many"): Entry(_WIDE, _WIDE),
-    ("sm_100", "half", "few"): Entry(_LOW, _LOW),
-    ("sm_100", "tf32", "many"): Entry(_SQUARE_32, _SQUARE_32),
-    ("sm_100", "tf32", "few"): Entry(_LOW_32, _LOW_32),
-    ("sm_100", "ieee", "many"): Entry(_EXACT, _EXACT),
-    ("sm_100", "ieee", "few"): Entry(_EXACT, _EXACT),
-    ("gfx942", "half", "many"): Entry(_SQUARE_SHALLOW, _SQUARE_SHALLOW),
-    ("gfx942", "half", "few"): Entry(_LOW, _LOW),
-    ("gfx942", "tf32", "many"): Entry(_SQUARE_32_SHALLOW, _SQUARE_32_SHALLOW),
-    ("gfx942", "tf32", "few"): Entry(_LOW_32, _LOW_32),
-    ("gfx942", "ieee", "many"): Entry(_EXACT, _EXACT),
-    ("gfx942", "ieee", "few"): Entry(_EXACT, _EXACT),
-}
-
-
-# What the interpreter runs: small, so that small tests cross tile borders.
-INTERPRETER: Final = Entry(
-    forward=Tile(rows=32, out=64, inner=64, group=2, num_warps=4, num_stages=1),
-    backward=Tile(rows=32, out=64, inner=64, group=2, num_warps=4, num_stages=1),
+# What the interpreter runs: small, so that small tests cross tile borders and cut tiles into parts.
+INTERPRETER: Final = Table(
+    multiprocessors=12,
+    shared_memory=0,
+    measured=None,
+    entries={
+        kind: {
+            "square": Entry(
+                forward=Tile(rows=32, out=64, inner=32, group=2, num_warps=4, num_stages=1),
+                backward=Tile(rows=32, out=64, inner=32, group=2, num_warps=4, num_stages=1),
+            )
+        }
+        for kind in ("half", "tf32", "ieee")
+    },
 )
 
 
 def nearest_architecture(backend: str, capability: tuple[int, int], shared_memory: int) -> str:
-    """The table's newest architecture that is no newer than the GPU and fits its shared memory.
+    """The newest architecture with a table that is no newer than the GPU and fits its shared memory.
 
     Args:
         backend: "cuda" or "hip".
@@ -121,20 +56,59 @@ def nearest_architecture(backend: str, capability: tuple[int, int], shared_memor
     fitting = [
         (number, name)
         for name, number in _CAPABILITIES.items()
-        if number <= capability and SHARED_MEMORY[name] <= shared_memory
+        if number <= capability and load_table(name).shared_memory <= shared_memory
     ]
     return max(fitting)[1] if fitting else "sm_86"
 
 
-def entry(architecture: str, kind: str, rows: str) -> Entry:
-    """The tiles for an element kind and a row class, "few" or "many"."""
-    if architecture == "interpreter":
-        return INTERPRETER
-    return TABLE[architecture, kind, rows]
+def table_of(architecture: str) -> Table:
+    """The table of one of ARCHITECTURES, or of "interpreter"."""
+    if architecture != "interpreter" and architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
+    return INTERPRETER if architecture == "interpreter" else load_table(architecture)
+
+
+def shape_class(table: Table, kind: str, M: int, C: int, direction: str) -> str:
+    """The class of an output [M, C] among those that the table has for this element kind.
+
+    Args:
+        table: The architecture's.
+        kind: As `element_kind` gives it.
+        M: Rows.
+        C: Columns: N forward, K backward.
+        direction: "forward" or "backward".
+    """
+    classes = table.entries[kind]
+    if "few" in classes and M <= FEW_ROWS:
+        return "few"
+    if "low" in classes and M <= LOW_ROWS:
+        return "low"
+    if "narrow" in classes and C <= NARROW_COLUMNS:
+        return "narrow"
+    if "wide" in classes and num_tiles(getattr(classes["wide"], direction), M, C) >= table.multiprocessors:
+        return "wide"
+    return "square"
+
+
+def num_tiles(tile: Tile, M: int, C: int) -> int:
+    """Tiles of an output [M, C]."""
+    return num_blocks(M, tile.rows) * num_blocks(C, tile.out)
+
+
+def num_blocks(size: int, block: int) -> int:
+    """Blocks that cover a size."""
+    return -(-size // block)
+
+
+def num_parts(table: Table, tiles: int, steps: int) -> int:
+    """Parts that each of these tiles, of so many loop steps, is cut into for all multiprocessors to work."""
+    if tiles == 0:
+        return 1
+    return max(1, min(table.multiprocessors // tiles, steps // _FEWEST_STEPS))
 
 
 def takes_tma(architecture: str, kind: str) -> bool:
-    """Whether aligned operands come through tensor descriptors.
+    """Whether aligned operands come and results go through tensor descriptors.
 
     Exact fp32 products read their operands into registers; through TMA they took 60 to 80 registers more
     (sm_90, 64 x 64 tiles) and nothing is won.
@@ -147,15 +121,15 @@ def element_kind(bits: int, precision: str) -> str:
     return "half" if bits == 16 else precision
 
 
-def row_class(M: int) -> str:
-    """The row class "few" or "many"."""
-    return "few" if M <= FEW_ROWS else "many"
-
-
 def rank_block(r: int, architecture: str, kind: str, split: bool) -> int:
     """The block of ranks: a power of two, at least the 16 that a matrix instruction takes."""
     most = _RANKS_SPLIT[architecture] if split else _RANKS if kind == "half" else _RANKS_FP32
     return min(max(16, 1 << (r - 1).bit_length()), most)
+
+
+def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
+    """Columns of the block that is stored at once: under the dropout mask dx is stored in quarters."""
+    return tile.out // 4 if direction == "backward" and dropout else tile.out
 
 
 def launch_options(tile: Tile, backend: str) -> dict[str, int | bool]:
@@ -167,6 +141,6 @@ def launch_options(tile: Tile, backend: str) -> dict[str, int | bool]:
     }
     if backend == "cuda":
         # Without a bound ptxas spills 8 to 32 bytes in some fp32 variants to fit one more program on a
-        # multiprocessor; with the hardware's own bound no entry of the table spills.
+        # multiprocessor; with the hardware's own bound no entry of the tables spills.
         options["maxnreg"] = 255
     return options

@@ -1,4 +1,4 @@
-"""What every entry of the tile table is held to, checked by compiling it for its targets.
+"""What every entry of the tile tables is held to, checked by compiling it for its targets.
 
     python -m fastlora_kernels.gate                         the most demanding variants, all architectures
     python -m fastlora_kernels.gate sm_90 --every-variant   every variant of one architecture
@@ -8,6 +8,7 @@ any Triton that the kernels support; unset TRITON_INTERPRET.
 """
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -18,8 +19,9 @@ from typing import NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fastlora_kernels.configs import SHARED_MEMORY, TABLE, Tile, takes_tma
+from fastlora_kernels.configs import takes_tma
 from fastlora_kernels.offline import TARGETS, Resources, Variant, compile_kernel
+from fastlora_kernels.tables import Tile, load_table
 
 
 class Case(NamedTuple):
@@ -27,7 +29,7 @@ class Case(NamedTuple):
 
     architecture: str
     kind: str
-    rows: str
+    shape_class: str
     direction: str
     tile: Tile
     variant: Variant
@@ -36,86 +38,89 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         variant = self.variant
         return (
-            f"{self.target.arch} {self.kind} {self.rows} rows, {self.direction}, {variant.element} with "
+            f"{self.target.arch} {self.kind} {self.shape_class}, {self.direction}, {variant.element} with "
             f"{variant.adapter} adapters, r={variant.r}, {'TMA' if variant.tma else 'pointers'}"
-            f"{', dropout' if variant.dropout else ''}"
+            f"{', dropout' if variant.dropout else ''}{', bias' if variant.bias else ''}"
+            f"{', cut' if variant.cut else ''}"
         )
 
 
 def cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
-    """The kernels to compile: per entry and target the two most demanding variants, or all of them."""
-    for (architecture, kind, rows), entry in TABLE.items():
-        if architecture not in architectures:
-            continue
-        tma = takes_tma(architecture, kind)
-        variants = demanding_variants(kind, tma)
-        if every_variant:
-            variants = all_variants(kind, tma)
-        for target in TARGETS[architecture]:
-            for direction, tile in entry._asdict().items():
-                for variant in variants:
-                    yield Case(architecture, kind, rows, direction, tile, variant, target)
+    """The kernels to compile: of each entry and target the most demanding variants, or all of them."""
+    for architecture in architectures:
+        for kind, classes in load_table(architecture).entries.items():
+            tma = takes_tma(architecture, kind)
+            make = all_variants if every_variant else demanding_variants
+            for (shape_class, entry), target in itertools.product(classes.items(), TARGETS[architecture]):
+                for direction in ("forward", "backward"):
+                    # There are enough wide tiles for every multiprocessor: these are never cut.
+                    for variant in make(kind, direction, tma=tma, cut=shape_class != "wide"):
+                        tile = getattr(entry, direction)
+                        yield Case(architecture, kind, shape_class, direction, tile, variant, target)
 
 
-def demanding_variants(kind: str, tma: bool) -> list[Variant]:
+def demanding_variants(kind: str, direction: str, *, tma: bool, cut: bool) -> list[Variant]:
     """Those that take most shared memory (p and q are fp32 in the pipeline) and most registers."""
+    bias = direction == "forward"
     if kind == "half":
-        return [Variant("bf16", adapter, 64, tma, dropout=True) for adapter in ("bf16", "fp32")]
-    return [Variant("fp32", "fp32", 64, tma, kind, dropout=True)]
-
-
-def all_variants(kind: str, tma: bool) -> list[Variant]:
-    """Every dtype, adapter dtype, rank block and way of loading; dropout in one of the 16-bit dtypes."""
-    loads = [True, False] if tma else [False]
-    if kind != "half":
         return [
-            Variant("fp32", "fp32", r, load, kind, dropout)
-            for r in (8, 24)
-            for load in loads
-            for dropout in (False, True)
+            Variant("bf16", adapter, 64, tma, dropout=True, bias=bias, cut=cut)
+            for adapter in ("bf16", "fp32")
         ]
-    whole = [
-        Variant(element, adapter, r, load)
-        for element in ("bf16", "fp16")
-        for adapter in (element, "fp32")
-        for r in (8, 24, 64)
-        for load in loads
-    ]
-    return whole + [variant._replace(dropout=True) for variant in whole if variant.element == "bf16"]
+    return [Variant("fp32", "fp32", 64, tma, kind, dropout=True, bias=bias, cut=cut)]
+
+
+def all_variants(kind: str, direction: str, *, tma: bool, cut: bool) -> Iterator[Variant]:
+    """Every dtype, adapter dtype, way of loading, dropout and bias; then every block of ranks, uncut."""
+    dtypes = [("fp32", "fp32", kind)]
+    if kind == "half":
+        dtypes = [(x, adapter, "ieee") for x in ("bf16", "fp16") for adapter in (x, "fp32")]
+    loads = (True, False) if tma else (False,)
+    biases = (True, False) if direction == "forward" else (False,)
+    for (element, adapter, precision), load, dropout, bias in itertools.product(
+        dtypes, loads, (False, True), biases
+    ):
+        yield Variant(element, adapter, 64, load, precision, dropout, bias, cut)
+    for (element, adapter, precision), r in itertools.product(dtypes[:2], (8, 24)):
+        yield Variant(element, adapter, r, tma, precision, bias=biases[0])
 
 
 def faults(case: Case, made: Resources) -> list[str]:
     """What is wrong with a compiled kernel, as phrases; none if it may be shipped."""
     found = []
-    limit = SHARED_MEMORY[case.architecture]
+    limit = load_table(case.architecture).shared_memory
     if made.shared > limit:
         found.append(f"takes {made.shared} bytes of shared memory, the target has {limit}")
     if made.spill:
         found.append(f"spills {made.spill} bytes")
     if case.target.backend == "cuda":
         found += _hand_over_faults(made.assembly, case.direction)
-        if case.variant.tma and "cp.async.bulk.tensor" not in made.assembly:
+        if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):
             found.append("loads nothing through TMA")
-    wants_wgmma = case.architecture == "sm_90" and case.kind != "ieee"
+        if case.variant.tma and not re.search(r"bulk\.tensor\S*\.global\.shared::c\w+", made.assembly):
+            found.append("stores nothing through TMA")
+    # The instruction takes 64 rows.
+    wants_wgmma = case.architecture == "sm_90" and case.kind != "ieee" and case.tile.rows >= 64
     if wants_wgmma and "wgmma.mma_async" not in made.assembly:
         found.append("has no wgmma")
     return found
 
 
 def _hand_over_faults(ptx: str, direction: str) -> list[str]:
-    """The order that hands p and q over: stores, barrier, release; acquire, barrier, loads past L1."""
-    # Triton 3.6 publishes with atom, 3.9 with red, which returns nothing.
-    release, acquire, load = "release.add", "gpu.acquire", "ld.global.cg"
-    events = re.findall(r"st\.global|bar\.sync|release\.add|gpu\.acquire|ld\.global\.cg", ptx)
-    found = [f"has no {event}" for event in (release, acquire) if event not in events]
+    """The order of a hand-over: stores, barrier, release; acquire, barrier, loads past L1."""
+    # A tile is published with release: Triton 3.6 makes an atom of it, 3.9 a red, which returns nothing. A
+    # part arrives with both in one.
+    release, acquire, both, load = "release.add", "gpu.acquire", "acq_rel.add", "ld.global.cg"
+    events = re.findall(r"st\.global|bar\.sync|release\.add|gpu\.acquire|acq_rel\.add|ld\.global\.cg", ptx)
+    found = [f"has no {event}" for event in (release, acquire, both) if event not in events]
     for index, event in enumerate(events):
-        if event == release and events[index - 1] != "bar.sync":
-            found.append("publishes without a barrier after its stores")
+        if event in (release, both) and events[index - 1] != "bar.sync":
+            found.append(f"hands over by {event} without a barrier after its stores")
         # The backward's dB tiles read p past L1 as well, which an earlier launch wrote.
-        if event == load and direction == "forward" and acquire not in events[:index]:
-            found.append("reads p before it acquires its flag")
-        if event == acquire and "bar.sync" not in events[index + 1 : _next(events, load, index)]:
-            found.append("reads what it acquired without a barrier in between")
+        if event == load and direction == "forward" and not {acquire, both} & set(events[:index]):
+            found.append("reads what was handed over before it acquires it")
+        if event in (acquire, both) and "bar.sync" not in events[index + 1 : _next(events, load, index)]:
+            found.append(f"reads what it acquired by {event} without a barrier in between")
     return found
 
 
@@ -141,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("architectures", nargs="*", help=", ".join(TARGETS))
     parser.add_argument("--every-variant", action="store_true", help="all dtypes, ranks and ways of loading")
+    parser.add_argument("--only", default="", help='kernels whose line holds this, such as "half square"')
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at a time")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.architectures) - set(TARGETS))
@@ -148,7 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"architectures must be among {', '.join(TARGETS)}; got {', '.join(unknown)}")
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
-    todo = list(cases(options.architectures or list(TARGETS), every_variant=options.every_variant))
+    chosen = cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
+    todo = [case for case in chosen if options.only in str(case)]
+    if not todo:
+        parser.error(f"--only {options.only!r}: no kernel's line holds this")
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
         for line, found in pool.map(_check, todo):

@@ -11,8 +11,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastlora_kernels.backward import backward_kernel
-from fastlora_kernels.configs import Tile, launch_options, rank_block
+from fastlora_kernels.configs import launch_options, rank_block, store_columns
 from fastlora_kernels.forward import forward_kernel
+from fastlora_kernels.tables import Tile
 
 TARGETS: Final = {
     "sm_80": [GPUTarget("cuda", 80, 32)],
@@ -23,6 +24,14 @@ TARGETS: Final = {
 }
 
 
+# As at run time for usual sizes: x, W and dy have rows of whole 16s, and strides like them.
+_DIVISIBLE: Final = (
+    *("N", "K"),
+    *("stride_xm", "stride_xk", "stride_wn", "stride_wk", "stride_dym", "stride_dyn"),
+    *("stride_ar", "stride_ak", "stride_bn", "stride_br"),
+)
+
+
 class Variant(NamedTuple):
     """What a kernel is specialized for, besides its tile.
 
@@ -30,9 +39,11 @@ class Variant(NamedTuple):
         element: "bf16", "fp16" or "fp32", the dtype of x, W and b.
         adapter: The dtype of A and B.
         r: The rank.
-        tma: Whether x, W and dy come through tensor descriptors.
+        tma: Whether x, W and dy come and y and dx go through tensor descriptors.
         precision: "tf32" or "ieee", for fp32.
         dropout: Whether the low-rank branch has dropout.
+        bias: Whether there is a bias; of the forward.
+        cut: Whether y and dx tiles are cut into parts.
     """
 
     element: str = "bf16"
@@ -41,6 +52,8 @@ class Variant(NamedTuple):
     tma: bool = False
     precision: str = "ieee"
     dropout: bool = False
+    bias: bool = True
+    cut: bool = False
 
     @property
     def kind(self) -> str:
@@ -91,7 +104,7 @@ def compile_kernel(
             kind = "constexpr"
         signature[name] = kind
         # As at run time for contiguous operands of usual sizes: aligned pointers, sizes divisible by 16.
-        if kind.startswith("*") or (kind == "i32" and name not in ("r", "threshold")):
+        if kind.startswith("*") or (kind == "i32" and name in _DIVISIBLE):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = launch_options(tile, target.backend)
@@ -110,7 +123,9 @@ def _constants(direction: str, architecture: str, tile: Tile, variant: Variant) 
         "BLOCK_M": tile.rows,
         "BLOCK_R": rank_block(variant.r, architecture, variant.kind, variant.split),
         "GROUP": tile.group,
+        "CUT": variant.cut,
         "TMA": variant.tma,
+        "TMA_STORE": variant.tma,
         "DROPOUT": variant.dropout,
         "SPLIT": variant.split,
         "PRECISION": variant.precision,
@@ -120,8 +135,12 @@ def _constants(direction: str, architecture: str, tile: Tile, variant: Variant) 
         "stride_ak": 1,
         "stride_br": 1,
     }
+    if not variant.dropout:
+        constants["seed_ptr"] = None
     if direction == "forward":
-        return constants | {"BLOCK_N": tile.out, "BLOCK_K": tile.inner, "HAS_BIAS": True}
+        if not variant.bias:
+            constants["b_ptr"] = None
+        return constants | {"BLOCK_N": tile.out, "BLOCK_K": tile.inner, "HAS_BIAS": variant.bias}
     need = {"NEED_DX": True, "NEED_DA": True, "NEED_DB": True}
     return constants | need | {"BLOCK_K": tile.out, "BLOCK_N": tile.inner, "stride_dyn": 1}
 
@@ -135,13 +154,16 @@ def _kind(name: str, direction: str, tile: Tile, variant: Variant) -> str:
         rows = {"x": tile.rows, "dy": tile.rows, "W": tile.inner if inner_only else tile.out}[name]
         columns = tile.out if inner_only else tile.inner
         return f"tensordesc<{element}[{rows}, {columns}]>"
+    if name in ("y", "dx"):
+        columns = store_columns(tile, direction, variant.dropout)
+        return f"tensordesc<{element}[{tile.rows}, {columns}]>" if variant.tma else f"*{element}"
     if name in ("A_ptr", "B_ptr", "dA_ptr", "dB_ptr"):
         return f"*{variant.adapter}"
-    if name in ("p_ptr", "q_ptr"):
+    if name in ("p_ptr", "q_ptr") or name.endswith("scratch_ptr"):
         return "*fp32"
     if name in ("workspace_ptr", "seed_ptr"):
         return "*i32" if name == "workspace_ptr" else "*i64"
-    if name in ("b_ptr", "y_ptr", "dx_ptr"):
+    if name == "b_ptr":
         return f"*{element}"
     return "fp32" if name in ("s", "kept_scale") else "i32"
 

@@ -1,18 +1,13 @@
-"""The tiles that forward and backward are made of; every one is a task of one program.
+"""Loading a tile, adding the low-rank product to a y or dx tile, and storing it.
 
-    shrink_tile     [M, C] times [C, r], the p and q tiles; published to the programs that need them
-    gradient_tile   [M, C]ᵀ times [M, r], the dB and dA tiles
-    add_low_rank    adds p or q times [r, C] to a y or dx tile
-    store_tile      stores a y or dx tile; store_dropped adds the low-rank product under its mask first
-
-An operand called `source` is a tensor descriptor where TMA is set and a pointer elsewhere. p and q are fp32,
-contiguous [M, r].
+An operand called `source` or `out` is a tensor descriptor where TMA is set and a pointer elsewhere. p and q
+are fp32, contiguous [M, r].
 """
 
 import triton
 import triton.language as tl
 
-from fastlora_kernels.dropout import drop, keep_mask
+from fastlora_kernels.dropout import keep_mask
 
 
 @triton.jit
@@ -41,60 +36,6 @@ def load_tile(
         inside = (offs_row < num_rows)[:, None] & (offs_column < num_columns)[None, :]
         tile = tl.load(source + offsets, mask=inside, other=0.0)
     return tile
-
-
-@triton.jit
-def dot_adapter(tile, v, acc, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + tile v, with v converted to tile's dtype.
-
-    With SPLIT an fp32 v on a 16-bit tile is taken as the sum of two 16-bit parts: the adapter's gradient then
-    keeps fp32's accuracy at r times the small cost, and no fp32 copy of the tile is made.
-    """
-    high = v.to(tile.dtype)
-    acc = tl.dot(tile, high, acc, input_precision=PRECISION)
-    if SPLIT:
-        low = (v - high.to(tl.float32)).to(tile.dtype)
-        acc = tl.dot(tile, low, acc, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
-def shrink_tile(
-    source,  # [M, C]
-    S_ptr,  # [C, r]
-    out_ptr,  # [M, r] fp32
-    seed,  # of the dropout mask on source
-    threshold,
-    s,
-    row,
-    rank,
-    M,
-    C,
-    r,
-    stride_m,
-    stride_c,
-    stride_sc,
-    stride_sr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    TMA: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out[row:, rank:] = s source S for BLOCK_M rows and BLOCK_R ranks; the caller publishes it."""
-    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    for c in range(0, C, BLOCK_C):
-        tile = load_tile(source, row, c, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
-        if DROPOUT:
-            tile = drop(tile, seed, threshold, row, c, BLOCK_M, BLOCK_C)
-        v = load_tile(S_ptr, c, rank, C, r, stride_sc, stride_sr, BLOCK_C, BLOCK_R, False)
-        acc = dot_adapter(tile, v, acc, SPLIT, PRECISION)
-    offs_m = row + tl.arange(0, BLOCK_M)
-    offs_r = rank + tl.arange(0, BLOCK_R)
-    inside = (offs_m < M)[:, None] & (offs_r < r)[None, :]
-    tl.store(out_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :], acc * s, mask=inside)
 
 
 @triton.jit
@@ -135,54 +76,8 @@ def add_low_rank(
 
 
 @triton.jit
-def gradient_tile(
-    source,  # [M, C]
-    small_ptr,  # [M, r] fp32: p or q
-    out_ptr,  # [C, r], through its strides
-    seed,  # of the dropout mask on source
-    threshold,
-    s,
-    column,
-    rank,
-    M,
-    C,
-    r,
-    stride_m,
-    stride_c,
-    stride_oc,
-    stride_or,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    TMA: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out[column:, rank:] = s sourceᵀ small over all M rows, accumulated in fp32 in the order of the rows."""
-    acc = tl.zeros((BLOCK_C, BLOCK_R), dtype=tl.float32)
-    offs_r = rank + tl.arange(0, BLOCK_R)
-    for row in range(0, M, BLOCK_M):
-        tile = load_tile(source, row, column, M, C, stride_m, stride_c, BLOCK_M, BLOCK_C, TMA)
-        if DROPOUT:
-            tile = drop(tile, seed, threshold, row, column, BLOCK_M, BLOCK_C)
-        offs_m = row + tl.arange(0, BLOCK_M)
-        small = tl.load(
-            small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
-            mask=(offs_m < M)[:, None] & (offs_r < r)[None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        acc = dot_adapter(tl.trans(tile), small, acc, SPLIT, PRECISION)
-    offs_c = column + tl.arange(0, BLOCK_C)
-    offsets = offs_c.to(tl.int64)[:, None] * stride_oc + offs_r.to(tl.int64)[None, :] * stride_or
-    inside = (offs_c < C)[:, None] & (offs_r < r)[None, :]
-    tl.store(out_ptr + offsets, (acc * s).to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def store_tile(
-    out_ptr,  # [M, C] contiguous
+    out,  # [M, C] contiguous
     acc,  # [BLOCK_M, BLOCK_C] fp32
     row,
     column,
@@ -190,13 +85,17 @@ def store_tile(
     C,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """out[row:, column:] = acc, in out's dtype."""
-    offs_m = row + tl.arange(0, BLOCK_M)
-    offs_c = column + tl.arange(0, BLOCK_C)
-    inside = (offs_m < M)[:, None] & (offs_c < C)[None, :]
-    offsets = offs_m.to(tl.int64)[:, None] * C + offs_c[None, :]
-    tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
+    if TMA:
+        out.store([row, column], acc.to(out.dtype))
+    else:
+        offs_m = row + tl.arange(0, BLOCK_M)
+        offs_c = column + tl.arange(0, BLOCK_C)
+        inside = (offs_m < M)[:, None] & (offs_c < C)[None, :]
+        offsets = offs_m.to(tl.int64)[:, None] * C + offs_c[None, :]
+        tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -207,7 +106,7 @@ def split_columns(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def store_dropped(
-    out_ptr,  # [M, C] contiguous
+    out,  # [M, C] contiguous
     acc,  # [BLOCK_M, BLOCK_C] fp32
     small_ptr,  # [M, r] fp32
     V_ptr,  # [r, C]
@@ -224,6 +123,8 @@ def store_dropped(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    DTYPE: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out[row:, column:] = acc + D * (s small V), with D the 0/1 mask; the scale of what is kept is in s."""
@@ -243,8 +144,8 @@ def store_dropped(
         BLOCK_C=BLOCK_C,
         BLOCK_R=BLOCK_R,
         MOST_RANKS=16,  # with 32 one variant spilled 8 bytes (sm_90, r=24, Triton 3.9.0)
-        DTYPE=out_ptr.dtype.element_ty,
+        DTYPE=DTYPE,
         PRECISION=PRECISION,
     )
     keep = keep_mask(seed, threshold, row, column, BLOCK_M, BLOCK_C)
-    store_tile(out_ptr, acc + tl.where(keep, update, 0.0), row, column, M, C, BLOCK_M, BLOCK_C)
+    store_tile(out, acc + tl.where(keep, update, 0.0), row, column, M, C, BLOCK_M, BLOCK_C, TMA)

@@ -1,8 +1,11 @@
 """Every GPU gets an entry of the tile table, and every rank a block."""
 
+import itertools
+
 import pytest
 
 from fastlora_kernels import configs
+from fastlora_kernels.tables import ARCHITECTURES, load_table
 
 KIB = 1024
 
@@ -29,16 +32,48 @@ def test_a_rocm_gpu_gets_the_cdna_entry():
     assert configs.nearest_architecture("hip", (9, 4), 64 * KIB) == "gfx942"
 
 
-def test_every_architecture_has_an_entry_for_every_kind_and_row_class():
-    for architecture in configs.SHARED_MEMORY:
-        for kind in ("half", "tf32", "ieee"):
-            for M in (1, 64, 65, 100_000):
-                assert configs.entry(architecture, kind, configs.row_class(M))
+@pytest.mark.parametrize(
+    ("M", "C", "expected"),
+    [
+        (1, 4096, "few"),
+        (16, 10, "few"),
+        (17, 4096, "low"),
+        (64, 4096, "low"),
+        (65, 4096, "square"),
+        (65_536, 64, "narrow"),
+        (1024, 4096, "square"),
+        (2048, 4096, "wide"),
+        (65_536, 1024, "wide"),
+    ],
+)
+def test_a_shape_takes_the_class_that_fills_the_machine(M, C, expected):
+    assert configs.shape_class(load_table("sm_90"), "half", M, C, "forward") == expected
+
+
+@pytest.mark.parametrize("kind", ["half", "tf32", "ieee"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "interpreter"])
+def test_every_shape_has_an_entry_whatever_classes_a_table_has(architecture, kind):
+    table = configs.table_of(architecture)
+    for M, C in itertools.product((1, 17, 65, 100_000), (1, 65, 100_000)):
+        assert configs.shape_class(table, kind, M, C, "backward") in table.entries[kind]
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ValueError, match=r"architecture must be one of sm_80, .*; got 'sm_70'"):
+        configs.table_of("sm_70")
+
+
+@pytest.mark.parametrize(
+    ("tiles", "steps", "parts"),
+    [(1, 64, 16), (16, 64, 8), (64, 64, 2), (128, 64, 1), (500, 64, 1), (1, 3, 1), (10, 16, 4), (0, 64, 1)],
+)
+def test_few_tiles_are_cut_for_all_multiprocessors_but_not_below_four_steps(tiles, steps, parts):
+    assert configs.num_parts(load_table("sm_90"), tiles, steps) == parts
 
 
 @pytest.mark.parametrize("r", [1, 3, 15, 16, 17, 24, 64, 65, 128, 1000])
 def test_rank_blocks_are_powers_of_two_that_cover_small_ranks_whole(r):
-    for architecture in configs.SHARED_MEMORY:
+    for architecture in ARCHITECTURES:
         for kind, split in (("half", False), ("half", True), ("ieee", False)):
             block = configs.rank_block(r, architecture, kind, split)
             assert block >= 16
