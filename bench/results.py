@@ -1,16 +1,20 @@
 """The results file: one schema for every bench, written as the run goes on.
 
     {schema, device, versions, commit, modified, sources, command, started,
-     correctness: {tests, soak}, ceilings, absent: {method: why}, problems: [...],
-     checks: [{method, errors, failure, dtype, adapter_dtype, shape}],
-     profiles: [{method, phase, dtype, adapter_dtype, shape, launches, kernels}],
-     rows: [{level, method, phase, dtype, adapter_dtype, shape: {M, K, N, r}, dropout, mode,
+     correctness: {step: {passed, finished, summary, seconds, ...}}, ceilings,
+     absent: {method: why}, left_out: [{method, why, CASE}], problems: [...],
+     checks: [{method, errors, failure, CASE}],
+     profiles: [{method, phase, CASE, launches, kernels}],
+     rows: [{level, method, phase, CASE, mode,
              median_us, q25_us, q75_us, peak_bytes, launches, floor_us, samples_us}]}
+
+    CASE: dtype, adapter_dtype, shape: {M, K, N, r}, dropout, bias
 
 Times are microseconds of one call. The i-th samples of all methods of one case, phase and mode come from one
 round, so their quotients are ratios pair by pair. `peak_bytes` and `launches` are those of one eager call.
-Methods without adapters are measured in every case beside the others; its rank and adapter dtype stand in
-their rows too.
+Methods without adapters are measured in every case beside the others; its rank, adapter dtype and dropout
+stand in their rows too. A method that cannot run at all is `absent`; one that cannot run a case is `left_out`
+there. A correctness step whose `passed` is null did not run; its summary says why.
 """
 
 from __future__ import annotations
@@ -44,11 +48,18 @@ class Row:
     launches: int | None
     floor_us: float
     samples_us: list[float]
+    bias: bool = False
 
     @property
     def labels(self) -> dict[str, Any]:
         """The case."""
-        return {"dtype": self.dtype, "adapter_dtype": self.adapter_dtype, "shape": self.shape}
+        return {
+            "dtype": self.dtype,
+            "adapter_dtype": self.adapter_dtype,
+            "shape": self.shape,
+            "dropout": self.dropout,
+            "bias": self.bias,
+        }
 
 
 @dataclass
@@ -58,10 +69,10 @@ class Results:
     environment: Environment
     command: str
     started: str
-    tests: dict[str, Any] | None = None
-    soak: dict[str, Any] | None = None
+    correctness: dict[str, dict[str, Any]] = field(default_factory=dict)
     ceilings: dict[str, Any] | None = None
     absent: dict[str, str] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +80,7 @@ class Results:
 
     def has(self, labels: dict[str, Any]) -> bool:
         """Whether a case has been measured."""
-        return any(row.labels == labels for row in self.rows)
+        return any(labels.items() <= row.labels.items() for row in self.rows)
 
     def has_profile(self, labels: dict[str, Any]) -> bool:
         """Whether the launches of a case have been counted."""
@@ -86,13 +97,10 @@ class Results:
 
     def failures(self) -> list[str]:
         """What went wrong, a line each; empty for a run to be trusted."""
-        failures = [f"{name}: {run['summary']}" for name, run in self._correctness() if not run["passed"]]
+        steps = self.correctness.items()
+        failures = [f"{name}: {step['summary']}" for name, step in steps if step["passed"] is False]
         failures += [f"{check['method']}: {check['failure']}" for check in self.checks if check["failure"]]
         return failures + self.problems
-
-    def _correctness(self) -> list[tuple[str, dict[str, Any]]]:
-        parts = {"tests": self.tests, "soak": self.soak}
-        return [(name, run) for name, run in parts.items() if run is not None]
 
     def write(self, path: Path) -> None:
         """Replace the file in one step: a run that is killed leaves the last complete one."""
@@ -107,12 +115,17 @@ class Results:
             **self.environment._asdict(),
             "command": self.command,
             "started": self.started,
-            "correctness": {"tests": self.tests, "soak": self.soak},
+            "correctness": self.correctness,
             "ceilings": self.ceilings,
             "absent": self.absent,
             "problems": self.problems,
         }
-        lists = {"checks": self.checks, "profiles": self.profiles, "rows": [asdict(row) for row in self.rows]}
+        lists = {
+            "left_out": self.left_out,
+            "checks": self.checks,
+            "profiles": self.profiles,
+            "rows": [asdict(row) for row in self.rows],
+        }
         parts = [json.dumps(head, indent=2).removesuffix("\n}")]
         for name, entries in lists.items():
             lines = ",".join(f"\n    {json.dumps(entry)}" for entry in entries)
@@ -133,10 +146,10 @@ class Results:
             environment=Environment(**{name: content[name] for name in Environment._fields}),
             command=content["command"],
             started=content["started"],
-            tests=content["correctness"]["tests"],
-            soak=content["correctness"]["soak"],
+            correctness=content["correctness"],
             ceilings=content["ceilings"],
             absent=content["absent"],
+            left_out=content["left_out"],
             problems=content["problems"],
             checks=content["checks"],
             profiles=content["profiles"],

@@ -16,6 +16,10 @@ Call = Callable[[], object]
 _STEADY: Final = 0.05
 
 
+def nothing() -> None:
+    """The call that stands for none."""
+
+
 class Quartiles(NamedTuple):
     """The middle of a sample: a quarter of it lies below `q25`, a quarter above `q75`."""
 
@@ -85,7 +89,10 @@ def timer_for(device: torch.device) -> type[CpuTimer] | type[CudaTimer]:
 
 
 def interleaved(
-    calls: Mapping[str, Call], rounds: int, new_timer: Callable[[], Timer]
+    calls: Mapping[str, Call],
+    rounds: int,
+    new_timer: Callable[[], Timer],
+    before: Mapping[str, Call] | None = None,
 ) -> dict[str, list[float]]:
     """Time every call once a round, so that a change of clocks or load touches all of them alike.
 
@@ -95,6 +102,7 @@ def interleaved(
         calls: By name.
         rounds: How often each is timed.
         new_timer: Makes a timer.
+        before: By the names of the calls: what runs ahead of each, outside its time.
 
     Returns:
         Microseconds by name, one for each round.
@@ -103,21 +111,42 @@ def interleaved(
     order = list(calls)
     for _ in range(rounds):
         for name in order:
+            if before is not None:
+                before[name]()
             with timers[name]:
                 calls[name]()
         order.reverse()
     return {name: timer.microseconds() for name, timer in timers.items()}
 
 
-def warm_up(calls: Mapping[str, Call], most_rounds: int, new_timer: Callable[[], Timer]) -> int:
+def warm_up(
+    calls: Mapping[str, Call],
+    most_rounds: int,
+    new_timer: Callable[[], Timer],
+    before: Mapping[str, Call] | None = None,
+) -> int:
     """Run the calls in turn until a round takes as long as the one before; how many rounds it took."""
-    before = float("inf")
+    last = float("inf")
     for done in range(1, most_rounds + 1):
-        total = sum(times[0] for times in interleaved(calls, 1, new_timer).values())
-        if abs(total - before) <= _STEADY * before < float("inf"):
+        total = sum(times[0] for times in interleaved(calls, 1, new_timer, before).values())
+        if abs(total - last) <= _STEADY * last < float("inf"):
             return done
-        before = total
+        last = total
     return most_rounds
+
+
+def rounds_within(
+    seconds: float,
+    calls: Mapping[str, Call],
+    new_timer: Callable[[], Timer],
+    before: Mapping[str, Call] | None = None,
+    *,
+    fewest: int,
+    most: int,
+) -> int:
+    """How many rounds of the calls take about so many seconds, by the time of one more; within the bounds."""
+    one = sum(times[0] for times in interleaved(calls, 1, new_timer, before).values())
+    return max(fewest, min(most, int(1e6 * seconds / max(one, 1.0))))
 
 
 def captured(call: Call) -> Call:
@@ -128,17 +157,34 @@ def captured(call: Call) -> Call:
     Args:
         call: Reads and writes the same tensors each time.
     """
+    (replay,) = captured_in_turn(call)
+    return replay
+
+
+def captured_in_turn(*calls: Call) -> list[Call]:
+    """Each call as a CUDA graph of its own, to be replayed in this order: later ones use what earlier left.
+
+    All are captured on one stream: autograd runs a backward pass on the stream of its forward pass, and work
+    on any other stream would break the capture.
+
+    Args:
+        calls: As for `captured`.
+    """
     # Capture demands that libraries have set up their workspaces on a stream other than the default one.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
-            call()
+            for call in calls:
+                call()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    replays: list[Call] = []
+    for call in calls:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            call()
+        replays.append(graph.replay)
+    return replays
 
 
 def quartiles(samples: Sequence[float]) -> Quartiles:

@@ -41,9 +41,13 @@ def row(**changes):
 
 def results(**changes):
     full = {
-        "tests": {"passed": True, "summary": "3 passed"},
+        "correctness": {
+            "tests": {"passed": True, "summary": "3 passed"},
+            "graph": {"passed": None, "summary": "not run: no GPU"},
+        },
         "ceilings": {"matmul_flops": 1.0},
         "absent": {"fastlora": "no GPU"},
+        "left_out": [{"method": "addmm", "why": "no dropout", "dropout": 0.1}],
         "checks": [{"method": "frozen", "failure": None}],
         "rows": [row(), row(method="full")],
     }
@@ -116,30 +120,42 @@ def test_a_file_that_is_no_results_file_is_set_aside(content, tmp_path):
     assert (tmp_path / "results.old.json").read_text() == content
 
 
+LABELS = {
+    "dtype": "bfloat16",
+    "adapter_dtype": "float32",
+    "shape": {"M": 2, "K": 3, "N": 4, "r": 1},
+    "dropout": 0.0,
+    "bias": False,
+}
+
+
 def test_a_case_is_known_by_its_rows():
-    labels = {"dtype": "bfloat16", "adapter_dtype": "float32", "shape": {"M": 2, "K": 3, "N": 4, "r": 1}}
-    assert results().has(labels)
-    assert not results().has({**labels, "adapter_dtype": "bfloat16"})
-    assert not results(rows=[]).has(labels)
+    assert row().labels == LABELS
+    assert results().has(LABELS)
+    for other in ({"adapter_dtype": "bfloat16"}, {"dropout": 0.1}, {"bias": True}):
+        assert not results().has({**LABELS, **other})
+    assert not results(rows=[]).has(LABELS)
 
 
 def test_launches_are_noted_in_the_rows_they_belong_to():
     found = results(
         rows=[row(launches=None), row(launches=None, mode="graph"), row(launches=None, method="full")]
     )
-    labels = {"dtype": "bfloat16", "adapter_dtype": "float32", "shape": {"M": 2, "K": 3, "N": 4, "r": 1}}
-    assert not found.has_profile(labels)
-    found.add_profiles([{"method": "frozen", "phase": "forward", **labels, "launches": 3, "kernels": []}])
+    assert not found.has_profile(LABELS)
+    found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
     assert [entry.launches for entry in found.rows] == [3, 3, None]
-    assert found.has_profile(labels)
-    assert not found.has_profile({**labels, "dtype": "float16"})
+    assert found.has_profile(LABELS)
+    assert not found.has_profile({**LABELS, "dtype": "float16"})
 
 
 def test_everything_that_went_wrong_is_a_failure():
     assert results().failures() == []
     bad = results(
-        tests={"passed": False, "summary": "1 failed, 2 passed"},
-        soak={"passed": False, "summary": "different"},
+        correctness={
+            "tests": {"passed": False, "summary": "1 failed, 2 passed"},
+            "soak": {"passed": False, "summary": "different"},
+            "racecheck": {"passed": None, "summary": "not run"},
+        },
         checks=[{"method": "addmm", "failure": "dx: error"}],
         problems=["case, forward: RuntimeError"],
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.timing import CpuTimer, interleaved, quartiles, ratio, warm_up
+from bench.timing import CpuTimer, interleaved, quartiles, ratio, rounds_within, warm_up
 
 
 class FakeTimer:
@@ -55,6 +55,41 @@ def test_calls_run_in_turn_and_the_order_turns_round():
     assert "".join(ran) == "abccbaabc"
     assert {name: len(samples) for name, samples in times.items()} == {"a": 3, "b": 3, "c": 3}
     assert all(time >= 0 for samples in times.values() for time in samples)
+
+
+def test_what_runs_before_a_call_runs_each_time_and_is_not_timed():
+    ran = []
+    calls = {name: lambda name=name: ran.append(name) for name in "ab"}
+    before = {name: lambda name=name: ran.append(name.upper()) for name in "ab"}
+    times = interleaved(calls, 2, Stopwatch.watching(ran), before)
+    assert "".join(ran) == "AaBbBbAa"
+    assert times == {"a": ["a", "a"], "b": ["b", "b"]}
+
+
+class Stopwatch(FakeTimer):
+    """What a list gained while it ran, instead of a time."""
+
+    @classmethod
+    def watching(cls, ran):
+        def new():
+            timer = cls([])
+            timer.ran = ran
+            return timer
+
+        return new
+
+    def __enter__(self):
+        self.start = len(self.ran)
+
+    def __exit__(self, *_):
+        self.times.append("".join(self.ran[self.start :]))
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(1.0, 5), (10.0, 30), (0.1, 3)])
+def test_rounds_fill_a_time_within_bounds(seconds, rounds):
+    calls = {"a": int, "b": int}
+    found = rounds_within(seconds, calls, lambda: FakeTimer([100_000.0]), fewest=3, most=30)
+    assert found == rounds
 
 
 def test_warm_up_ends_with_two_rounds_of_one_length():
