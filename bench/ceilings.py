@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from bench.cases import Setting, dtype_name
+from bench.cases import dtype_name
+from bench.settings import Setting
 from bench.timing import interleaved, quartiles, timer_for, warm_up
 
 

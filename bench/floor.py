@@ -17,11 +17,10 @@ def floor_us(case: Case, phase: str, ceilings: Ceilings) -> float:
     Raises:
         ValueError: If the phase is unknown.
     """
-    problem = Problem(*case)
+    problem = Problem(*case[:6])
     rates = (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
-    there = problem.forward().floor_us(*rates)
-    if phase == "forward":
-        return there
-    if phase == "forward+backward":
-        return there + problem.backward().floor_us(*rates)
-    raise ValueError(f"phase must be 'forward' or 'forward+backward'; got {phase!r}")
+    there, back = (cost.floor_us(*rates) for cost in (problem.forward(), problem.backward()))
+    floors = {"forward": there, "backward": back, "forward+backward": there + back}
+    if phase not in floors:
+        raise ValueError(f"phase must be one of {', '.join(floors)}; got {phase!r}")
+    return floors[phase]

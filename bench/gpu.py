@@ -1,7 +1,8 @@
 """Everything a GPU is needed for, in one command: `python -m bench.gpu --out DIR`.
 
-Correctness first, then the device's ceilings, then every method in turn. The results file is written after
-each step, so a run that is ended leaves what it measured, and the next one with the same --out goes on there.
+Correctness first, then the device's ceilings, then every method in turn, the cases of most worth first. The
+results file is written after each step, so a run that is ended leaves what it measured, and the next one with
+the same --out goes on there.
 """
 
 from __future__ import annotations
@@ -14,17 +15,26 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Final
 
 import torch
 
 import fastlora
-from bench.cases import DRY, GPU, Setting
 from bench.environment import ROOT, environment
 from bench.methods import METHODS
+from bench.methods.lorafusion import CHECKOUT
 from bench.picture import draw_picture
 from bench.results import Results, open_results
 from bench.run import Run, say
+from bench.settings import DRY, GPU, Setting
 from bench.summary import summary
+
+# Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
+_DRY_SURROUNDINGS: Final = {
+    "TRITON_INTERPRET": "1",
+    "TORCHINDUCTOR_VEC_ISA_OK": "0",
+    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,15 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     setting = DRY if options.dry_run else GPU
     if options.dry_run:
-        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ.update(_DRY_SURROUNDINGS)
         torch.set_num_threads(1)  # products this small only wait for their threads
+    if options.lorafusion:
+        os.environ[CHECKOUT] = str(options.lorafusion.resolve())
     torch.manual_seed(0)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     results = open_results(path, fresh_results(setting, options.commit))
     say_header(results, setting)
     run = Run(results, setting, path, deadline=start + options.seconds)
-    if options.only != "measure":
+    if options.only == "measure":
+        run.compile()
+    else:
         run.check_correctness()
     if options.only != "correctness":
         with fastlora.set_backend("triton"):
@@ -64,10 +78,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", choices=["correctness", "measure"], help="one half of the run")
     parser.add_argument(
-        "--seconds", type=float, default=270, help="begin no case later than this (default: %(default)s)"
+        "--seconds", type=float, default=510, help="begin nothing later than this (default: %(default)s)"
     )
+    parser.add_argument("--lorafusion", type=Path, help="a checkout of LoRAFusion, to measure it as well")
     parser.add_argument("--commit", help="the commit, where the sources are a copy without .git")
     options = parser.parse_args(arguments)
+    if options.lorafusion and not options.lorafusion.is_dir():
+        parser.error(f"--lorafusion must be a folder; got {options.lorafusion}")
     if options.dry_run and options.out.resolve().is_relative_to(ROOT / "bench" / "results"):
         parser.error("--out must not lie in bench/results for a dry run: what lies there is measured")
     if not options.dry_run and not torch.cuda.is_available():

@@ -5,12 +5,44 @@ from __future__ import annotations
 from typing import Final
 
 from bench.methods.addmm import ADDMM
+from bench.methods.compiled import COMPILED
 from bench.methods.frozen import FROZEN
 from bench.methods.full import FULL
-from bench.methods.fused import FASTLORA
+from bench.methods.fused import FASTLORA, UNDROPPED
+from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Layer, Method
+from bench.methods.parametrized import PARAMETRIZED
+from bench.methods.peft import PEFT
 from bench.methods.unfused import UNFUSED
 
-METHODS: Final = {method.name: method for method in (FROZEN, FULL, UNFUSED, ADDMM, FASTLORA)}
+METHODS: Final = {
+    method.name: method
+    for method in (
+        FROZEN,
+        FULL,
+        UNFUSED,
+        COMPILED,
+        ADDMM,
+        PEFT,
+        PARAMETRIZED,
+        LORAFUSION,
+        FASTLORA,
+        UNDROPPED,
+    )
+}
 
-__all__ = ["ADDMM", "FASTLORA", "FROZEN", "FULL", "METHODS", "UNFUSED", "Layer", "Method"]
+__all__ = [
+    "ADDMM",
+    "COMPILED",
+    "FASTLORA",
+    "FROZEN",
+    "FULL",
+    "LORAFUSION",
+    "METHODS",
+    "PARAMETRIZED",
+    "PEFT",
+    "UNDROPPED",
+    "UNFUSED",
+    "Layer",
+    "Method",
+]

@@ -1,7 +1,8 @@
 """LoRA in vendor products with a hand-written backward that accumulates in place, as Unsloth writes it.
 
 Its strongest form: each low-rank product is computed once, where Unsloth's backward computes x Aᵀ again and
-dy B twice. A and B are converted to x's dtype, and their gradients are rounded to it, as there.
+dy B twice. A and B are converted to x's dtype, and their gradients are rounded to it, as there. A bias, which
+Unsloth refuses, is added by cuBLAS's epilogue; dropout is refused, as there.
 """
 
 from typing import Any
@@ -9,20 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from bench.methods.method import Layer, Method
-from fastlora.reference import unfused
+from bench.cases import Case
+from bench.methods.method import Layer, Method, adapted
 from tests.testing import Operands
 
 
 class AddmmLoRA(torch.autograd.Function):
-    """y = x Wᵀ, then y += s p Bᵀ with p = x Aᵀ, by `addmm_`; backward likewise."""
+    """y = x Wᵀ + b, then y += s p Bᵀ with p = x Aᵀ, by `addmm_`; backward likewise."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
         """[M, K] -> [M, N]."""
         p = x @ A.to(x.dtype).t()
-        y = x @ W.t()
+        y = F.linear(x, W, b)
         y.addmm_(p, B.to(x.dtype).t(), alpha=s)
         ctx.save_for_backward(x, W, A, B, p)
         ctx.s = s
@@ -38,24 +40,30 @@ class AddmmLoRA(torch.autograd.Function):
         dA = q.t() @ x
         dx = dy @ W
         dx.addmm_(q, A.to(dy.dtype))
-        return dx, None, dA.to(A.dtype), dB.to(B.dtype), None
+        return dx, None, None, dA.to(A.dtype), dB.to(B.dtype), None
 
 
-def build(ops: Operands) -> Layer:
+def build(ops: Operands, dropout: float = 0.0) -> Layer:
     """A layer that trains A and B."""
     A, B = nn.Parameter(ops.A), nn.Parameter(ops.B)
 
     def apply(x: Tensor) -> Tensor:
-        y: Tensor = AddmmLoRA.apply(x, ops.W, A, B, ops.s)
+        y: Tensor = AddmmLoRA.apply(x, ops.W, ops.b, A, B, ops.s)
         return y
 
     return Layer(apply, (A, B))
 
 
+def why_not(case: Case) -> str | None:
+    """Why a case is not for it."""
+    return "it has no dropout: Unsloth refuses one in its fused layers" if case.dropout else None
+
+
 ADDMM = Method(
     name="addmm",
     about="LoRA in cuBLAS products and addmm_, backward by hand, as Unsloth does",
-    formula=unfused,
+    formula=adapted,
     trained=("A", "B"),
     build=build,
+    why_not=why_not,
 )

@@ -4,9 +4,9 @@ from bench.methods.method import Layer, Method, linear_with, plain
 from tests.testing import Operands
 
 
-def build(ops: Operands) -> Layer:
-    """A layer without anything to train."""
-    return Layer(linear_with(ops.W).requires_grad_(False), ())
+def build(ops: Operands, dropout: float = 0.0) -> Layer:
+    """A layer without anything to train, and so without LoRA dropout."""
+    return Layer(linear_with(ops.W, ops.b).requires_grad_(False), ())
 
 
 FROZEN = Method(
@@ -15,4 +15,5 @@ FROZEN = Method(
     formula=plain,
     trained=(),
     build=build,
+    drops=False,
 )

@@ -1,0 +1,97 @@
+"""LoRAFusion (arXiv 2510.00206), from a checkout that the user names; none of its code is here.
+
+Its non-TMA kernels, with the tiles that it ships for an H100 where it has none for the GPU at hand. What it
+cannot take is left out of those cases: its own limits, each read in its sources or met by running it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import Case
+from bench.methods.method import Layer, Method, adapted
+from tests.testing import Operands
+
+# Names the folder that holds the package `lorafusion`; read by every process of a run.
+CHECKOUT: Final = "LORAFUSION_CHECKOUT"
+
+# The widest tile of its tables: its backward reads W and A up to a whole tile, past a ragged width.
+_TILE: Final = 256
+_RANKS: Final = (16, 32, 64, 128)
+
+
+def build(ops: Operands, dropout: float = 0.0) -> Layer:
+    """A layer that trains A and B through its autograd function."""
+    fused = _load(os.environ[CHECKOUT]).fused_linear_lora
+    A, B = nn.Parameter(ops.A), nn.Parameter(ops.B)
+
+    def apply(x: Tensor) -> Tensor:
+        # It wants a batch of sequences.
+        y: Tensor = fused(x[None], ops.W, A, B, ops.s, dropout_p=dropout, linear_bias=ops.b)
+        return y[0]
+
+    return Layer(apply, (A, B))
+
+
+def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it cannot run."""
+    checkout = os.environ.get(CHECKOUT)
+    if checkout is None:
+        return "--lorafusion PATH was not given"
+    if device.type != "cuda":
+        return "its kernels need a GPU"
+    try:
+        _load(checkout)
+    except Exception as error:  # an import of another library may fail in any way
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def why_not(case: Case) -> str | None:
+    """Why a case is not for it."""
+    if not case.dropout:
+        return "without dropout its backward reads the shape of a mask that is None"
+    if case.adapter_dtype != case.dtype:
+        return "it wants x, W, A and B in one dtype"
+    if case.r not in _RANKS:
+        return "its rank is a block of Triton's: a power of two, 16 or more"
+    if case.K % _TILE or case.N % _TILE:
+        return f"it reads past widths that are no multiples of its tiles ({_TILE})"
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _load(checkout: str) -> ModuleType:
+    """Import `lorafusion.ops.lora_v1` from the checkout, with tiles for the GPU at hand."""
+    if not (Path(checkout) / "lorafusion" / "ops" / "lora_v1.py").is_file():
+        raise FileNotFoundError(f"{checkout} holds no lorafusion/ops/lora_v1.py")
+    if checkout not in sys.path:
+        sys.path.append(checkout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that its TMA kernels are not for this Triton
+        from lorafusion.ops import lora_v1  # type: ignore[import-not-found]
+        from lorafusion.ops.triton_ops import config  # type: ignore[import-not-found]
+    config.HARDWARE_CONFIGS.setdefault(config.get_device_short_name(), config.H100_CONFIG)
+    module: ModuleType = lora_v1
+    return module
+
+
+LORAFUSION = Method(
+    name="lorafusion",
+    about="LoRAFusion's non-TMA kernels with the tiles it ships",
+    formula=adapted,
+    trained=("A", "B"),
+    build=build,
+    why_absent=why_absent,
+    why_not=why_not,
+    external=True,
+)

@@ -1,0 +1,100 @@
+"""Parts of a run in processes of their own: a kernel that waits for ever can then be ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.environment import ROOT
+
+
+class Ended(NamedTuple):
+    """A process that is over.
+
+    Attributes:
+        status: Its exit status; None where it was ended for its time.
+        output: What it printed.
+        seconds: How long it ran.
+    """
+
+    status: int | None
+    output: str
+    seconds: float
+
+
+def run_process(command: Sequence[str], surroundings: dict[str, str], seconds: float) -> Ended:
+    """Run to the end, or end it with everything it started after `seconds`."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return Ended(None, output, time.monotonic() - start)
+    return Ended(process.returncode, output, time.monotonic() - start)
+
+
+def run_module(module: str, arguments: Sequence[str], device: torch.device, seconds: float) -> dict[str, Any]:
+    """Run one of this folder's programs, which prints its result as a line of JSON.
+
+    Args:
+        module: Such as "bench.soak".
+        arguments: Its own; the device is added.
+        device: Where it works.
+        seconds: After this time it is ended.
+
+    Returns:
+        A correctness step's result; where the program printed none, one that has not passed and says why.
+    """
+    command = [sys.executable, "-m", module, *arguments, "--device", device.type]
+    ended = run_process(command, surroundings(device), seconds)
+    lines = ended.output.splitlines()
+    found = next((json.loads(line) for line in reversed(lines) if line.startswith("{")), None)
+    if found is not None:
+        return {**found, "finished": ended.status is not None}
+    return {
+        "passed": False,
+        "finished": ended.status is not None,
+        "summary": why_ended(ended, seconds),
+        "seconds": round(ended.seconds, 1),
+    }
+
+
+def why_ended(ended: Ended, seconds: float) -> str:
+    """Why a process gave no result, in words."""
+    if ended.status is None:
+        return f"not finished after {seconds:.0f} s"
+    lines = [line for line in ended.output.splitlines() if line.strip()]
+    return f"exit status {ended.status}: {lines[-1] if lines else 'no output'}"
+
+
+def surroundings(device: torch.device) -> dict[str, str]:
+    """Environment variables for a process that works on the device."""
+    roots = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    variables = {
+        **os.environ,
+        "PYTHONPATH": roots,
+        # Deterministic algorithms fill buffers with NaN; older torch then refuses cuBLAS without this.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+    if device.type == "cpu":
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    return variables

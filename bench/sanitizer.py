@@ -1,0 +1,78 @@
+"""NVIDIA's compute-sanitizer over the kernels: accesses out of bounds, and races in shared memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from bench.process import Ended, run_process, surroundings, why_ended
+from bench.settings import Setting
+
+_PROGRAM: Final = "compute-sanitizer"
+_FOUND_SOMETHING: Final = 86
+_SUMMARY: Final = re.compile(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)")
+_REFUSES: Final = re.compile(r"=+ (.*(?:not supported|Unable to|Failed to initialize).*)", re.IGNORECASE)
+
+
+def run_sanitizer(tool: str, setting: Setting, folder: Path) -> dict[str, Any]:
+    """Run `bench.sanitized` under one of its tools; the output goes to TOOL.log in `folder`.
+
+    Args:
+        tool: "memcheck" or "racecheck".
+        setting: Its device, and how long the tool may take.
+        folder: For the log.
+
+    Returns:
+        A correctness step's result; `passed` is None, and the summary says why, where there is no such tool
+        or it refuses the device.
+    """
+    program = find_sanitizer()
+    if program is None:
+        why = f"not run: no {_PROGRAM} on PATH, in CUDA_HOME, CUDA_PATH, /usr/local/cuda or NVIDIA's wheels"
+        return {"passed": None, "finished": True, "summary": why, "seconds": 0.0}
+    command = [program, "--tool", tool, "--error-exitcode", str(_FOUND_SOMETHING), "--print-limit", "20"]
+    command += [sys.executable, "-m", "bench.sanitized", "--device", setting.device.type]
+    # torch's cache of memory would hide what lies behind a tensor: one large block would hold many.
+    variables = {**surroundings(setting.device), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    ended = run_process(command, variables, setting.sanitizer_seconds)
+    (folder / f"{tool}.log").write_text(ended.output, encoding="utf-8")
+    return read_sanitizer(ended, setting.sanitizer_seconds)
+
+
+def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
+    """What the tool's output says."""
+    summary = _SUMMARY.search(ended.output)
+    refusal = _REFUSES.search(ended.output)
+    passed: bool | None = ended.status == 0 and summary is not None
+    said = summary[1] if summary else why_ended(ended, seconds)
+    if ended.status not in (0, None) and refusal and (summary is None or ended.status != _FOUND_SOMETHING):
+        passed, said = None, f"not run: {refusal[1].strip()}"
+    return {
+        "passed": passed,
+        "finished": ended.status is not None,
+        "summary": said,
+        "seconds": round(ended.seconds, 1),
+    }
+
+
+def find_sanitizer() -> str | None:
+    """Where the program is; None where there is none."""
+    on_path = shutil.which(_PROGRAM)
+    if on_path is not None:
+        return on_path
+    return next((str(path) for path in _places() if os.access(path, os.X_OK) and path.is_file()), None)
+
+
+def _places() -> Iterator[Path]:
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    for home in (*filter(None, homes), "/usr/local/cuda"):
+        yield Path(home) / "bin" / _PROGRAM
+        yield Path(home) / "compute-sanitizer" / _PROGRAM
+    wheels = Path(sysconfig.get_path("purelib")) / "nvidia"
+    yield from sorted(wheels.rglob(_PROGRAM)) if wheels.is_dir() else ()

@@ -1,0 +1,84 @@
+"""What a GPU run measures, in the order of its worth: a run that is cut short has the most of it.
+
+Shapes of the models that the peers report: Llama 3.1 8B and 70B, Qwen 2.5 32B; and what breaks fused kernels:
+few rows, very many, ragged numbers of them, narrow layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+
+from bench.cases import Case, Measurement
+
+HEADLINE: Final = (4096, 4096)
+# (K, N) of the linear layers; the headline shape is one of them.
+LLAMA_8B: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (4096, 6144), (4096, 1024))
+LLAMA_70B: Final = ((8192, 8192), (8192, 28672), (28672, 8192), (8192, 10240))
+QWEN_32B: Final = ((5120, 5120), (5120, 27648), (27648, 5120), (5120, 7168))
+
+_BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
+
+_REFERENCES: Final = ("frozen", "full")
+_OTHERS: Final = ("unfused", "addmm", "peft")
+# Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
+# parametrization loses by its design: they are measured where every method is.
+COMMON: Final = (*_REFERENCES, *_OTHERS, "fastlora")
+EVERY: Final = (*_REFERENCES, *_OTHERS, "compiled", "parametrized", "lorafusion", "fastlora")
+EVERY_WITH_DROPOUT: Final = (*EVERY, "fastlora-p0")
+_DROPOUT: Final = (*_REFERENCES, "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
+
+# Training waits for the GPU, so graphs are what matters; eager shows what Python costs where it shows.
+_BOTH: Final = ("eager", "graph")
+_GRAPH: Final = ("graph",)
+
+
+def gpu_measurements() -> tuple[Measurement, ...]:
+    """The run on a GPU; every case once."""
+    unique: dict[Case, Measurement] = {}
+    for measurement in _in_order():
+        unique.setdefault(measurement.case, measurement)
+    return tuple(unique.values())
+
+
+def _in_order() -> Iterator[Measurement]:
+    K, N = HEADLINE
+    headline = Case(8192, K, N, 16, _BF16, _BF16)
+    yield Measurement(headline, EVERY, _BOTH, launches=True)
+    yield Measurement(headline._replace(adapter_dtype=_FP32), EVERY, _BOTH, launches=True)
+    yield Measurement(headline._replace(dropout=0.1), EVERY_WITH_DROPOUT, _BOTH, launches=True)
+    # The shapes of the means: with bf16 adapters, then fp32, then dropout.
+    for M in (8192, 2048):
+        yield from _shapes(M, (*LLAMA_8B, *LLAMA_70B), headline, COMMON)
+    # Few rows, as in decoding; narrow layers, as in the digits' classifier; very many rows.
+    for M in (1, 16, 64):
+        yield Measurement(headline._replace(M=M), COMMON, _BOTH)
+    for M in (128, 65536):
+        yield from _shapes(M, ((784, 1000), (1000, 10)), headline, COMMON)
+    yield Measurement(headline._replace(M=16384), COMMON, _GRAPH)
+    for r in (64, 8, 128):
+        yield from _shapes(8192, (HEADLINE, (4096, 14336)), headline._replace(r=r), COMMON)
+    mixed = headline._replace(adapter_dtype=_FP32)
+    yield from _shapes(8192, (*LLAMA_8B, *LLAMA_70B), mixed, COMMON)
+    yield Measurement(mixed._replace(dropout=0.1), _DROPOUT, _GRAPH)
+    yield from _shapes(8192, ((4096, 14336), (14336, 4096)), headline._replace(dropout=0.1), _DROPOUT)
+    yield Measurement(headline._replace(bias=True), COMMON, _GRAPH)
+    yield Measurement(headline._replace(dtype=_FP16, adapter_dtype=_FP16), COMMON, _GRAPH)
+    yield Measurement(Case(8192, 1024, 4096, 16, _BF16, _BF16), COMMON, _GRAPH)
+    for M in (2837, 4095, 4097):
+        yield Measurement(headline._replace(M=M), COMMON, _GRAPH)
+    for M in (1, 16, 64):
+        yield from _shapes(M, ((4096, 14336),), headline, COMMON)
+    yield from _shapes(16384, ((4096, 14336), (14336, 4096)), headline, COMMON)
+    yield from _shapes(4096, QWEN_32B, headline, COMMON)
+    yield from _shapes(2048, (*LLAMA_8B, *LLAMA_70B), mixed, COMMON)
+
+
+def _shapes(
+    M: int, layers: tuple[tuple[int, int], ...], like: Case, methods: tuple[str, ...]
+) -> Iterator[Measurement]:
+    """The layers with M rows, otherwise as the case given, by graphs alone."""
+    for K, N in layers:
+        yield Measurement(like._replace(M=M, K=K, N=N), methods, _GRAPH)

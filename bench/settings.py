@@ -1,0 +1,137 @@
+"""How much one run does: in full on a GPU, tiny on the CPU for a dry run."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import torch
+
+from bench.cases import Case, Measurement
+from bench.schedule import EVERY, EVERY_WITH_DROPOUT, gpu_measurements
+
+
+class Setting(NamedTuple):
+    """How much one run does.
+
+    Attributes:
+        device: Where.
+        measurements: In the order of their worth.
+        rounds: How often each method is timed in a case, at most.
+        fewest_rounds: And at least.
+        timing_seconds: Between the two, rounds are taken for about so long.
+        warm_up_rounds: At most this many before.
+        tests: Arguments of pytest that choose the numeric tests.
+        test_seconds: After this time the tests are ended.
+        soak: The case that is run over and over.
+        soak_runs: How often.
+        soak_seconds: No longer than this.
+        streams: The cases that run at once, a stream each.
+        sanitized: The cases that run under the sanitizer.
+        sanitizer_seconds: After this time one of its tools is ended.
+        compilers: Processes that compile what will be measured.
+        compile_seconds: After this time they are ended.
+        matmul_size: Rows and columns of the square product that sets the matrix ceiling.
+        copy_bytes: Size of the buffer whose copy sets the bandwidth ceiling.
+    """
+
+    device: torch.device
+    measurements: tuple[Measurement, ...]
+    rounds: int
+    fewest_rounds: int
+    timing_seconds: float
+    warm_up_rounds: int
+    tests: tuple[str, ...]
+    test_seconds: float
+    soak: Case
+    soak_runs: int
+    soak_seconds: float
+    streams: tuple[Case, ...]
+    sanitized: tuple[Case, ...]
+    sanitizer_seconds: float
+    compilers: int
+    compile_seconds: float
+    matmul_size: int
+    copy_bytes: int
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Of the measurements."""
+        return tuple(measurement.case for measurement in self.measurements)
+
+
+_BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
+
+GPU: Final = Setting(
+    device=torch.device("cuda"),
+    measurements=gpu_measurements(),
+    rounds=30,
+    fewest_rounds=7,
+    timing_seconds=0.4,
+    warm_up_rounds=6,
+    # The longest test stands last: it searches shapes, and compiles for each.
+    tests=(
+        "tests/test_dropout.py",
+        "tests/kernels/test_dropout.py",
+        "tests/test_ops.py",
+        "tests/test_launch.py",
+    ),
+    test_seconds=150,
+    # A ragged number of rows, enough blocks of them for every multiprocessor to hand over to others.
+    soak=Case(2837, 4096, 4096, 16, _BF16, _BF16),
+    soak_runs=2000,
+    soak_seconds=20,
+    # None fills the machine for long, so that programs of one launch run among those of the others.
+    streams=(
+        Case(1000, 2048, 2048, 16, _BF16, _BF16),
+        Case(130, 4096, 4096, 64, _BF16, _FP32),
+        Case(520, 1000, 1024, 8, _FP16, _FP16),
+        Case(2837, 1024, 4096, 16, _BF16, _BF16),
+    ),
+    # Aligned, which TMA loads; ragged, which pointers do; rows of one warp; dropout and bias.
+    sanitized=(
+        Case(130, 256, 320, 16, _BF16, _BF16),
+        Case(70, 131, 93, 20, _FP16, _FP32, dropout=0.3, bias=True),
+        Case(1, 128, 256, 8, _BF16, _BF16),
+        Case(40, 72, 80, 6, _FP32, _FP32, dropout=0.3),
+    ),
+    sanitizer_seconds=60,
+    compilers=4,
+    compile_seconds=150,
+    matmul_size=8192,
+    copy_bytes=4 * 2**30,
+)
+
+# Triton's interpreter multiplies bf16 wrongly, so the dry run takes fp16.
+DRY: Final = Setting(
+    device=torch.device("cpu"),
+    measurements=(
+        Measurement(Case(24, 32, 48, 4, _FP16, _FP16), EVERY, ("dry-run",), launches=True),
+        Measurement(
+            Case(40, 48, 32, 20, _FP16, _FP32, dropout=0.25, bias=True), EVERY_WITH_DROPOUT, ("dry-run",)
+        ),
+    ),
+    rounds=3,
+    fewest_rounds=2,
+    timing_seconds=0.5,
+    warm_up_rounds=2,
+    tests=("tests/test_launch.py", "-k", "adds_none or same_bits"),
+    test_seconds=120,
+    soak=Case(37, 48, 80, 4, _FP16, _FP16),
+    soak_runs=5,
+    soak_seconds=10,
+    streams=(
+        Case(37, 48, 80, 4, _FP16, _FP16),
+        Case(5, 40, 24, 3, _FP16, _FP32),
+        Case(24, 16, 16, 8, _FP32, _FP32),
+        Case(1, 30, 30, 2, _FP16, _FP16),
+    ),
+    sanitized=(
+        Case(37, 48, 80, 4, _FP16, _FP16),
+        Case(5, 40, 24, 3, _FP16, _FP32, dropout=0.3, bias=True),
+    ),
+    sanitizer_seconds=60,
+    compilers=1,
+    compile_seconds=60,
+    matmul_size=64,
+    copy_bytes=2**20,
+)
