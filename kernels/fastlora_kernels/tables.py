@@ -1,12 +1,13 @@
 """The tile tables, one JSON file for each architecture: a lookup, never a search at run time.
 
-A table is data so that a tuning run can write a new one (`python -m bench.gpu`), to be committed with the
-measurement that chose it. Every entry compiles without a spill within its architecture's shared memory; the
-gate holds it (`gate.py`).
+A table is data so that a tuning run can write a new one (`python -m bench.tuning`), to be committed with the
+measurement that chose it, or kept beside one's own code and named by FASTLORA_TABLES. Every entry of the
+package's compiles without a spill within its architecture's shared memory; the gate holds it (`gate.py`).
 """
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -69,21 +70,33 @@ class Table(NamedTuple):
 
 @functools.cache
 def load_table(architecture: str) -> Table:
-    """The table of one of ARCHITECTURES."""
-    return read_table(FOLDER / f"{architecture}.json")
+    """The table of one of ARCHITECTURES: of the folder that FASTLORA_TABLES names where it has one.
+
+    Raises:
+        ValueError: If the file is no tile table.
+    """
+    own = Path(os.environ.get("FASTLORA_TABLES", FOLDER)) / f"{architecture}.json"
+    return read_table(own if own.exists() else FOLDER / own.name)
 
 
 def read_table(path: Path) -> Table:
-    """A table from its file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    entries = {
-        kind: {
-            name: Entry(Tile(**made["forward"]), Tile(**made["backward"]), tuple(made.get("library", ())))
-            for name, made in classes.items()
+    """A table from its file.
+
+    Raises:
+        ValueError: If the file is no tile table.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = {
+            kind: {
+                name: Entry(Tile(**made["forward"]), Tile(**made["backward"]), tuple(made.get("library", ())))
+                for name, made in classes.items()
+            }
+            for kind, classes in content["entries"].items()
         }
-        for kind, classes in content["entries"].items()
-    }
-    return Table(content["multiprocessors"], content["shared_memory"], content["measured"], entries)
+        return Table(content["multiprocessors"], content["shared_memory"], content["measured"], entries)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no tile table: {type(error).__name__}: {error}") from error
 
 
 def write_table(table: Table, path: Path) -> None:

@@ -1,0 +1,142 @@
+"""One contest of tiles: a pass of one shape, every tile held to fp64 and then timed in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.environment import environment
+from bench.problems import on_record
+from bench.timing import Call, Quartiles, captured, interleaved, quartiles, ratio, timer_for, warm_up
+from fastlora import reference
+from fastlora.plan import Plan, architecture_of, plan_for
+from fastlora_kernels.tables import Tile
+from tests.testing import Operands, assert_within_budget, gradients, operands, oracle
+
+# The vendor's product with the low-rank part accumulated onto it, among the tiles.
+LIBRARY: Final = "library"
+
+_RANK: Final = 16
+_ROUNDS: Final = 15
+_WARM_UP_ROUNDS: Final = 5
+
+# As when methods are measured: together the input sets are this many times the L2 cache.
+_TIMES_L2: Final = 4
+_MOST_SETS: Final = 16
+
+
+class Outcome(NamedTuple):
+    """What a contest found.
+
+    Attributes:
+        shape: (M, K, N).
+        times: Microseconds of each tile, and of LIBRARY, one for each round.
+        failures: Why tiles have no times, a line each.
+    """
+
+    shape: tuple[int, int, int]
+    times: dict[Tile | str, list[float]]
+    failures: list[str]
+
+    def ratio(self, one: Tile | str, other: Tile | str) -> Quartiles:
+        """Of the time of one over the time of the other, round by round."""
+        return ratio(self.times[one], self.times[other])
+
+    def as_dict(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {
+            "shape": dict(zip("MKN", self.shape, strict=True)) | {"r": _RANK},
+            "times": [
+                {
+                    "tile": tile if isinstance(tile, str) else tile._asdict(),
+                    "median_us": round(quartiles(samples).median, 3),
+                    "samples_us": [round(sample, 3) for sample in samples],
+                }
+                for tile, samples in self.times.items()
+            ],
+            "failures": self.failures,
+        }
+
+
+class Contest:
+    """A pass of one shape, bf16 on a GPU and fp16 in the interpreter, on inputs that miss the cache.
+
+    Args:
+        device: Where.
+        direction: "forward" or "backward".
+        shape: (M, K, N).
+        num_sets: Input sets; None for as many as miss the cache.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        direction: str,
+        shape: tuple[int, int, int],
+        num_sets: int | None = None,
+    ) -> None:
+        self.device = device
+        self.direction = direction
+        self.shape = shape
+        # The interpreter multiplies bf16 wrongly.
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+        M, K, N = shape
+        if num_sets is None:
+            base_bytes = self.dtype.itemsize * (M * K + N * K + M * N)
+            l2_bytes = environment(device).device["l2_bytes"]
+            num_sets = min(_MOST_SETS, max(2, -(-_TIMES_L2 * l2_bytes // base_bytes)))
+        self.sets = [
+            operands(M, K, N, _RANK, dtype=self.dtype, bias=False, device=device) for _ in range(num_sets)
+        ]
+        self.ps = [ops.x.float() @ ops.A.float().t() for ops in self.sets]
+
+    def run(self, tiles: Sequence[Tile]) -> Outcome:
+        """Check and time the tiles and the library."""
+        failures: list[str] = []
+        truth, torchs = oracle(self.sets[0]), gradients(self.sets[0])
+        calls: dict[Tile | str, Call] = {}
+        for tile in tiles:
+            raised: list[str] = []
+            with on_record(raised, f"{self.direction} {self.shape}, {tile}"):
+                for name, result in self._results(self._plan(tile), self.sets[0], self.ps[0]).items():
+                    assert_within_budget(name, result, torchs[name], truth[name])
+            if raised:
+                failures += raised
+            else:
+                calls[tile] = self._call(self._plan(tile))
+        calls[LIBRARY] = self._call(None)
+        if self.device.type == "cuda":
+            calls = {name: captured(call) for name, call in calls.items()}
+        timer = timer_for(self.device)
+        named = {str(name): call for name, call in calls.items()}
+        warm_up(named, _WARM_UP_ROUNDS, timer)
+        times = interleaved(named, _ROUNDS, timer)
+        per_call = {name: [time / len(self.sets) for time in times[str(name)]] for name in calls}
+        return Outcome(self.shape, per_call, failures)
+
+    def try_once(self, tile: Tile) -> None:
+        """Run a tile once, so that it is compiled; one that does not fit is no error here."""
+        with on_record([], "trying"):
+            self._results(self._plan(tile), self.sets[0], self.ps[0])
+
+    def _plan(self, tile: Tile) -> Plan:
+        where = (self.direction, architecture_of(self.device), self.dtype, self.dtype)
+        return plan_for(*where, (*self.shape, _RANK), tile=tile)
+
+    def _call(self, plan: Plan | None) -> Call:
+        """The pass on every input set, by the kernels, or by the library where there is no plan."""
+        return lambda: [self._results(plan, ops, p) for ops, p in zip(self.sets, self.ps, strict=True)]
+
+    def _results(self, plan: Plan | None, ops: Operands, p: Tensor) -> dict[str, Tensor]:
+        from fastlora import launch  # Triton reads TRITON_INTERPRET when it is imported
+
+        if self.direction == "forward":
+            inputs = (ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
+            y, p = reference.forward(*inputs) if plan is None else launch.forward(*inputs, plan=plan)
+            return {"y": y, "p": p}
+        inputs = (ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s)
+        found = reference.backward(*inputs) if plan is None else launch.backward(*inputs, plan=plan)
+        return dict(zip(("dx", "dA", "dB"), found, strict=True))

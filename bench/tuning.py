@@ -1,0 +1,197 @@
+"""Search tiles for this GPU: `python -m bench.tuning --device cuda --out DIR`.
+
+For every shape class of the 16-bit entries, forward and backward: each candidate is held to fp64, then all
+are timed in turn, beside the vendor's product with the low-rank part accumulated onto it. The tile with the
+least geometric mean over the class's shapes is kept where it beats the table's beyond the noise. DIR gets
+tuning.json with every measurement, and tables/ARCHITECTURE.json: to be committed in the place of the
+package's own, or used from where it is with FASTLORA_TABLES=DIR/tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from bench.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
+from bench.contest import LIBRARY, Contest, Outcome
+from bench.environment import environment
+from bench.process import run_module
+from fastlora.plan import architecture_of
+from fastlora_kernels.configs import shape_class, table_of
+from fastlora_kernels.tables import Table, Tile, write_table
+
+_COMPILERS: Final = 8
+_COMPILE_SECONDS: Final = 120
+
+
+class Field(NamedTuple):
+    """What competes in one class and direction.
+
+    Attributes:
+        shape_class: The class.
+        direction: "forward" or "backward".
+        tiles: The table's first.
+        shapes: (M, K, N) of the contests.
+    """
+
+    shape_class: str
+    direction: str
+    tiles: tuple[Tile, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+
+
+def fields(table: Table, *, dry: bool) -> Iterator[Field]:
+    """The classes of the table's 16-bit entries, those that training takes most first."""
+    listed = DRY_SHAPES if dry else SHAPES
+    propose = dry_candidates if dry else candidates
+    for name, entry in reversed(table.entries["half"].items()):
+        for direction in ("forward", "backward"):
+            shapes = tuple(
+                (M, K, N)
+                for M, K, N in listed[name]
+                if shape_class(table, "half", M, N if direction == "forward" else K, direction) == name
+            )
+            if shapes:
+                yield Field(name, direction, propose(name, getattr(entry, direction)), shapes)
+
+
+def tune(device: torch.device, out: Path, seconds: float, commit: str | None = None) -> dict[str, Any]:
+    """Run the search; a correctness step's result.
+
+    Args:
+        device: Whose tiles; a CPU runs every step in the interpreter, and its choices mean nothing.
+        out: Folder for tuning.json and tables/.
+        seconds: No class is begun later than this.
+        commit: Of the sources, where they are a copy without .git.
+    """
+    start = time.monotonic()
+    architecture = architecture_of(device)
+    table = table_of(architecture)
+    found: list[dict[str, Any]] = []
+    better = 0
+    for field in fields(table, dry=device.type == "cpu"):
+        if time.monotonic() - start > seconds:
+            break
+        outcomes = [Contest(device, field.direction, shape).run(field.tiles) for shape in field.shapes]
+        best, library = winner(field.tiles, outcomes)
+        table = with_choice(table, field, best, library=library)
+        better += best != field.tiles[0]
+        found.append(
+            {
+                "shape_class": field.shape_class,
+                "direction": field.direction,
+                "chosen": best._asdict(),
+                "library": library,
+                "contests": [outcome.as_dict() for outcome in outcomes],
+            }
+        )
+        here = environment(device, commit)._asdict()
+        text = json.dumps({**here, "architecture": architecture, "fields": found}, indent=2)
+        (out / "tuning.json").write_text(text + "\n", encoding="utf-8")
+    name = str(environment(device).device["name"])
+    measured = {"device": name, "commit": commit or "", "results": "tuning.json"}
+    (out / "tables").mkdir(exist_ok=True)
+    write_table(table._replace(measured=measured), out / "tables" / f"{architecture}.json")
+    failures = [
+        failure for field in found for contest in field["contests"] for failure in contest["failures"]
+    ]
+    return {
+        "passed": bool(found),
+        "summary": f"{len(found)} passes of classes, {better} with a better tile; {len(failures)} failed",
+        "failures": failures,
+    }
+
+
+def winner(tiles: Sequence[Tile], outcomes: Sequence[Outcome]) -> tuple[Tile, bool]:
+    """The tile to take, and whether the vendor's library is faster than it.
+
+    Another tile than the first, and the library, must win beyond the noise: by the upper quartile of its
+    ratio, in the geometric mean over the contests. A tile that failed in one of them is out.
+    """
+    current = tiles[0]
+    sound = [tile for tile in tiles if all(tile in outcome.times for outcome in outcomes)]
+    if not sound:
+        return current, False
+    if current not in sound:
+        current = sound[0]
+    scores = {tile: _score(outcomes, tile, current) for tile in sound if tile != current}
+    best = min(scores, key=scores.__getitem__, default=current)
+    if scores.get(best, math.inf) >= 1:
+        best = current
+    return best, _score(outcomes, LIBRARY, best) < 1
+
+
+def _score(outcomes: Sequence[Outcome], one: Tile | str, other: Tile) -> float:
+    return math.exp(sum(math.log(outcome.ratio(one, other).q75) for outcome in outcomes) / len(outcomes))
+
+
+def with_choice(table: Table, field: Field, tile: Tile, *, library: bool) -> Table:
+    """The table with one pass of one class of the 16-bit entries changed."""
+    half = dict(table.entries["half"])
+    entry = half[field.shape_class]
+    passes = [name for name in entry.library if name != field.direction] + [field.direction] * library
+    half[field.shape_class] = entry._replace(**{field.direction: tile}, library=tuple(sorted(passes)))
+    return table._replace(entries={**table.entries, "half": half})
+
+
+def compile_all(device: torch.device) -> None:
+    """Compile the candidates in several processes; Triton keeps what they made on disk."""
+    count = _COMPILERS if device.type == "cuda" else 1
+
+    def share(number: int) -> None:
+        arguments = ["--share", str(number), "--of", str(count)]
+        run_module("bench.tuning", arguments, device, _COMPILE_SECONDS)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(share, range(count)))
+
+
+def compile_share(device: torch.device, number: int, of: int) -> None:
+    """Run every `of`-th candidate once, from `number` on."""
+    table = table_of(architecture_of(device))
+    todo = [(field, tile) for field in fields(table, dry=device.type == "cpu") for tile in field.tiles]
+    for field, tile in todo[number::of]:
+        Contest(device, field.direction, field.shapes[0], num_sets=1).try_once(tile)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what was found as one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tuning", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
+    parser.add_argument("--out", type=Path, help="folder for tuning.json and tables/")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="begin no class later (default: %(default)s)"
+    )
+    parser.add_argument("--commit", help="the commit, where the sources are a copy without .git")
+    parser.add_argument("--share", type=int, help="only compile, from this candidate on")
+    parser.add_argument("--of", type=int, default=1, help="of so many shares (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.out is None and options.share is None:
+        parser.error("--out must name a folder, unless only a --share is compiled")
+    if options.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    if options.share is not None:
+        compile_share(device, options.share, options.of)
+        found: dict[str, Any] = {"passed": True, "summary": "compiled"}
+    else:
+        options.out.mkdir(parents=True, exist_ok=True)
+        compile_all(device)
+        found = tune(device, options.out, options.seconds, options.commit)
+    print(json.dumps(found))  # noqa: T201
+    return 0 if found["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
