@@ -6,8 +6,8 @@ from typing import Final
 
 from fastlora_kernels.tables import Tile
 
-# (M, K, N). A class is judged by the geometric mean over its shapes, in each direction over those whose output
-# is of the class.
+# (M, K, N). A class is judged by the geometric mean over its shapes, forward and backward by those whose
+# output is of the class.
 SHAPES: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
     "few": ((1, 4096, 4096), (16, 4096, 14336), (8, 4096, 1024)),
     "low": ((64, 4096, 4096), (32, 14336, 4096)),
