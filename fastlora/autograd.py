@@ -12,10 +12,16 @@ from fastlora import ops
 
 
 class LoRALinearFunction(torch.autograd.Function):
-    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b over [M, K]; saves x, W, A, B, p and a seed, no mask and no x_d."""
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b; saves x, W, A, B, p and a seed, no mask and no x_d.
+
+    forward takes the context itself: where a `setup_context` does, torch inspects forward's signature at
+    every call, for three times the rest of its overhead. And x comes with all its dimensions, as views made
+    in here are no nodes of the graph.
+    """
 
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         W: Tensor,
         b: Tensor | None,
@@ -24,28 +30,25 @@ class LoRALinearFunction(torch.autograd.Function):
         s: float,
         dropout: float,
         seed: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """x [M, K] -> y [M, N] and p [M, r]."""
-        return cast("tuple[Tensor, Tensor]", ops.lora_forward(x, W, b, A, B, s, dropout, seed))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Everything goes through save_for_backward, so that saved-tensor hooks and checkpointing see it."""
-        x, W, _, A, B, s, dropout, seed = inputs
-        p = output[1]
-        ctx.mark_non_differentiable(p)
+    ) -> Tensor:
+        """x [..., K] -> y [..., N]."""
+        y, p = ops.lora_forward(_rows(x), W, b, A, B, s, dropout, seed)
+        # Everything goes through here, so that saved-tensor hooks and checkpointing see it.
         ctx.save_for_backward(x, W, A, B, p, seed)
         ctx.s, ctx.dropout = s, dropout
+        return cast(Tensor, y if x.dim() == 2 else y.view(*x.shape[:-1], W.shape[0]))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, _dp: Tensor) -> tuple[Tensor | None, ...]:
-        """dy [M, N] -> gradients in the order of forward's arguments, None where nobody asked."""
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """dy [..., N] -> gradients in the order of forward's arguments, None where nobody asked."""
         x, W, A, B, p, seed = ctx.saved_tensors
         need_dx, _, _, need_dA, need_dB, *_ = ctx.needs_input_grad
-        dx, dA, dB = ops.lora_backward(dy, x, W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB)
+        dx, dA, dB = ops.lora_backward(
+            _rows(dy), _rows(x), W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB
+        )
         return (
-            dx if need_dx else None,
+            dx.view(x.shape) if need_dx else None,
             None,
             None,
             dA if need_dA else None,
@@ -54,6 +57,11 @@ class LoRALinearFunction(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., K] -> [M, K]; one dimension is one row."""
+    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
 
 
 def lora_linear(
@@ -99,9 +107,7 @@ def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: floa
     check_operands(x, W, b, A, B)
     # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
-    rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
-    y, _ = LoRALinearFunction.apply(rows, W, b, A, B, s, dropout, seed)  # type: ignore[no-untyped-call]
-    return cast(Tensor, y.view(*x.shape[:-1], W.shape[0]))
+    return cast(Tensor, LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed))  # type: ignore[no-untyped-call]
 
 
 def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None:

@@ -43,6 +43,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ, with no M x N temporary beside y.
 
+    The thin product comes first and the base product is added onto it, here and in dx: a thin product is
+    bound by memory, and costs less where it only writes its result than where it reads it as well.
+
     Args:
         x: [M, K].
         W: [N, K], in x's dtype.
@@ -57,9 +60,9 @@ def forward(
         y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64).
     """
     p = _shrink(_dropped(x, dropout, seed), A.t())
-    y = F.linear(x, W, b)
-    y.addmm_(p.to(y.dtype), B.t().to(y.dtype), alpha=s)
-    return y, p
+    update = p.to(x.dtype), B.t().to(x.dtype)
+    y = _product(*update, s) if b is None else torch.addmm(b, *update, alpha=s)
+    return y.addmm_(x, W.t()), p
 
 
 def backward(
@@ -98,17 +101,14 @@ def backward(
     """
     dx = dA = dB = None
     if need_dB:
-        dB = _gram(dy, p * s, x.dtype, B.dtype)
+        dB = _gram(dy, p, x.dtype, B.dtype, s)
     if need_dx or need_dA:
-        q = _shrink(dy, B).mul_(s)
+        q = _shrink(dy, B, s)
     if need_dA:
         dA = _gram(q, _dropped(x, dropout, seed), x.dtype, A.dtype)
     if need_dx:
-        dx = dy @ W
-        if dropout == 0:
-            dx.addmm_(q.to(dx.dtype), A.to(dx.dtype))
-        else:
-            dx.add_(_dropped(q.to(dx.dtype) @ A.to(dx.dtype), dropout, seed))
+        update = _product(q.to(x.dtype), A.to(x.dtype))
+        dx = _dropped(update, dropout, seed).addmm_(dy, W)
     return dx, dA, dB
 
 
@@ -124,31 +124,35 @@ def _dropped(values: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     return mask.mul_(values).mul_(1 / (1 - dropout))
 
 
-def _shrink(rows: Tensor, S: Tensor) -> Tensor:
-    """[M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
+def _product(left: Tensor, right: Tensor, s: float = 1.0) -> Tensor:
+    """The matrix product times s, in one operation: at a few rows each one more costs as much again."""
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=s)
+
+
+def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
+    """s times [M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
     accumulate = accumulation_dtype(rows.dtype)
     if not _is_wider(S.dtype, rows.dtype):
-        product = rows @ S.to(rows.dtype)
-        return product.to(accumulate)
+        return _product(rows, S.to(rows.dtype), s).to(accumulate)
     product = rows.new_empty(rows.shape[0], S.shape[1], dtype=accumulate)
     for chunk, out in zip(rows.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
-        torch.mm(chunk.to(accumulate), S.to(accumulate), out=out)
+        torch.addmm(out, chunk.to(accumulate), S.to(accumulate), beta=0, alpha=s, out=out)
     return product
 
 
-def _gram(left: Tensor, right: Tensor, rows: torch.dtype, adapter: torch.dtype) -> Tensor:
-    """[M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype; `rows` is the dtype of x and dy."""
+def _gram(left: Tensor, right: Tensor, rows: torch.dtype, adapter: torch.dtype, s: float = 1.0) -> Tensor:
+    """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype; `rows` is the dtype of x and dy."""
     if not _is_wider(adapter, rows):
-        return (left.t().to(rows) @ right.to(rows)).to(adapter)
+        return _product(left.t().to(rows), right.to(rows), s).to(adapter)
     accumulate = accumulation_dtype(rows)
     total = left.new_zeros(left.shape[1], right.shape[1], dtype=accumulate)
     for above, below in zip(left.split(_CHUNK_ROWS), right.split(_CHUNK_ROWS), strict=True):
-        total.addmm_(above.t().to(accumulate), below.to(accumulate))
+        total.addmm_(above.t().to(accumulate), below.to(accumulate), alpha=s)
     return total.to(adapter)
 
 
 def _is_wider(adapter: torch.dtype, x: torch.dtype) -> bool:
-    return torch.finfo(adapter).bits > torch.finfo(x).bits
+    return adapter.itemsize > x.itemsize
 
 
 def unfused(
