@@ -48,7 +48,7 @@ class LoRALinearFunction(torch.autograd.Function):
             _rows(dy), _rows(x), W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB
         )
         return (
-            dx.view(x.shape) if need_dx else None,
+            dx.view(x.shape) if need_dx and x.dim() != 2 else dx if need_dx else None,
             None,
             None,
             dA if need_dA else None,

@@ -60,8 +60,8 @@ def forward(
         y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64).
     """
     p = _shrink(_dropped(x, dropout, seed), A.t())
-    update = p.to(x.dtype), B.t().to(x.dtype)
-    y = _product(*update, s) if b is None else torch.addmm(b, *update, alpha=s)
+    update = _as(p, x.dtype), _as(B.t(), x.dtype)
+    y = _scaled_product(*update, s) if b is None else torch.addmm(b, *update, alpha=s)
     return y.addmm_(x, W.t()), p
 
 
@@ -107,7 +107,7 @@ def backward(
     if need_dA:
         dA = _gram(q, _dropped(x, dropout, seed), x.dtype, A.dtype)
     if need_dx:
-        update = _product(q.to(x.dtype), A.to(x.dtype))
+        update = torch.mm(_as(q, x.dtype), _as(A, x.dtype))
         dx = _dropped(update, dropout, seed).addmm_(dy, W)
     return dx, dA, dB
 
@@ -124,8 +124,15 @@ def _dropped(values: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     return mask.mul_(values).mul_(1 / (1 - dropout))
 
 
-def _product(left: Tensor, right: Tensor, s: float = 1.0) -> Tensor:
-    """The matrix product times s, in one operation: at a few rows each one more costs as much again."""
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, which costs as much as a small product where there is nothing to convert."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _scaled_product(left: Tensor, right: Tensor, s: float) -> Tensor:
+    """The matrix product times s, in one operation."""
+    if s == 1:
+        return torch.mm(left, right)
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=s)
 
 
@@ -133,7 +140,7 @@ def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     """s times [M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
     accumulate = accumulation_dtype(rows.dtype)
     if not _is_wider(S.dtype, rows.dtype):
-        return _product(rows, S.to(rows.dtype), s).to(accumulate)
+        return _as(_scaled_product(rows, _as(S, rows.dtype), s), accumulate)
     product = rows.new_empty(rows.shape[0], S.shape[1], dtype=accumulate)
     for chunk, out in zip(rows.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
         torch.addmm(out, chunk.to(accumulate), S.to(accumulate), beta=0, alpha=s, out=out)
@@ -143,7 +150,7 @@ def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
 def _gram(left: Tensor, right: Tensor, rows: torch.dtype, adapter: torch.dtype, s: float = 1.0) -> Tensor:
     """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype; `rows` is the dtype of x and dy."""
     if not _is_wider(adapter, rows):
-        return _product(left.t().to(rows), right.to(rows), s).to(adapter)
+        return _as(_scaled_product(_as(left, rows).t(), _as(right, rows), s), adapter)
     accumulate = accumulation_dtype(rows)
     total = left.new_zeros(left.shape[1], right.shape[1], dtype=accumulate)
     for above, below in zip(left.split(_CHUNK_ROWS), right.split(_CHUNK_ROWS), strict=True):
