@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastlora import ops
+from fastlora import ops, reference
 
 
 class LoRALinearFunction(torch.autograd.Function):
@@ -32,31 +32,33 @@ class LoRALinearFunction(torch.autograd.Function):
         seed: Tensor | None,
     ) -> Tensor:
         """x [..., K] -> y [..., N]."""
-        y, p = ops.lora_forward(_rows(x), W, b, A, B, s, dropout, seed)
+        y, p = ops.forward(_rows(x), W, b, A, B, s, dropout, seed)
         # Everything goes through here, so that saved-tensor hooks and checkpointing see it.
         ctx.save_for_backward(x, W, A, B, p, seed)
         ctx.s, ctx.dropout = s, dropout
-        return cast(Tensor, y if x.dim() == 2 else y.view(*x.shape[:-1], W.shape[0]))
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], W.shape[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [..., N] -> gradients in the order of forward's arguments, None where nobody asked."""
-        x, W, A, B, p, seed = ctx.saved_tensors
-        need_dx, _, _, need_dA, need_dB, *_ = ctx.needs_input_grad
-        dx, dA, dB = ops.lora_backward(
-            _rows(dy), _rows(x), W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB
-        )
-        return (
-            dx.view(x.shape) if need_dx and x.dim() != 2 else dx if need_dx else None,
-            None,
-            None,
-            dA if need_dA else None,
-            dB if need_dB else None,
-            None,
-            None,
-            None,
-        )
+        # Grad mode is on only where a second derivative may be asked for; the decorator costs 5 us a call.
+        if torch.is_grad_enabled():
+            return _gradients_once(ctx, dy)
+        return _gradients(ctx, dy)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, W, A, B, p, seed = ctx.saved_tensors
+    need_dx, _, _, need_dA, need_dB, *_ = ctx.needs_input_grad
+    dx, dA, dB = ops.backward(
+        _rows(dy), _rows(x), W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB
+    )
+    if dx is not None and x.dim() != 2:
+        dx = dx.view(x.shape)
+    return dx, None, None, dA, dB, None, None, None
+
+
+_gradients_once = once_differentiable(_gradients)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -68,6 +70,9 @@ def lora_linear(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, *, dropout: float = 0.0
 ) -> Tensor:
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
+
+    Under torch.func's transforms (grad, vmap) it is the same formula in separate operations, which these
+    can go through; else a derivative of a derivative is refused.
 
     Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
 
@@ -105,6 +110,8 @@ def lora_linear(
 
 def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, dropout: float) -> Tensor:
     check_operands(x, W, b, A, B)
+    if torch._C._are_functorch_transforms_active():
+        return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     return cast(Tensor, LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed))  # type: ignore[no-untyped-call]
@@ -131,6 +138,13 @@ def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor)
         raise TypeError(f"B must have A's dtype {A.dtype}; got {B.dtype}")
     if b is not None and (b.shape != (N,) or b.dtype != W.dtype):
         raise ValueError(f"b must have shape [N={N}] and W's dtype {W.dtype}; got {list(b.shape)}, {b.dtype}")
-    for name, tensor in (("W", W), ("b", b), ("A", A), ("B", B)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}; got {tensor.device}")
+    device = x.device
+    if (
+        W.device != device
+        or A.device != device
+        or B.device != device
+        or (b is not None and b.device != device)
+    ):
+        tensors = {"W": W, "b": b, "A": A, "B": B}
+        name, other = next((n, t.device) for n, t in tensors.items() if t is not None and t.device != device)
+        raise ValueError(f"{name} must be on x's device {device}; got {other}")

@@ -72,6 +72,23 @@ def test_the_second_derivative_is_refused_clearly():
         dx.sum().backward()
 
 
+def test_torch_func_takes_per_sample_gradients_through_it():
+    layer = FusedLoRALinear(7, 5, r=2)
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(6, 7)
+    adapters = {name: getattr(layer, name).detach() for name in ("lora_A", "lora_B")}
+
+    def loss(adapters, x):
+        return torch.func.functional_call(layer, adapters, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(adapters, x)
+    for i, row in enumerate(x):
+        layer.zero_grad()
+        layer(row).square().sum().backward()
+        for name in adapters:
+            torch.testing.assert_close(each[name][i], getattr(layer, name).grad)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "error", "message"),
     [
