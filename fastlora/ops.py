@@ -35,7 +35,7 @@ def _forward(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
+    if _takes_torch("forward", x, W, A, dropout):
         return reference.forward(x, W, b, A, B, s, dropout, seed)
     from fastlora import launch
 
@@ -71,7 +71,7 @@ def _backward(
     need_dB: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients as `reference.backward` gives them; one that is not needed has shape [0]."""
-    if choose_path(x.device, x.dtype).name == "torch" or _is_empty(x, W):
+    if _takes_torch("backward", x, W, A, dropout):
         compute = reference.backward
     else:
         from fastlora import launch
@@ -108,8 +108,16 @@ def _backward_fake(
     )
 
 
-def _is_empty(x: Tensor, W: Tensor) -> bool:
-    return x.numel() == 0 or W.numel() == 0
+def _takes_torch(direction: str, x: Tensor, W: Tensor, A: Tensor, dropout: float) -> bool:
+    """Whether a pass goes to the reference: as the backend says, or as the tile table measured."""
+    if choose_path(x.device, x.dtype).name == "torch" or x.numel() == 0 or W.numel() == 0:
+        return True
+    # The two paths draw other masks: with dropout, forward and backward must take the same one.
+    if dropout > 0 or get_backend() == "triton":
+        return False
+    from fastlora.plan import Needs, make_plan
+
+    return make_plan(direction, x, W, A, Needs()).library
 
 
 _library.impl("lora_forward", _forward, "CompositeExplicitAutograd")

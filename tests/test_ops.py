@@ -6,8 +6,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastlora
-from fastlora import ops
-from tests.testing import operands
+from fastlora import ops, plan
+from fastlora.backend import Path
+from fastlora_kernels import configs
+from tests.testing import assert_within_budget, gradients, operands, oracle
 
 # Dynamo looks at an autograd.Function by instantiating it, which torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -84,3 +86,63 @@ def test_empty_operands_run_on_either_path(backend, shape):
     assert y.shape == (*shape[:-1], 5)
     assert x.grad.shape == x.shape
     assert not layer.lora_A.grad.any()
+
+
+@pytest.fixture
+def library_forward(monkeypatch):
+    """A tile table whose measurement chose the vendor's product for the forward, and a GPU to read it for."""
+    entries = {
+        kind: {name: entry._replace(library=("forward",)) for name, entry in classes.items()}
+        for kind, classes in configs.INTERPRETER.entries.items()
+    }
+    monkeypatch.setattr(configs, "INTERPRETER", configs.INTERPRETER._replace(entries=entries))
+    monkeypatch.setattr(ops, "choose_path", lambda device, dtype: Path("triton", "a test says so"))
+    plan._cached_plan.cache_clear()
+    yield
+    plan._cached_plan.cache_clear()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the passes that the kernels ran."""
+    from fastlora import launch
+
+    seen = []
+    for name in ("forward", "backward"):
+        run = getattr(launch, name)
+
+        def spy(*args, name=name, run=run, **kwargs):
+            seen.append(name)
+            return run(*args, **kwargs)
+
+        monkeypatch.setattr(launch, name, spy)
+    return seen
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
+def test_a_pass_for_which_the_table_measured_the_library_goes_there(library_forward, launches):
+    o = operands(5, 7, 9, 3)
+    y, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
+    assert launches == []
+    found = ops.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.0, None, True, True, True)
+    assert launches == ["backward"]
+    torchs, truth = gradients(o), oracle(o)
+    for name, result in zip(("y", "dx", "dA", "dB"), (y, *found), strict=True):
+        assert_within_budget(name, result, torchs[name], truth[name])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
+def test_with_dropout_both_passes_go_to_the_kernels_whose_mask_is_theirs(library_forward, launches):
+    o = operands(5, 7, 9, 3)
+    seed = torch.tensor([7])
+    _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.25, seed)
+    ops.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.25, seed, True, True, True)
+    assert launches == ["forward", "backward"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
+def test_the_kernels_asked_for_by_name_run_whatever_was_measured(library_forward, launches):
+    o = operands(5, 7, 9, 3)
+    with fastlora.set_backend("triton"):
+        ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
+    assert launches == ["forward"]
