@@ -82,12 +82,14 @@ class Measurement(NamedTuple):
         methods: Names of the methods that are compared in it.
         modes: Names of the ways to time: "eager" and "graph"; "dry-run" marks times that mean nothing.
         launches: Whether the kernels of a call are counted as well.
+        seconds: Rounds are taken for about so long, in each phase and mode, within the setting's bounds.
     """
 
     case: Case
     methods: tuple[str, ...]
     modes: tuple[str, ...]
     launches: bool = False
+    seconds: float = 0.25
 
 
 def dtype_name(dtype: torch.dtype) -> str:

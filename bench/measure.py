@@ -94,7 +94,7 @@ def measure_case(
                 if mode == "graph":
                     timed = _captured(case, phase_name, rotations, methods, found)
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
-                for name, times in _times(timed, setting).items():
+                for name, times in _times(timed, setting, measurement.seconds).items():
                     samples = [time / num_sets for time in times]
                     floor = floor_us(case, phase_name, ceilings)
                     found.rows.append(_row(case, name, phase_name, mode, samples, peaks[name], floor))
@@ -175,14 +175,12 @@ def _warm_up(rotations: dict[str, Rotation], setting: Setting) -> None:
     warm_up(calls, setting.warm_up_rounds, timer_for(setting.device), before)
 
 
-def _times(rotations: dict[str, Rotation], setting: Setting) -> dict[str, list[float]]:
+def _times(rotations: dict[str, Rotation], setting: Setting, seconds: float) -> dict[str, list[float]]:
     """Microseconds of each rotation, one for each round."""
     calls, before = _apart(rotations)
     timer = timer_for(setting.device)
     warm_up(calls, setting.warm_up_rounds, timer, before)
-    rounds = rounds_within(
-        setting.timing_seconds, calls, timer, before, fewest=setting.fewest_rounds, most=setting.rounds
-    )
+    rounds = rounds_within(seconds, calls, timer, before, fewest=setting.fewest_rounds, most=setting.rounds)
     return interleaved(calls, rounds, timer, before)
 
 

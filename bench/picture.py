@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from bench.ceilings import Ceilings
 from bench.results import Results
-from bench.summary import Group, any_row, groups, sections, shape_name
+from bench.summary import Group, any_row, dtype_names, groups, sections, shape_name
 
-# Okabe and Ito's palette: distinct to colour-blind eyes.
+# Okabe and Ito's palette, distinct to colour-blind eyes, and greys for what is no LoRA.
 _COLOURS: Final = {
-    "frozen": "#999999",
-    "full": "#D55E00",
+    "frozen": "#BBBBBB",
+    "full": "#777777",
     "unfused": "#56B4E9",
+    "compiled": "#CC79A7",
     "addmm": "#009E73",
+    "peft": "#E69F00",
+    "parametrized": "#F0E442",
+    "lorafusion": "#D55E00",
     "fastlora": "#0072B2",
+    "fastlora-p0": "#9ECAE9",
 }
 _LINE: Final = "#333333"
+_CASES_A_ROW: Final = 8
+
+# Bars beyond are cut, and say so: one method that is far off would flatten all the others.
+_HIGHEST: Final = 6.0
 
 
 def draw_picture(results: Results, path: Path) -> None:
-    """Draw a PNG: a panel for each phase and adapter dtype, in the last mode measured.
+    """Draw a PNG: a column of panels for each phase, a row for every few cases, in the last mode measured.
 
-    Bars are medians, the lines on them reach from quartile to quartile.
+    Bars are medians, the lines on them reach from quartile to quartile. Where the whole step is there, the
+    backward pass alone is left to the tables.
 
     Args:
         results: With at least one row.
@@ -40,56 +51,78 @@ def draw_picture(results: Results, path: Path) -> None:
 
     mode = sections(results.rows)[-1][1]
     phases = list(dict.fromkeys(row.phase for row in results.rows))
-    dtypes = list(dict.fromkeys(row.adapter_dtype for row in results.rows))
-    figure = Figure(figsize=(9.5 * len(dtypes), 4.4 * len(phases)), dpi=110, layout="constrained")
+    if "forward+backward" in phases:
+        phases.remove("backward")
+    columns = [_rows_of_cases(groups(results.rows, phase, mode)) for phase in phases]
+    methods = list(dict.fromkeys(row.method for row in results.rows))
+    lines = max(map(len, columns))
+    figure = Figure(figsize=(11 * len(phases), 1 + 3 * lines), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(phases), len(dtypes), squeeze=False, sharey="row")
-    for phase, line in zip(phases, panels, strict=True):
-        for dtype, axes in zip(dtypes, line, strict=True):
-            cases = groups(results.rows, phase, mode)
-            _draw_bars(axes, [group for group in cases if any_row(group).adapter_dtype == dtype])
-            axes.set_title(f"{phase}, adapters {dtype}", fontsize=11)
-        line[0].set_ylabel("time over the floor")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(_title(results, mode), x=0.01, ha="left", fontsize=11)
+    panels = figure.subplots(lines, len(phases), squeeze=False)
+    for phase, column, axes in zip(phases, columns, panels.T, strict=True):
+        axes[0].set_title(phase, fontsize=12)
+        for panel in axes[len(column) :]:
+            panel.set_visible(False)
+        for panel, cases in zip(axes, column, strict=False):
+            _draw_bars(panel, cases, methods)
+            panel.set_ylabel("time over the floor", fontsize=9)
+    shown = [_handle(method) for method in methods]
+    figure.legend(handles=shown, loc="outside upper right", ncols=len(shown), frameon=False, fontsize=11)
+    figure.suptitle(_title(results, mode), x=0.01, ha="left", fontsize=12)
     figure.savefig(path)
 
 
 def _title(results: Results, mode: str) -> str:
     commit = (results.environment.commit or "unknown commit")[:10]
     how = "dry run, these times mean nothing" if mode == "dry-run" else mode
-    where = f"{results.rows[0].dtype} linear layer on {results.environment.device['name']} ({how}), {commit}"
+    where = f"linear layer on {results.environment.device['name']} ({how}), {commit}"
     return where if results.ceilings is None else f"{where}\nceilings {Ceilings(**results.ceilings)}"
 
 
-def _draw_bars(axes: Any, cases: list[Group]) -> None:
-    methods = list(dict.fromkeys(method for group in cases for method in group))
-    width = 0.84 / max(1, len(methods))
-    for place, method in enumerate(methods):
-        shift = (place - (len(methods) - 1) / 2) * width
-        drawn = [(i + shift, group[method]) for i, group in enumerate(cases) if method in group]
-        axes.bar(
-            [left for left, _ in drawn],
-            [row.median_us / row.floor_us for _, row in drawn],
-            width,
-            yerr=[
-                [(row.median_us - row.q25_us) / row.floor_us for _, row in drawn],
-                [(row.q75_us - row.median_us) / row.floor_us for _, row in drawn],
-            ],
-            error_kw={"elinewidth": 0.7},
-            label=method,
-            color=_COLOURS.get(method),
-            zorder=2,
-        )
+def _rows_of_cases(cases: Sequence[Group]) -> list[Sequence[Group]]:
+    return [cases[start : start + _CASES_A_ROW] for start in range(0, len(cases), _CASES_A_ROW)]
+
+
+def _handle(method: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=_COLOURS.get(method), label=method)
+
+
+def _draw_bars(axes: Any, cases: Sequence[Group], methods: Sequence[str]) -> None:
+    """Bars side by side in the middle of each case's place: a method that the case lacks leaves no gap."""
+    width = 0.86 / max(1, len(methods))
+    highest = 1.0
+    for i, group in enumerate(cases):
+        drawn = [method for method in methods if method in group]
+        for place, method in enumerate(drawn):
+            row, left = group[method], i + (place - (len(drawn) - 1) / 2) * width
+            height = row.median_us / row.floor_us
+            highest = max(highest, height)
+            spread = [
+                [(row.median_us - row.q25_us) / row.floor_us],
+                [(row.q75_us - row.median_us) / row.floor_us],
+            ]
+            style = {
+                "yerr": spread,
+                "error_kw": {"elinewidth": 0.7},
+                "color": _COLOURS.get(method),
+                "zorder": 2,
+            }
+            axes.bar(left, height, width, **style)
+            if height > _HIGHEST:
+                axes.text(left, _HIGHEST, f"{height:.0f}", ha="center", va="bottom", fontsize=6, rotation=90)
     axes.axhline(1, color=_LINE, linewidth=0.8, zorder=3)
-    names = [
-        shape_name(any_row(group)).replace("x", "\n").replace("->", "\n->").replace(" ", "\n")
-        for group in cases
-    ]
-    axes.set_xticks(range(len(cases)), names, fontsize=8)
-    axes.set_xlim(-0.5, len(cases) - 0.5)
-    axes.set_xlabel("M, K->N, rank", fontsize=8)
+    axes.set_ylim(0, min(1.05 * highest, _HIGHEST))
+    axes.set_xticks(range(len(cases)), [_case_name(group) for group in cases], fontsize=7)
+    axes.set_xlim(-0.5, _CASES_A_ROW - 0.5)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6, zorder=1)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _case_name(group: Group) -> str:
+    """Over two lines."""
+    row = any_row(group)
+    shape, _, options = shape_name(row).partition(" ")
+    return f"{shape}\n{options} {dtype_names(row)}"

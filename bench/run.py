@@ -77,7 +77,8 @@ class Run:
         say(f"ceilings  {self.ceilings}")
         self.methods = self._present_methods()
         self._each("times", self._time, self._left(results.has), self.deadline - _LAST_SECONDS)
-        counted = [one for one in self._left(results.has_profile) if one.launches]
+        uncounted = self._left(results.has_profile)
+        counted = [one for one in uncounted if one.launches and results.has(one.case.labels())]
         self._each("launches", self._count_launches, counted, self.deadline)
 
     def _present_methods(self) -> list[Method]:

@@ -46,9 +46,12 @@ def gpu_measurements() -> tuple[Measurement, ...]:
 def _in_order() -> Iterator[Measurement]:
     K, N = HEADLINE
     headline = Case(8192, K, N, 16, _BF16, _BF16)
-    yield Measurement(headline, EVERY, _BOTH, launches=True)
-    yield Measurement(headline._replace(adapter_dtype=_FP32), EVERY, _BOTH, launches=True)
-    yield Measurement(headline._replace(dropout=0.1), EVERY_WITH_DROPOUT, _BOTH, launches=True)
+    for case, methods in (
+        (headline, EVERY),
+        (headline._replace(adapter_dtype=_FP32), EVERY),
+        (headline._replace(dropout=0.1), EVERY_WITH_DROPOUT),
+    ):
+        yield Measurement(case, methods, _BOTH, launches=True, seconds=0.75)
     # The shapes of the means: with bf16 adapters, then fp32, then dropout.
     for M in (8192, 2048):
         yield from _shapes(M, (*LLAMA_8B, *LLAMA_70B), headline, COMMON)

@@ -18,7 +18,6 @@ class Setting(NamedTuple):
         measurements: In the order of their worth.
         rounds: How often each method is timed in a case, at most.
         fewest_rounds: And at least.
-        timing_seconds: Between the two, rounds are taken for about so long.
         warm_up_rounds: At most this many before.
         tests: Arguments of pytest that choose the numeric tests.
         test_seconds: After this time the tests are ended.
@@ -38,7 +37,6 @@ class Setting(NamedTuple):
     measurements: tuple[Measurement, ...]
     rounds: int
     fewest_rounds: int
-    timing_seconds: float
     warm_up_rounds: int
     tests: tuple[str, ...]
     test_seconds: float
@@ -64,9 +62,8 @@ _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 GPU: Final = Setting(
     device=torch.device("cuda"),
     measurements=gpu_measurements(),
-    rounds=30,
+    rounds=50,
     fewest_rounds=7,
-    timing_seconds=0.4,
     warm_up_rounds=6,
     # The longest test stands last: it searches shapes, and compiles for each.
     tests=(
@@ -105,15 +102,17 @@ GPU: Final = Setting(
 DRY: Final = Setting(
     device=torch.device("cpu"),
     measurements=(
-        Measurement(Case(24, 32, 48, 4, _FP16, _FP16), EVERY, ("dry-run",), launches=True),
+        Measurement(Case(16, 32, 24, 4, _FP16, _FP16), EVERY, ("dry-run",), launches=True),
         Measurement(
-            Case(40, 48, 32, 20, _FP16, _FP32, dropout=0.25, bias=True), EVERY_WITH_DROPOUT, ("dry-run",)
+            Case(9, 16, 20, 3, _FP16, _FP32, dropout=0.25, bias=True),
+            EVERY_WITH_DROPOUT,
+            ("dry-run",),
+            launches=True,
         ),
     ),
-    rounds=3,
+    rounds=2,
     fewest_rounds=2,
-    timing_seconds=0.5,
-    warm_up_rounds=2,
+    warm_up_rounds=1,
     tests=("tests/test_launch.py", "-k", "adds_none or same_bits"),
     test_seconds=120,
     soak=Case(37, 48, 80, 4, _FP16, _FP16),

@@ -1,10 +1,12 @@
-"""What a run found, as text: tables of times for each phase and mode, means, launches and memory."""
+"""What a run found, as text: tables of times, means, launches and memory, and what was to be shown."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from bench.goals import Finding, findings
 from bench.results import Results, Row
 from bench.timing import ratio
 
@@ -37,9 +39,15 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def shape_name(row: Row) -> str:
-    """Such as "8192x4096->14336 r16": rows, K to N, rank."""
+    """Such as "8192x4096->14336 r16 p0.1 bias": rows, K to N, rank, and dropout and bias where there are."""
     M, K, N, r = (row.shape[name] for name in "MKNr")
-    return f"{M}x{K}->{N} r{r}"
+    dropout = f" p{row.dropout:g}" if row.dropout else ""
+    return f"{M}x{K}->{N} r{r}{dropout}{' bias' * row.bias}"
+
+
+def dtype_names(row: Row) -> str:
+    """Such as "bf16+fp32": of the layer, and of the adapters where theirs is another."""
+    return "+".join(_short(dtype) for dtype in dict.fromkeys((row.dtype, row.adapter_dtype)))
 
 
 def summary(results: Results) -> Iterator[str]:
@@ -47,19 +55,25 @@ def summary(results: Results) -> Iterator[str]:
     for phase, mode in sections(results.rows):
         cases = groups(results.rows, phase, mode)
         yield ""
-        yield f"{phase}, {any_row(cases[0]).dtype}, {mode}: median us of one call, and its ratio to {FROZEN}"
-        yield from _aligned(_table(cases))
+        yield f"{phase}, {mode}: median us of one call, and its ratio to {FROZEN}"
+        yield from aligned(_table(cases))
         yield from _means(cases)
     yield from _costs(results.rows)
     yield ""
+    yield "what is to be shown on an H200, r=16, by CUDA graphs; means over Llama 3.1 8B and 70B, M >= 2048"
+    yield from aligned([list(Finding._fields), *(list(finding) for finding in findings(results))])
+    yield ""
+    yield from (f"{name}: {step['summary']}" for name, step in results.correctness.items())
     yield from (f"absent: {method}: {why}" for method, why in results.absent.items())
+    left_out = Counter((entry["method"], entry["why"]) for entry in results.left_out)
+    yield from (f"left out: {method} of {count} cases: {why}" for (method, why), count in left_out.items())
     yield from (f"FAILED: {failure}" for failure in results.failures())
 
 
 def _table(cases: list[Group]) -> Iterator[list[str]]:
     methods = _methods(cases)
     heads = [part for method in methods for part in (method, "")]
-    yield ["case", "adapters", *heads, f"{FULL}/{OURS}", f"{OURS}/floor"]
+    yield ["case", "dtypes", *heads, f"{FULL}/{OURS}", f"{OURS}/floor"]
     for group in cases:
         row, ours = any_row(group), group.get(OURS)
         cells = []
@@ -69,7 +83,7 @@ def _table(cases: list[Group]) -> Iterator[list[str]]:
         gap = None if ours is None else ours.median_us / ours.floor_us
         yield [
             shape_name(row),
-            _short(row.adapter_dtype),
+            dtype_names(row),
             *cells,
             _number(_median_ratio(group, FULL, OURS)),
             _number(gap),
@@ -77,12 +91,18 @@ def _table(cases: list[Group]) -> Iterator[list[str]]:
 
 
 def _means(cases: list[Group]) -> Iterator[str]:
-    """Geometric means over the cases of one adapter dtype."""
+    """Geometric means over the cases of one pair of dtypes, with dropout and without."""
     pairs = [(OURS, FROZEN), *((method, OURS) for method in _methods(cases) if method not in (OURS, FROZEN))]
-    for dtype in dict.fromkeys(any_row(group).adapter_dtype for group in cases):
-        same = [group for group in cases if any_row(group).adapter_dtype == dtype]
-        parts = [f"{over}/{under} {_number(_mean_ratio(same, over, under))}" for over, under in pairs]
-        yield f"mean, adapters {_short(dtype)}: " + ", ".join(parts)
+    for kind in dict.fromkeys(map(_kind, cases)):
+        same = [group for group in cases if _kind(group) == kind]
+        means = {f"{over}/{under}": _mean_ratio(same, over, under) for over, under in pairs}
+        parts = [f"{name} {_number(mean)}" for name, mean in means.items() if mean is not None]
+        yield f"mean of {len(same)}, {kind}: " + ", ".join(parts)
+
+
+def _kind(group: Group) -> str:
+    row = any_row(group)
+    return dtype_names(row) + (f", dropout {row.dropout:g}" if row.dropout else "")
 
 
 def _costs(rows: Sequence[Row]) -> Iterator[str]:
@@ -91,9 +111,9 @@ def _costs(rows: Sequence[Row]) -> Iterator[str]:
         group = groups(rows, phase, rows[0].mode)[0]
         case = any_row(group)
         yield ""
-        yield f"{phase}, {shape_name(case)}, adapters {_short(case.adapter_dtype)}: one call takes"
+        yield f"{phase}, {shape_name(case)}, {dtype_names(case)}: one call takes"
         heads = ["", "launches", "peak MB"]
-        yield from _aligned(
+        yield from aligned(
             [heads, *([m, _count(row.launches), _megabytes(row.peak_bytes)] for m, row in group.items())]
         )
 
@@ -114,7 +134,7 @@ def _mean_ratio(cases: list[Group], over: str, under: str) -> float | None:
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
 
 
-def _aligned(lines: Iterable[list[str]]) -> Iterator[str]:
+def aligned(lines: Iterable[list[str]]) -> Iterator[str]:
     """Columns as wide as their widest cell, the first to the left, the others to the right."""
     table = list(lines)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -1,27 +1,28 @@
-"""The parts that run before anything is timed: tests and soak, in processes that can be ended."""
+"""The steps that run before anything is timed: in processes that can be ended, side by side, on record."""
 
 import os
 import sys
 
-import pytest
 import torch
 
-import fastlora
-from bench import soak as module
-from bench.cases import DRY
-from bench.correctness import Ended, read_tests, run_process
-from bench.methods import FASTLORA, UNFUSED, Layer
-from bench.soak import soak, soak_setting
+from bench import correctness as module
+from bench.correctness import run_steps
+from bench.numeric_tests import read_tests
+from bench.precompile import compile_share
+from bench.process import Ended, run_module, run_process
+from bench.settings import DRY
 
-needs_interpreter = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the dry run's kernels are interpreted"
-)
+CPU = torch.device("cpu")
 
-PASSED = "....\n4 passed, 1 skipped in 2.51s\n"
-FAILED = """..F.
+PASSED = "a.py::test_a PASSED [ 50%]\n=== 4 passed, 1 skipped in 2.51s ===\n"
+FAILED = """a.py::test_a[1] FAILED [100%]
 =========== short test summary info ===========
 FAILED tests/test_launch.py::test_a[1] - AssertionError: y: error 3
 1 failed, 3 passed in 61.20s (0:01:01)
+"""
+CUT = """[gw0] [  1%] PASSED a.py::test_a
+[gw3] [  2%] PASSED a.py::test_b
+[gw1] [  3%] FAILED a.py::test_c
 """
 BROKEN = "ImportError while loading conftest\nE   no module named x\n"
 
@@ -44,10 +45,11 @@ def test_failures_are_kept_by_name():
     assert found["failures"] == ["FAILED tests/test_launch.py::test_a[1] - AssertionError: y: error 3"]
 
 
-def test_tests_that_did_not_finish_did_not_pass():
-    found = read_tests(Ended(None, "..", 150.2))
+def test_tests_that_did_not_finish_did_not_pass_and_say_how_far_they_came():
+    found = read_tests(Ended(None, CUT, 150.2))
     assert (found["passed"], found["finished"]) == (False, False)
-    assert found["summary"] == "not finished after 150 s"
+    assert found["summary"] == "not finished after 150 s: 2 passed, 1 failed"
+    assert found["failures"] == ["[gw1] [  3%] FAILED a.py::test_c"]
 
 
 def test_tests_that_did_not_start_say_why():
@@ -70,46 +72,46 @@ def test_a_process_leaves_status_and_output():
     assert (ended.status, ended.output) == (3, "out\n")
 
 
-@needs_interpreter
-def test_the_kernels_give_the_same_bits_over_and_over():
-    found = soak_setting(DRY._replace(soak_runs=2))
-    assert found["passed"]
-    assert found["summary"] == "2 runs of forward and backward, all bitwise equal"
-    assert found["different"] == {"y": 0, "dx": 0, "dA": 0, "dB": 0}
-    assert not torch.are_deterministic_algorithms_enabled()
+def test_a_program_that_prints_no_result_has_not_passed_and_says_why():
+    found = run_module("bench.soak", ["sideways"], CPU, 60)
+    assert (found["passed"], found["finished"]) == (False, True)
+    assert "exit status 2" in found["summary"]
+    assert "sideways" in found["summary"]
 
 
-def soaked(apply_after):
-    """A soak of three runs whose output goes through `apply_after`."""
-    ops = DRY.soak.operands(torch.device("cpu"))
-    layer = UNFUSED.build(ops)
-    changed = Layer(lambda x: apply_after(layer.apply(x)), layer.trained)
-    return soak(changed, ops, ["y", "dx", "dA", "dB"], runs=3, seconds=60)
+def lanes(monkeypatch, *steps):
+    monkeypatch.setattr(module, "LANES", steps)
 
 
-def test_a_race_shows_as_a_difference():
-    runs = iter([1.0, 1.0, 1.001, 1.0])
-    found = soaked(lambda y: y * next(runs))
+def test_steps_of_a_lane_follow_one_another_and_only_those_wanted_run(monkeypatch, tmp_path):
+    ran = []
+
+    def step(setting, folder):
+        ran.append(folder)
+        return {"passed": len(ran)}
+
+    lanes(monkeypatch, {"one": step, "two": step, "three": step})
+    found = list(run_steps(DRY, tmp_path, lambda name: name != "two"))
+    assert found == [("one", {"passed": 1}), ("three", {"passed": 2})]
+    assert ran == [tmp_path] * 2
+
+
+def test_a_step_that_raises_has_not_passed_and_the_others_run(monkeypatch, tmp_path):
+    def broken(setting, folder):
+        raise OSError("disk full")
+
+    lanes(monkeypatch, {"broken": broken, "sound": lambda *_: {"passed": True}})
+    found = dict(run_steps(DRY, tmp_path, lambda name: True))
+    assert (found["broken"]["passed"], found["broken"]["summary"]) == (False, "OSError: disk full")
+    assert found["sound"]["passed"]
+
+
+def test_a_variant_that_does_not_compile_is_named(monkeypatch):
+    def broken(layer, ops):
+        raise RuntimeError("out of shared memory")
+
+    monkeypatch.setattr("bench.precompile.forward_backward", broken)
+    only_ours = tuple(one._replace(methods=("fastlora",)) for one in DRY.measurements)
+    found = compile_share(DRY._replace(measurements=only_ours), 1, 2)
     assert not found["passed"]
-    assert found["runs"] == 3
-    assert found["different"]["y"] == 1
-
-
-def test_nan_is_no_difference_and_a_lost_sign_is():
-    assert soaked(lambda y: y * float("nan"))["different"]["y"] == 0
-    runs = iter([0.0, -0.0, 0.0, 0.0])
-    assert soaked(lambda y: y.abs() * next(runs))["different"]["y"] == 1
-
-
-def test_a_soak_ends_with_its_time_and_without_a_run_it_has_not_passed():
-    ops = DRY.soak.operands(torch.device("cpu"))
-    with fastlora.set_backend("torch"):
-        found = soak(FASTLORA.build(ops), ops, ["y", "dx", "dA", "dB"], runs=1000, seconds=-1)
-    assert (found["passed"], found["runs"]) == (False, 0)
-
-
-def test_buffers_are_poisoned_during_a_soak(monkeypatch):
-    fresh = []
-    monkeypatch.setattr(module, "soak", lambda *_: fresh.append(torch.empty(3)) or {"passed": True})
-    soak_setting(DRY)
-    assert fresh[0].isnan().all()
+    assert found["summary"] == f"fastlora, {DRY.cases[1]}: RuntimeError: out of shared memory"

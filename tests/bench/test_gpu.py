@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from bench.gpu import main, parse
+from bench.gpu import parse
 from bench.methods import METHODS
 from bench.phases import PHASES
-from bench.results import Results
+from bench.settings import DRY
 
 ROOT = Path(__file__).parents[2]
 ROW = {
@@ -30,7 +31,9 @@ ROW = {
     "launches": int,
     "floor_us": float,
     "samples_us": list,
+    "bias": bool,
 }
+STEPS = {"tests", "soak", "graph", "streams", "memcheck", "racecheck", "compile"}
 
 
 def command(*arguments):
@@ -66,7 +69,7 @@ def test_a_dry_run_writes_results_tables_picture_and_log(dry):
         "results.json",
         "summary.txt",
         "linear.png",
-        "correctness.log",
+        "numeric-tests.log",
     }
     assert (out / "summary.txt").read_text().strip() in done.stdout
     assert done.stderr == ""
@@ -76,7 +79,7 @@ def test_its_file_follows_the_schema(dry):
     found = content(dry[0])
     assert list(found) == [
         "schema", "device", "versions", "commit", "modified", "sources", "command", "started", "correctness",
-        "ceilings", "absent", "problems", "checks", "profiles", "rows",
+        "ceilings", "absent", "problems", "left_out", "checks", "profiles", "rows",
     ]  # fmt: skip
     assert found["schema"] == 1
     assert found["versions"]["torch"]
@@ -95,56 +98,37 @@ def test_nobody_can_take_its_times_for_results(dry):
 
 def test_every_method_is_checked_and_timed_in_every_phase(dry):
     found = content(dry[0])
-    assert found["absent"] == {}
+    here = set(METHODS) - {"lorafusion"} - {name for name in ("peft",) if find_spec(name) is None}
+    assert set(found["absent"]) == set(METHODS) - here
+    assert "was not given" in found["absent"]["lorafusion"]
     assert found["problems"] == []
-    timed = {(row["method"], row["phase"], row["adapter_dtype"]) for row in found["rows"]}
-    assert timed == {(m, p, dtype) for m in METHODS for p in PHASES for dtype in ("float16", "float32")}
-    assert {check["method"] for check in found["checks"]} == set(METHODS)
+    timed = {(row["method"], row["phase"], row["dropout"]) for row in found["rows"]}
+    for one in DRY.measurements:
+        left_out = {entry["method"] for entry in found["left_out"] if entry["dropout"] == one.case.dropout}
+        assert left_out == ({"addmm", "parametrized"} if one.case.dropout else set())
+        wanted = here & set(one.methods) - left_out
+        assert {entry for entry in timed if entry[2] == one.case.dropout} == {
+            (method, phase, one.case.dropout) for method in wanted for phase in PHASES
+        }
+    assert {check["method"] for check in found["checks"]} == here
     assert all(check["failure"] is None for check in found["checks"])
+    assert {profile["method"] for profile in found["profiles"]} == here
 
 
-def test_the_numeric_tests_and_the_soak_ran(dry):
+def test_every_step_of_correctness_ran_or_says_why_not(dry):
     found = content(dry[0])["correctness"]
-    assert found["tests"]["passed"]
-    assert "passed" in found["tests"]["summary"]
-    assert found["soak"]["passed"]
+    assert set(found) == STEPS
+    ran = {name for name, step in found.items() if step["passed"]}
+    assert ran >= {"tests", "soak", "streams", "compile"}
+    assert all(found[name]["summary"].startswith("not run: ") for name in STEPS - ran)
     assert found["soak"]["runs"] > 1
+    assert found["compile"]["summary"].startswith("4 variants")
 
 
-def test_a_second_run_goes_on_where_the_first_ended(dry, tmp_path):
-    first = Results.read(dry[0] / "results.json")
-    half = len(first.rows) // 2
-    kept = first.rows[:half]
-    first.rows = list(kept)
-    first.write(tmp_path / "results.json")
-    done = command("--dry-run", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    again = Results.read(tmp_path / "results.json")
-    assert again.rows[:half] == kept
-    assert len(again.rows) == 2 * half
-    assert not (tmp_path / "correctness.log").exists()
-    assert "times     1/" not in done.stdout
-
-
-def test_half_a_run_can_be_asked_for_and_time_can_run_out(tmp_path):
-    done = command("--dry-run", "--only", "measure", "--seconds", "0", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = content(tmp_path)
-    assert found["correctness"] == {"tests": None, "soak": None}
-    assert found["ceilings"]["matmul_flops"] > 0
-    assert found["rows"] == []
-    assert "time is up before M=24 32->48" in done.stdout
-
-
-def test_failures_are_printed_last_and_set_the_exit_status(tmp_path, monkeypatch, capsys, dry):
-    bad = Results.read(dry[0] / "results.json")
-    bad.problems.append("some case: RuntimeError")
-    bad.write(tmp_path / "results.json")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr("bench.gpu.open_results", lambda path, fresh: bad)
-    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
-    assert main(["--dry-run", "--out", str(tmp_path)]) == 1
-    assert "FAILED: some case: RuntimeError" in capsys.readouterr().out.splitlines()[-2]
+def test_the_table_of_what_is_to_be_shown_is_there_and_unmeasured(dry):
+    lines = (dry[0] / "summary.txt").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("what is to be shown"))
+    assert sum("not measured" in line for line in lines[start:]) == 15
 
 
 @pytest.mark.parametrize(
@@ -156,6 +140,7 @@ def test_failures_are_printed_last_and_set_the_exit_status(tmp_path, monkeypatch
             "--out must not lie in bench/results",
         ),
         (["--dry-run"], "--out"),
+        (["--dry-run", "--out", "x", "--lorafusion", "y"], "--lorafusion must be a folder; got y"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(arguments, why, capsys, monkeypatch):

@@ -22,7 +22,6 @@ def row(case, method, phase="forward", mode="graph"):
         method=method,
         phase=phase,
         **case.labels(),
-        dropout=0.0,
         mode=mode,
         median_us=samples[0],
         q25_us=samples[0],
@@ -52,17 +51,17 @@ def test_a_line_gives_medians_ratios_and_the_distance_to_the_floor(full):
     ]  # fmt: skip
 
 
-def test_means_are_given_for_each_adapter_dtype(full):
+def test_means_are_given_for_each_pair_of_dtypes(full):
     lines = [line for line in summary(full) if line.startswith("mean")]
     assert lines[:2] == [
-        "mean, adapters bf16: fastlora/frozen 1.200, full/fastlora 2.500",
-        "mean, adapters fp32: fastlora/frozen 1.200, full/fastlora 2.500",
+        "mean of 2, bf16: fastlora/frozen 1.200, full/fastlora 2.500",
+        "mean of 2, bf16+fp32: fastlora/frozen 1.200, full/fastlora 2.500",
     ]
 
 
 def test_launches_and_memory_of_the_first_case_are_listed(full):
     lines = list(summary(full))
-    start = lines.index("x, 8x16->32 r4, adapters bf16: one call takes")
+    start = lines.index("x, 8x16->32 r4, bf16: one call takes")
     assert [line.split() for line in lines[start + 1 : start + 3]] == [
         ["launches", "peak", "MB"],
         ["frozen", "2", "2.0"],
@@ -71,13 +70,34 @@ def test_launches_and_memory_of_the_first_case_are_listed(full):
 
 def test_a_method_that_a_case_lacks_is_a_dash():
     lacking = results([row(CASES[0], "frozen"), row(CASES[0], "fastlora"), row(CASES[1], "frozen")])
-    line = next(line for line in summary(lacking) if line.startswith("8x16->32 r4") and " fp32 " in line)
-    assert line.split()[2:] == ["fp32", "10.0", "1.000", "-", "-", "-", "-"]
+    line = next(line for line in summary(lacking) if line.startswith("8x16->32 r4") and "+fp32 " in line)
+    assert line.split()[2:] == ["bf16+fp32", "10.0", "1.000", "-", "-", "-", "-"]
 
 
-def test_absent_methods_are_listed_and_failures_stand_last():
-    lines = list(summary(results([], absent={"peft": "not installed"}, problems=["it broke"])))
-    assert lines[-2:] == ["absent: peft: not installed", "FAILED: it broke"]
+def test_a_case_is_named_by_all_that_tells_it_apart():
+    case = CASES[1]._replace(dropout=0.1, bias=True)
+    assert any(
+        line.startswith("8x16->32 r4 p0.1 bias  bf16+fp32")
+        for line in summary(results([row(case, "frozen")]))
+    )
+
+
+def test_what_is_absent_or_left_out_is_listed_and_failures_stand_last():
+    left_out = [{"method": "addmm", "why": "no dropout"}] * 2
+    correctness = {"racecheck": {"passed": None, "summary": "not run: no tool"}}
+    found = results(
+        [],
+        correctness=correctness,
+        absent={"peft": "no such module"},
+        left_out=left_out,
+        problems=["it broke"],
+    )
+    assert list(summary(found))[-4:] == [
+        "racecheck: not run: no tool",
+        "absent: peft: no such module",
+        "left out: addmm of 2 cases: no dropout",
+        "FAILED: it broke",
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 5, None], ids=["one row", "some rows", "all rows"])

@@ -1,0 +1,113 @@
+"""The table of what is to be shown: judged by what was measured, and silent about nothing."""
+
+import pytest
+import torch
+
+from bench.cases import Case
+from bench.environment import environment
+from bench.goals import findings
+from bench.results import Results, Row
+
+HEADLINE = Case(8192, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
+WIDE = HEADLINE._replace(N=14336)
+BOTH = "forward+backward"
+
+
+def row(method, us, case=HEADLINE, phase=BOTH, mode="graph"):
+    return Row(
+        level="linear",
+        method=method,
+        phase=phase,
+        **case.labels(),
+        mode=mode,
+        median_us=us,
+        q25_us=us,
+        q75_us=us,
+        peak_bytes=None,
+        launches=None,
+        floor_us=1.0,
+        samples_us=[us, 2 * us, us],
+    )
+
+
+def found(*rows, **parts):
+    results = Results(
+        environment=environment(torch.device("cpu")), command="", started="", rows=list(rows), **parts
+    )
+    return {(line.what, line.shapes.split(" of")[0]): line for line in findings(results)}
+
+
+def test_nothing_measured_is_said_in_every_line():
+    lines = found()
+    assert len(lines) == 15
+    assert {(line.measured, line.verdict) for line in lines.values()} == {("-", "not measured")}
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(10.4, "met"), (10.5, "NOT MET")])
+def test_a_ratio_is_held_to_its_bound(ours, verdict):
+    lines = found(row("frozen", 10.0, phase="forward"), row("fastlora", ours, phase="forward"))
+    line = lines["fastlora over frozen, forward", "headline"]
+    assert (line.measured, line.reach, line.verdict) == (f"{ours / 10:.3f}", "<= 1.04", verdict)
+
+
+def test_eager_and_dry_times_count_for_nothing():
+    for mode in ("eager", "dry-run"):
+        lines = found(row("full", 20.0, mode=mode), row("fastlora", 10.0, mode=mode))
+        assert {line.verdict for line in lines.values()} == {"not measured"}
+
+
+def test_means_are_geometric_over_the_llama_shapes_with_many_rows():
+    other = [
+        HEADLINE._replace(M=64),
+        HEADLINE._replace(r=8),
+        HEADLINE._replace(bias=True),
+        HEADLINE._replace(K=5120),
+    ]
+    rows = [row("fastlora", 10.0, case) for case in (HEADLINE, WIDE, *other)]
+    rows += [
+        row("full", 10.0, HEADLINE),
+        row("full", 40.0, WIDE),
+        *(row("full", 990.0, case) for case in other),
+    ]
+    lines = found(*rows)
+    line = lines["full over fastlora, forward+backward", "mean"]
+    assert (line.shapes, line.measured) == ("mean of 2", "2.000")
+
+
+def test_wide_adapters_and_dropout_are_judged_in_their_own_cases():
+    wide, dropped = HEADLINE._replace(adapter_dtype=torch.float32), HEADLINE._replace(dropout=0.1)
+    lines = found(
+        row("peft", 20.0, wide), row("fastlora", 10.0, wide),
+        row("fastlora", 10.2, dropped), row("fastlora-p0", 10.0, dropped),
+    )  # fmt: skip
+    assert lines["peft over fastlora, fp32 adapters", "headline"].measured == "2.000"
+    assert lines["peft over fastlora, bf16 adapters", "headline"].verdict == "not measured"
+    assert lines["dropout 0.1 over none, fastlora", "headline"].measured == "1.020"
+
+
+def test_the_closest_other_lora_is_named_wherever_it_is():
+    rows = [row("fastlora", 10.0), row("addmm", 15.0), row("fastlora", 10.0, WIDE), row("peft", 9.0, WIDE)]
+    rows += [row("frozen", 1.0), row("full", 1.0)]
+    line = found(*rows)["fastest other LoRA over fastlora, forward+backward", "least"]
+    assert line.measured == "0.900 (peft, 8192x4096->14336 r16)"
+    assert (line.shapes, line.verdict) == ("least of 2", "NOT MET in 1 of 2")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "measured", "verdict"),
+    [
+        (["fill", "forward_kernel"], "1 and 1 fills", "met"),
+        (["Memset (Device)", "forward_kernel"], "1 and 1 fills", "met"),
+        (["forward_kernel", "cast"], "2 and 0 fills", "NOT MET"),
+    ],
+)
+def test_launches_are_counted_without_the_fill_of_the_workspace(kernels, measured, verdict):
+    profile = {
+        "method": "fastlora",
+        "phase": "forward",
+        **HEADLINE.labels(),
+        "launches": 2,
+        "kernels": kernels,
+    }
+    line = found(profiles=[profile])["launches of fastlora, forward", "headline"]
+    assert (line.measured, line.verdict) == (measured, verdict)
