@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.methods import Layer
+from bench.phases import forward_backward
+from tests.testing import Operands
+
 
 class Differences:
     """Counts the runs in which a result differs from the first run's.
@@ -36,6 +40,16 @@ class Differences:
     def counts(self) -> dict[str, int]:
         """In how many runs each result differed; waits for the device."""
         return dict(zip(self.names, self._counts.tolist(), strict=True))
+
+
+def one_run(layer: Layer, ops: Operands) -> list[Tensor]:
+    """Y and the gradients, without their autograd graph.
+
+    While that lives, so do the nodes that stand for x, A and B in it, and they hold on to the stream that
+    they were made on: a capture, or a run on another stream, would have to wait for that one.
+    """
+    y, gradients = forward_backward(layer, ops)
+    return [y.detach(), *gradients]
 
 
 def report(counts: dict[str, int], runs: int, of_what: str, seconds: float) -> dict[str, Any]:

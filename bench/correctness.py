@@ -1,7 +1,7 @@
 """Correctness before speed: every step in a process of its own, with a time limit.
 
-Steps of one lane run one after the other, the lanes side by side: the tests mostly compile, on many
-processors, while the soaks keep the GPU busy from a single one.
+Steps of one lane run one after the other, the lanes side by side: tests and compilation keep many processors
+busy, the soaks the GPU, and a sanitizer mostly itself.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ LANES: Final[tuple[dict[str, Step], ...]] = (
         "soak": _soak("repeat"),
         "graph": _soak("graph"),
         "streams": _soak("streams"),
+    },
+    {
         "memcheck": _sanitizer("memcheck"),
         "racecheck": _sanitizer("racecheck"),
     },

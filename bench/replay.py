@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.bits import Differences, report
+from bench.bits import Differences, one_run, report
 from bench.methods import Layer
-from bench.phases import forward_backward
 from bench.timing import captured
 from tests.testing import Operands
 
@@ -35,13 +34,11 @@ def replay(names: Sequence[str], layer: Layer, ops: Operands, runs: int, seconds
     if ops.x.device.type != "cuda":
         why = "not run: CUDA graphs need a GPU, a CPU has nothing like them"
         return {"passed": None, "finished": True, "summary": why, "seconds": 0.0}
-    y, gradients = forward_backward(layer, ops)
-    differences = Differences(names, [y, *gradients])
+    differences = Differences(names, one_run(layer, ops))
     results: list[Tensor] = []
 
     def run() -> None:
-        y, gradients = forward_backward(layer, ops)
-        results[:] = [y.detach(), *gradients]
+        results[:] = one_run(layer, ops)
 
     run_again = captured(run)
     start = time.monotonic()

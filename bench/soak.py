@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 import fastlora
-from bench.bits import Differences, poisoned, report
+from bench.bits import Differences, one_run, poisoned, report
 from bench.methods import FASTLORA, Layer
-from bench.phases import forward_backward
 from bench.replay import replay
 from bench.settings import DRY, GPU, Setting
 from bench.streams import at_once
@@ -41,18 +40,13 @@ def repeat(layer: Layer, ops: Operands, runs: int, seconds: float) -> dict[str, 
     Returns:
         A correctness step's result, with the number of runs and in how many of them each result differed.
     """
-    differences = Differences(NAMES, _results(layer, ops))
+    differences = Differences(NAMES, one_run(layer, ops))
     start = time.monotonic()
     while differences.runs < runs and time.monotonic() - start < seconds:
-        differences.add(_results(layer, ops))
+        differences.add(one_run(layer, ops))
     counts = differences.counts()
     seconds = time.monotonic() - start
     return report(counts, differences.runs, "runs of forward and backward", seconds)
-
-
-def _results(layer: Layer, ops: Operands) -> list[torch.Tensor]:
-    y, gradients = forward_backward(layer, ops)
-    return [y, *gradients]
 
 
 def soak(how: str, setting: Setting) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.bits import Differences, report
+from bench.bits import Differences, one_run, report
 from bench.methods import Layer
-from bench.phases import forward_backward
 from tests.testing import Operands
 
 
@@ -35,10 +34,7 @@ def at_once(
         A correctness step's result.
     """
     device = sets[0].x.device
-    alone = []
-    for layer, ops in zip(layers, sets, strict=True):
-        y, gradients = forward_backward(layer, ops)
-        alone.append(Differences(names, [y, *gradients]))
+    alone = [Differences(names, one_run(layer, ops)) for layer, ops in zip(layers, sets, strict=True)]
     on_stream = _streams(len(layers), device)
     start = time.monotonic()
     done = 0

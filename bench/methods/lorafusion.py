@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,14 @@ CHECKOUT: Final = "LORAFUSION_CHECKOUT"
 # The widest tile of its tables: its backward reads W and A up to a whole tile, past a ragged width.
 _TILE: Final = 256
 _RANKS: Final = (16, 32, 64, 128)
+
+# Its TMA kernels are imported with the others, and fail there: they use what Triton dropped before 3.4, the
+# oldest that this library takes. What is imported from their modules, by module.
+_TMA_MODULES: Final[dict[str, dict[str, Any]]] = {
+    "tma_utils": {"HAS_TMA_DESC": False},
+    "fused_lora_xw_sb_tma": {"fused_lora_xw_sb_tma": None},
+    "fused_lora_dyw_dsa_tma": {"fused_lora_dyw_dsa_tma": None},
+}
 
 
 def build(ops: Operands, dropout: float = 0.0) -> Layer:
@@ -76,6 +84,10 @@ def _load(checkout: str) -> ModuleType:
         raise FileNotFoundError(f"{checkout} holds no lorafusion/ops/lora_v1.py")
     if checkout not in sys.path:
         sys.path.append(checkout)
+    for name, content in _TMA_MODULES.items():
+        empty = ModuleType(name)
+        vars(empty).update(content)
+        sys.modules.setdefault(f"lorafusion.ops.triton_ops.{name}", empty)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that its TMA kernels are not for this Triton
         from lorafusion.ops import lora_v1  # type: ignore[import-not-found]

@@ -12,7 +12,17 @@ from bench.check import check
 from bench.dropout_mask import read_mask, seeded_run
 from bench.launches import device_events, profile_case
 from bench.measure import measure_case
-from bench.methods import ADDMM, FASTLORA, FROZEN, METHODS, PARAMETRIZED, UNDROPPED, UNFUSED
+from bench.methods import (
+    ADDMM,
+    FASTLORA,
+    FROZEN,
+    LORAFUSION,
+    METHODS,
+    PARAMETRIZED,
+    UNDROPPED,
+    UNFUSED,
+)
+from bench.methods.lorafusion import CHECKOUT
 from bench.phases import PHASES
 from bench.settings import DRY
 
@@ -87,6 +97,22 @@ def test_cases_are_taken_by_those_who_can():
     assert "no dropout" in ADDMM.why_not(dropped)
     assert "nothing to drop" in PARAMETRIZED.why_not(dropped)
     assert "another dtype" in PARAMETRIZED.why_not(CASES[1])
+
+
+def test_lorafusion_is_absent_with_the_reason(monkeypatch, tmp_path):
+    monkeypatch.delenv(CHECKOUT, raising=False)
+    gpu = torch.device("cuda")
+    assert LORAFUSION.why_absent(gpu, torch.bfloat16) == "--lorafusion PATH was not given"
+    monkeypatch.setenv(CHECKOUT, str(tmp_path))
+    assert LORAFUSION.why_absent(CPU, torch.bfloat16) == "its kernels need a GPU"
+    assert "holds no lorafusion/ops/lora_v1.py" in LORAFUSION.why_absent(gpu, torch.bfloat16)
+
+
+def test_lorafusion_is_left_out_of_what_it_cannot_take():
+    case = Case(70, 256, 512, 16, torch.bfloat16, torch.bfloat16, dropout=0.1)
+    assert LORAFUSION.why_not(case) is None
+    for change in ({"dropout": 0.0}, {"adapter_dtype": torch.float32}, {"r": 8}, {"r": 24}, {"K": 300}):
+        assert LORAFUSION.why_not(case._replace(**change))
 
 
 @pytest.mark.parametrize("method", [UNFUSED, FASTLORA], ids=lambda method: method.name)
