@@ -210,6 +210,35 @@ def test_a_method_that_raises_is_a_problem_and_the_others_are_timed():
     assert found.problems == [f"{DRY.cases[0]}, checking unfused: RuntimeError: out of resources"]
 
 
+def test_graphs_are_captured_for_each_phase_and_a_backward_pass_behind_its_forward(monkeypatch):
+    captures = []
+
+    def captured(*calls):
+        captures.append(len(calls))
+        return calls
+
+    monkeypatch.setattr("bench.measure.captured_in_turn", captured)
+    measurement = Measurement(CASES[0], ("frozen", "unfused"), ("eager", "graph"))
+    found = measure_case(measurement, DRY, [FROZEN, UNFUSED], CEILINGS, l2_bytes=0)
+    assert captures == [1, 1, 2, 2, 1, 1]
+    assert [(row.mode, row.method) for row in found.rows] == [
+        (mode, name) for _ in PHASES for mode in ("eager", "graph") for name in ("frozen", "unfused")
+    ]
+
+
+def test_what_cannot_be_captured_has_eager_rows_alone(monkeypatch):
+    def captured(*calls):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("bench.measure.captured_in_turn", captured)
+    measurement = Measurement(CASES[0], ("frozen", "unfused"), ("eager", "graph"))
+    methods = [FROZEN, replace(UNFUSED, external=True)]
+    found = measure_case(measurement, DRY, methods, CEILINGS, l2_bytes=0)
+    assert {row.mode for row in found.rows} == {"eager"}
+    assert [problem.split(", ")[-1].split(":")[0] for problem in found.problems] == ["capturing frozen"] * 3
+    assert [entry["method"] for entry in found.left_out] == ["unfused"] * 3
+
+
 def test_another_librarys_failure_leaves_it_out_and_is_no_problem():
     broken = replace(UNFUSED, build=unfinished, external=True)
     wrong = replace(UNFUSED, name="wrong", build=wrong_scale, external=True)

@@ -1,8 +1,12 @@
-"""The timing core: order, quartiles, ratios, warm-up."""
+"""The timing core: order, quartiles, ratios, warm-up, captures."""
+
+import contextlib
+from types import SimpleNamespace
 
 import pytest
 
-from bench.timing import CpuTimer, interleaved, quartiles, ratio, rounds_within, warm_up
+from bench import timing
+from bench.timing import CpuTimer, captured_in_turn, interleaved, quartiles, ratio, rounds_within, warm_up
 
 
 class FakeTimer:
@@ -100,3 +104,49 @@ def test_warm_up_ends_with_two_rounds_of_one_length():
 def test_warm_up_ends_where_it_must_though_times_still_fall():
     rounds = iter([16.0, 8.0, 4.0, 2.0, 1.0])
     assert warm_up({"a": int}, 3, lambda: FakeTimer([next(rounds)])) == 3
+
+
+class FakeCuda:
+    """Notes on which stream what is captured."""
+
+    def __init__(self):
+        self.noted = []
+        self.now = None
+
+    def current_stream(self):
+        return self.Stream()
+
+    def Stream(self):
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.now = ("eager", stream)
+        yield
+        self.now = None
+
+    def CUDAGraph(self):
+        graph = SimpleNamespace()
+        graph.replay = lambda: self.noted.append(("replay", graph))
+        return graph
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream):
+        self.now = (graph, stream)
+        yield
+        self.now = None
+
+
+def test_calls_that_follow_one_another_are_captured_apart_on_the_stream_they_ran_on(monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(timing.torch, "cuda", cuda)
+    calls = [lambda name=name: cuda.noted.append((name, cuda.now)) for name in "ab"]
+    replays = captured_in_turn(*calls)
+    assert "".join(name for name, _ in cuda.noted) == "ababab"
+    streams = [where[1] for _, where in cuda.noted]
+    assert all(stream is streams[0] for stream in streams)
+    (_, (first, _)), (_, (second, _)) = cuda.noted[-2:]
+    assert first is not second
+    for replay in replays:
+        replay()
+    assert cuda.noted[-2:] == [("replay", first), ("replay", second)]
