@@ -117,10 +117,12 @@ class Contest:
         per_call = {name: [time / len(self.sets) for time in times[str(name)]] for name in calls}
         return Outcome(self.shape, per_call, failures)
 
-    def try_once(self, tile: Tile) -> None:
-        """Run a tile once, so that it is compiled; one that does not fit is no error here."""
-        with on_record([], "trying"):
+    def try_once(self, tile: Tile) -> bool:
+        """Run a tile once, so that it is compiled; whether it ran."""
+        raised: list[str] = []
+        with on_record(raised, "trying"):
             self._results(self._plan(tile), self.sets[0], self.ps[0])
+        return not raised
 
     def _plan(self, tile: Tile) -> Plan:
         where = (self.direction, architecture_of(self.device), self.dtype, self.dtype)

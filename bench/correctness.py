@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from bench import tuning
 from bench.numeric_tests import run_tests
-from bench.precompile import compile_all
 from bench.process import run_module
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
@@ -38,11 +38,12 @@ def _sanitizer(tool: str) -> Step:
     return step
 
 
-def _compile(setting: Setting, folder: Path) -> dict[str, Any]:
-    return compile_all(setting)
+def _candidates(setting: Setting, folder: Path) -> dict[str, Any]:
+    return tuning.compile_all(setting.device)
 
 
-COMPILE: Final = "compile"
+# What the tuning needs compiled, while there are processors to spare.
+CANDIDATES: Final = "candidates"
 
 # In these a kernel that waits for ever shows as a step that did not finish.
 SOAKS: Final = ("soak", "graph", "streams")
@@ -58,7 +59,7 @@ LANES: Final[tuple[dict[str, Step], ...]] = (
         "memcheck": _sanitizer("memcheck"),
         "racecheck": _sanitizer("racecheck"),
     },
-    {COMPILE: _compile},
+    {CANDIDATES: _candidates},
 )
 
 

@@ -1,8 +1,8 @@
 """Everything a GPU is needed for, in one command: `python -m bench.gpu --out DIR`.
 
-Correctness first, then the device's ceilings, then every method in turn, the cases of most worth first. The
-results file is written after each step, so a run that is ended leaves what it measured, and the next one with
-the same --out goes on there.
+Correctness first, then the search for tiles, then the device's ceilings and every method in turn with the
+tiles that were found, the cases of most worth first. The results file is written after each step, so a run
+that is ended leaves what it measured, and the next one with the same --out goes on there.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = open_results(path, fresh_results(setting, options.commit))
     say_header(results, setting)
     run = Run(results, setting, path, deadline=start + options.seconds)
-    if options.only == "measure":
+    steps = [options.only] if options.only else ["correctness", "tuning", "measure"]
+    if "correctness" in steps:
+        run.check_correctness(then_tune="tuning" in steps)
+    if "tuning" in steps:
+        run.tune()
+    if "measure" in steps:
         run.compile()
-    else:
-        run.check_correctness()
-    if options.only != "correctness":
         with fastlora.set_backend("triton"):
             run.measure()
     report(results, options.out)
@@ -76,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="every step on the CPU, tiny; its times mean nothing"
     )
-    parser.add_argument("--only", choices=["correctness", "measure"], help="one half of the run")
+    parser.add_argument("--only", choices=["correctness", "tuning", "measure"], help="one part of the run")
     parser.add_argument(
         "--seconds", type=float, default=510, help="begin nothing later than this (default: %(default)s)"
     )

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bench.cases import Measurement
 from bench.ceilings import Ceilings, measure_ceilings
-from bench.correctness import COMPILE, SOAKS, run_steps
+from bench.correctness import CANDIDATES, SOAKS, run_steps
 from bench.launches import profile_case
 from bench.measure import measure_case
 from bench.methods import FASTLORA, METHODS, UNDROPPED, Method
+from bench.precompile import compile_all
 from bench.problems import on_record
+from bench.process import run_module
 from bench.results import Results
 from bench.settings import Setting
+from fastlora.plan import reload_tables
 
 # A case takes seconds, with compilation perhaps 30; one that takes this long hangs.
 _HANGS_SECONDS: Final = 120
 
 # Kept free of cases, for the launches and the tables at the end.
 _LAST_SECONDS: Final = 25
+
+
+TUNING: Final = "tuning"
+COMPILE: Final = "compile"
 
 
 def say(line: str = "") -> None:
@@ -46,26 +54,42 @@ class Run:
         self.path = path
         self.deadline = deadline
 
-    def check_correctness(self) -> None:
-        """Run the steps that have not passed yet."""
-        self._steps(lambda name: True)
-
-    def compile(self) -> None:
-        """Compile what will be measured, and nothing else of the correctness steps."""
-        self._steps(lambda name: name == COMPILE)
-
-    def _steps(self, wanted: Callable[[str], bool]) -> None:
-        earlier = dict(self.results.correctness)
+    def check_correctness(self, *, then_tune: bool) -> None:
+        """Run the steps that have not passed yet; beside them, compile what the tuning will try."""
 
         def left(name: str) -> bool:
-            return wanted(name) and not (name in earlier and earlier[name]["passed"])
+            return not self._passed(name) and (then_tune or name != CANDIDATES)
 
         for name, result in run_steps(self.setting, self.path.parent, left):
-            self.results.correctness[name] = result
-            self.results.write(self.path)
-            say(f"{name:10}{result['summary']} ({result['seconds']:.0f} s)")
-            for failure in result.get("failures", ()):
-                say(f"          {failure}")
+            self._note(name, result)
+
+    def tune(self) -> None:
+        """Search tiles, and go on with the table that comes of it."""
+        folder = self.path.parent
+        if not self._passed(TUNING):
+            arguments = ["--out", str(folder), "--seconds", str(self.setting.tune_seconds)]
+            arguments += ["--compiled"] * self._passed(CANDIDATES)
+            arguments += ["--commit", self.results.environment.commit or ""]
+            limit = 2 * self.setting.tune_seconds
+            self._note(TUNING, run_module("bench.tuning", arguments, self.setting.device, limit))
+        if self._passed(TUNING):
+            os.environ["FASTLORA_TABLES"] = str((folder / "tables").resolve())
+            reload_tables()
+
+    def compile(self) -> None:
+        """Compile what will be measured."""
+        if not self._passed(COMPILE):
+            self._note(COMPILE, compile_all(self.setting))
+
+    def _passed(self, name: str) -> bool:
+        return name in self.results.correctness and bool(self.results.correctness[name]["passed"])
+
+    def _note(self, name: str, result: dict[str, Any]) -> None:
+        self.results.correctness[name] = result
+        self.results.write(self.path)
+        say(f"{name:10}{result['summary']} ({result['seconds']:.0f} s)")
+        for failure in result.get("failures", ()):
+            say(f"          {failure}")
 
     def measure(self) -> None:
         """Measure the ceilings, time every case, then count launches."""

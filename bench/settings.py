@@ -27,6 +27,7 @@ class Setting(NamedTuple):
         streams: The cases that run at once, a stream each.
         sanitized: The cases that run under the sanitizer.
         sanitizer_seconds: After this time one of its tools is ended.
+        tune_seconds: No shape class is tuned later than this.
         compilers: Processes that compile what will be measured.
         compile_seconds: After this time they are ended.
         matmul_size: Rows and columns of the square product that sets the matrix ceiling.
@@ -46,6 +47,7 @@ class Setting(NamedTuple):
     streams: tuple[Case, ...]
     sanitized: tuple[Case, ...]
     sanitizer_seconds: float
+    tune_seconds: float
     compilers: int
     compile_seconds: float
     matmul_size: int
@@ -86,7 +88,8 @@ GPU: Final = Setting(
         Case(40, 72, 80, 6, _FP32, _FP32, dropout=0.3),
     ),
     sanitizer_seconds=70,
-    compilers=4,
+    tune_seconds=90,
+    compilers=10,
     compile_seconds=150,
     matmul_size=8192,
     copy_bytes=4 * 2**30,
@@ -123,6 +126,7 @@ DRY: Final = Setting(
         Case(5, 40, 24, 3, _FP16, _FP32, dropout=0.3, bias=True),
     ),
     sanitizer_seconds=60,
+    tune_seconds=60,
     compilers=1,
     compile_seconds=60,
     matmul_size=64,

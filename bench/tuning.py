@@ -109,6 +109,7 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
         "passed": bool(found),
         "summary": f"{len(found)} passes of classes, {better} with a better tile; {len(failures)} failed",
         "failures": failures,
+        "seconds": round(time.monotonic() - start, 1),
     }
 
 
@@ -144,24 +145,35 @@ def with_choice(table: Table, field: Field, tile: Tile, *, library: bool) -> Tab
     return table._replace(entries={**table.entries, "half": half})
 
 
-def compile_all(device: torch.device) -> None:
-    """Compile the candidates in several processes; Triton keeps what they made on disk."""
+def compile_all(device: torch.device) -> dict[str, Any]:
+    """Compile the candidates in several processes; Triton keeps what they made on disk. A step's result."""
+    start = time.monotonic()
     count = _COMPILERS if device.type == "cuda" else 1
 
-    def share(number: int) -> None:
+    def share(number: int) -> dict[str, Any]:
         arguments = ["--share", str(number), "--of", str(count)]
-        run_module("bench.tuning", arguments, device, _COMPILE_SECONDS)
+        return run_module("bench.tuning", arguments, device, _COMPILE_SECONDS)
 
     with ThreadPoolExecutor(count) as pool:
-        list(pool.map(share, range(count)))
+        found = list(pool.map(share, range(count)))
+    unwell = [part["summary"] for part in found if not part["passed"]]
+    ran = sum(part.get("ran", 0) for part in found)
+    return {
+        "passed": not unwell,
+        "finished": all(part["finished"] for part in found),
+        "summary": "; ".join([f"{ran} candidates compiled and run once", *unwell]),
+        "seconds": round(time.monotonic() - start, 1),
+    }
 
 
-def compile_share(device: torch.device, number: int, of: int) -> None:
-    """Run every `of`-th candidate once, from `number` on."""
+def compile_share(device: torch.device, number: int, of: int) -> dict[str, Any]:
+    """Run every `of`-th candidate once, from `number` on; one that does not fit is left to the contest."""
     table = table_of(architecture_of(device))
     todo = [(field, tile) for field in fields(table, dry=device.type == "cpu") for tile in field.tiles]
+    ran = 0
     for field, tile in todo[number::of]:
-        Contest(device, field.direction, field.shapes[0], num_sets=1).try_once(tile)
+        ran += Contest(device, field.direction, field.shapes[0], num_sets=1).try_once(tile)
+    return {"passed": True, "summary": f"{ran} candidates ran", "ran": ran}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds", type=float, default=120, help="begin no class later (default: %(default)s)"
     )
     parser.add_argument("--commit", help="the commit, where the sources are a copy without .git")
+    parser.add_argument("--compiled", action="store_true", help="the candidates have been compiled already")
     parser.add_argument("--share", type=int, help="only compile, from this candidate on")
     parser.add_argument("--of", type=int, default=1, help="of so many shares (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -183,11 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     torch.manual_seed(0)
     if options.share is not None:
-        compile_share(device, options.share, options.of)
-        found: dict[str, Any] = {"passed": True, "summary": "compiled"}
+        found = compile_share(device, options.share, options.of)
     else:
         options.out.mkdir(parents=True, exist_ok=True)
-        compile_all(device)
+        if not options.compiled:
+            compile_all(device)
         found = tune(device, options.out, options.seconds, options.commit)
     print(json.dumps(found))  # noqa: T201
     return 0 if found["passed"] else 1

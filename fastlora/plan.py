@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlora_kernels import configs
 from fastlora_kernels.configs import num_blocks
-from fastlora_kernels.tables import Tile
+from fastlora_kernels.tables import Tile, load_table
 
 
 class Plan(NamedTuple):
@@ -200,3 +200,10 @@ def architecture_of(device: torch.device) -> str:
         capability=(properties.major, properties.minor),
         shared_memory=getattr(properties, "shared_memory_per_block_optin", 0),
     )
+
+
+def reload_tables() -> None:
+    """Read the tile tables anew, after FASTLORA_TABLES or its files have changed."""
+    load_table.cache_clear()
+    architecture_of.cache_clear()
+    _cached_plan.cache_clear()

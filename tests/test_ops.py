@@ -6,8 +6,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastlora
-from fastlora import ops, plan
+from fastlora import ops
 from fastlora.backend import Path
+from fastlora.plan import reload_tables
 from fastlora_kernels import configs
 from tests.testing import assert_within_budget, gradients, operands, oracle
 
@@ -97,9 +98,9 @@ def library_forward(monkeypatch):
     }
     monkeypatch.setattr(configs, "INTERPRETER", configs.INTERPRETER._replace(entries=entries))
     monkeypatch.setattr(ops, "choose_path", lambda device, dtype: Path("triton", "a test says so"))
-    plan._cached_plan.cache_clear()
+    reload_tables()
     yield
-    plan._cached_plan.cache_clear()
+    reload_tables()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from bench import tuning
 from bench.candidates import SHAPES, candidates
 from bench.contest import LIBRARY, Outcome
+from fastlora.plan import reload_tables
 from fastlora_kernels import configs, tables
 from fastlora_kernels.tables import ARCHITECTURES, Tile, load_table, read_table
 
@@ -90,9 +91,9 @@ def test_a_dry_run_writes_measurements_and_a_table_that_can_be_used(tmp_path):
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTLORA_TABLES", str(tmp_path))
-    tables.load_table.cache_clear()
+    reload_tables()
     yield tmp_path
-    tables.load_table.cache_clear()
+    reload_tables()
 
 
 def test_a_folder_of_ones_own_takes_the_place_of_the_packages_tables(own_folder):
