@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +24,7 @@ class Environment(NamedTuple):
 
     Attributes:
         device: Its kind ("cuda" or "cpu"), name and sizes.
-        versions: Of fastlora and what it runs on.
+        versions: Of fastlora, what it runs on, and what it is compared with.
         commit: Of the checkout; None where git does not know.
         modified: Whether files differed from that commit; None where git does not know.
         sources: SHA-256 over the Python files, which tells versions apart also without git.
@@ -52,7 +53,7 @@ def environment(device: torch.device, commit: str | None = None) -> Environment:
     status = _git("status", "--porcelain", "--", *_SOURCES)
     return Environment(
         device=describe_device(device),
-        versions=info.versions(),
+        versions={**info.versions(), **_peers_versions()},
         commit=here or commit,
         modified=None if status is None else status != "",
         sources=sources_digest(),
@@ -73,6 +74,17 @@ def describe_device(device: torch.device) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "l2_bytes": properties.L2_cache_size,
     }
+
+
+def _peers_versions() -> dict[str, str | None]:
+    """Of the libraries whose layers are measured beside ours; None where one is not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("peft", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def sources_digest() -> str:

@@ -1,6 +1,7 @@
 """The results file: whole or not at all, and gone on with only where it fits."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,16 @@ def test_the_environment_names_the_sources_also_without_git(monkeypatch):
     assert (here.commit, here.modified) == ("given", None)
     assert len(here.sources) == 64
     assert here == environment(torch.device("cpu"), commit="given")
+
+
+def test_the_environment_knows_the_versions_of_what_is_compared(monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    versions = environment(torch.device("cpu")).versions
+    assert versions["torch"] == torch.__version__
+    assert versions["peft"] is None
 
 
 def test_a_changed_source_changes_the_digest(monkeypatch, tmp_path):
