@@ -33,7 +33,10 @@ ROW = {
     "samples_us": list,
     "bias": bool,
 }
-STEPS = {"tests", "soak", "graph", "streams", "memcheck", "racecheck", "compile"}
+STEPS = {
+    *("tests", "soak", "graph", "streams", "memcheck", "racecheck"),
+    *("candidates", "tuning", "compile"),
+}
 
 
 def command(*arguments):
@@ -70,6 +73,8 @@ def test_a_dry_run_writes_results_tables_picture_and_log(dry):
         "summary.txt",
         "linear.png",
         "numeric-tests.log",
+        "tuning.json",
+        "tables",
     }
     assert (out / "summary.txt").read_text().strip() in done.stdout
     assert done.stderr == ""
@@ -119,7 +124,7 @@ def test_every_step_of_correctness_ran_or_says_why_not(dry):
     found = content(dry[0])["correctness"]
     assert set(found) == STEPS
     ran = {name for name, step in found.items() if step["passed"]}
-    assert ran >= {"tests", "soak", "streams", "compile"}
+    assert ran >= {"tests", "soak", "streams", "candidates", "tuning", "compile"}
     assert all(found[name]["summary"].startswith("not run: ") for name in STEPS - ran)
     assert found["soak"]["runs"] > 1
     assert found["compile"]["summary"].startswith("4 variants")

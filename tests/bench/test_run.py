@@ -1,5 +1,6 @@
 """A run goes on where an earlier one ended, stops in time, and keeps what went wrong."""
 
+import os
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from bench.gpu import fresh_results, main
 from bench.results import Results
 from bench.run import Run
 from bench.settings import DRY
+from fastlora.plan import reload_tables
 
 SMALL = DRY._replace(
     measurements=tuple(one._replace(methods=("frozen", "unfused")) for one in DRY.measurements)
@@ -28,7 +30,7 @@ def _steps(monkeypatch):
 
 
 def steps(setting, folder, wanted, failing=()):
-    for name in ("tests", "soak", "compile"):
+    for name in ("tests", "soak", "candidates"):
         if wanted(name):
             passed = name not in failing
             yield name, {"passed": passed, "finished": True, "summary": f"ran {name}", "seconds": 0.0}
@@ -59,16 +61,44 @@ def test_what_an_earlier_run_did_is_kept_and_the_rest_is_done(tmp_path, capsys):
 def test_steps_that_passed_are_not_run_again_and_others_are(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.run.run_steps", lambda *given: steps(*given, failing=("soak",)))
     one = run(tmp_path)
-    one.check_correctness()
+    one.check_correctness(then_tune=True)
     assert one.results.failures() == ["soak: ran soak"]
     capsys.readouterr()
-    run(tmp_path, results=Results.read(tmp_path / "results.json")).check_correctness()
+    run(tmp_path, results=Results.read(tmp_path / "results.json")).check_correctness(then_tune=True)
     said = capsys.readouterr().out
     assert "ran soak" in said
     assert "ran tests" not in said
 
 
-def test_half_a_run_can_be_asked_for_and_time_can_run_out(tmp_path, capsys):
+def test_candidates_are_compiled_only_where_they_will_be_tuned(tmp_path, capsys):
+    run(tmp_path).check_correctness(then_tune=False)
+    assert "ran candidates" not in capsys.readouterr().out
+    run(tmp_path).check_correctness(then_tune=True)
+    assert "ran candidates" in capsys.readouterr().out
+
+
+def test_what_is_measured_after_tuning_runs_with_the_table_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("FASTLORA_TABLES", raising=False)
+    calls = []
+
+    def tuned(module, arguments, device, seconds):
+        calls.append(module)
+        (tmp_path / "tables").mkdir()
+        return {"passed": True, "finished": True, "summary": "tuned", "seconds": 1.0}
+
+    monkeypatch.setattr("bench.run.run_module", tuned)
+    first = run(tmp_path)
+    first.tune()
+    assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
+    monkeypatch.delenv("FASTLORA_TABLES")
+    run(tmp_path, results=Results.read(tmp_path / "results.json")).tune()
+    assert calls == ["bench.tuning"]
+    assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
+    monkeypatch.delenv("FASTLORA_TABLES")
+    reload_tables()
+
+
+def test_a_part_of_a_run_can_be_asked_for_and_time_can_run_out(tmp_path, capsys):
     assert main(["--dry-run", "--only", "measure", "--seconds", "0", "--out", str(tmp_path)]) == 0
     found = Results.read(tmp_path / "results.json")
     assert set(found.correctness) == {"compile"}
