@@ -25,6 +25,12 @@ from torch.nn.utils import parametrize
 # however long x is.
 _CHUNK_ROWS = 512
 
+# MKL computes W xᵀ faster than x Wᵀ for a few rows, transposing back included: 1.1 to 1.9 times with 8 to 48
+# rows and W of 768 x 768 to 4096 x 1024, fp32, one thread on an Intel Xeon; less for smaller W.
+_FEW_ROWS = range(8, 49)
+_LARGE = 2**19
+_MKL = torch.backends.mkl.is_available()
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of p, q and every accumulator: fp32, and fp64 for an fp64 input."""
@@ -62,7 +68,7 @@ def forward(
     p = _shrink(_dropped(x, dropout, seed), A.t())
     update = _as(p, x.dtype), _as(B.t(), x.dtype)
     y = _scaled_product(*update, s) if b is None else torch.addmm(b, *update, alpha=s)
-    return y.addmm_(x, W.t()), p
+    return _add_base(y, x, W), p
 
 
 def backward(
@@ -122,6 +128,13 @@ def _dropped(values: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     mask = torch.empty_like(values, memory_format=torch.contiguous_format)
     mask.bernoulli_(1 - dropout, generator=generator)
     return mask.mul_(values).mul_(1 / (1 - dropout))
+
+
+def _add_base(y: Tensor, x: Tensor, W: Tensor) -> Tensor:
+    """y + x Wᵀ, in y's memory."""
+    if x.shape[0] in _FEW_ROWS and W.numel() >= _LARGE and x.dtype == torch.float32 and x.is_cpu and _MKL:
+        return y.add_(torch.mm(W, x.t()).t())
+    return y.addmm_(x, W.t())
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
