@@ -18,7 +18,7 @@ from fastlora.model import (
     unfreeze,
     unmerge_lora,
 )
-from fastlora.reference import LoRAParametrization, ReferenceLoRALinear
+from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 from fastlora.report import ParameterReport, parameter_report
 from fastlora.version import __version__
 

@@ -1,4 +1,4 @@
-"""LoRA in plain torch: the oracle of the kernels, the CPU path, and the two unfused ways people write it.
+"""LoRA in plain torch: the oracle of the kernels, the CPU path, and the unfused way most libraries write it.
 
     forward    p  = x_d Aᵀ                [M, r]
                y  = x Wᵀ + s p Bᵀ + b     [M, N]
@@ -14,12 +14,9 @@ LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 210
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 # Rows converted at a time where adapters are wider than x: at 16,384 columns an fp32 block is 32 MiB,
 # however long x is.
@@ -205,122 +202,6 @@ def unfused(
     update = F.linear(F.linear(x_d.to(A.dtype), A), B) * s
     y = F.linear(x, W, b)
     return y + update.to(y.dtype)
-
-
-class ReferenceLoRALinear(nn.Module):
-    """A LoRA linear layer in plain torch: the unfused layer that FusedLoRALinear is compared with.
-
-    Args:
-        in_features: K.
-        out_features: N.
-        bias: Whether the frozen layer has a bias.
-        r: Rank of the update.
-        alpha: The update is scaled by alpha / r; None means r.
-        dropout: Dropout probability on the input of the low-rank branch.
-        rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
-        device: Where the parameters live.
-        dtype: Dtype of W and b.
-        adapter_dtype: Dtype of A and B; None means `dtype`.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        r: int = 8,
-        alpha: float | None = None,
-        dropout: float = 0.0,
-        rslora: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        adapter_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        self.weight = linear.weight.requires_grad_(False)
-        self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
-        adapter_dtype = adapter_dtype or self.weight.dtype
-        self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=adapter_dtype))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=adapter_dtype))
-        nn.init.normal_(self.lora_A, std=1 / r)
-        self.scaling = (r if alpha is None else alpha) / (math.sqrt(r) if rslora else r)
-        self.dropout = dropout
-        self.enabled = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., N]."""
-        if not self.enabled:
-            return F.linear(x, self.weight, self.bias)
-        return unfused(
-            x,
-            self.weight,
-            self.bias,
-            self.lora_A,
-            self.lora_B,
-            self.scaling,
-            dropout=self.dropout,
-            training=self.training,
-        )
-
-    @torch.no_grad()
-    def effective_weight(self) -> Tensor:
-        """The [N, K] weight that forward applies: W + s B A while enabled, W otherwise."""
-        if not self.enabled:
-            return self.weight
-        return effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
-
-
-class LoRAParametrization(nn.Module):
-    """W -> W + s B A, for `torch.nn.utils.parametrize`: LoRA in weight space, as tutorials write it.
-
-    It forms the full [N, K] weight at each forward and its full gradient at each backward.
-
-    Args:
-        out_features: N.
-        in_features: K.
-        r: Rank of the update.
-        alpha: The update is scaled by alpha / r; None means r.
-        device: Where A and B live.
-        dtype: Their dtype.
-
-    Attributes:
-        enabled: Where False, the parametrization returns W itself.
-    """
-
-    def __init__(
-        self,
-        out_features: int,
-        in_features: int,
-        *,
-        r: int = 8,
-        alpha: float | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=dtype))
-        nn.init.normal_(self.lora_A, std=1 / r)
-        self.scaling = (r if alpha is None else alpha) / r
-        self.enabled = True
-
-    def forward(self, W: Tensor) -> Tensor:
-        """W [N, K] -> the effective weight [N, K]."""
-        if not self.enabled:
-            return W
-        return W + (self.lora_B @ self.lora_A) * self.scaling
-
-    @classmethod
-    def register(cls, linear: nn.Linear, *, r: int = 8, alpha: float | None = None) -> LoRAParametrization:
-        """Parametrize `linear.weight` in place and freeze the layer's own tensors."""
-        weight = linear.weight
-        lora = cls(*weight.shape, r=r, alpha=alpha, device=weight.device, dtype=weight.dtype)
-        for parameter in linear.parameters():
-            parameter.requires_grad_(False)
-        parametrize.register_parametrization(linear, "weight", lora)
-        return lora
 
 
 def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:

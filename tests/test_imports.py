@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports from lines above it only. A new module is given its place here.
 ORDER = (
     ("version", "config", "backend", "reference", "cost", "gpus"),
-    ("plan",),
+    ("plan", "reference_layers"),
     ("launch",),
     ("ops",),
     ("autograd",),

@@ -18,7 +18,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("dtype", "adapter_dtype"), KINDS, ids=str)
-@pytest.mark.parametrize("shape", [(70, 33, 17, 5), (3, 9, 130, 2), (1100, 20, 30, 24), (10, 1030, 520, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(70, 33, 17, 5), (3, 9, 130, 2), (1100, 20, 30, 24), (10, 1030, 520, 2)], ids=str
+)
 def test_the_hand_written_backward_is_within_the_budget(shape, dtype, adapter_dtype):
     ops = operands(*shape, dtype=dtype, adapter_dtype=adapter_dtype)
     y, p = reference.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)

@@ -13,7 +13,7 @@ from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
 from fastlora.model import apply_lora
 from fastlora.recipes.mlp import LAYERS, DigitsMLP
-from fastlora.reference import LoRAParametrization, ReferenceLoRALinear
+from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 
 
 class Operands(NamedTuple):
