@@ -89,3 +89,8 @@ class Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.again[0](self.first(x)))
+
+
+def trainable(model):
+    """Names of the parameters that take a gradient."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,103 @@
+"""FusedLoRALinear's state: copies, pickles, checkpoints, moves to another dtype."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from fastlora import FusedLoRALinear
+from tests.models import with_update
+
+
+def trained(**options):
+    return with_update(FusedLoRALinear(5, 3, r=2, **options))
+
+
+def test_a_deep_copy_is_independent():
+    layer = trained()
+    twin = copy.deepcopy(layer)
+    x = torch.randn(4, 5)
+    assert torch.equal(twin(x), layer(x))
+    nn.init.zeros_(twin.lora_B)
+    assert not torch.equal(twin(x), layer(x))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_it_pickles_with_its_state(merged):
+    layer = trained(alpha=3, rslora=True, bias=False)
+    if merged:
+        layer.merge()
+    layer.enabled = False
+    twin = pickle.loads(pickle.dumps(layer))
+    x = torch.randn(4, 5)
+    assert repr(twin) == repr(layer)
+    assert torch.equal(twin(x), layer(x))
+    for either in (twin, layer):
+        either.enabled = True
+        either.unmerge()
+    assert torch.equal(twin(x), layer(x))
+    assert torch.equal(twin.weight, layer.weight)
+
+
+def test_its_state_dict_saves_and_loads_with_weights_only():
+    layer, other = trained(), trained()
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert list(state) == ["weight", "bias", "lora_A", "lora_B"]
+    other.load_state_dict(state)
+    x = torch.randn(4, 5)
+    assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_of_the_plain_layer_loads_strictly_and_leaves_the_update(assign):
+    linear, layer = nn.Linear(5, 3), trained()
+    A, B = layer.lora_A.clone(), layer.lora_B.clone()
+    layer.load_state_dict(linear.state_dict(), assign=assign)
+    assert torch.equal(layer.weight, linear.weight)
+    assert torch.equal(layer.bias, linear.bias)
+    assert torch.equal(layer.lora_A, A)
+    assert torch.equal(layer.lora_B, B)
+    assert not layer.weight.requires_grad
+    layer.enabled = False
+    x = torch.randn(4, 5)
+    assert torch.equal(layer(x), linear(x))
+
+
+def test_the_plain_layer_takes_a_lora_checkpoint_but_for_a_and_b():
+    linear, layer = nn.Linear(5, 3), trained()
+    keys = linear.load_state_dict(layer.state_dict(), strict=False)
+    assert keys.unexpected_keys == ["lora_A", "lora_B"]
+    assert not keys.missing_keys
+    assert torch.equal(linear.weight, layer.weight)
+
+
+@pytest.mark.parametrize("lost", ["lora_A", "lora_B", "weight", "bias"])
+def test_half_a_checkpoint_does_not_load_strictly(lost):
+    layer = trained()
+    state = layer.state_dict()
+    del state[lost]
+    with pytest.raises(RuntimeError, match=f'Missing key.*"{lost}"'):
+        layer.load_state_dict(state)
+
+
+def test_it_moves_to_another_dtype_and_device():
+    layer = trained().to(torch.bfloat16)
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    assert layer(torch.randn(4, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert {p.dtype for p in layer.half().parameters()} == {torch.float16}
+    assert {p.device.type for p in layer.to("meta").parameters()} == {"meta"}
+
+
+def test_a_merged_layer_moved_to_another_dtype_unmerges_to_the_moved_weight():
+    layer = trained()
+    W = layer.weight.clone()
+    layer.merge()
+    layer.bfloat16()
+    layer.unmerge()
+    assert torch.equal(layer.weight, W.bfloat16())
