@@ -1,0 +1,174 @@
+"""PEFT's own LoRA models with fastlora's fused forward, by one line.
+
+    model = get_peft_model(base, LoraConfig(...))
+    print(accelerate_peft(model))
+
+The model stays PEFT's: its parameters, state_dict, files and methods are as they were. A layer takes the
+fused forward where that computes exactly what PEFT's would, and PEFT's own elsewhere; `forward_counts` says
+how often each, and why.
+
+Two things differ. PEFT drops with an nn.Dropout module; the fused forward draws a mask of the same
+distribution, reproducible by torch.manual_seed too, but another mask. And the fused forward can be
+differentiated once, not twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fastlora.integrations.peft_layer import FastLinear, forget_counts
+from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
+from fastlora.integrations.peft_rules import operands_of
+from fastlora.twin import check_own_forward
+
+__all__ = ["FastLinear", "SwapReport", "accelerate_peft", "forward_counts", "register", "undo"]
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What `accelerate_peft` did to each of PEFT's layers; `str()` of it is a text for people.
+
+    Attributes:
+        fused: Layers that take the fused forward as they are now.
+        stock: Layers that were swapped too but take PEFT's own forward as they are now, and why.
+        kept: Layers that were not swapped, and why.
+    """
+
+    fused: tuple[str, ...]
+    stock: dict[str, str]
+    kept: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fused)} layers take fastlora's fused forward"]
+        for what, layers in (
+            ("swapped, but taking PEFT's own forward now", self.stock),
+            ("not swapped", self.kept),
+        ):
+            if layers:
+                lines.append(f"{len(layers)} {what}:")
+                lines += [f"  {name or '(the model)'}: {why}" for name, why in layers.items()]
+        return "\n".join(lines)
+
+
+def accelerate_peft(model: nn.Module) -> SwapReport:
+    """Give PEFT's LoRA layers over plain linear layers the fused forward, in place.
+
+    The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
+    `FastLinear`, a subclass that overrides `forward` alone. Everything else about the model stays, so that it
+    can be trained, saved, copied and pickled as before. `undo` takes it back. Layers that PEFT makes later
+    are its own: call it again, or see `register`.
+
+    Args:
+        model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
+
+    Returns:
+        Which layers were swapped, which not, and why. A second call changes nothing and reports the same.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+        ValueError: If it has none of PEFT's layers.
+    """
+    _check_model(model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    if not layers:
+        raise ValueError(
+            f"model must have layers of PEFT; this {type(model).__name__} has none (see get_peft_model)"
+        )
+    kept = {name: why for name, layer in layers.items() if (why := _why_kept(layer)) is not None}
+    swapped = {name: layer for name, layer in layers.items() if name not in kept}
+    for layer in swapped.values():
+        layer.__class__ = FastLinear
+    found = {name: operands_of(layer) for name, layer in swapped.items()}
+    stock = {name: why for name, why in found.items() if isinstance(why, str)}
+    return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept)
+
+
+def undo(model: nn.Module) -> None:
+    """Make every `FastLinear` of a model PEFT's own layer again, whether swapped or made by `register`.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of FastLinear, or something
+            holds on to its forward, as accelerate's hooks do (accelerate.hooks.remove_hook_from_submodules
+            removes them); the model is as it was.
+    """
+    _check_model(model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
+    for name, layer in layers.items():
+        if type(layer) is not FastLinear:
+            raise TypeError(f"layer {name!r} must be exactly a FastLinear; got {type(layer).__name__}")
+        check_own_forward(f"layer {name!r}", layer)
+    for layer in layers.values():
+        layer.__class__ = Linear  # type: ignore[assignment]
+        forget_counts(layer)
+
+
+def register(config: LoraConfig) -> LoraConfig:
+    """Have PEFT make `FastLinear` layers wherever it adapts exactly an nn.Linear by this config.
+
+    Layers that PEFT makes later by this config are fused too. PEFT does not save this choice with the config,
+    so a model that is loaded from files takes `accelerate_peft`.
+
+    Returns:
+        The same config: `get_peft_model(model, register(LoraConfig(...)))`.
+
+    Raises:
+        TypeError: If `config` is not a peft.LoraConfig.
+    """
+    if not isinstance(config, LoraConfig):
+        raise TypeError(f"config must be a peft.LoraConfig; got {type(config).__name__}")
+    config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[dict-item]
+    return config
+
+
+def forward_counts(model: nn.Module) -> Counter[str]:
+    """How many eager forwards of the `FastLinear` layers were "fused", and how many not, by the reason.
+
+    A forward that activation checkpointing runs again counts again; one that torch.compile compiled does not.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+    """
+    _check_model(model)
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, FastLinear):
+            counts.update(vars(module).get("forward_counts", ()))
+    return counts
+
+
+def _make_layer(
+    target: nn.Module,
+    adapter_name: str,
+    *,
+    config: LoraConfig,
+    parameter_name: str | None = None,
+    **options: Any,
+) -> FastLinear | None:
+    """A layer in PEFT's place; None, and PEFT goes on, where the target is not exactly a plain nn.Linear."""
+    if parameter_name is not None or config.fan_in_fan_out or type(target) is not nn.Linear:
+        return None
+    # A quantized weight sits in a plain nn.Linear too, and PEFT has a layer of its own for it.
+    if type(target.weight) is not nn.Parameter:
+        return None
+    return FastLinear(target, adapter_name, config=config, **options)
+
+
+def _why_kept(layer: Any) -> str | None:
+    """Why a layer of PEFT is left as it is; None where it can be swapped."""
+    if type(layer) not in (Linear, FastLinear):
+        return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
+    base = layer.base_layer
+    if type(base) is not nn.Linear:
+        return f"its base layer is a {type(base).__name__}, not exactly an nn.Linear"
+    if type(layer) is Linear and "forward" in vars(layer):
+        return "its forward was replaced"
+    return None
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")

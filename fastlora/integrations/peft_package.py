@@ -1,0 +1,21 @@
+"""What fastlora uses of PEFT, and the one place where its absence and its version are noticed."""
+
+from __future__ import annotations
+
+try:
+    import peft
+    from peft.tuners.lora import Linear, LoraConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+except ImportError as error:
+    raise ImportError(
+        'fastlora.integrations.peft needs PEFT: pip install "fastlora-triton[peft]"', name=error.name
+    ) from error
+
+_KNOWN = "0.21."
+if not peft.__version__.startswith(_KNOWN):
+    # Which forwards may be replaced was read from this version's source; another's may compute more.
+    raise ImportError(
+        f"fastlora.integrations.peft knows PEFT {_KNOWN}x; installed is {peft.__version__}", name="peft"
+    )
+
+__all__ = ["BaseTunerLayer", "Linear", "LoraConfig"]

@@ -1,0 +1,159 @@
+"""When PEFT's LoRA layer computes y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b and nothing else, so that fused code may.
+
+Read from peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule that fails gives its
+reason as a phrase for people. Nothing here depends on whether gradients are recorded: activation
+checkpointing runs a forward without and again with them, and both must draw the same dropout mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastlora import config
+
+# Arguments that PEFT hands to every LoRA layer; None leaves the forward as it is.
+_OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
+_AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class Operands(NamedTuple):
+    """What the formula takes from a PEFT layer.
+
+    Attributes:
+        W: [N, K].
+        b: [N] or None.
+        A: [r, K]; r is read from here, as hot-swapping pads A and B but not the rank that is noted beside.
+        B: [N, r].
+        s: The scaling; a 0-dimensional tensor where hot-swapping made it one.
+        dropout: The probability in force, 0 outside training.
+    """
+
+    W: Tensor
+    b: Tensor | None
+    A: Tensor
+    B: Tensor
+    s: float | Tensor
+    dropout: float
+
+
+def operands_of(layer: Any) -> Operands | str:
+    """The operands of a PEFT layer, or why its state needs PEFT's own forward.
+
+    Args:
+        layer: A peft.tuners.lora.Linear.
+    """
+    if layer.disable_adapters:
+        return "adapters are disabled"
+    if layer.merged:
+        return "adapters are merged"
+    modules = layer._modules
+    active = [name for name in layer.active_adapters if name in modules["lora_A"]]
+    if len(active) != 1:
+        return f"{len(active)} adapters are active"
+    (name,) = active
+    if name in layer.lora_variant:
+        return f"the adapter is a variant of LoRA ({type(layer.lora_variant[name]).__name__})"
+    if not layer.cast_input_dtype_enabled:
+        return "casting of inputs is switched off"
+    base, lora_A, lora_B = modules["base_layer"], modules["lora_A"][name], modules["lora_B"][name]
+    for role, module in (("base_layer", base), ("lora_A", lora_A), ("lora_B", lora_B)):
+        if type(module) is not nn.Linear:
+            return f"{role} is a {type(module).__name__}"
+        if not _is_called_plainly(module):
+            return f"{role} has hooks or another forward"
+    if _has_any_global_hook():
+        return "hooks are registered for all modules"
+    if lora_A.bias is not None or lora_B.bias is not None:
+        return "the adapter has a bias"
+    p = _dropout_of(modules["lora_dropout"][name])
+    if isinstance(p, str):
+        return p
+    s = layer.scaling[name]
+    if not isinstance(s, (int, float)) and not (isinstance(s, Tensor) and s.dim() == 0):
+        return f"the scaling is a {type(s).__name__} with dimensions"
+    operands = Operands(base.weight, base.bias, lora_A.weight, lora_B.weight, s, p)
+    return _tensor_obstacle(operands) or operands
+
+
+def why_not_fused(
+    operands: Operands, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Why these arguments need PEFT's own forward; None where they do not."""
+    if args or any(name not in _OPTIONAL_ARGUMENTS or kwargs[name] is not None for name in kwargs):
+        return "there are arguments beside x"
+    if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.is_nested:
+        return "x is not a plain tensor"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "a torch.func transform or forward-mode differentiation is at work"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return "torch.jit.trace is at work"
+    W = operands.W
+    if x.dim() == 0 or x.shape[-1] != W.shape[1] or x.device != W.device:
+        return "x does not fit the weight"
+    return _dtype_obstacle(operands, x)
+
+
+def _is_called_plainly(module: nn.Module) -> bool:
+    """Whether calling the module runs its class's forward and nothing else."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+    )
+
+
+def _dropout_of(module: nn.Module) -> float | str:
+    """The probability in force of the module that PEFT drops with, or why it is not fused."""
+    # Exact types, again: a subclass may do something else.
+    if type(module) not in (nn.Identity, nn.Dropout) or not _is_called_plainly(module):
+        return "the dropout is not a plain nn.Dropout"
+    if not isinstance(module, nn.Dropout) or not module.training:
+        return 0.0
+    if module.inplace or module.p >= 1:
+        return "the dropout works in place or drops everything"
+    return module.p
+
+
+def _tensor_obstacle(operands: Operands) -> str | None:
+    W, b, A, B, _, _ = operands
+    # Exact types: a DTensor, a quantized or a fake tensor is a subclass.
+    for letter, tensor in (("W", W), ("b", b), ("A", A), ("B", B)):
+        if tensor is None:
+            continue
+        if type(tensor) not in (nn.Parameter, Tensor) or tensor.layout is not torch.strided:
+            return f"{letter} is a {type(tensor).__name__}, or not dense"
+        if tensor.device != W.device:
+            return "the tensors are on several devices"
+    if W.requires_grad or (b is not None and b.requires_grad):
+        return "the base layer is trained too"
+    # A shard, or what a sharding library leaves of a parameter that it has put away, has another shape.
+    if W.dim() != 2 or A.dim() != 2 or A.shape[1] != W.shape[1] or B.shape != (W.shape[0], A.shape[0]):
+        return "the shapes do not make one update"
+    return None
+
+
+def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
+    """Covered: one dtype for all; fp32 adapters on a 16-bit base; either of these under autocast."""
+    W, b, A, B, _, _ = operands
+    kind = x.device.type
+    base = (x.dtype, W.dtype, W.dtype if b is None else b.dtype)
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        fits = all(one in _AUTOCAST_DTYPES for one in base)
+    else:
+        dtype = W.dtype
+        fits = dtype in config.DTYPES and all(one == dtype for one in base)
+    fits = fits and A.dtype == B.dtype
+    if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in _HALVES)):
+        return None
+    return "the dtypes are not ones that are fused"

@@ -1,0 +1,66 @@
+"""Small PEFT models whose B is never zero."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+
+from tests.testing import Operands
+
+
+def mlp() -> nn.Sequential:
+    """6 -> 5 -> 3 with ReLU; LoRA goes to "0" and "2"."""
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def peft_model(base: nn.Module | None = None, **options: Any) -> nn.Module:
+    """PEFT's model over the MLP, or over `base`, of rank 4 (or as the options say)."""
+    config = LoraConfig(
+        **{"r": 4, "lora_alpha": 6, "target_modules": ["0", "2"], "init_lora_weights": False, **options}
+    )
+    return get_peft_model(mlp() if base is None else base, config)
+
+
+def lora_layers(model: nn.Module) -> list[Linear]:
+    """PEFT's LoRA layers, FastLinear among them."""
+    return [module for module in model.modules() if isinstance(module, Linear)]
+
+
+def layer_of(ops: Operands, **options: Any) -> Linear:
+    """A stock PEFT layer that holds the operands' W, b, A, B and s."""
+    (N, K), r = ops.W.shape, ops.A.shape[0]
+    net = nn.Sequential(nn.Linear(K, N, ops.b is not None, dtype=ops.W.dtype))
+    config = LoraConfig(r=r, lora_alpha=ops.s * r, target_modules=["0"], **options)
+    layer = get_peft_model(net, config, autocast_adapter_dtype=False).base_model.model[0]
+    layer.lora_A.to(ops.A.dtype), layer.lora_B.to(ops.A.dtype)
+    with torch.no_grad():
+        layer.base_layer.weight.copy_(ops.W)
+        layer.lora_A["default"].weight.copy_(ops.A)
+        layer.lora_B["default"].weight.copy_(ops.B)
+        if ops.b is not None:
+            layer.base_layer.bias.copy_(ops.b)
+    return layer
+
+
+def results(layer: Linear, ops: Operands) -> dict[str, Tensor]:
+    """y, dx, dA and dB of a layer that holds the operands, for their x and dy."""
+    layer.zero_grad()
+    x = ops.x.clone().requires_grad_()
+    y = layer(x)
+    y.backward(ops.dy.to(y.dtype))
+    adapter = [module["default"].weight.grad for module in (layer.lora_A, layer.lora_B)]
+    return {"y": y.detach(), "dx": x.grad, "dA": adapter[0], "dB": adapter[1]}
+
+
+def twins(**options: Any) -> tuple[nn.Module, nn.Module]:
+    """The same PEFT model twice, for one to be changed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own, about the options that a test wants
+        model = peft_model(**options)
+    return model, copy.deepcopy(model)
