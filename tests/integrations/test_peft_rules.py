@@ -238,7 +238,6 @@ MISFITS = {
     "an argument too many": lambda x, layer: layer(x, 1),
     "an unknown argument": lambda x, layer: layer(x, scale=None),
     "W put away": lambda x, layer: [setattr(layer.base_layer.weight, "data", torch.empty(0)), layer(x)],
-    "A elsewhere": lambda x, layer: [layer.lora_A.to("meta"), layer(x)],
 }
 
 
@@ -252,6 +251,16 @@ def test_what_does_not_fit_is_pefts_to_refuse(call):
     with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
         call(x, fused)
     assert forward_counts(fused)["fused"] == 0
+
+
+def test_tensors_on_several_devices_take_pefts_own_forward():
+    stock, fused = (lora_layers(model)[0] for model in twins())
+    accelerate_peft(fused)
+    x = torch.randn(3, 6)
+    for layer in (stock, fused):
+        layer.lora_A.to("meta"), layer.lora_B.to("meta")
+    assert fused(x).device == stock(x).device
+    assert list(forward_counts(fused)) == ["the tensors are on several devices"]
 
 
 def test_a_tensor_subclass_as_x_takes_pefts_own_forward():
