@@ -45,7 +45,8 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     With target_modules="all-linear", each module that is exactly an nn.Linear is taken. Left out are
     subclasses (their weight may be used without calling them, as nn.MultiheadAttention does with its
     out_proj), the output head that a Transformers model names (as PEFT does), and layers that have LoRA
-    already. Named explicitly, any of these but the head is an error.
+    already. Named explicitly, any of these but the head is an error. Linear maps that are no nn.Linear (the
+    Conv1D of GPT-2, experts in 3-D parameters) must be left out by exclude_modules; else they are an error.
 
     A layer registered in several places is replaced in all of them. A weight tied to another module's stays
     tied. A layer whose weight its parent reads without calling it does not see the update, except in
@@ -60,7 +61,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
 
     Raises:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
-            (or its forward was replaced or compiled).
+            (or its forward was replaced or compiled), or "all-linear" meets linear maps of another kind.
         ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, or a layer
             that was named has LoRA already.
     """

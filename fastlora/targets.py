@@ -11,6 +11,7 @@ from torch import nn
 
 from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
+from fastlora.linear_kinds import other_linear_kind
 from fastlora.twin import check_plain_linear
 
 _Number = TypeVar("_Number", int, float)
@@ -42,7 +43,8 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     A module registered under several names is one target, which any of its names can match or exclude.
 
     Raises:
-        TypeError: If a module that was named is not exactly an nn.Linear.
+        TypeError: If a module that was named is not exactly an nn.Linear, or "all-linear" would leave linear
+            maps as they are that are held otherwise.
         ValueError: If a pattern matches nothing, nothing is left to adapt, or a module that was named has
             LoRA already.
     """
@@ -95,9 +97,11 @@ def _all_linear(
 ) -> list[nn.Module]:
     """Each module that is exactly an nn.Linear, but for output heads and what is excluded.
 
-    A subclass is left out, for its weight may be used without calling it: nn.MultiheadAttention does so with
-    its out_proj, and LoRA there would be silently ignored.
+    Linear maps that are held otherwise are an error unless they are excluded: a model whose experts stay as
+    they are is not what "all-linear" says. A subclass is left out, for its weight may be used without calling
+    it: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently ignored.
     """
+    _check_all_reached(names, excluded)
     heads = _output_heads(model)
     chosen: list[nn.Module] = []
     left_out: dict[str, list[str]] = {}
@@ -121,6 +125,20 @@ def _all_linear(
             + (f" (left out: {reasons})" if reasons else "")
         )
     return chosen
+
+
+def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Module]) -> None:
+    missed: dict[str, list[str]] = {}
+    for module, own in names.items():
+        kind = other_linear_kind(own[0], module)
+        if kind is not None and module not in excluded:
+            missed.setdefault(kind, []).append(own[0])
+    if missed:
+        kinds = "; ".join(f"{kind}: {listed(own)}" for kind, own in missed.items())
+        raise TypeError(
+            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear alone; this "
+            f"model has {kinds} (name the layers to adapt, or leave these out by exclude_modules)"
+        )
 
 
 def _output_heads(model: nn.Module) -> set[nn.Module]:
@@ -149,11 +167,25 @@ def _matched(
     for pattern, matches in matchers.items():
         here = {module for module, own in names.items() if any(map(matches, own))}
         if not here:
+            parameter = _parameter_named(matches, names)
+            if parameter is not None:
+                raise TypeError(
+                    f"{argument}: {pattern!r} must match a module; it is the parameter {parameter}"
+                )
             linears = [own for module, own in names.items() if isinstance(module, nn.Linear)]
             near = near_names(pattern, _flat(linears or names.values()))
             raise ValueError(f"{argument}: {pattern!r} must match a module; it matches none{hint}{near}")
         found |= here
     return found
+
+
+def _parameter_named(matches: _Matcher, names: Mapping[nn.Module, list[str]]) -> str | None:
+    """The first parameter that is matched, with its shape and what module it belongs to."""
+    for module, (prefix, *_) in names.items():
+        for own, parameter in module._parameters.items():
+            if parameter is not None and matches(f"{prefix}.{own}".lstrip(".")):
+                return f"{own!r} {list(parameter.shape)} of {prefix!r}, a {type(module).__name__}"
+    return None
 
 
 def _check_named(names: Mapping[nn.Module, list[str]], chosen: Iterable[nn.Module]) -> None:
@@ -166,6 +198,9 @@ def _check_named(names: Mapping[nn.Module, list[str]], chosen: Iterable[nn.Modul
 
 
 def _check_adaptable(own: list[str], module: nn.Module) -> None:
+    kind = other_linear_kind(own[0], module)
+    if kind is not None:
+        raise TypeError(f"target {own[0]!r} must be exactly an nn.Linear; it is a {kind}")
     check_plain_linear(f"target {own[0]!r}", module)
     # torch.compile(linear) keeps calling the module it was given, whatever is registered later.
     if any(name.split(".")[-1] == "_orig_mod" for name in own):

@@ -16,7 +16,7 @@ ORDER = (
     ("launch",),
     ("ops",),
     ("autograd",),
-    ("twin",),
+    ("twin", "linear_kinds"),
     ("layer",),
     ("explain",),
     ("targets", "replace"),
@@ -24,7 +24,7 @@ ORDER = (
     ("adapter_file", "report"),
     ("adapters",),
     ("info",),
-    ("recipes",),
+    ("integrations", "recipes"),
     ("cli",),
     ("__main__",),
 )
@@ -74,6 +74,8 @@ def test_importing_a_module_needs_torch_alone(path):
         allowed |= {"triton", "fastlora_kernels"}
     if part(path) == "plan":
         allowed |= {"fastlora_kernels"}
+    if path.stem == "peft_package":
+        allowed |= {"peft"}
     if part(path) not in ("cli", "recipes"):
         assert foreign(path, inside_functions=False) <= allowed
 
@@ -149,6 +151,11 @@ def test_everything_but_adapter_files_works_without_any_extra():
 def test_adapter_files_without_safetensors_name_the_extra():
     code = USE + "try:\n    fastlora.save_adapter(net, 'x')\nexcept ImportError as error:\n    print(error)"
     assert run_without(["safetensors"], code).endswith('pip install "fastlora-triton[adapters]"')
+
+
+def test_pefts_models_without_peft_name_the_extra():
+    code = "try:\n    import fastlora.integrations.peft\nexcept ImportError as error:\n    print(error)"
+    assert run_without(["peft"], code).endswith('pip install "fastlora-triton[peft]"')
 
 
 def test_importing_the_package_loads_neither_triton_nor_an_extra():

@@ -1,8 +1,8 @@
 """PEFT's own tests with fastlora's layers in its models: `python -m tests.conformance.peft`.
 
 Fetches PEFT's source distribution, which carries its tests, runs those of LoRA on a small MLP twice, with
-PEFT's layers and with fastlora's, and compares test by test. It takes minutes. Beside the `test` extra it needs
-what PEFT's tests import: pip install diffusers datasets.
+PEFT's layers and with fastlora's, and compares test by test. It takes minutes. Beside the `test` extra it
+needs what PEFT's tests import: pip install diffusers datasets.
 
 PEFT's tests are strong on states (adding, switching, merging, saving adapters) and weak on numbers: a doubled
 gradient of B fails none of them. tests/integrations holds the gradients to the oracle.
@@ -86,7 +86,9 @@ def run(cache: Path, name: str, *options: str) -> dict[str, str]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     (cache / f"{name}.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     if not results.exists():
-        raise SystemExit(f"pytest wrote no results; the end of its output:\n{done.stdout[-3000:]}{done.stderr}")
+        raise SystemExit(
+            f"pytest wrote no results; the end of its output:\n{done.stdout[-3000:]}{done.stderr}"
+        )
     return read_results(results)
 
 

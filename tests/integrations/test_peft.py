@@ -83,7 +83,7 @@ def test_a_model_without_peft_is_refused():
     with pytest.raises(ValueError, match="this Sequential has none"):
         accelerate_peft(mlp())
     for function in (accelerate_peft, undo, forward_counts):
-        with pytest.raises(TypeError, match="model must be an nn.Module; got str"):
+        with pytest.raises(TypeError, match=r"model must be an nn\.Module; got str"):
             function("model")
 
 
@@ -106,7 +106,9 @@ def reloaded(model):
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.deepcopy, reloaded, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "save", "pickle"]
+    "copied",
+    [copy.deepcopy, reloaded, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["copy", "save", "pickle"],
 )
 def test_a_copy_is_fused_too_and_apart(copied):
     model, _ = twins()
@@ -140,7 +142,7 @@ def test_undo_refuses_a_layer_whose_forward_is_held_elsewhere_and_changes_nothin
     accelerate_peft(model)
     last = lora_layers(model)[-1]
     last.forward = last.forward
-    with pytest.raises(TypeError, match="layer 'base_model.model.2' must keep its class's forward"):
+    with pytest.raises(TypeError, match=r"layer 'base_model\.model\.2' must keep its class's forward"):
         undo(model)
     assert all(type(layer) is FastLinear for layer in lora_layers(model))
 
@@ -252,7 +254,8 @@ def test_a_compiled_model_has_no_break_and_is_not_compiled_again_by_a_hot_swap(t
         hotswap_adapter(model, tmp_path, adapter_name="default")
         expected = copy.deepcopy(other)
         expected.base_model.load_state_dict(
-            {name: v for name, v in model.base_model.state_dict().items() if "base_layer" in name}, strict=False
+            {name: v for name, v in model.base_model.state_dict().items() if "base_layer" in name},
+            strict=False,
         )
         torch.testing.assert_close(compiled(x), expected(x))
 

@@ -62,7 +62,13 @@ def test_rows_of_any_shape_are_taken():
     stock = layer_of(ops)
     fused = copy.deepcopy(stock)
     accelerate_peft(fused)
-    for x in (ops.x[0], ops.x.view(2, 3, 2, 6), ops.x[:0], ops.x.t().contiguous().t(), ops.x[:1].expand(4, 6)):
+    for x in (
+        ops.x[0],
+        ops.x.view(2, 3, 2, 6),
+        ops.x[:0],
+        ops.x.t().contiguous().t(),
+        ops.x[:1].expand(4, 6),
+    ):
         assert fused(x).shape == stock(x).shape
         torch.testing.assert_close(fused(x), stock(x))
     assert set(forward_counts(fused)) == {"fused"}
