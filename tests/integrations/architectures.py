@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+
+from fastlora import LoRAConfig, apply_lora, lora_layers
+from tests.models import with_update
 
 _LM = {
     "vocab_size": 61,
@@ -58,3 +63,27 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
     mask = torch.ones_like(tokens)
     mask[1, 6:] = 0
     return {"input_ids": tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, -100)}
+
+
+def peft_twin(base: Any, model: Any) -> Any:
+    """PEFT's model over `base` with the updates of `model`."""
+    layers = dict(lora_layers(model))
+    first = next(iter(layers.values()))
+    config = LoraConfig(
+        r=first.r, lora_alpha=first.alpha, lora_dropout=first.dropout, target_modules=list(layers)
+    )
+    twin = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            theirs = twin.base_model.model.get_submodule(name)
+            theirs.lora_A["default"].weight.copy_(layer.lora_A)
+            theirs.lora_B["default"].weight.copy_(layer.lora_B)
+    return twin
+
+
+def pair(name: str, **options: Any) -> tuple[Any, Any]:
+    """A model with LoRA on all its linear layers, and PEFT's of the same weights and updates."""
+    model = tiny(name, **options)
+    base = copy.deepcopy(model)
+    with_update(apply_lora(model, LoRAConfig(r=4, alpha=6, target_modules="all-linear")))
+    return model, peft_twin(base, model)

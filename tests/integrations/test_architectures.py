@@ -1,45 +1,18 @@
 """LoRA over real architectures, against PEFT over the same weights."""
 
-import copy
-
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import fastlora
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, lora_layers
-from tests.integrations.architectures import ADAPTED, inputs_of, tiny
+from tests.integrations.architectures import ADAPTED, inputs_of, pair, tiny
 from tests.models import with_update
 from tests.testing import assert_within_budget
 
 # Transformers renames methods that PEFT, and most scripts, still call by their old names.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
-
-
-def peft_twin(base, model):
-    """PEFT's model over `base` with the updates of `model`."""
-    layers = dict(lora_layers(model))
-    first = next(iter(layers.values()))
-    config = LoraConfig(
-        r=first.r, lora_alpha=first.alpha, lora_dropout=first.dropout, target_modules=list(layers)
-    )
-    twin = get_peft_model(base, config)
-    with torch.no_grad():
-        for name, layer in layers.items():
-            theirs = twin.base_model.model.get_submodule(name)
-            theirs.lora_A["default"].weight.copy_(layer.lora_A)
-            theirs.lora_B["default"].weight.copy_(layer.lora_B)
-    return twin
-
-
-def pair(name, **options):
-    """A model with LoRA on all its linear layers, and PEFT's of the same weights and updates."""
-    model = tiny(name, **options)
-    base = copy.deepcopy(model)
-    with_update(apply_lora(model, LoRAConfig(r=4, alpha=6, target_modules="all-linear")))
-    return model, peft_twin(base, model)
 
 
 def outcome(model, inputs):

@@ -298,6 +298,22 @@ def test_forward_mode_differentiation_takes_pefts_own_forward():
     assert forward_counts(fused)["fused"] == 0
 
 
+def test_accelerates_hooks_are_run():
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Tripled(hooks.ModelHook):
+        def post_forward(self, module, output):
+            return 3 * output
+
+    stock, fused = twins()
+    accelerate_peft(fused)
+    for model in (stock, fused):
+        for layer in lora_layers(model):
+            hooks.add_hook_to_module(layer.lora_A["default"], Tripled())
+    x = torch.randn(7, 6)
+    assert_stock(run(fused, x), run(stock, x), fused, "lora_A has hooks or another forward")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_trace_holds_pefts_own_operations():
     _, model = twins()
