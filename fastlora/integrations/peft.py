@@ -43,14 +43,16 @@ class SwapReport:
     kept: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} layers take fastlora's fused forward"]
-        for what, layers in (
+        fused, layers = len(self.fused), len(self.fused) + len(self.stock) + len(self.kept)
+        verb = "takes" if fused == 1 else "take"
+        lines = [f"{fused} of {layers} layers {verb} fastlora's fused forward"]
+        for what, reasons in (
             ("swapped, but taking PEFT's own forward now", self.stock),
             ("not swapped", self.kept),
         ):
-            if layers:
-                lines.append(f"{len(layers)} {what}:")
-                lines += [f"  {name or '(the model)'}: {why}" for name, why in layers.items()]
+            if reasons:
+                lines.append(f"{len(reasons)} {what}:")
+                lines += [f"  {name or '(the model)'}: {why}" for name, why in reasons.items()]
         return "\n".join(lines)
 
 

@@ -217,6 +217,7 @@ def test_offsets_of_activated_lora_take_pefts_own_forward():
         (torch.float64, torch.float32, None),
         (torch.bfloat16, torch.bfloat16, torch.float16),
         (torch.float64, torch.float64, torch.bfloat16),
+        (torch.float64, torch.float32, torch.bfloat16),
     ],
     ids=str,
 )
@@ -239,6 +240,10 @@ MISFITS = {
     "an argument too many": lambda x, layer: layer(x, 1),
     "an unknown argument": lambda x, layer: layer(x, scale=None),
     "W put away": lambda x, layer: [setattr(layer.base_layer.weight, "data", torch.empty(0)), layer(x)],
+    "A put away": lambda x, layer: [
+        setattr(layer.lora_A["default"].weight, "data", torch.empty(0)),
+        layer(x),
+    ],
 }
 
 
@@ -252,6 +257,62 @@ def test_what_does_not_fit_is_pefts_to_refuse(call):
     with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
         call(x, fused)
     assert forward_counts(fused)["fused"] == 0
+
+
+def test_an_a_and_b_of_two_dtypes_take_pefts_own_forward():
+    stock, fused = (lora_layers(model)[0] for model in twins())
+    accelerate_peft(fused)
+    x = torch.randn(7, 6)
+    for layer in (stock, fused):
+        layer.lora_B.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_stock(run(fused, x), run(stock, x), fused, "the dtypes are not ones that are fused")
+
+
+def test_a_dropout_in_place_changes_its_input_as_ever():
+    stock, fused = (lora_layers(model)[0] for model in twins(lora_dropout=0.5))
+    accelerate_peft(fused)
+    inputs = []
+    for layer in (stock, fused):
+        layer.lora_dropout["default"].inplace = True
+        torch.manual_seed(1)
+        inputs.append(torch.ones(7, 6))
+        layer(inputs[-1])
+    assert torch.equal(*inputs)
+    assert not inputs[0].all()
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested tensors|NestedTensor):UserWarning")
+@pytest.mark.parametrize(
+    "made",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        torch.Tensor.to_mkldnn,
+        lambda x: torch.nested.nested_tensor([x, x[:2]]),
+    ],
+    ids=["COO", "CSR", "oneDNN", "nested"],
+)
+def test_an_x_of_another_layout_takes_pefts_own_forward(made):
+    stock, fused = (lora_layers(model)[0].requires_grad_(False) for model in twins())
+    accelerate_peft(fused)
+    x = made(torch.randn(3, 6))
+    ours, theirs = fused(x), stock(x)
+    assert (ours.layout, ours.is_nested) == (theirs.layout, theirs.is_nested)
+    flat = [y.to_padded_tensor(0) if y.is_nested else y.to_dense() for y in (ours, theirs)]
+    assert torch.equal(*flat)
+    assert list(forward_counts(fused)) == ["x is not a plain tensor"]
+
+
+@pytest.mark.filterwarnings("ignore:.*Sparse:UserWarning")
+def test_a_sparse_weight_takes_pefts_own_forward():
+    stock, fused = (lora_layers(model)[0] for model in twins())
+    accelerate_peft(fused)
+    for layer in (stock, fused):
+        layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().to_sparse_csr(), False)
+    x = torch.randn(3, 6)
+    assert torch.equal(fused(x), stock(x))
+    assert list(forward_counts(fused)) == ["W is a Parameter, or not dense"]
 
 
 def test_tensors_on_several_devices_take_pefts_own_forward():
@@ -321,7 +382,7 @@ def test_a_trace_holds_pefts_own_operations():
     accelerate_peft(layer)
     x = torch.randn(3, 6)
     traced = torch.jit.trace(layer, (x,), check_trace=False)
-    assert "fastlora::lora_forward" not in str(traced.inlined_graph)
+    assert "LoRALinearFunction" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(x), layer(x))
 
 
