@@ -11,7 +11,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
+from fastlora.integrations.peft import forward_counts
 from tests.testing import Operands
+
+
+class Subclass(torch.Tensor):
+    """A tensor that is not exactly a torch.Tensor."""
 
 
 def mlp() -> nn.Sequential:
@@ -64,3 +69,24 @@ def twins(**options: Any) -> tuple[nn.Module, nn.Module]:
         warnings.simplefilter("ignore")  # PEFT's own, about the options that a test wants
         model = peft_model(**options)
     return model, copy.deepcopy(model)
+
+
+def run(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The output and every gradient, from a fixed seed."""
+    torch.manual_seed(3)
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.float().square().sum().backward() if y.requires_grad else None
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "dx": x.grad, **gradients}
+
+
+def assert_stock(ours: dict[str, Tensor], theirs: dict[str, Tensor], fused: nn.Module, why: str) -> None:
+    """Fail unless two outcomes of `run` are equal bit for bit, and each forward gave a reason like `why`."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert value is ours[name] is None or torch.equal(ours[name], value), name
+    ways = forward_counts(fused)
+    assert ways
+    assert all(why in way for way in ways), ways
