@@ -7,7 +7,7 @@ from torch import nn
 
 from bench.cases import Case
 from bench.methods.method import Layer, Method, adapted, linear_with
-from fastlora.reference import LoRAParametrization
+from fastlora.reference_layers import LoRAParametrization
 from tests.testing import Operands
 
 
