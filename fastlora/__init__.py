@@ -1,9 +1,16 @@
 """fastlora: LoRA linear layers whose forward and backward each run as one fused Triton kernel."""
 
-from fastlora.adapter_file import AdapterError
-from fastlora.adapters import load_adapter, save_adapter
+from fastlora.adapters import (
+    active_adapter,
+    adapter_names,
+    add_adapter,
+    delete_adapter,
+    set_adapter,
+    use_adapter,
+)
 from fastlora.autograd import lora_linear
 from fastlora.backend import BackendError, get_backend, set_backend
+from fastlora.combine import combine_adapters
 from fastlora.config import LoRAConfig
 from fastlora.explain import Explanation, explain
 from fastlora.layer import FusedLoRALinear
@@ -17,6 +24,14 @@ from fastlora.model import (
     set_lora_enabled,
     unfreeze,
     unmerge_lora,
+)
+from fastlora.pretrained import (
+    AdapterError,
+    hot_swap,
+    load_adapter,
+    load_pretrained,
+    save_adapter,
+    save_pretrained,
 )
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 from fastlora.report import ParameterReport, parameter_report
@@ -32,11 +47,18 @@ __all__ = [
     "ParameterReport",
     "ReferenceLoRALinear",
     "__version__",
+    "active_adapter",
+    "adapter_names",
+    "add_adapter",
     "apply_lora",
+    "combine_adapters",
+    "delete_adapter",
     "explain",
     "freeze",
     "get_backend",
+    "hot_swap",
     "load_adapter",
+    "load_pretrained",
     "lora_disabled",
     "lora_layers",
     "lora_linear",
@@ -44,8 +66,11 @@ __all__ = [
     "parameter_report",
     "remove_lora",
     "save_adapter",
+    "save_pretrained",
+    "set_adapter",
     "set_backend",
     "set_lora_enabled",
     "unfreeze",
     "unmerge_lora",
+    "use_adapter",
 ]

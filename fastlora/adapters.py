@@ -1,152 +1,217 @@
-"""Saving and loading the LoRA updates of a model."""
+"""Several adapters on one model: add, choose, combine, delete. W is neither copied nor touched.
+
+Adapters have names; `apply_lora` makes the one called "default". One is in use at a time. Layers that it has
+no part in then apply W alone.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
-import torch
 from torch import nn
 
-from fastlora.adapter_file import AdapterError, AdapterFile, Options, open_adapter_file, write_adapter_file
+from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
-from fastlora.model import existing_layers, lora_layers, wrap_linears
-from fastlora.targets import listed, near_names
-from fastlora.twin import check_plain_linear
+from fastlora.model import check_config, existing_layers, make_layers, options_for
+from fastlora.replace import replace_modules
+from fastlora.shelf import (
+    Adapter,
+    Options,
+    adapters_of,
+    blank_adapter,
+    check_name,
+    exchange,
+    name_in_use,
+    new_adapter,
+    put_on_shelf,
+    shelf_of,
+    take_off_shelf,
+)
+from fastlora.targets import Target, find_targets, listed
 
 
-def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write A and B of every LoRA layer, with r, alpha, rslora, dropout and init, to a safetensors file.
-
-    The file appears whole or not at all: it is written under another name in the same directory, flushed to
-    the disk and renamed. Merged and disabled layers are saved like any other.
-
-    Args:
-        model: A model with LoRA layers; torch.compile's wrapper leaves no trace in the names.
-        path: Where to write; an existing file is replaced.
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """The adapters of a model, the one in use first.
 
     Raises:
-        AdapterError: If A or B holds NaN or infinity: the file could not be loaded.
         ValueError: If there is no LoRA layer.
-        ImportError: If safetensors is not installed.
-        OSError: If the file cannot be written.
     """
-    layers = existing_layers(_uncompiled(model))
-    write_adapter_file(
-        path,
-        {
-            name: (
-                Options(
-                    r=layer.r, alpha=layer.alpha, rslora=layer.rslora, dropout=layer.dropout, init=layer.init
-                ),
-                layer.lora_A,
-                layer.lora_B,
-            )
-            for name, layer in layers.items()
-        },
-    )
+    layers = existing_layers(model).values()
+    found = dict.fromkeys(name for layer in layers for name in adapters_of(layer))
+    in_use = name_in_use(layers)
+    return tuple(sorted(found, key=lambda name: name != in_use))
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Read the file of `save_adapter` into a model, in place.
+def active_adapter(model: nn.Module) -> str:
+    """The adapter in use.
 
-    Into LoRA layers, the values are converted to each layer's adapter dtype; alpha and rslora come from the
-    file, while dropout, `enabled` and what is trainable stay. In a model without any, the layers are made as
-    the file says, in the file's dtype, and all but the updates is frozen, as by `apply_lora`. Everything is
-    checked before anything is changed, and shapes before any tensor is read.
+    Raises:
+        ValueError: If there is no LoRA layer, or layers were given different ones.
+    """
+    return cast(str, name_in_use(existing_layers(model).values()))
+
+
+def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
+    """Give a model with LoRA one more adapter, at its start: B is zero. The one in use stays in use.
+
+    Targets are found as by `apply_lora`, but layers that have LoRA take part too; plain layers get it. What
+    is frozen and what is trained otherwise stays as it is.
 
     Args:
-        model: A model with LoRA layers of the same names and shapes, or the plain model.
-        path: The file.
+        model: A model with LoRA layers, unmerged.
+        name: Letters, digits, "_" and "-".
+        config: Which layers, and what update; without `modules_to_save`, which all adapters share.
 
     Returns:
-        The model; the new layer where the model itself is a plain nn.Linear.
+        The model.
 
     Raises:
-        AdapterError: If the file is truncated, damaged, or not `save_adapter`'s; if its layers or shapes are
-            not the model's; if it holds NaN or infinity, also after conversion; or if a layer is merged. The
-            model is as it was.
-        ImportError: If safetensors is not installed.
-        OSError: If the file cannot be opened.
+        TypeError: If an argument is of the wrong type, or as by `apply_lora`.
+        ValueError: If there is no LoRA layer, the name is taken or unsound, or as by `apply_lora`.
     """
-    plain = _uncompiled(model)
-    adapted = dict(lora_layers(plain))
-    with open_adapter_file(path) as file:
-        layers: Mapping[str, nn.Linear] = _same_layers(adapted, file) if adapted else _linears(plain, file)
-        _check_shapes(layers, file)
-        values = {
-            name: file.read(name, layer.weight.device, _adapter_dtype(layer, file.headers[name].dtype))
-            for name, layer in layers.items()
-        }
-        headers = file.headers
-    if not adapted:
-        options = {
-            layer: {**asdict(headers[name].options), "adapter_dtype": headers[name].dtype}
-            for name, layer in layers.items()
-        }
-        wrapped = wrap_linears(plain, options)
-        model = model if wrapped is plain else wrapped
-        adapted = {name: cast(FusedLoRALinear, wrapped.get_submodule(name)) for name in layers}
-    with torch.no_grad():
-        for name, (A, B) in values.items():
-            layer = adapted[name]
-            layer.lora_A.copy_(A)
-            layer.lora_B.copy_(B)
-            layer.alpha, layer.rslora = float(headers[name].options.alpha), headers[name].options.rslora
-    return model
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """The module that torch.compile's wrapper holds; its prefix is no part of a layer's name."""
-    return getattr(model, "_orig_mod", model)
-
-
-def _adapter_dtype(layer: nn.Linear, in_file: torch.dtype) -> torch.dtype:
-    return layer.lora_A.dtype if isinstance(layer, FusedLoRALinear) else in_file
-
-
-def _same_layers(adapted: Mapping[str, FusedLoRALinear], file: AdapterFile) -> Mapping[str, FusedLoRALinear]:
-    missing = [name for name in adapted if name not in file.headers]
-    if missing:
-        raise AdapterError(f"must hold every LoRA layer of the model; it lacks {listed(missing)}")
-    for name in file.headers:
-        if name not in adapted:
-            near = near_names(name, adapted)
-            raise AdapterError(f"must hold the model's LoRA layers alone; it holds {name!r} too{near}")
-    merged = [name for name, layer in adapted.items() if layer.merged]
-    if merged:
-        raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
-    return adapted
-
-
-def _linears(model: nn.Module, file: AdapterFile) -> Mapping[str, nn.Linear]:
-    """The plain layers that the file names."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    linears: dict[str, nn.Linear] = {}
-    for name in file.headers:
-        if name not in modules:
-            raise AdapterError(
-                f"its layers must be the model's; there is no {name!r}{near_names(name, modules)}"
-            )
-        try:
-            check_plain_linear(f"layer {name!r}", modules[name])
-        except TypeError as error:
-            raise AdapterError(str(error)) from error
-        linears[name] = cast(nn.Linear, modules[name])
-    if len(set(linears.values())) < len(linears):
-        raise AdapterError(
-            "its layers must be modules of their own; some are one shared module in this model"
+    layers = existing_layers(model)
+    check_new(model, name)
+    check_config(config)
+    if config.modules_to_save is not None:
+        raise ValueError(
+            "modules_to_save must be None for a further adapter, as modules are trained in place, for all "
+            f"adapters; got {config.modules_to_save!r}"
         )
-    return linears
+    known = set(layers.values())
+    targets = find_targets(model, config, adapted=known)
+    made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
+    plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
+    return give_adapter(model, name, made, plain)
 
 
-def _check_shapes(layers: Mapping[str, nn.Linear], file: AdapterFile) -> None:
+def give_adapter(
+    model: nn.Module,
+    name: str,
+    made: Mapping[FusedLoRALinear, Adapter],
+    plain: Mapping[nn.Linear, Mapping[str, Any]],
+) -> nn.Module:
+    """Put a new adapter on the shelves of LoRA layers, and of layers made of plain ones; nothing is checked.
+
+    Args:
+        model: A model with LoRA layers.
+        name: The new adapter's.
+        made: Its part in layers that have LoRA.
+        plain: What to make of plain layers; B starts at zero.
+
+    Returns:
+        The model.
+    """
+    blanks = {linear: blank_adapter(linear.weight) for linear in plain}
+    layers = make_layers(model, plain, name)
+    for linear, layer in layers.items():
+        exchange(layer, None, blanks[linear])
+    for layer, adapter in made.items():
+        put_on_shelf(layer, name, adapter)
+    return replace_modules(model, layers.items())
+
+
+def set_adapter(model: nn.Module, name: str) -> None:
+    """Put an adapter in use; the one that was is frozen and loses its gradient.
+
+    What was trained of an adapter is trained again when it comes back.
+
+    Raises:
+        ValueError: If there is no such adapter, or a layer is merged.
+        TypeError: If a parameter is sharded; a switch must come before sharding.
+    """
+    layers = existing_layers(model)
+    _check_known(model, name)
+    check_switchable(layers)
+    blanks = {
+        layer: blank_adapter(layer.weight) for layer in layers.values() if name not in adapters_of(layer)
+    }
+    for layer in layers.values():
+        if layer in blanks:
+            exchange(layer, None, blanks[layer])
+        elif layer.adapter != name:
+            exchange(layer, name, take_off_shelf(layer, name))
+
+
+@contextmanager
+def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Put an adapter in use for a `with` block, and the one before back afterwards.
+
+    Raises:
+        ValueError: As by `set_adapter`.
+        TypeError: As by `set_adapter`.
+    """
+    before = active_adapter(model)
+    set_adapter(model, name)
+    try:
+        yield
+    finally:
+        set_adapter(model, before)
+
+
+def delete_adapter(model: nn.Module, name: str) -> nn.Module:
+    """Take an adapter that is not in use away; layers left without any become plain nn.Linear again.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If there is no such adapter, or it is in use (see `set_adapter`, and `remove_lora` for the
+            last one).
+        TypeError: If a layer to be made plain had its forward replaced.
+    """
+    layers = existing_layers(model)
+    _check_known(model, name)
+    if name == active_adapter(model):
+        raise ValueError(
+            f"adapter {name!r} must not be in use to be deleted (set_adapter another first, or remove_lora)"
+        )
+    plain = {
+        layer: layer.to_linear(merge=False)
+        for layer in layers.values()
+        if layer.adapter is None and set(shelf_of(layer)) == {name}
+    }
+    for layer in layers.values():
+        if name in shelf_of(layer):
+            take_off_shelf(layer, name)
+    return replace_modules(model, plain.items())
+
+
+def check_new(model: nn.Module, name: object) -> None:
+    """Raise unless `name` can be the name of one more adapter."""
+    if check_name(name) in adapter_names(model):
+        raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
+
+
+def check_switchable(layers: Mapping[str, FusedLoRALinear]) -> None:
+    """Raise unless A and B of the layers can be exchanged for others."""
+    merged = [name for name, layer in layers.items() if layer.merged]
+    if merged:
+        raise ValueError(
+            f"layers must be unmerged to switch adapters; merged: {listed(merged)} (unmerge_lora)"
+        )
     for name, layer in layers.items():
-        header = file.headers[name]
-        r = layer.r if isinstance(layer, FusedLoRALinear) else header.options.r
-        wanted = [r, *layer.weight.shape]
-        found = [header.options.r, header.out_features, header.in_features]
-        if found != wanted:
-            raise AdapterError(f"layer {name!r} must have [r, N, K] = {wanted}; the file has {found}")
+        kind = type(layer.lora_A)
+        if kind is not nn.Parameter:
+            raise TypeError(
+                f"A of layer {name!r} must be a plain nn.Parameter to be exchanged; it is a {kind.__name__} "
+                "(switch adapters before sharding)"
+            )
+
+
+def _check_known(model: nn.Module, name: object) -> None:
+    names = adapter_names(model)
+    if name not in names:
+        raise ValueError(f"adapter must be one of {', '.join(names)}; got {name!r}")
+
+
+def _at_start(target: Target, config: LoRAConfig) -> Adapter:
+    options = Options(
+        r=target.r,
+        alpha=float(target.r) if target.alpha is None else float(target.alpha),
+        dropout=config.dropout,
+        rslora=config.rslora,
+        init=config.init,
+    )
+    return new_adapter(target.linear.weight, options, config.adapter_dtype)

@@ -95,6 +95,8 @@ class LoRAConfig:
         rank_pattern: Ranks of their own: {name, or regular expression for the end of a name: r}. The first
             key that matches counts.
         alpha_pattern: The same for alpha.
+        modules_to_save: Names of modules that are trained in full beside the updates and saved with them,
+            each a whole name or the end of one: a fresh classifier, say. They are trained in place.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -112,6 +114,7 @@ class LoRAConfig:
     exclude_modules: str | Sequence[str] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+    modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_rank(self.r)
@@ -125,6 +128,10 @@ class LoRAConfig:
         own(self, "target_modules", _names("target_modules", self.target_modules))
         if self.exclude_modules is not None:
             own(self, "exclude_modules", _names("exclude_modules", self.exclude_modules))
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(f"modules_to_save must be a sequence of names; got {self.modules_to_save!r}")
+        if self.modules_to_save is not None:
+            own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
         own(self, "rank_pattern", _pattern("rank_pattern", self.rank_pattern))
         own(self, "alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
         for key, r in self.rank_pattern.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import config, reference
+from fastlora import config, reference, shelf
 from fastlora.autograd import check_operands, lora_linear
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 
-_OWN_ATTRIBUTES = ("r", "alpha", "dropout", "rslora", "init", "enabled")
+_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter")
 _MERGED_FROM = ("weight", "lora_A", "lora_B")
 
 
@@ -43,6 +42,7 @@ class FusedLoRALinear(nn.Linear):
 
     Attributes:
         enabled: Where False, forward applies W alone.
+        adapter: Name of the adapter in use; None where the one in use has no part in this layer.
 
     Raises:
         TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
@@ -55,6 +55,7 @@ class FusedLoRALinear(nn.Linear):
     weight: nn.Parameter
     lora_A: nn.Parameter
     lora_B: nn.Parameter
+    adapter: str | None = shelf.DEFAULT
     _base_weight: Tensor | None
 
     def __init__(
@@ -130,11 +131,7 @@ class FusedLoRALinear(nn.Linear):
 
     def reset_adapter(self) -> None:
         """Start the update anew: A by `init`, B zero."""
-        if self.init == "gaussian":
-            nn.init.normal_(self.lora_A, std=1 / self.r)
-        else:
-            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B)
+        shelf.start(self.lora_A, self.lora_B, self.init)
 
     def reset_parameters(self) -> None:
         """Start W, b, A and B anew; what builds a model on "meta" calls it after `to_empty`."""
@@ -200,10 +197,13 @@ class FusedLoRALinear(nn.Linear):
 
         While merged, forward is one plain linear and A and B receive no gradient. Merging twice changes
         nothing.
+
+        Raises:
+            ValueError: If the sum holds NaN or infinity; `weight` is as it was.
         """
         if self.merged:
             return
-        total = self._sum()
+        total = self._finite_sum()
         self._base_weight = self.weight.detach().clone()
         self.weight.copy_(total)
 
@@ -225,10 +225,11 @@ class FusedLoRALinear(nn.Linear):
 
         Raises:
             TypeError: If this layer's forward was replaced.
+            ValueError: If W + s B A is wanted and holds NaN or infinity.
         """
         check_own_forward("layer", self)
         if merge:
-            weight = nn.Parameter(self._sum(), requires_grad=False)
+            weight = nn.Parameter(self._finite_sum(), requires_grad=False)
         elif self._base_weight is not None:
             weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
         else:
@@ -244,6 +245,14 @@ class FusedLoRALinear(nn.Linear):
     def _sum(self) -> Tensor:
         return reference.effective_weight(self._base(), self.lora_A, self.lora_B, self.scaling)
 
+    def _finite_sum(self) -> Tensor:
+        total = self._sum()
+        if not total.is_meta and not total.isfinite().all():
+            raise ValueError(
+                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
+            )
+        return total
+
     def extra_repr(self) -> str:
         """nn.Linear's, and the update's."""
         parts = [super().extra_repr(), f"r={self.r}, alpha={self.alpha:g}"]
@@ -251,6 +260,7 @@ class FusedLoRALinear(nn.Linear):
             parts.append(f"dropout={self.dropout:g}")
         parts += [name for name, on in (("rslora", self.rslora), ("merged", self.merged)) if on]
         parts += [] if self.enabled else ["disabled"]
+        parts += [] if self.adapter == shelf.DEFAULT else [f"adapter={self.adapter}"]
         return ", ".join(parts)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -258,6 +268,7 @@ class FusedLoRALinear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._base_weight is not None:
             destination[prefix + "weight"] = self._base_weight
+        shelf.rename_saved(destination, prefix, self.adapter)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint without A and B, the plain layer's, leaves the update as it is.
@@ -265,12 +276,16 @@ class FusedLoRALinear(nn.Linear):
         A merged layer is unmerged first: its weight would not fit what is loaded.
         """
         missing: list[str] = args[2]
+        plain = not any(name.startswith((prefix + "lora_", prefix + "adapters.")) for name in state_dict)
+        shelf.rename_loaded(state_dict, prefix, self.adapter)
         if any(prefix + name in state_dict for name in _MERGED_FROM):
             self.unmerge()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        names = [prefix + "lora_A", prefix + "lora_B"]
-        if prefix + "weight" in state_dict and not any(name in state_dict for name in names):
-            missing[:] = [name for name in missing if name not in names]
+        if plain and prefix + "weight" in state_dict:
+            shelf.keep_idle(state_dict, prefix, self)
+            own = {prefix + "lora_A", prefix + "lora_B"}
+            missing[:] = [name for name in missing if name not in own]
+        shelf.name_missing(missing, prefix, self.adapter)
 
 
 def freeze_parameter(parameter: nn.Parameter) -> None:

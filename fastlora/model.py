@@ -12,7 +12,9 @@ from torch import nn
 from fastlora.config import LoRAConfig, check_bool
 from fastlora.layer import FusedLoRALinear, freeze_parameter
 from fastlora.replace import replace_modules
-from fastlora.targets import find_targets
+from fastlora.saved import find_modules_to_save, mark, saved_modules, unmark
+from fastlora.shelf import DEFAULT, idle_parameters, name_in_use
+from fastlora.targets import Target, find_targets
 from fastlora.twin import check_own_forward
 
 
@@ -39,8 +41,9 @@ def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
 def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     """Give linear layers of a model a LoRA update, in place, and freeze all but the updates.
 
-    Everything is checked before anything is changed. Every other parameter, those of norms and embeddings
-    included, is frozen and loses its gradient; buffers such as running means still move in training mode.
+    What `config.modules_to_save` names is trained in full besides. Everything is checked before anything is
+    changed. Every other parameter, those of norms and embeddings included, is frozen and loses its gradient;
+    buffers such as running means still move in training mode.
 
     With target_modules="all-linear", each module that is exactly an nn.Linear is taken. Left out are
     subclasses (their weight may be used without calling them, as nn.MultiheadAttention does with its
@@ -62,43 +65,57 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     Raises:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
             (or its forward was replaced or compiled), or "all-linear" meets linear maps of another kind.
-        ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, or a layer
-            that was named has LoRA already.
+        ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, a layer
+            that was named has LoRA already, or a module to save shares a weight with the rest.
     """
     _check_model(model)
+    check_config(config)
+    saved = find_modules_to_save(model, config.modules_to_save)
+    targets = find_targets(model, config, trained={inner for module in saved for inner in module.modules()})
+    in_use = name_in_use(layer for _, layer in lora_layers(model))
+    options = {target.linear: options_for(target, config) for target in targets}
+    model = replace_modules(model, make_layers(model, options, in_use or DEFAULT).items())
+    mark(saved)
+    freeze(model)
+    return model
+
+
+def check_config(config: object) -> None:
+    """Raise TypeError unless it is a LoRAConfig."""
     if not isinstance(config, LoRAConfig):
         raise TypeError(f"config must be a fastlora.LoRAConfig; got {config!r}")
-    options: dict[nn.Linear, dict[str, Any]] = {
-        target.linear: {
-            "r": target.r,
-            "alpha": target.alpha,
-            "dropout": config.dropout,
-            "rslora": config.rslora,
-            "init": config.init,
-            "adapter_dtype": config.adapter_dtype,
-        }
-        for target in find_targets(model, config)
+
+
+def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
+    """What `FusedLoRALinear.from_linear` takes for a target."""
+    return {
+        "r": target.r,
+        "alpha": target.alpha,
+        "dropout": config.dropout,
+        "rslora": config.rslora,
+        "init": config.init,
+        "adapter_dtype": config.adapter_dtype,
     }
-    return wrap_linears(model, options)
 
 
-def wrap_linears(model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]]) -> nn.Module:
-    """Replace each plain layer by a FusedLoRALinear with its options, and freeze all but the updates.
+def make_layers(
+    model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
+) -> dict[nn.Linear, FusedLoRALinear]:
+    """A FusedLoRALinear for each plain layer of a model, not yet in its place, the update named `adapter`.
 
-    If a layer cannot be made (no memory, say), the model is as it was.
+    If one cannot be made (no memory, say), the model is as it was.
     """
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     layers: dict[nn.Linear, FusedLoRALinear] = {}
     try:
         for linear, chosen in options.items():
             layers[linear] = FusedLoRALinear.from_linear(linear, **chosen)
+            layers[linear].adapter = adapter
     except BaseException:
         for parameter, requires_grad, grad in before:
             parameter.requires_grad_(requires_grad).grad = grad
         raise
-    model = replace_modules(model, layers.items())
-    freeze(model)
-    return model
+    return layers
 
 
 def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
@@ -113,18 +130,21 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Raises:
         TypeError: If a layer's forward was replaced or compiled.
-        ValueError: If there is no LoRA layer, or a weight to merge is shared with another module.
+        ValueError: If there is no LoRA layer, or a weight to merge is shared with another module or would
+            not be finite.
     """
     check_bool(merge, "merge")
     layers = existing_layers(model)
     if merge:
         _check_mergeable(model, layers)
+        _check_finite(layers)
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
     plain: dict[FusedLoRALinear, nn.Linear] = {}
     for layer in layers.values():
         layer.unmerge()
         plain[layer] = layer.to_linear(merge=False)
+    unmark(model)
     result = replace_modules(model, plain.items())
     if merge:
         _merge_replaced(result, plain)
@@ -153,10 +173,12 @@ def merge_lora(model: nn.Module) -> None:
     A copy of each W is kept for that. Either all layers are merged or, on an error, none more than before.
 
     Raises:
-        ValueError: If there is no LoRA layer, or a weight is shared with another module.
+        ValueError: If there is no LoRA layer, or a weight is shared with another module or would not be
+            finite.
     """
     layers = existing_layers(model)
     _check_mergeable(model, layers)
+    _check_finite(layers)
     todo = [layer for layer in layers.values() if not layer.merged]
     try:
         for layer in todo:
@@ -206,7 +228,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def freeze(model: nn.Module) -> None:
-    """Make A and B of the LoRA layers the only parameters that are trained; the others lose their gradient.
+    """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
 
     Raises:
         ValueError: If there is no LoRA layer, so that nothing would be trained.
@@ -215,16 +237,22 @@ def freeze(model: nn.Module) -> None:
     for parameter in model.parameters():
         freeze_parameter(parameter)
     for layer in layers.values():
-        layer.lora_A.requires_grad_(True)
-        layer.lora_B.requires_grad_(True)
+        trains = layer.adapter is not None
+        layer.lora_A.requires_grad_(trains)
+        layer.lora_B.requires_grad_(trains)
+    mark([module for _, module in saved_modules(model)])
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Make every parameter trainable but W and b of LoRA layers, which never get a gradient.
+    """Make every parameter trainable but W and b of LoRA layers, and adapters that are not in use.
 
     A weight tied to such a W (an embedding's, say) is that same parameter and stays frozen.
     """
-    frozen = {id(tensor) for _, layer in lora_layers(model) for tensor in (layer.weight, layer.bias)}
+    frozen = {
+        id(tensor)
+        for _, layer in lora_layers(model)
+        for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
+    }
     for parameter in model.parameters():
         if id(parameter) not in frozen and (parameter.is_floating_point() or parameter.is_complex()):
             parameter.requires_grad_(True)
@@ -248,6 +276,14 @@ def _check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) ->
             raise ValueError(
                 f"{name}.weight must belong to this layer alone to be merged; it is shared by "
                 f"{', '.join(users)} (give the layer a weight of its own first, or leave it unmerged)"
+            )
+
+
+def _check_finite(layers: Mapping[str, FusedLoRALinear]) -> None:
+    for name, layer in layers.items():
+        if not layer.lora_A.is_meta and not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
+            raise ValueError(
+                f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
             )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastlora.model import lora_layers
+from fastlora.shelf import idle_parameters
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LayerParameters:
         out_features: N.
         r: Rank of its update.
         base: Parameters in W and b.
-        lora: Parameters in A and B.
+        lora: Parameters in A and B of the adapter in use.
     """
 
     name: str
@@ -36,7 +37,7 @@ class ParameterReport:
 
     Attributes:
         base: Parameters that are not LoRA's.
-        lora: Parameters in A and B of all LoRA layers.
+        lora: Parameters in A and B of all LoRA layers, those of adapters not in use included.
         trainable: Parameters that require a gradient.
         layers: One entry a LoRA layer; layers that share a weight each list it.
     """
@@ -90,7 +91,9 @@ def parameter_report(model: nn.Module) -> ParameterReport:
         TypeError: If `model` is not an nn.Module.
     """
     layers = list(lora_layers(model))
-    own = {id(tensor) for _, layer in layers for tensor in (layer.lora_A, layer.lora_B)}
+    own = {
+        id(tensor) for _, layer in layers for tensor in (layer.lora_A, layer.lora_B, *idle_parameters(layer))
+    }
     parameters = list(model.parameters())
     return ParameterReport(
         base=sum(p.numel() for p in parameters if id(p) not in own),

@@ -37,29 +37,42 @@ class Target(NamedTuple):
     alpha: float | None
 
 
-def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
+def find_targets(
+    model: nn.Module,
+    config: LoRAConfig,
+    *,
+    adapted: Collection[nn.Module] = (),
+    trained: Collection[nn.Module] = (),
+) -> list[Target]:
     """The layers that `config` means, in the model's order; the model is not changed.
 
     A module registered under several names is one target, which any of its names can match or exclude.
+
+    Args:
+        model: Where to look.
+        config: What is meant.
+        adapted: LoRA layers that take one more adapter, as a plain layer would.
+        trained: Modules that are trained in full; an update to them would be pointless.
 
     Raises:
         TypeError: If a module that was named is not exactly an nn.Linear, or "all-linear" would leave linear
             maps as they are that are held otherwise.
         ValueError: If a pattern matches nothing, nothing is left to adapt, or a module that was named has
-            LoRA already.
+            LoRA already or is trained in full.
     """
     names = module_names(model)
-    excluded = _matched("exclude_modules", config.exclude_modules or (), names)
+    excluded = matched_modules("exclude_modules", config.exclude_modules or (), names)
     if config.targets_all_linear:
-        chosen = _all_linear(model, names, excluded)
+        chosen = _all_linear(model, names, excluded, adapted, trained)
     else:
-        matched = _matched("target_modules", config.target_modules, names)
+        matched = matched_modules("target_modules", config.target_modules, names)
         chosen = [module for module in names if module in matched and module not in excluded]
         if not chosen:
             raise ValueError(f"exclude_modules={config.exclude_modules!r} leaves none of target_modules")
-        _check_named(names, chosen)
+        _check_named(names, chosen, adapted, trained)
     for module in chosen:
-        _check_adaptable(names[module], module)
+        if module not in adapted:
+            check_adaptable(names[module], module)
     ranks = _by_pattern("rank_pattern", config.rank_pattern, chosen, names)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, chosen, names)
     return [
@@ -93,7 +106,11 @@ def near_names(pattern: str, names: Collection[str]) -> str:
 
 
 def _all_linear(
-    model: nn.Module, names: Mapping[nn.Module, list[str]], excluded: set[nn.Module]
+    model: nn.Module,
+    names: Mapping[nn.Module, list[str]],
+    excluded: Collection[nn.Module],
+    adapted: Collection[nn.Module],
+    trained: Collection[nn.Module],
 ) -> list[nn.Module]:
     """Each module that is exactly an nn.Linear, but for output heads and what is excluded.
 
@@ -110,6 +127,10 @@ def _all_linear(
             continue
         if module in excluded:
             left_out.setdefault("excluded", []).append(own[0])
+        elif module in trained:
+            left_out.setdefault("trained in full", []).append(own[0])
+        elif module in adapted:
+            chosen.append(module)
         elif isinstance(module, FusedLoRALinear):
             left_out.setdefault("with LoRA already", []).append(own[0])
         elif type(module) is not nn.Linear:
@@ -151,7 +172,7 @@ def _matcher(entry: str) -> _Matcher:
     return lambda name: name == entry or name.endswith("." + entry)
 
 
-def _matched(
+def matched_modules(
     argument: str, patterns: str | Iterable[str], names: Mapping[nn.Module, list[str]]
 ) -> set[nn.Module]:
     """The modules that a regular expression or names match; ValueError where one matches nothing."""
@@ -188,16 +209,27 @@ def _parameter_named(matches: _Matcher, names: Mapping[nn.Module, list[str]]) ->
     return None
 
 
-def _check_named(names: Mapping[nn.Module, list[str]], chosen: Iterable[nn.Module]) -> None:
-    adapted = [names[module][0] for module in chosen if isinstance(module, FusedLoRALinear)]
-    if adapted:
+def _check_named(
+    names: Mapping[nn.Module, list[str]],
+    chosen: Iterable[nn.Module],
+    adapted: Collection[nn.Module],
+    trained: Collection[nn.Module],
+) -> None:
+    taken = [
+        names[module][0] for module in chosen if isinstance(module, FusedLoRALinear) and module not in adapted
+    ]
+    if taken:
         raise ValueError(
-            f"target_modules must name layers without LoRA; {listed(adapted)} has it already (remove_lora "
+            f"target_modules must name layers without LoRA; {listed(taken)} has it already (remove_lora "
             "first, or exclude_modules)"
         )
+    both = [names[module][0] for module in chosen if module in trained]
+    if both:
+        raise ValueError(f"target_modules and modules_to_save must not overlap; both mean {listed(both)}")
 
 
-def _check_adaptable(own: list[str], module: nn.Module) -> None:
+def check_adaptable(own: list[str], module: nn.Module) -> None:
+    """Raise TypeError unless the module, registered under these names, can be replaced by a LoRA layer."""
     kind = other_linear_kind(own[0], module)
     if kind is not None:
         raise TypeError(f"target {own[0]!r} must be exactly an nn.Linear; it is a {kind}")
@@ -219,7 +251,7 @@ def _by_pattern(
     numbers: dict[nn.Module, _Number] = {}
     for key, number in pattern.items():
         regex = re.compile(key)
-        here = [module for module in chosen if any(_matches_end(regex, name) for name in names[module])]
+        here = [module for module in chosen if any(matches_end(regex, name) for name in names[module])]
         if not here:
             near = near_names(key, _flat(names[module] for module in chosen))
             raise ValueError(f"{argument}: {key!r} must match a layer that gets LoRA; it matches none{near}")
@@ -228,7 +260,7 @@ def _by_pattern(
     return numbers
 
 
-def _matches_end(regex: re.Pattern[str], name: str) -> bool:
+def matches_end(regex: re.Pattern[str], name: str) -> bool:
     """Whether the name, or what follows one of its dots, matches; "^" stands for the name's own start."""
     starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
     return any(regex.fullmatch(name, start) for start in starts)

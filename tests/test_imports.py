@@ -16,13 +16,14 @@ ORDER = (
     ("launch",),
     ("ops",),
     ("autograd",),
-    ("twin", "linear_kinds"),
+    ("twin", "linear_kinds", "shelf"),
     ("layer",),
     ("explain",),
     ("targets", "replace"),
+    ("saved",),
     ("model",),
-    ("adapter_file", "report"),
-    ("adapters",),
+    ("adapters", "report"),
+    ("combine", "pretrained"),
     ("info",),
     ("integrations", "recipes"),
     ("cli",),
@@ -113,7 +114,7 @@ from fastlora import LoRAConfig
 
 net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 base = copy.deepcopy(net)
-fastlora.apply_lora(net, LoRAConfig(r=2, target_modules=["0"]))
+fastlora.apply_lora(net, LoRAConfig(r=2, dropout=0.5, target_modules=["0"]))
 fastlora.apply_lora(net, LoRAConfig(r=2, dropout=0.5))
 optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad])
 x = torch.randn(4, 6)

@@ -11,13 +11,13 @@ import click
 import torch
 from rich.console import Console
 
-from fastlora.adapter_file import AdapterError
 from fastlora.backend import BackendError, get_backend
 from fastlora.cli.info_table import print_info
 from fastlora.cost import Problem
 from fastlora.explain import Explanation, explain_problem
 from fastlora.gpus import GPUS
 from fastlora.info import collect_info
+from fastlora.pretrained import AdapterError
 from fastlora.recipes.download import DownloadError
 from fastlora.recipes.idx import DigitsError
 from fastlora.recipes.methods import METHODS

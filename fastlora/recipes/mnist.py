@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 
 import torch
 
-from fastlora.adapters import save_adapter
 from fastlora.backend import choose_path
 from fastlora.info import versions
+from fastlora.pretrained import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
 from fastlora.recipes.download import download
 from fastlora.recipes.methods import LORA_METHODS, LoRAMethod

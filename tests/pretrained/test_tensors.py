@@ -7,9 +7,8 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from fastlora.adapter_file import AdapterError, Options, open_adapter_file, write_adapter_file
+from safetensors.torch import load_file, save_file
 
 OPTIONS = {"r": 2, "alpha": 3.0, "rslora": True, "dropout": 0.1, "init": "kaiming"}
 KEY_A, KEY_B = "base_model.model.fc.lora_A.weight", "base_model.model.fc.lora_B.weight"

@@ -1,0 +1,78 @@
+"""Saying which layers of a model an adapter has, in the few words that PEFT's patterns take."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
+
+_Value = TypeVar("_Value", int, float)
+
+
+def target_modules(chosen: Collection[str], everything: Collection[str]) -> list[str] | str:
+    """The shortest endings of names that mean these modules and no other, for PEFT's `target_modules`.
+
+    Args:
+        chosen: Names of the modules that are meant.
+        everything: Names of all modules of the model.
+
+    Returns:
+        A sorted list of endings; a regular expression where even a whole name is another one's ending.
+    """
+    others = set(everything) - set(chosen)
+    taken = set(_endings(others))
+    found: set[str] = set()
+    for name in chosen:
+        ending = next((ending for ending in endings(name) if ending not in taken), None)
+        if ending is None:
+            return "|".join(re.escape(name) for name in sorted(chosen))
+        found.add(ending)
+    return sorted(found)
+
+
+def modules_to_save(chosen: Collection[str], everything: Collection[str]) -> list[str]:
+    """The shortest endings for PEFT's `modules_to_save`, which matches letters and does not stop at dots.
+
+    Where even a whole name is another one's ending, PEFT cannot tell the two apart; it is returned whole.
+
+    Args:
+        chosen: Names of the modules that are meant.
+        everything: Names of all modules of the model.
+    """
+    return sorted(
+        next(
+            (e for e in endings(name) if not any(o.endswith(e) for o in everything if o not in chosen)), name
+        )
+        for name in chosen
+    )
+
+
+def pattern(values: Mapping[str, _Value]) -> tuple[_Value, dict[str, _Value]]:
+    """The value that most names have, and a pattern for the others, for `rank_pattern` and `alpha_pattern`.
+
+    Args:
+        values: {name: value}, not empty.
+
+    Returns:
+        The common value, and {regular expression for the end of a name: value}.
+    """
+    common = Counter(values.values()).most_common(1)[0][0]
+    found: dict[str, _Value] = {}
+    for name, value in values.items():
+        if value == common:
+            continue
+        unlike = set(_endings(other for other, its in values.items() if its != value))
+        ending = next((re.escape(ending) for ending in endings(name) if ending not in unlike), None)
+        found[f"^{re.escape(name)}" if ending is None else ending] = value
+    return common, found
+
+
+def endings(name: str) -> Iterable[str]:
+    """The endings of a dotted name, the shortest first, the name itself last."""
+    parts = name.split(".")
+    return (".".join(parts[start:]) for start in reversed(range(len(parts))))
+
+
+def _endings(names: Iterable[str]) -> Iterable[str]:
+    return (ending for name in names for ending in endings(name))

@@ -1,0 +1,152 @@
+"""Fitting what an adapter on disk holds to a model, by names and shapes alone: no tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from fastlora.layer import FusedLoRALinear
+from fastlora.pretrained.contents import Contents
+from fastlora.pretrained.errors import AdapterError
+from fastlora.pretrained.paths import modules_by_path, path_in_files
+from fastlora.saved import check_trainable, saved_modules
+from fastlora.shelf import adapters_of
+from fastlora.targets import check_adaptable, listed, module_names, near_names
+
+
+class Saved(NamedTuple):
+    """The modules to save of an adapter, in a model.
+
+    Attributes:
+        modules: The modules.
+        tensors: {key: where its value belongs}.
+    """
+
+    modules: list[nn.Module]
+    tensors: dict[str, Tensor]
+
+
+def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
+    """The layers of a model that an adapter new to it is for: plain ones, and ones with LoRA.
+
+    Raises:
+        AdapterError: If there is no such layer, it is of another kind or shape, or two are one shared module.
+    """
+    modules, names = modules_by_path(model), module_names(model)
+    found: dict[str, nn.Linear] = {}
+    for path in contents.layers:
+        module = _module(modules, path)
+        if not isinstance(module, FusedLoRALinear):
+            own = [name for name in names[module] if path_in_files(name) == path]
+            try:
+                check_adaptable(own, module)
+            except TypeError as error:
+                raise AdapterError(str(error)) from error
+        found[path] = cast(nn.Linear, module)
+        header = contents.layers[path]
+        _check_shape(
+            path, list(found[path].weight.shape), [header.out_features, header.in_features], "[N, K]"
+        )
+    if len(set(found.values())) < len(found):
+        raise AdapterError(
+            "its layers must be modules of their own; some are one shared module in this model"
+        )
+    return found
+
+
+def same_layers(
+    adapted: Mapping[str, FusedLoRALinear], contents: Contents, name: str
+) -> dict[str, FusedLoRALinear]:
+    """The layers of an adapter that the model has already, if they are the file's.
+
+    Raises:
+        AdapterError: If layers or shapes differ, or the adapter is in use and merged.
+    """
+    own = layers_with(adapted, name)
+    missing = [path for path in own if path not in contents.layers]
+    if missing:
+        raise AdapterError(f"must hold every LoRA layer of the model; it lacks {listed(missing)}")
+    for path, header in contents.layers.items():
+        if path not in own:
+            near = near_names(path, own)
+            raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
+        wanted = [adapters_of(own[path])[name][2].r, *own[path].weight.shape]
+        _check_shape(path, wanted, [header.options.r, header.out_features, header.in_features], "[r, N, K]")
+    check_unmerged(own, name)
+    return own
+
+
+def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, FusedLoRALinear]:
+    """{path in files: layer} of the layers that have part in an adapter."""
+    return {path_in_files(path): layer for path, layer in adapted.items() if name in adapters_of(layer)}
+
+
+def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
+    """Raise AdapterError if an adapter whose values are to be changed is merged into a weight."""
+    merged = [path for path, layer in layers.items() if layer.adapter == name and layer.merged]
+    if merged:
+        raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
+
+
+def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
+    """The modules of a model that are saved with an adapter, and the places of their tensors.
+
+    Where the model knows of such modules already, they must be the same ones.
+
+    Raises:
+        AdapterError: If there is no such module or tensor, shapes or kinds of dtype differ, one is missing,
+            or a module cannot be trained apart from the rest.
+    """
+    modules = modules_by_path(model)
+    paths: list[str] = []
+    for key in contents.plain:
+        path = _saved_path(key, contents.config.modules_to_save, modules)
+        if path not in paths:
+            paths.append(path)
+    known = [path_in_files(path) for path, _ in saved_modules(model)]
+    if known and paths and set(known) != set(paths):
+        raise AdapterError(
+            f"modules_to_save must be the model's, {listed(known)}; the file has {listed(paths)}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            check_trainable(model, path, modules[path])
+        except ValueError as error:
+            raise AdapterError(str(error)) from error
+        for key, tensor in modules[path].state_dict(keep_vars=True).items():
+            tensors[f"{path}.{key}".lstrip(".")] = tensor
+    missing = [key for key in tensors if key not in contents.plain]
+    if missing:
+        raise AdapterError(f"modules_to_save must be whole; the file lacks {listed(missing)}")
+    for key, header in contents.plain.items():
+        if key not in tensors:
+            raise AdapterError(f"modules_to_save must hold the model's tensors alone; {key!r} is none")
+        _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
+        if tensors[key].is_floating_point() != header.dtype.is_floating_point:
+            raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
+    return Saved([modules[path] for path in paths], tensors)
+
+
+def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:
+    """The outermost module that a name means, by PEFT's rule, and that holds the tensor."""
+    parts = key.split(".")
+    for length in range(len(parts)):
+        path = ".".join(parts[:length])
+        if path in modules and any(path.endswith(name) for name in names):
+            return path
+    near = near_names(key, modules)
+    raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
+
+
+def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
+    if path not in modules:
+        raise AdapterError(f"its layers must be the model's; there is no {path!r}{near_names(path, modules)}")
+    return modules[path]
+
+
+def _check_shape(name: str, wanted: list[int], found: list[int], what: str) -> None:
+    if found != wanted:
+        raise AdapterError(f"{name!r} must have {what} = {wanted}; the file has {found}")

@@ -1,0 +1,86 @@
+"""Other values for an adapter, with nothing changed that compiled code was made for."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.layer import FusedLoRALinear
+from fastlora.model import existing_layers
+from fastlora.pretrained import fit
+from fastlora.pretrained.contents import Contents, layer_keys, open_directory
+from fastlora.pretrained.errors import AdapterError
+from fastlora.shelf import DEFAULT, adapters_of
+from fastlora.targets import listed
+
+
+class _Values(NamedTuple):
+    """What goes where in one layer."""
+
+    own_A: Tensor
+    own_B: Tensor
+    A: Tensor
+    B: Tensor
+
+
+@torch.no_grad()
+def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> None:
+    """Put the values of another adapter into the parameters of one that the model has: no recompilation.
+
+    Shapes, dtypes and the scaling s stay, as compiled code holds them to be constant. A smaller rank is
+    filled up with zeros. B takes the ratio of the two scalings, which rounds once where that is no power of
+    two. Layers that the other adapter does not have become zero.
+
+    Args:
+        model: A model with LoRA layers.
+        directory: The other adapter, as `load_pretrained` takes it.
+        name: Whose parameters take the values; it need not be in use.
+
+    Raises:
+        AdapterError: As by `load_pretrained`; or if the other adapter has further layers, a larger rank or
+            modules to save. The model is as it was.
+        ValueError: If there is no LoRA layer, or no such adapter.
+        ImportError: If safetensors is not installed.
+        OSError: If a file cannot be opened.
+    """
+    layers = fit.layers_with(existing_layers(model), name)
+    if not layers:
+        raise ValueError(f"name must be an adapter of the model; got {name!r}")
+    fit.check_unmerged(layers, name)
+    with open_directory(directory) as contents:
+        if contents.plain:
+            raise AdapterError(
+                f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
+            )
+        further = [path for path in contents.layers if path not in layers]
+        if further:
+            raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
+        values = [_values(contents, path, layer, name) for path, layer in layers.items()]
+    for own_A, own_B, A, B in values:
+        own_A.zero_()[: len(A)] = A
+        own_B.zero_()[:, : B.shape[1]] = B
+
+
+def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) -> _Values:
+    own_A, own_B, own = adapters_of(layer)[name]
+    if path not in contents.layers:
+        return _Values(own_A, own_B, own_A[:0], own_B[:, :0])
+    header = contents.layers[path]
+    N, K = layer.weight.shape
+    if (header.out_features, header.in_features) != (N, K) or header.options.r > own.r:
+        raise AdapterError(
+            f"{path!r} must have r <= {own.r} and [N, K] = [{N}, {K}]; the file has r = {header.options.r} "
+            f"and [{header.out_features}, {header.in_features}]"
+        )
+    if own.scaling == 0:
+        raise AdapterError(f"{path!r} must have a scaling other than 0 for B to take the ratio")
+    key_A, key_B = layer_keys(path)
+    wide = torch.promote_types(header.dtype, torch.float32)
+    A = contents.file.read(key_A, own_A.device, own_A.dtype)
+    B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)
+    if not (B := B.to(own_B.dtype)).isfinite().all():
+        raise AdapterError(f"B of {path!r} must be finite in {own_B.dtype} once scaled")
+    return _Values(own_A, own_B, A, B)

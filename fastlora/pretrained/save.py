@@ -1,0 +1,152 @@
+"""Writing adapters as PEFT writes them: a directory each, or one file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fastlora.adapters import active_adapter, adapter_names
+from fastlora.model import existing_layers
+from fastlora.pretrained import describe
+from fastlora.pretrained.adapter_config import AdapterConfig
+from fastlora.pretrained.contents import CONFIG_FILE, METADATA_KEY, TENSOR_FILE, layer_keys, plain_key
+from fastlora.pretrained.paths import modules_by_path, path_in_files
+from fastlora.pretrained.tensors import serialized, write_whole
+from fastlora.saved import saved_modules
+from fastlora.shelf import DEFAULT, Options, adapters_of
+
+
+class _Adapter(NamedTuple):
+    """An adapter as it is written: adapter_config.json, and the tensors by key."""
+
+    config: str
+    tensors: dict[str, Tensor]
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    adapters: Sequence[str] | None = None,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+) -> None:
+    """Write adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
+
+    The adapter "default" goes into the directory itself, any other one into a sub-directory of its name. Each
+    file appears whole or not at all, and nothing is written before everything is checked. Merged and disabled
+    layers are saved like any other. Modules to save go into each adapter, as PEFT has it. The format has one
+    dropout for all layers: where they differ, the largest is written, and a warning says so.
+
+    Args:
+        model: A model with LoRA layers; the wrappers of torch.compile, activation checkpointing and FSDP
+            leave no trace in the names.
+        directory: Where to; it is made where it does not exist, and files of these names are replaced.
+        adapters: Which; None means all.
+        base_model_name_or_path: For the config; None means what a Transformers model says of itself.
+        task_type: For the config, such as "CAUSAL_LM".
+
+    Raises:
+        AdapterError: If a tensor holds NaN or infinity.
+        ValueError: If there is no LoRA layer, or no such adapter.
+        ImportError: If safetensors is not installed.
+        OSError: If a file cannot be written.
+    """
+    chosen = adapter_names(model) if adapters is None else tuple(adapters)
+    content = {
+        name: _collect(model, name, base_model_name_or_path=base_model_name_or_path, task_type=task_type)
+        for name in chosen
+    }
+    written = {name: serialized(adapter.tensors, {}) for name, adapter in content.items()}
+    for name, adapter in content.items():
+        folder = Path(directory) if name == DEFAULT else Path(directory) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / TENSOR_FILE, written[name])
+        write_whole(folder / CONFIG_FILE, adapter.config.encode())
+
+
+def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the adapter in use to one safetensors file: `save_pretrained`'s tensors, with its config inside.
+
+    Args:
+        model: As in `save_pretrained`.
+        path: Where to write; an existing file is replaced.
+
+    Raises:
+        AdapterError: As in `save_pretrained`.
+        ValueError: If there is no LoRA layer.
+        ImportError: If safetensors is not installed.
+        OSError: If the file cannot be written.
+    """
+    adapter = _collect(model, active_adapter(model))
+    write_whole(path, serialized(adapter.tensors, {METADATA_KEY: adapter.config}))
+
+
+def _collect(
+    model: nn.Module, name: str, *, base_model_name_or_path: str | None = None, task_type: str | None = None
+) -> _Adapter:
+    layers = {
+        path_in_files(path): adapters_of(layer)[name]
+        for path, layer in existing_layers(model).items()
+        if name in adapters_of(layer)
+    }
+    if not layers:
+        raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
+    tensors: dict[str, Tensor] = {}
+    for layer, (A, B, _) in layers.items():
+        tensors.update(zip(layer_keys(layer), (A, B), strict=True))
+    plain = {path_in_files(path): module for path, module in saved_modules(model)}
+    for path, module in plain.items():
+        prefix = f"{path}." if path else ""
+        tensors |= {plain_key(prefix + key): value for key, value in module.state_dict().items()}
+    known = modules_by_path(model)
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, plain, known)
+    inner = known[""]
+    text = config.dumps(
+        target_modules=describe.target_modules(layers, known),
+        base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
+        task_type=task_type,
+        auto_mapping=None if task_type else _class_of(inner),
+    )
+    return _Adapter(text, tensors)
+
+
+def _config(
+    options: dict[str, Options], plain: dict[str, nn.Module], known: dict[str, nn.Module]
+) -> AdapterConfig:
+    dropouts = {each.dropout for each in options.values()}
+    if len(dropouts) > 1:
+        warnings.warn(
+            f"layers have different dropout, {', '.join(map(str, sorted(dropouts)))}; PEFT's config has but "
+            f"one, so all will be loaded with {max(dropouts)}",
+            stacklevel=4,
+        )
+    if len({each.rslora for each in options.values()}) > 1:
+        options = {layer: _without_rslora(each) for layer, each in options.items()}
+    r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
+    alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
+    first = next(iter(options.values()))
+    return AdapterConfig(
+        r=r,
+        alpha=alpha,
+        dropout=max(dropouts),
+        rslora=first.rslora,
+        init=first.init,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        modules_to_save=tuple(describe.modules_to_save(plain, known)),
+    )
+
+
+def _without_rslora(options: Options) -> Options:
+    """The same scaling as alpha / r."""
+    return options._replace(alpha=options.scaling * options.r, rslora=False)
+
+
+def _class_of(model: nn.Module) -> dict[str, str]:
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
