@@ -45,14 +45,13 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
             except TypeError as error:
                 raise AdapterError(str(error)) from error
         found[path] = cast(nn.Linear, module)
-        header = contents.layers[path]
-        _check_shape(
-            path, list(found[path].weight.shape), [header.out_features, header.in_features], "[N, K]"
-        )
     if len(set(found.values())) < len(found):
         raise AdapterError(
             "its layers must be modules of their own; some are one shared module in this model"
         )
+    for path, header in contents.layers.items():
+        wanted = list(found[path].weight.shape)
+        _check_shape(path, wanted, [header.out_features, header.in_features], "[N, K]")
     return found
 
 

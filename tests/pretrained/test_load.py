@@ -1,6 +1,8 @@
-"""Saving the updates of a model and loading them into another."""
+"""Saving an adapter and loading it into another model, as a directory and as one file."""
 
 import copy
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +16,40 @@ from fastlora import (
     LoRAConfig,
     apply_lora,
     load_adapter,
+    load_pretrained,
     lora_layers,
     merge_lora,
     save_adapter,
+    save_pretrained,
     set_lora_enabled,
 )
 from tests.models import Block, Shared, TiedLM, adapted, mlp
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "adapter.safetensors"
+@dataclass
+class Store:
+    """One of the two forms of an adapter on disk."""
+
+    path: Path
+
+    @property
+    def is_directory(self):
+        return not self.path.suffix
+
+    @property
+    def tensors(self):
+        return self.path / "adapter_model.safetensors" if self.is_directory else self.path
+
+    def save(self, model):
+        (save_pretrained if self.is_directory else save_adapter)(model, self.path)
+
+    def load(self, model):
+        return (load_pretrained if self.is_directory else load_adapter)(model, self.path)
+
+
+@pytest.fixture(params=["directory", "file.safetensors"])
+def store(request, tmp_path):
+    return Store(tmp_path / request.param)
 
 
 def twins(make=mlp):
@@ -56,20 +81,20 @@ def assert_unchanged(model, before):
 
 @pytest.mark.parametrize("make", [mlp, Block, Shared])
 @pytest.mark.parametrize("onto", ["plain", "adapted"])
-def test_a_loaded_model_computes_what_the_saved_one_did(path, make, onto):
+def test_a_loaded_model_computes_what_the_saved_one_did(store, make, onto):
     model, other = twins(make)
-    save_adapter(model, path)
+    store.save(model)
     if onto == "adapted":
         apply_lora(other, LoRAConfig(r=2))
-    assert load_adapter(other, path) is other
+    assert store.load(other) is other
     x = torch.randn(5, 6 if make is mlp else 4)
     assert torch.equal(other.eval()(x), model(x))
 
 
-def test_loading_onto_a_plain_model_makes_the_layers_of_the_file_and_freezes_the_rest(path):
+def test_loading_onto_a_plain_model_makes_the_layers_of_the_file_and_freezes_the_rest(store):
     model, plain = twins()
-    save_adapter(model, path)
-    load_adapter(plain, path)
+    store.save(model)
+    store.load(plain)
     for (name, ours), (other, theirs) in zip(lora_layers(plain), lora_layers(model), strict=True):
         assert name == other
         for option in ("r", "alpha", "rslora", "dropout", "init", "scaling", "training"):
@@ -79,24 +104,24 @@ def test_loading_onto_a_plain_model_makes_the_layers_of_the_file_and_freezes_the
     }
 
 
-def test_only_the_layers_of_the_file_are_made(path):
+def test_only_the_layers_of_the_file_are_made(store):
     model = adapted(TiedLM(), target_modules=["q_proj"], rank_pattern={r"layers\.1\..*": 3})
-    save_adapter(model, path)
-    plain = load_adapter(TiedLM(), path)
+    store.save(model)
+    plain = store.load(TiedLM())
     assert [(name, layer.r) for name, layer in lora_layers(plain)] == [
         ("layers.0.attn.q_proj", 2),
         ("layers.1.attn.q_proj", 3),
     ]
 
 
-def test_loading_onto_lora_layers_takes_alpha_and_keeps_dropout_switches_and_what_is_trained(path):
+def test_loading_onto_lora_layers_takes_alpha_and_keeps_dropout_switches_and_what_is_trained(store):
     model, other = twins()
-    save_adapter(model, path)
+    store.save(model)
     apply_lora(other, LoRAConfig(r=2, dropout=0.5))
     set_lora_enabled(other, False)
     other[0].lora_A.requires_grad_(False)
     parameters = [id(p) for p in other.parameters()]
-    load_adapter(other, path)
+    store.load(other)
     layer = other[0]
     assert (layer.alpha, layer.rslora) == (3.0, True)
     assert (layer.dropout, layer.init, layer.enabled) == (0.5, "gaussian", False)
@@ -107,11 +132,11 @@ def test_loading_onto_lora_layers_takes_alpha_and_keeps_dropout_switches_and_wha
 @pytest.mark.parametrize(
     ("saved", "kept"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
 )
-def test_lora_layers_keep_their_dtype_and_new_ones_take_the_files(path, saved, kept):
+def test_lora_layers_keep_their_dtype_and_new_ones_take_the_files(store, saved, kept):
     model = adapted(mlp(), adapter_dtype=saved)
-    save_adapter(model, path)
-    other = load_adapter(apply_lora(mlp(), LoRAConfig(r=2, adapter_dtype=kept)), path)
-    new = load_adapter(mlp().bfloat16(), path)
+    store.save(model)
+    other = store.load(apply_lora(mlp(), LoRAConfig(r=2, adapter_dtype=kept)))
+    new = store.load(mlp().bfloat16())
     for index in (0, 2):
         assert torch.equal(other[index].lora_B, model[index].lora_B.to(kept))
         assert torch.equal(new[index].lora_B, model[index].lora_B)
@@ -119,38 +144,41 @@ def test_lora_layers_keep_their_dtype_and_new_ones_take_the_files(path, saved, k
 
 
 @pytest.mark.parametrize("state", ["merged", "disabled"])
-def test_what_is_saved_does_not_depend_on_the_state_of_the_layers(path, state):
+def test_what_is_saved_does_not_depend_on_the_state_of_the_layers(store, state):
     model, _ = twins()
-    save_adapter(model, path)
-    before = content(path)
+    store.save(model)
+    before = content(store.tensors)
     if state == "merged":
         merge_lora(model)
     else:
         set_lora_enabled(model, False)
-    save_adapter(model, path)
-    assert content(path) == before
+    store.save(model)
+    assert content(store.tensors) == before
 
 
-def test_a_single_layer_is_saved_and_loaded_as_a_model(path):
+def test_a_single_layer_is_saved_and_loaded_as_a_model(store):
     linear = nn.Linear(4, 3)
     layer = adapted(copy.deepcopy(linear))
-    save_adapter(layer, path)
-    assert sorted(load_file(path)) == ["base_model.model.lora_A.weight", "base_model.model.lora_B.weight"]
-    loaded = load_adapter(linear, path)
+    store.save(layer)
+    assert sorted(load_file(store.tensors)) == [
+        "base_model.model.lora_A.weight",
+        "base_model.model.lora_B.weight",
+    ]
+    loaded = store.load(linear)
     assert isinstance(loaded, FusedLoRALinear)
     x = torch.randn(2, 4)
     assert torch.equal(loaded(x), layer(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_torch_compile_leaves_no_trace_in_the_file(path):
+def test_torch_compile_leaves_no_trace_in_the_file(store):
     model, plain = twins()
-    save_adapter(model, path)
-    before = content(path)
-    save_adapter(torch.compile(model, backend="eager"), path)
-    assert content(path) == before
+    store.save(model)
+    before = content(store.tensors)
+    store.save(torch.compile(model, backend="eager"))
+    assert content(store.tensors) == before
     compiled = torch.compile(plain, backend="eager")
-    assert load_adapter(compiled, path) is compiled
+    assert store.load(compiled) is compiled
     x = torch.randn(2, 6)
     assert torch.equal(compiled(x), model(x))
 
@@ -164,73 +192,73 @@ def short():
 
 
 def shared():
-    linear = nn.Linear(6, 6)
+    linear = nn.Linear(6, 5)
     return nn.ModuleDict({"0": linear, "2": linear})
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (narrow, r"layer '0' must have \[r, N, K\] = \[2, 4, 6\]; the file has \[2, 5, 6\]"),
+        (narrow, r"'0' must have \[N, K\] = \[4, 6\]; the file has \[5, 6\]"),
         (short, r"its layers must be the model's; there is no '2'"),
         (
             lambda: nn.Sequential(nn.ReLU(), nn.ReLU(), nn.Linear(5, 3)),
-            r"layer '0' must be exactly an nn.Linear; got ReLU",
+            r"target '0' must be exactly an nn.Linear; got ReLU",
         ),
-        (lambda: adapted(narrow()), r"layer '0' must have \[r, N, K\] = \[2, 4, 6\]"),
-        (lambda: adapted(mlp(), r=3), r"layer '0' must have \[r, N, K\] = \[3, 5, 6\]"),
+        (lambda: adapted(narrow()), r"'0' must have \[r, N, K\] = \[2, 4, 6\]; the file has \[2, 5, 6\]"),
+        (lambda: adapted(mlp(), r=3), r"'0' must have \[r, N, K\] = \[3, 5, 6\]"),
         (lambda: adapted(mlp(), target_modules=["0"]), r"must hold the model's LoRA layers alone.*'2' too"),
         (lambda: adapted(nn.Sequential(*mlp(), nn.Linear(3, 3))), r"every LoRA layer.*it lacks '3'"),
         (shared, r"some are one shared module in this model"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(path, make, message):
-    save_adapter(twins()[0], path)
+def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(store, make, message):
+    store.save(twins()[0])
     model = make()
     before = snapshot(model)
     with pytest.raises(AdapterError, match=message):
-        load_adapter(model, path)
+        store.load(model)
     assert_unchanged(model, before)
 
 
-def test_a_merged_model_is_not_loaded_into(path):
+def test_a_merged_model_is_not_loaded_into(store):
     model, _ = twins()
-    save_adapter(model, path)
+    store.save(model)
     merge_lora(model)
     before = snapshot(model)
     with pytest.raises(AdapterError, match=r"must be unmerged before loading; merged: '0', '2'"):
-        load_adapter(model, path)
+        store.load(model)
     assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("onto", ["plain", "adapted"])
 @pytest.mark.parametrize("length", [0, 9, 300, -1])
-def test_a_truncated_file_changes_nothing(path, onto, length):
+def test_a_truncated_file_changes_nothing(store, onto, length):
     model, other = twins()
-    save_adapter(model, path)
-    path.write_bytes(path.read_bytes()[:length])
+    store.save(model)
+    store.tensors.write_bytes(store.tensors.read_bytes()[:length])
     if onto == "adapted":
         adapted(other)
     before = snapshot(other)
     with pytest.raises(AdapterError):
-        load_adapter(other, path)
+        store.load(other)
     assert_unchanged(other, before)
 
 
-def test_values_out_of_range_in_the_last_layer_change_nothing(path):
+def test_values_out_of_range_in_the_last_layer_change_nothing(store):
     model, other = twins()
     nn.init.constant_(model[2].lora_B, 1e30)
-    save_adapter(model, path)
+    store.save(model)
     adapted(other.half())
     before = snapshot(other)
-    with pytest.raises(AdapterError, match=r"B of '2' must be finite in torch.float16"):
-        load_adapter(other, path)
+    with pytest.raises(AdapterError, match=r"2\.lora_B\.weight must be finite in torch.float16"):
+        store.load(other)
     assert_unchanged(other, before)
 
 
-def test_a_layer_that_cannot_be_made_while_loading_changes_nothing(path, monkeypatch):
+def test_a_layer_that_cannot_be_made_while_loading_changes_nothing(store, monkeypatch):
     model, plain = twins()
-    save_adapter(model, path)
+    store.save(model)
     before = snapshot(plain)
 
     def fail(self):
@@ -238,11 +266,11 @@ def test_a_layer_that_cannot_be_made_while_loading_changes_nothing(path, monkeyp
 
     monkeypatch.setattr(FusedLoRALinear, "reset_adapter", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        load_adapter(plain, path)
+        store.load(plain)
     assert_unchanged(plain, before)
 
 
-def test_a_model_without_lora_has_nothing_to_save(path):
+def test_a_model_without_lora_has_nothing_to_save(store):
     with pytest.raises(ValueError, match="model must have LoRA layers; this Sequential has none"):
-        save_adapter(mlp(), path)
-    assert not path.exists()
+        store.save(mlp())
+    assert not store.path.exists()
