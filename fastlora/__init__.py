@@ -27,9 +27,11 @@ from fastlora.model import (
 )
 from fastlora.pretrained import (
     AdapterError,
+    from_pretrained,
     hot_swap,
     load_adapter,
     load_pretrained,
+    push_to_hub,
     save_adapter,
     save_pretrained,
 )
@@ -55,6 +57,7 @@ __all__ = [
     "delete_adapter",
     "explain",
     "freeze",
+    "from_pretrained",
     "get_backend",
     "hot_swap",
     "load_adapter",
@@ -64,6 +67,7 @@ __all__ = [
     "lora_linear",
     "merge_lora",
     "parameter_report",
+    "push_to_hub",
     "remove_lora",
     "save_adapter",
     "save_pretrained",

@@ -2,7 +2,17 @@
 
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.hotswap import hot_swap
+from fastlora.pretrained.hub import from_pretrained, push_to_hub
 from fastlora.pretrained.load import load_adapter, load_pretrained
 from fastlora.pretrained.save import save_adapter, save_pretrained
 
-__all__ = ["AdapterError", "hot_swap", "load_adapter", "load_pretrained", "save_adapter", "save_pretrained"]
+__all__ = [
+    "AdapterError",
+    "from_pretrained",
+    "hot_swap",
+    "load_adapter",
+    "load_pretrained",
+    "push_to_hub",
+    "save_adapter",
+    "save_pretrained",
+]
