@@ -54,25 +54,26 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
         return _load(model, contents, name)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Read the file of `save_adapter` into a model, in place, as the adapter "default".
-
-    Otherwise it is `load_pretrained`.
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
+    """Read the file of `save_adapter` into a model, in place, as `load_pretrained` reads a directory.
 
     Args:
         model: As in `load_pretrained`.
         path: The file.
+        name: What the adapter is called in this model.
 
     Returns:
         The model; the new layer where the model itself is a plain nn.Linear.
 
     Raises:
         AdapterError: As in `load_pretrained`.
+        ValueError: If the name is unsound.
         ImportError: If safetensors is not installed.
         OSError: If the file cannot be opened.
     """
+    check_name(name)
     with open_file(path) as contents:
-        return _load(model, contents, DEFAULT)
+        return _load(model, contents, name)
 
 
 def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:

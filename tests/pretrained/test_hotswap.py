@@ -72,6 +72,17 @@ def test_values_of_the_same_rank_and_scaling_go_in_bit_for_bit(base, tmp_path):
         assert torch.equal(mine.lora_B, its.lora_B)
 
 
+def test_nothing_of_the_adapter_before_is_left(base, tmp_path):
+    saved(base, tmp_path, r=1, target_modules=["0"])
+    model = adapted(copy.deepcopy(base), r=3)
+    hot_swap(model, tmp_path)
+    assert model[0].lora_A[:1].all()
+    assert not model[0].lora_A[1:].any()
+    assert not model[0].lora_B[:, 1:].any()
+    assert not model[2].lora_A.any()
+    assert not model[2].lora_B.any()
+
+
 def test_an_adapter_that_is_not_in_use_can_be_swapped(base, tmp_path):
     other = saved(base, tmp_path, r=2)
     model = add_adapter(adapted(copy.deepcopy(base)), "fr", LoRAConfig(r=3))

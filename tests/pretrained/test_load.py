@@ -14,6 +14,7 @@ from fastlora import (
     AdapterError,
     FusedLoRALinear,
     LoRAConfig,
+    add_adapter,
     apply_lora,
     load_adapter,
     load_pretrained,
@@ -21,6 +22,7 @@ from fastlora import (
     merge_lora,
     save_adapter,
     save_pretrained,
+    set_adapter,
     set_lora_enabled,
 )
 from tests.models import Block, Shared, TiedLM, adapted, mlp
@@ -43,8 +45,8 @@ class Store:
     def save(self, model):
         (save_pretrained if self.is_directory else save_adapter)(model, self.path)
 
-    def load(self, model):
-        return (load_pretrained if self.is_directory else load_adapter)(model, self.path)
+    def load(self, model, **options):
+        return (load_pretrained if self.is_directory else load_adapter)(model, self.path, **options)
 
 
 @pytest.fixture(params=["directory", "file.safetensors"])
@@ -274,3 +276,33 @@ def test_a_model_without_lora_has_nothing_to_save(store):
     with pytest.raises(ValueError, match="model must have LoRA layers; this Sequential has none"):
         store.save(mlp())
     assert not store.path.exists()
+
+
+def test_an_adapter_that_is_not_in_use_is_filled_with_its_alpha_too(store):
+    model, plain = twins()
+    store.save(model)
+    other = add_adapter(adapted(plain, r=3), "fr", LoRAConfig(r=2))
+    x = torch.randn(5, 6)
+    before = other.eval()(x)
+    store.load(other, name="fr")
+    assert torch.equal(other(x), before)
+    set_adapter(other, "fr")
+    assert torch.equal(other(x), model(x))
+
+
+def test_a_further_adapter_reaches_layers_that_were_plain(store):
+    model, plain = twins()
+    store.save(model)
+    other = adapted(plain, target_modules=["0"])
+    x = torch.randn(5, 6)
+    before = other.eval()(x)
+    store.load(other, name="fr")
+    assert torch.equal(other(x), before)
+    set_adapter(other, "fr")
+    assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["../up", "a.b", ""])
+def test_an_unsound_name_is_refused_before_anything_is_read(store, name):
+    with pytest.raises(ValueError, match="adapter name must be letters"):
+        store.load(mlp(), name=name)

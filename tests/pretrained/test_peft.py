@@ -153,6 +153,24 @@ def test_named_adapters_lie_in_sub_directories_as_pefts_do(tmp_path):
         assert_same_tensors(tensors_of(tmp_path / folder), tensors_of(tmp_path / "theirs" / folder))
 
 
+def test_layers_with_and_without_rslora_are_told_to_peft_by_their_alpha(tmp_path):
+    base, x = Block(), torch.randn(7, 4)
+    model = ours(base, {"r": 4, "alpha": 3, "rslora": True, "target_modules": ["q_proj"]})
+    with_update(apply_lora(model, LoRAConfig(r=2, alpha=3, target_modules=["v_proj"]))).eval()
+    save_pretrained(model, tmp_path)
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    assert_same_function(model, loaded, x)
+    assert [layer.scaling for _, layer in lora_layers(model)] == [1.5, 1.5]
+
+
+def test_different_dropout_is_written_as_the_largest_with_a_warning(tmp_path):
+    model = ours(Block(), {"r": 2, "dropout": 0.1, "target_modules": ["q_proj"]})
+    apply_lora(model, LoRAConfig(r=2, dropout=0.25, target_modules=["v_proj"]))
+    with pytest.warns(UserWarning, match=r"layers have different dropout, 0.1, 0.25.*loaded with 0.25"):
+        save_pretrained(model, tmp_path)
+    assert config_of(tmp_path)["lora_dropout"] == 0.25
+
+
 def test_what_peft_trains_further_we_read_again(tmp_path):
     base, x = Block(), torch.randn(7, 4)
     save_pretrained(ours(base, CASES["saved"]), tmp_path)
