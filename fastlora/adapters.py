@@ -115,7 +115,8 @@ def give_adapter(
 def set_adapter(model: nn.Module, name: str) -> None:
     """Put an adapter in use; the one that was is frozen and loses its gradient.
 
-    What was trained of an adapter is trained again when it comes back.
+    What was trained of an adapter is trained again when it comes back. DistributedDataParallel remembers
+    which parameters are trained, so a switch must come before it.
 
     Raises:
         ValueError: If there is no such adapter, or a layer is merged.

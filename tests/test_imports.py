@@ -137,7 +137,7 @@ fastlora.save_adapter(net, path)
 assert torch.equal(fastlora.load_adapter(base.eval(), path)(x), net(x))
 """
 
-EXTRAS = ["safetensors", "click", "rich", "matplotlib", "numpy"]
+EXTRAS = ["safetensors", "huggingface_hub", "peft", "transformers", "click", "rich", "matplotlib", "numpy"]
 
 
 def test_everything_works_without_triton():
