@@ -14,16 +14,15 @@ from fastlora.combine import combine_adapters
 from fastlora.config import LoRAConfig
 from fastlora.explain import Explanation, explain
 from fastlora.layer import FusedLoRALinear
+from fastlora.layers import lora_layers
+from fastlora.merging import merge_lora, unmerge_lora
 from fastlora.model import (
     apply_lora,
     freeze,
     lora_disabled,
-    lora_layers,
-    merge_lora,
     remove_lora,
     set_lora_enabled,
     unfreeze,
-    unmerge_lora,
 )
 from fastlora.pretrained import (
     AdapterError,

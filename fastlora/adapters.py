@@ -14,7 +14,8 @@ from torch import nn
 
 from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
-from fastlora.model import check_config, existing_layers, make_layers, options_for
+from fastlora.layers import existing_layers
+from fastlora.model import check_config, make_layers, options_for
 from fastlora.replace import replace_modules
 from fastlora.shelf import (
     Adapter,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastlora.adapters import adapter_names, check_new, give_adapter
 from fastlora.config import check_rank
 from fastlora.layer import FusedLoRALinear
-from fastlora.model import existing_layers
+from fastlora.layers import existing_layers
 from fastlora.reference import accumulation_dtype
 from fastlora.shelf import Adapter, Options, adapters_of
 

@@ -1,4 +1,4 @@
-"""LoRA over a whole model: apply, remove, enable, freeze, merge."""
+"""LoRA over a whole model: apply, remove, enable, freeze."""
 
 from __future__ import annotations
 
@@ -11,31 +11,13 @@ from torch import nn
 
 from fastlora.config import LoRAConfig, check_bool
 from fastlora.layer import FusedLoRALinear, freeze_parameter
+from fastlora.layers import check_model, existing_layers, lora_layers
+from fastlora.merging import check_mergeable
 from fastlora.replace import replace_modules
 from fastlora.saved import find_modules_to_save, mark, saved_modules, unmark
 from fastlora.shelf import DEFAULT, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
 from fastlora.twin import check_own_forward
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
-    """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
-
-    Raises:
-        TypeError: If `model` is not an nn.Module.
-    """
-    _check_model(model)
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedLoRALinear))
-
-
-def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
-    """`lora_layers` as a dict; ValueError where there is none."""
-    layers = dict(lora_layers(model))
-    if not layers:
-        raise ValueError(
-            f"model must have LoRA layers; this {type(model).__name__} has none (see apply_lora)"
-        )
-    return layers
 
 
 def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
@@ -68,7 +50,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
         ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, a layer
             that was named has LoRA already, or a module to save shares a weight with the rest.
     """
-    _check_model(model)
+    check_model(model)
     check_config(config)
     saved = find_modules_to_save(model, config.modules_to_save)
     targets = find_targets(model, config, trained={inner for module in saved for inner in module.modules()})
@@ -136,8 +118,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     check_bool(merge, "merge")
     layers = existing_layers(model)
     if merge:
-        _check_mergeable(model, layers)
-        _check_finite(layers)
+        check_mergeable(model, layers)
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
     plain: dict[FusedLoRALinear, nn.Linear] = {}
@@ -165,38 +146,6 @@ def _merge_replaced(model: nn.Module, plain: Mapping[FusedLoRALinear, nn.Linear]
     except BaseException:
         replace_modules(model, left.items())
         raise
-
-
-def merge_lora(model: nn.Module) -> None:
-    """Add every update into its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
-
-    A copy of each W is kept for that. Either all layers are merged or, on an error, none more than before.
-
-    Raises:
-        ValueError: If there is no LoRA layer, or a weight is shared with another module or would not be
-            finite.
-    """
-    layers = existing_layers(model)
-    _check_mergeable(model, layers)
-    _check_finite(layers)
-    todo = [layer for layer in layers.values() if not layer.merged]
-    try:
-        for layer in todo:
-            layer.merge()
-    except BaseException:
-        for layer in todo:
-            layer.unmerge()
-        raise
-
-
-def unmerge_lora(model: nn.Module) -> None:
-    """Put every W back, bit for bit.
-
-    Raises:
-        ValueError: If there is no LoRA layer.
-    """
-    for layer in existing_layers(model).values():
-        layer.unmerge()
 
 
 def set_lora_enabled(model: nn.Module, on: bool) -> None:
@@ -256,39 +205,3 @@ def unfreeze(model: nn.Module) -> None:
     for parameter in model.parameters():
         if id(parameter) not in frozen and (parameter.is_floating_point() or parameter.is_complex()):
             parameter.requires_grad_(True)
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
-
-
-def _check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
-    """Raise ValueError naming a weight that another module uses too: merging would change that as well."""
-    owners: dict[object, list[str]] = {}
-    for name, module in model.named_modules():
-        for kind, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(_memory(parameter), []).append(f"{name}.{kind}".lstrip("."))
-    for name, layer in layers.items():
-        users = owners[_memory(layer.weight)]
-        if len(users) > 1:
-            raise ValueError(
-                f"{name}.weight must belong to this layer alone to be merged; it is shared by "
-                f"{', '.join(users)} (give the layer a weight of its own first, or leave it unmerged)"
-            )
-
-
-def _check_finite(layers: Mapping[str, FusedLoRALinear]) -> None:
-    for name, layer in layers.items():
-        if not layer.lora_A.is_meta and not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
-            raise ValueError(
-                f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
-            )
-
-
-def _memory(parameter: nn.Parameter) -> object:
-    """The same for two parameters where writing one changes the other."""
-    if parameter.is_meta or parameter.numel() == 0:
-        return id(parameter)
-    return parameter.device, parameter.data_ptr()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastlora.model import lora_layers
+from fastlora.layers import lora_layers
 from fastlora.shelf import idle_parameters
 
 

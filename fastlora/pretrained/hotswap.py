@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.layer import FusedLoRALinear
-from fastlora.model import existing_layers
+from fastlora.layers import existing_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory
 from fastlora.pretrained.errors import AdapterError

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fastlora.adapters import adapter_names, give_adapter
 from fastlora.layer import FusedLoRALinear
-from fastlora.model import freeze, lora_layers, make_layers
+from fastlora.layers import lora_layers
+from fastlora.model import freeze, make_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory, open_file, plain_key
 from fastlora.pretrained.errors import AdapterError

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastlora.adapters import active_adapter, adapter_names
-from fastlora.model import existing_layers
+from fastlora.layers import existing_layers
 from fastlora.pretrained import describe
 from fastlora.pretrained.adapter_config import AdapterConfig
 from fastlora.pretrained.contents import CONFIG_FILE, METADATA_KEY, TENSOR_FILE, layer_keys, plain_key

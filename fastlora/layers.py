@@ -1,0 +1,35 @@
+"""The LoRA layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from fastlora.layer import FusedLoRALinear
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
+    """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+    """
+    check_model(model)
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedLoRALinear))
+
+
+def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
+    """`lora_layers` as a dict; ValueError where there is none."""
+    layers = dict(lora_layers(model))
+    if not layers:
+        raise ValueError(
+            f"model must have LoRA layers; this {type(model).__name__} has none (see apply_lora)"
+        )
+    return layers
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless it is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
