@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from bench.cases import dtype_name
+from bench.effort import Effort
 from bench.settings import Setting
 from bench.timing import interleaved, quartiles, timer_for, warm_up
 
@@ -37,10 +38,9 @@ class Ceilings(NamedTuple):
         )
 
 
-def measure_ceilings(setting: Setting) -> Ceilings:
-    """Time the library's product of random matrices and a copy, medians of several."""
+def measure_ceilings(setting: Setting | Effort, dtype: torch.dtype) -> Ceilings:
+    """Time the library's product of random matrices in a dtype and a copy, medians of several."""
     device, size = setting.device, setting.matmul_size
-    dtype = setting.cases[0].dtype
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(setting.copy_bytes // 4, device=device)
     target = torch.empty_like(source)

@@ -6,7 +6,8 @@
      checks: [{method, errors, failure, CASE}],
      profiles: [{method, phase, CASE, launches, kernels}],
      rows: [{level, method, phase, CASE, mode,
-             median_us, q25_us, q75_us, peak_bytes, launches, floor_us, samples_us}]}
+             median_us, q25_us, q75_us, peak_bytes, launches, floor_us, samples_us,
+             saved_bytes, flops, moved_bytes, model}]}
 
     CASE: dtype, adapter_dtype, shape: {M, K, N, r}, dropout, bias
 
@@ -15,16 +16,22 @@ round, so their quotients are ratios pair by pair. `peak_bytes` and `launches` a
 Methods without adapters are measured in every case beside the others; its rank, adapter dtype and dropout
 stand in their rows too. A method that cannot run at all is `absent`; one that cannot run a case is `left_out`
 there. A correctness step whose `passed` is null did not run; its summary says why.
+
+What a level does not measure is null: `floor_us` where there is no floor; `saved_bytes`, which the forward
+pass keeps for backward; `flops` and `moved_bytes`, which the floor is made of; `model`, the name of a whole
+net, whose `shape` then has sizes of its own.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from bench.environment import Environment
+from bench.timing import quartiles
 
 SCHEMA: Final = 1
 
@@ -46,9 +53,20 @@ class Row:
     q75_us: float
     peak_bytes: int | None
     launches: int | None
-    floor_us: float
+    floor_us: float | None
     samples_us: list[float]
     bias: bool = False
+    saved_bytes: int | None = None
+    flops: int | None = None
+    moved_bytes: int | None = None
+    model: str | None = None
+
+    @classmethod
+    def of_samples(cls, samples_us: Sequence[float], **fields: Any) -> Row:
+        """The row of these samples; `fields` are all the others but the quartiles."""
+        q25, median, q75 = (round(value, 3) for value in quartiles(samples_us))
+        samples = [round(sample, 3) for sample in samples_us]
+        return cls(median_us=median, q25_us=q25, q75_us=q75, samples_us=samples, **fields)
 
     @property
     def labels(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Run:
         """Measure the ceilings, time every case, then count launches."""
         results, setting = self.results, self.setting
         if results.ceilings is None:
-            results.ceilings = measure_ceilings(setting)._asdict()
+            results.ceilings = measure_ceilings(setting, setting.cases[0].dtype)._asdict()
             results.write(self.path)
         self.ceilings = Ceilings(**results.ceilings)
         say(f"ceilings  {self.ceilings}")

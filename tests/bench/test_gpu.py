@@ -32,6 +32,10 @@ ROW = {
     "floor_us": float,
     "samples_us": list,
     "bias": bool,
+    "saved_bytes": type(None),
+    "flops": type(None),
+    "moved_bytes": type(None),
+    "model": type(None),
 }
 STEPS = {
     *("tests", "soak", "graph", "streams", "memcheck", "racecheck"),

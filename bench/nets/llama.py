@@ -1,0 +1,125 @@
+"""Transformers' Llama with random weights, from one that a test can run to the 8B of Llama 3.1."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import nn
+
+from bench.nets.task import Batch, Outcome, Task
+from bench.nets.tuner import Update
+
+_BATCHES: Final = 4
+
+
+class Size(NamedTuple):
+    """What tells one Llama from another.
+
+    Attributes:
+        hidden: Columns of the hidden state.
+        inner: Columns inside an MLP.
+        layers: How many decoder layers.
+        heads: Of the queries.
+        kv_heads: Of keys and values.
+        vocabulary: How many tokens there are.
+    """
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+
+# From 1B on those of Meta's config.json files: Llama 3.2 1B and 3B, Llama 3.1 8B.
+SIZES: Final = {
+    "tiny": Size(64, 176, 2, 4, 2, 256),
+    "10M": Size(256, 688, 8, 8, 4, 4096),
+    "60M": Size(512, 1408, 12, 8, 4, 16384),
+    "1B": Size(2048, 8192, 16, 32, 8, 128256),
+    "3B": Size(3072, 8192, 28, 24, 8, 128256),
+    "8B": Size(4096, 14336, 32, 32, 8, 128256),
+}
+
+
+class Text(NamedTuple):
+    """The batches: random tokens, as time does not depend on them.
+
+    Attributes:
+        batch: Rows.
+        length: Tokens in a row.
+    """
+
+    batch: int
+    length: int
+
+
+def llama_task(
+    name: str, text: Text, update: Update, device: torch.device, dtype: torch.dtype, layers: int | None = None
+) -> Task:
+    """Llama with every linear layer adapted but the output head.
+
+    Args:
+        name: A key of SIZES.
+        text: The batches.
+        update: What each layer gets.
+        device: Where.
+        dtype: Of the weights.
+        layers: Fewer decoder layers than the size has, for a check.
+
+    Raises:
+        ImportError: If Transformers is not installed.
+    """
+    size = SIZES[name] if layers is None else SIZES[name]._replace(layers=layers)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"tokens": torch.randint(size.vocabulary, text, generator=generator).to(device)}
+        for _ in range(_BATCHES)
+    ]
+    with torch.device("meta"):
+        head = "lm_head"
+        names = [
+            module_name
+            for module_name, module in _llama(size).named_modules()
+            if isinstance(module, nn.Linear) and module_name != head
+        ]
+
+    def build() -> nn.Module:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        torch.manual_seed(0)
+        try:
+            with torch.device(device):
+                return _llama(size).train()
+        finally:
+            torch.set_default_dtype(before)
+
+    shape = {**text._asdict(), **size._asdict(), "r": update.r}
+    return Task(f"llama-{name}", shape, dtype, build, names, update, batches, _run)
+
+
+def _llama(size: Size) -> nn.Module:
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError as error:
+        raise ImportError('this level needs Transformers: pip install "fastlora-triton[bench]"') from error
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=size.hidden,
+            intermediate_size=size.inner,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.kv_heads,
+            vocab_size=size.vocabulary,
+            use_cache=False,
+        )
+    )
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _run(model: nn.Module, batch: Batch) -> Outcome:
+    outcome = model(input_ids=batch["tokens"], labels=batch["tokens"])
+    return Outcome(outcome.loss, outcome.logits)

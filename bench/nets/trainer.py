@@ -1,0 +1,75 @@
+"""A training step in its three parts, on whatever a tuner made of a net."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from bench.nets.task import Batch, Task
+from bench.nets.tuner import Tuned
+
+RATE: Final = 1e-4
+
+PARTS: Final = ("forward", "backward", "optimizer")
+
+
+class Trainer:
+    """Steps through a task's batches with Adam, fused where torch has it so: the same for every tuner.
+
+    Gradients are let go with the optimizer's part, as `zero_grad` does by default, so that none is held
+    while the next forward pass runs.
+
+    Args:
+        tuned: The net.
+        task: What it is trained on.
+    """
+
+    def __init__(self, tuned: Tuned, task: Task) -> None:
+        self.tuned = tuned
+        self._run = task.run
+        self._batches: Iterator[Batch] = itertools.cycle(task.batches)
+        trained = list(tuned.trained.values())
+        self._adam = torch.optim.Adam(trained, lr=RATE, fused=True) if trained else None
+        self._loss: Tensor | None = None
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """The three parts of a step by name, to be called in order."""
+        return dict(zip(PARTS, (self.forward, self.backward, self.optimize), strict=True))
+
+    def step(self) -> None:
+        """All of it."""
+        for part in self.parts().values():
+            part()
+
+    def forward(self) -> None:
+        """The next batch's loss."""
+        self._loss = self._run(self.tuned.model, next(self._batches)).loss
+
+    def backward(self) -> None:
+        """Gradients of that loss.
+
+        Raises:
+            RuntimeError: If there was no forward pass since the last call.
+        """
+        if self._loss is None:
+            raise RuntimeError("backward must follow a forward pass")
+        loss, self._loss = self._loss, None
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def optimize(self) -> None:
+        """Adam's step; nothing where nothing is trained."""
+        if self._adam is not None:
+            self._adam.step()
+            self._adam.zero_grad()
+
+    def held_bytes(self) -> int:
+        """Bytes of weights, buffers and Adam's state, memory that is shared counted once."""
+        states = self._adam.state.values() if self._adam is not None else ()
+        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        tensors += [*self.tuned.model.parameters(), *self.tuned.model.buffers()]
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
