@@ -1,7 +1,7 @@
 """What is waited for before training runs: `python -m bench.startup`. Each time in a fresh process.
 
-Imports are timed behind `import torch`, so that a package answers for its own part. First steps are timed with
-empty caches of compiled code, then again with the caches that this left.
+Imports are timed behind `import torch`, so that a package answers for its own part. First steps are timed
+with empty caches of compiled code, then again with the caches that this left.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from bench.bars import draw_bars
-from bench.cases import dtype_name
 from bench.environment import ROOT
-from bench.first_step import CASES, STEPS
+from bench.first_step import CASES
 from bench.level import add_device, finish, fresh_results, level_parser, prepare_torch
 from bench.methods import METHODS
 from bench.problems import on_record
@@ -86,7 +86,7 @@ def first_step_rows(method: str, child: list[str], rounds: int, labels: Mapping[
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             for mode in ("cold caches", "warm caches"):
-                caches = {name: os.path.join(folder, name) for name in _CACHES}
+                caches = {name: str(Path(folder, name)) for name in _CACHES}
                 *_, line = output_of(["-m", "bench.first_step", *child], caches)
                 for step, taken in json.loads(line).items():
                     seconds[mode, step].append(taken)
