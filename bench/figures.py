@@ -148,8 +148,8 @@ def _origin(runs: Mapping[str, Run]) -> Iterator[str]:
     told: dict[Path, Run] = {run.path: run for run in runs.values()}
     here = next(iter(told.values())).results.environment
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items() if version)
-    yield f"{here.device['name']}; {versions}. Ratios are medians of pairs timed in the same round, with their"
-    yield "quartiles; of several shapes, geometric means with the range. Raw results:"
+    yield f"{here.device['name']}; {versions}. Ratios are medians of pairs timed in the same round, with"
+    yield "their quartiles; of several shapes, geometric means with the range. Raw results:"
     yield ""
     for path, run in told.items():
         where = f"commit {(run.results.environment.commit or 'unknown')[:10]}"

@@ -12,7 +12,8 @@ from torch import Tensor
 from bench.cases import Case, Measurement
 from bench.ceilings import Ceilings
 from bench.check import check
-from bench.floor import floor_us
+from bench.effort import Effort
+from bench.floor import Floor, case_floor
 from bench.memory import peak_bytes
 from bench.methods import Layer, Method
 from bench.phases import PHASES, Phase
@@ -23,7 +24,6 @@ from bench.timing import (
     Call,
     captured_in_turn,
     interleaved,
-    quartiles,
     rounds_within,
     timer_for,
     warm_up,
@@ -64,7 +64,11 @@ class Rotation(NamedTuple):
 
 
 def measure_case(
-    measurement: Measurement, setting: Setting, methods: Iterable[Method], ceilings: Ceilings, l2_bytes: int
+    measurement: Measurement,
+    setting: Setting | Effort,
+    methods: Iterable[Method],
+    ceilings: Ceilings,
+    l2_bytes: int,
 ) -> CaseResult:
     """Check and time the methods.
 
@@ -96,7 +100,7 @@ def measure_case(
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
                 for name, times in _times(timed, setting, measurement.seconds).items():
                     samples = [time / num_sets for time in times]
-                    floor = floor_us(case, phase_name, ceilings)
+                    floor = case_floor(case, phase_name, ceilings)
                     found.rows.append(_row(case, name, phase_name, mode, samples, peaks[name], floor))
     return found
 
@@ -170,12 +174,14 @@ def _rotation(phase: Phase, layers: list[Layer], sets: list[Operands]) -> Rotati
     return Rotation(before, call)
 
 
-def _warm_up(rotations: dict[str, Rotation], setting: Setting) -> None:
+def _warm_up(rotations: dict[str, Rotation], setting: Setting | Effort) -> None:
     calls, before = _apart(rotations)
     warm_up(calls, setting.warm_up_rounds, timer_for(setting.device), before)
 
 
-def _times(rotations: dict[str, Rotation], setting: Setting, seconds: float) -> dict[str, list[float]]:
+def _times(
+    rotations: dict[str, Rotation], setting: Setting | Effort, seconds: float
+) -> dict[str, list[float]]:
     """Microseconds of each rotation, one for each round."""
     calls, before = _apart(rotations)
     timer = timer_for(setting.device)
@@ -184,7 +190,7 @@ def _times(rotations: dict[str, Rotation], setting: Setting, seconds: float) -> 
     return interleaved(calls, rounds, timer, before)
 
 
-def _peak_bytes(rotation: Rotation, setting: Setting) -> int | None:
+def _peak_bytes(rotation: Rotation, setting: Setting | Effort) -> int | None:
     return peak_bytes(rotation.call, setting.device, rotation.before)
 
 
@@ -194,20 +200,18 @@ def _apart(rotations: dict[str, Rotation]) -> tuple[dict[str, Call], dict[str, C
 
 
 def _row(
-    case: Case, method: str, phase: str, mode: str, samples: Sequence[float], peak: int | None, floor: float
+    case: Case, method: str, phase: str, mode: str, samples: Sequence[float], peak: int | None, floor: Floor
 ) -> Row:
-    middle = quartiles(samples)
-    return Row(
+    return Row.of_samples(
+        samples,
         level="linear",
         method=method,
         phase=phase,
         **case.labels(),
         mode=mode,
-        median_us=round(middle.median, 3),
-        q25_us=round(middle.q25, 3),
-        q75_us=round(middle.q75, 3),
         peak_bytes=peak,
         launches=None,
-        floor_us=round(floor, 6),
-        samples_us=[round(sample, 3) for sample in samples],
+        floor_us=round(floor.us, 6),
+        flops=floor.flops,
+        moved_bytes=floor.moved_bytes,
     )

@@ -10,6 +10,7 @@ from bench.methods.frozen import FROZEN
 from bench.methods.full import FULL
 from bench.methods.fused import FASTLORA, UNDROPPED
 from bench.methods.lorafusion import LORAFUSION
+from bench.methods.loralib import LORALIB
 from bench.methods.method import Layer, Method
 from bench.methods.parametrized import PARAMETRIZED
 from bench.methods.peft import PEFT
@@ -24,6 +25,7 @@ METHODS: Final = {
         COMPILED,
         ADDMM,
         PEFT,
+        LORALIB,
         PARAMETRIZED,
         LORAFUSION,
         FASTLORA,
@@ -38,6 +40,7 @@ __all__ = [
     "FROZEN",
     "FULL",
     "LORAFUSION",
+    "LORALIB",
     "METHODS",
     "PARAMETRIZED",
     "PEFT",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.methods.method import Layer, Method, linear_with
-from fastlora.reference import unfused
+from bench.cases import Case
+from bench.methods.method import Layer, Method, adapted, linear_with
 from tests.testing import Operands
 
 
@@ -46,10 +46,10 @@ def layer_around(linear: nn.Linear, r: int, alpha: float, dropout: float = 0.0) 
     return layer
 
 
-def build(ops: Operands) -> Layer:
+def build(ops: Operands, dropout: float = 0.0) -> Layer:
     """The layer with the operands' A and B."""
     r = ops.A.shape[0]
-    layer = layer_around(linear_with(ops.W), r, ops.s * r)
+    layer = layer_around(linear_with(ops.W, ops.b), r, ops.s * r, dropout)
     layer.lora_A, layer.lora_B = nn.Parameter(ops.A), nn.Parameter(ops.B)
     return Layer(layer, (layer.lora_A, layer.lora_B))
 
@@ -59,11 +59,18 @@ def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if find_spec("loralib") else "loralib is not installed"
 
 
+def why_not(case: Case) -> str | None:
+    """Why a case is not for it."""
+    return None if case.adapter_dtype == case.dtype else "it multiplies x by A as it is: one dtype for both"
+
+
 LORALIB = Method(
     name="loralib",
     about="Microsoft's loralib.Linear",
-    formula=unfused,
+    formula=adapted,
     trained=("A", "B"),
     build=build,
     why_absent=why_absent,
+    why_not=why_not,
+    external=True,
 )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bench.ceilings import Ceilings
+from bench.floor import Floor, floor_of
 from bench.nets.task import Task
 from bench.nets.unfused import UNFUSED
 from fastlora.cost import Cost, Problem
@@ -48,20 +49,6 @@ class Use(NamedTuple):
         return Cost(2 * M * r * (K + 2 * N), dtype.itemsize * (M * N + M * K) + small)
 
 
-class Least(NamedTuple):
-    """The floor of a part of a step, and what it is made of.
-
-    Attributes:
-        floor_us: Each layer's at the ceilings, added up.
-        flops: Of the products.
-        moved_bytes: Each operand read or written once.
-    """
-
-    floor_us: float
-    flops: int
-    moved_bytes: int
-
-
 def linear_uses(task: Task) -> list[Use]:
     """Every call of a linear layer in one forward pass of the task's net with LoRA, seen by hooks."""
     model = task.build()
@@ -88,17 +75,9 @@ def linear_uses(task: Task) -> list[Use]:
     return uses
 
 
-def least(uses: Iterable[Use], ceilings: Ceilings) -> dict[str, Least]:
+def step_floors(uses: Iterable[Use], ceilings: Ceilings) -> dict[str, Floor]:
     """Of "forward", "backward" and "step", which is both."""
     uses = list(uses)
-    rates = (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
-
-    def added(costs: list[Cost]) -> Least:
-        return Least(
-            sum(cost.floor_us(*rates) for cost in costs),
-            sum(cost.flops for cost in costs),
-            sum(cost.moved for cost in costs),
-        )
-
     there, back = [use.forward() for use in uses], [use.backward() for use in uses]
-    return {"forward": added(there), "backward": added(back), "step": added(there + back)}
+    passes = {"forward": there, "backward": back, "step": there + back}
+    return {part: floor_of(costs, ceilings) for part, costs in passes.items()}

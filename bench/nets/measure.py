@@ -11,12 +11,13 @@ from torch import nn
 
 from bench.ceilings import Ceilings
 from bench.effort import Effort
+from bench.floor import Floor
 from bench.launches import device_events
 from bench.measure import CaseResult
 from bench.memory import peak_bytes
 from bench.nets import TUNERS
 from bench.nets.check import check_tuner
-from bench.nets.floor import Least, least, linear_uses
+from bench.nets.floor import linear_uses, step_floors
 from bench.nets.modes import MODES
 from bench.nets.task import Task
 from bench.nets.trainer import Trainer
@@ -66,7 +67,7 @@ def measure_task(
     """
     found = CaseResult()
     base, labels = task.build(), task.labels()
-    floors = least(linear_uses(task), ceilings)
+    floors = step_floors(linear_uses(task), ceilings)
     trainers: dict[str, Trainer] = {}
     right = []
     for tuner in tuners:
@@ -144,7 +145,7 @@ def _row(
     mode: str,
     times: list[float],
     counts: Counts,
-    floor: Least | None,
+    floor: Floor | None,
     labels: dict[str, Any],
 ) -> Row:
     """A row of one part; what a step holds and launches stands with the whole step."""
@@ -158,7 +159,7 @@ def _row(
         peak_bytes=counts.peak_bytes if whole else None,
         saved_bytes=counts.saved_bytes if whole else None,
         launches=counts.launches if whole else None,
-        floor_us=None if floor is None else round(floor.floor_us, 6),
+        floor_us=None if floor is None else round(floor.us, 6),
         flops=None if floor is None else floor.flops,
         moved_bytes=None if floor is None else floor.moved_bytes,
         **labels,

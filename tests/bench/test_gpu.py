@@ -33,8 +33,8 @@ ROW = {
     "samples_us": list,
     "bias": bool,
     "saved_bytes": type(None),
-    "flops": type(None),
-    "moved_bytes": type(None),
+    "flops": int,
+    "moved_bytes": int,
     "model": type(None),
 }
 STEPS = {

@@ -1,0 +1,99 @@
+"""One linear layer by every method: `python -m bench.linear`. Forward, backward, and both.
+
+Each method is checked against fp64, then timed in turn with the others; the bytes that its forward pass saves
+for backward are counted beside.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from bench.bars import draw_bars
+from bench.cache import private_cache_bytes
+from bench.cases import Case
+from bench.ceilings import measure_ceilings
+from bench.effort import effort_on
+from bench.launches import profile_case
+from bench.level import add_device, finish, fresh_results, level_parser, positive, prepare_torch
+from bench.linear_cases import SELDOM, SELDOM_WHY, linear_measurements
+from bench.measure import measure_case
+from bench.methods import METHODS, UNDROPPED, Method
+from bench.problems import on_record
+from bench.results import Row
+from bench.saved import saved_bytes
+
+LEVEL: Final = "linear"
+ROUNDS: Final = 60
+WHOLE: Final = "forward+backward"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every case; the exit status, 1 if a method was wrong or failed."""
+    parser = level_parser(LEVEL, __doc__.splitlines()[0], ROUNDS)
+    add_device(parser, [name for name in METHODS if name != UNDROPPED.name])
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="of timing for each case and phase (default: %(default)s)"
+    )
+    parser.add_argument("--most-rows", type=positive, help="only cases with so many rows of x and fewer")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments)
+    device = prepare_torch(options)
+    results = fresh_results(LEVEL, arguments, device, options.commit)
+    effort = effort_on(device, options.rounds, options.seconds)
+    measurements = linear_measurements(device)
+    base = measurements[0].case.dtype
+    ceilings = measure_ceilings(effort, base)
+    results.ceilings = ceilings._asdict()
+    reasons = {name: METHODS[name].why_absent(device, base) for name in options.methods}
+    results.absent = {name: why for name, why in reasons.items() if why is not None}
+    there = [METHODS[name] for name in reasons if name not in results.absent]
+    cache = results.environment.device["l2_bytes"] or private_cache_bytes()
+    for measurement in measurements:
+        case = measurement.case
+        if options.most_rows is not None and options.most_rows < case.M:
+            continue
+        methods = [method for method in there if method.name in measurement.methods]
+        with on_record(results.problems, f"{LEVEL}, {case}"):
+            found = measure_case(measurement, effort, methods, ceilings, cache)
+            results.left_out += found.left_out
+            results.checks += found.checks
+            results.problems += found.problems
+            results.rows += with_saved_bytes(found.rows, case, device)
+            if SELDOM in options.methods and SELDOM not in measurement.methods:
+                results.left_out.append({"method": SELDOM, "why": SELDOM_WHY, **case.labels()})
+            if measurement.launches:
+                timed = {row.method for row in found.rows}
+                results.add_profiles(
+                    profile_case(case, device, [method for method in methods if method.name in timed])
+                )
+        if options.json is not None:
+            results.write(options.json)
+    return finish(results, options, draw_bars)
+
+
+def with_saved_bytes(rows: Iterable[Row], case: Case, device: torch.device) -> list[Row]:
+    """The rows, those of both passes with what the forward pass saves for the backward pass."""
+    saved: dict[str, int] = {}
+    done = []
+    for row in rows:
+        if row.method not in saved:
+            saved[row.method] = layer_saved_bytes(METHODS[row.method], case, device)
+        done.append(replace(row, saved_bytes=saved[row.method]) if row.phase == WHOLE else row)
+    return done
+
+
+def layer_saved_bytes(method: Method, case: Case, device: torch.device) -> int:
+    """Bytes beyond W, b, A and B that the method's forward pass saves; x counts where it is saved."""
+    ops = case.operands(device)
+    layer = method.build(ops, case.dropout)
+    own = [tensor for tensor in (ops.W, ops.b, ops.A, ops.B) if tensor is not None]
+    return saved_bytes(lambda: layer.apply(ops.x), own)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
