@@ -92,7 +92,7 @@ def _draw(axes: Any, group: Group) -> None:
     )
     _write_ratios(axes, group, methods, wholes, unit)
     if wholes[0].floor_us:
-        axes.axvline(wholes[0].floor_us / unit, color=_FLOOR, linewidth=1, label="floor", zorder=4)
+        axes.axvline(wholes[0].floor_us / unit, color=_FLOOR, linewidth=1, linestyle=":", label="floor")
     axes.set_yticks(places, methods)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == OURS else "normal")

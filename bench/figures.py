@@ -2,173 +2,107 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from bench.columns import LINEAR, STARTUP, Column, Multiple, Run, columns
 from bench.groups import OURS, Group, comparable
-from bench.results import Results, Row
-from bench.timing import Quartiles
+from bench.results import Row
 
 NOT_MEASURED: Final = "Not measured yet."
 
 _FROZEN: Final = "frozen"
 
-# A layer this large is bound by its products, not by Python.
+# Layers this large are bound by their products, not by Python.
 _LARGE: Final = {"M": 128, "K": 1000, "N": 1000}
 
-_LINEAR: Final = "linear"
 
-
-class Run(NamedTuple):
-    """A results file.
-
-    Attributes:
-        path: Where it lies.
-        results: What it holds.
-    """
-
-    path: Path
-    results: Results
-
-
-def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
-    """The latest run of each level on a kind of device, by level."""
-    found: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: run.results.started):
-        if run.results.environment.device["kind"] == kind:
-            for row in run.results.rows:
-                found[row.level] = run
-    return found
-
-
-def figures(runs: Mapping[str, Run]) -> Iterator[str]:
+def figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
     """The lines of Markdown for one kind of device.
 
     Args:
         runs: By level; none where nothing was measured.
+        picture: Where the picture lies, as the README links to it.
     """
     if not runs:
         yield NOT_MEASURED
         return
-    yield from _table(list(_columns(runs)))
+    yield "Multiples of fastlora's time: above 1 fastlora is faster."
+    yield ""
+    yield from _table(list(columns(runs)))
+    yield ""
+    yield f"![Multiples of fastlora's time, by method]({picture.as_posix()})"
     yield ""
     yield from _sentences(runs)
-    yield ""
-    yield from _origin(runs)
+    yield from _origin(runs, picture.parent)
 
 
-def _columns(runs: Mapping[str, Run]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(head, cell by method): times over ours, in every level that has them."""
-    for level, run in runs.items():
-        groups = [group for group in comparable(run.results.rows) if OURS in group.rows]
-        if level == _LINEAR:
-            yield from _linear_columns(groups)
-        elif level != "startup":
-            for group in groups:
-                yield group.title, {method: _spread(group.over(method)) for method in group.rows}
+def _table(shown: Sequence[Column]) -> Iterator[str]:
+    methods = list(dict.fromkeys(method for column in shown for method in column.cells))
+    yield "| | " + " | ".join(f"**{name}**" if name == OURS else name for name in methods) + " |"
+    yield "|---" * (1 + len(methods)) + "|"
+    for head, cells in shown:
+        yield "| " + " | ".join([head, *(_cell(cells.get(method)) for method in methods)]) + " |"
 
 
-def _linear_columns(groups: list[Group]) -> Iterator[tuple[str, dict[str, str]]]:
-    """A column for each dtype, adapter dtype and dropout, over all shapes, in the last mode measured."""
-    kinds: dict[str, list[Group]] = {}
-    for group in groups:
-        _, *kind = group.title.split(", ")
-        kinds.setdefault(", ".join(kind), []).append(group)
-    for kind, same in kinds.items():
-        heading = f"one layer, {kind}: {same[0].whole}, mean of {len(same)} shapes"
-        yield heading, _over_all(same, lambda group, method: _median(group.over(method)))
-        if any("dropout" in part for part in kind.split(", ")):
-            yield f"bytes saved for backward, {kind}", _over_all(same, _saved_over_ours)
-
-
-def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | None]) -> dict[str, str]:
-    """Geometric mean and range over the groups, by method."""
-    cells = {}
-    for method in dict.fromkeys(method for group in groups for method in group.rows):
-        values = [found for group in groups if (found := value(group, method)) is not None]
-        if values:
-            mean = math.exp(sum(map(math.log, values)) / len(values))
-            cells[method] = _number(mean) if len(values) == 1 else f"{_number(mean)} ({_range(values)})"
-    return cells
-
-
-def _saved_over_ours(group: Group, method: str) -> float | None:
-    theirs, ours = (_saved(group, name) for name in (method, OURS))
-    return theirs / ours if theirs and ours else None
-
-
-def _saved(group: Group, method: str) -> int | None:
-    row = group.rows.get(method, {}).get(group.whole)
-    return None if row is None else row.saved_bytes
-
-
-def _table(columns: Sequence[tuple[str, dict[str, str]]]) -> Iterator[str]:
-    if not columns:
-        return
-    methods = list(dict.fromkeys(method for _, cells in columns for method in cells))
-    yield f"| over {OURS}'s | " + " | ".join(head for head, _ in columns) + " |"
-    yield "|---" * (1 + len(columns)) + "|"
-    for method in methods:
-        cells = [cells.get(method, "-") for _, cells in columns]
-        line = [f"**{method}**" if method == OURS else method, *cells]
-        yield "| " + " | ".join(line) + " |"
+def _cell(multiple: Multiple | None) -> str:
+    if multiple is None:
+        return "-"
+    low, middle, high = (f"{value:.2f}" for value in multiple)
+    return middle if low == high else f"{middle} ({low} .. {high})"
 
 
 def _sentences(runs: Mapping[str, Run]) -> Iterator[str]:
-    if _LINEAR in runs:
-        large = [group for group in comparable(runs[_LINEAR].results.rows) if _is_large(group)]
-        ratios = [ratio.median for group in large if (ratio := group.over(OURS, _FROZEN)) is not None]
-        if ratios:
-            sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
-            whole = large[0].whole
-            yield f"- {OURS} over the frozen layer, {whole}, {sizes}, r = 16: {_range(ratios)}."
-    if "startup" in runs:
-        for row in runs["startup"].results.rows:
-            if row.method == OURS:
-                yield f"- {_startup(row)}: {1e-6 * row.median_us:.3f} s."
+    lines = [*_floor_sentences(runs), *_startup_sentences(runs)]
+    yield from lines
+    yield from [""] if lines else []
+
+
+def _floor_sentences(runs: Mapping[str, Run]) -> Iterator[str]:
+    if LINEAR not in runs:
+        return
+    large = [group for group in comparable(runs[LINEAR].results.rows) if _is_large(group)]
+    over = {group.title: ratio for group in large if (ratio := group.over(OURS, _FROZEN)) is not None}
+    if over:
+        worst = max(over, key=lambda title: over[title].median)
+        medians = [ratio.median for ratio in over.values()]
+        sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
+        yield (
+            f"- fastlora over the frozen layer, which trains nothing, {large[0].whole}, {sizes}, r = 16: "
+            f"{min(medians):.2f} .. {max(medians):.2f} ({worst})."
+        )
 
 
 def _is_large(group: Group) -> bool:
-    row = next(iter(next(iter(group.rows.values())).values()))
+    row = group.any_row
     return (
-        row.shape["r"] == 16 and not row.dropout and all(row.shape[n] >= least for n, least in _LARGE.items())
+        row.shape["r"] == 16 and not row.dropout and all(row.shape[name] >= n for name, n in _LARGE.items())
     )
+
+
+def _startup_sentences(runs: Mapping[str, Run]) -> Iterator[str]:
+    if STARTUP in runs:
+        for row in runs[STARTUP].results.rows:
+            if row.method == OURS and row.phase != "second step":
+                yield f"- {_startup(row)}: {1e-6 * row.median_us:.3f} s."
 
 
 def _startup(row: Row) -> str:
     if row.phase == "import":
-        return f"`import {OURS}` {row.mode}"
+        return "`import fastlora`, torch's own import not counted"
     return f"{row.phase} of one layer in a fresh process, {row.mode}"
 
 
-def _origin(runs: Mapping[str, Run]) -> Iterator[str]:
+def _origin(runs: Mapping[str, Run], folder: Path) -> Iterator[str]:
     """Where the figures are from: device, versions, commit, command."""
-    told: dict[Path, Run] = {run.path: run for run in runs.values()}
-    here = next(iter(told.values())).results.environment
+    told = {run.path: run.results for run in runs.values()}
+    here = next(iter(told.values())).environment
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items() if version)
-    yield f"{here.device['name']}; {versions}. Ratios are medians of pairs timed in the same round, with"
-    yield "their quartiles; of several shapes, geometric means with the range. Raw results:"
+    yield f"{here.device['name']}; {versions}. Medians of the ratios of pairs timed in the same round, with"
+    yield "quartiles; over several shapes geometric means, with the range. Raw results:"
     yield ""
-    for path, run in told.items():
-        where = f"commit {(run.results.environment.commit or 'unknown')[:10]}"
-        yield f"- [{path.name}](bench/results/{path.name}): `{run.results.command}`, {where}"
-
-
-def _spread(ratio: Quartiles | None) -> str:
-    if ratio is None:
-        return "-"
-    return "1" if ratio == (1, 1, 1) else f"{_number(ratio.median)} ({_range([ratio.q25, ratio.q75])})"
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{_number(min(values))} .. {_number(max(values))}"
-
-
-def _median(ratio: Quartiles | None) -> float | None:
-    return None if ratio is None else ratio.median
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}"
+    for path, results in told.items():
+        commit = (results.environment.commit or "unknown")[:10]
+        link = (folder / path.name).as_posix()
+        yield f"- [{path.name}]({link}): `{results.command}`, commit {commit}"

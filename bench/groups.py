@@ -11,7 +11,7 @@ from bench.timing import Quartiles, ratio
 OURS = "fastlora"
 
 # Phases that are the whole of what a method does, in the order of preference.
-_WHOLES = ("step", "forward+backward")
+_WHOLES = ("step", "forward+backward", "first step")
 
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
@@ -33,6 +33,11 @@ class Group(NamedTuple):
     def whole(self) -> str:
         """The phase that methods are judged by."""
         return next((phase for phase in _WHOLES if phase in self.phases), self.phases[-1])
+
+    @property
+    def any_row(self) -> Row:
+        """One of its rows: they are of the same net or layer."""
+        return next(iter(next(iter(self.rows.values())).values()))
 
     def over(self, method: str, under: str = OURS, phase: str | None = None) -> Quartiles | None:
         """Quartiles of a method's times over another's, pair by pair; None where one is missing."""
@@ -60,7 +65,7 @@ def title(row: Row) -> str:
     dtypes = dict.fromkeys(_SHORT.get(dtype, dtype) for dtype in (row.dtype, row.adapter_dtype))
     parts = [f"{row.level} {subject(row)}".strip(), ", adapters ".join(dtypes)]
     parts += [f"dropout {row.dropout:g}"] if row.dropout else []
-    parts += ["bias"] if getattr(row, "bias", False) else []
+    parts += ["bias"] if row.bias else []
     return ", ".join([*filter(None, parts), row.mode])
 
 

@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     effort = effort_on(device, options.rounds, options.seconds)
     measurements = linear_measurements(device)
     base = measurements[0].case.dtype
-    ceilings = measure_ceilings(effort, base)
-    results.ceilings = ceilings._asdict()
+    dtypes = dict.fromkeys(one.case.dtype for one in measurements)
+    ceilings = {dtype: measure_ceilings(effort, dtype) for dtype in dtypes}
+    results.ceilings, *results.other_ceilings = (found._asdict() for found in ceilings.values())
     reasons = {name: METHODS[name].why_absent(device, base) for name in options.methods}
     results.absent = {name: why for name, why in reasons.items() if why is not None}
     there = [METHODS[name] for name in reasons if name not in results.absent]
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         methods = [method for method in there if method.name in measurement.methods]
         with on_record(results.problems, f"{LEVEL}, {case}"):
-            found = measure_case(measurement, effort, methods, ceilings, cache)
+            found = measure_case(measurement, effort, methods, ceilings[case.dtype], cache)
             results.left_out += found.left_out
             results.checks += found.checks
             results.problems += found.problems

@@ -2,7 +2,7 @@
 
     {schema, device, versions, commit, modified, sources, command, started,
      correctness: {step: {passed, finished, summary, seconds, ...}}, ceilings,
-     absent: {method: why}, left_out: [{method, why, CASE}], problems: [...],
+     other_ceilings: [...], absent: {method: why}, left_out: [{method, why, CASE}], problems: [...],
      checks: [{method, errors, failure, CASE}],
      profiles: [{method, phase, CASE, launches, kernels}],
      rows: [{level, method, phase, CASE, mode,
@@ -19,7 +19,8 @@ there. A correctness step whose `passed` is null did not run; its summary says w
 
 What a level does not measure is null: `floor_us` where there is no floor; `saved_bytes`, which the forward
 pass keeps for backward; `flops` and `moved_bytes`, which the floor is made of; `model`, the name of a whole
-net, whose `shape` then has sizes of its own.
+net, whose `shape` then has sizes of its own. `ceilings` are of one dtype, that of most rows; `other_ceilings`
+of those that other rows have.
 """
 
 from __future__ import annotations
@@ -89,12 +90,18 @@ class Results:
     started: str
     correctness: dict[str, dict[str, Any]] = field(default_factory=dict)
     ceilings: dict[str, Any] | None = None
+    other_ceilings: list[dict[str, Any]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+
+    def ceilings_of(self, dtype: str) -> dict[str, Any] | None:
+        """The ceilings that rows of a dtype are held to; None where none were measured."""
+        measured = [self.ceilings, *self.other_ceilings]
+        return next((found for found in measured if found and found["matmul_dtype"] == dtype), None)
 
     def has(self, labels: dict[str, Any]) -> bool:
         """Whether a case has been measured."""
@@ -135,6 +142,7 @@ class Results:
             "started": self.started,
             "correctness": self.correctness,
             "ceilings": self.ceilings,
+            "other_ceilings": self.other_ceilings,
             "absent": self.absent,
             "problems": self.problems,
         }
@@ -166,6 +174,7 @@ class Results:
             started=content["started"],
             correctness=content["correctness"],
             ceilings=content["ceilings"],
+            other_ceilings=content["other_ceilings"],
             absent=content["absent"],
             left_out=content["left_out"],
             problems=content["problems"],

@@ -18,11 +18,12 @@ _NONE = "-"
 
 def print_tables(results: Results, console: Console) -> None:
     """Print the ceilings, a table for each group of comparable rows, what is absent, and what went wrong."""
-    ceilings = None if results.ceilings is None else Ceilings(**results.ceilings)
-    if ceilings is not None:
-        console.print(f"ceilings  {ceilings}", highlight=False, soft_wrap=True)
+    for measured in (results.ceilings, *results.other_ceilings):
+        if measured is not None:
+            console.print(f"ceilings  {Ceilings(**measured)}", highlight=False, soft_wrap=True)
     for group in comparable(results.rows):
-        console.print(_table(group, ceilings))
+        measured = results.ceilings_of(group.any_row.dtype)
+        console.print(_table(group, None if measured is None else Ceilings(**measured)))
     for method, why in results.absent.items():
         console.print(f"absent    {method}: {why}", highlight=False, soft_wrap=True)
     for failure in results.failures():

@@ -88,7 +88,7 @@ def test_its_file_follows_the_schema(dry):
     found = content(dry[0])
     assert list(found) == [
         "schema", "device", "versions", "commit", "modified", "sources", "command", "started", "correctness",
-        "ceilings", "absent", "problems", "left_out", "checks", "profiles", "rows",
+        "ceilings", "other_ceilings", "absent", "problems", "left_out", "checks", "profiles", "rows",
     ]  # fmt: skip
     assert found["schema"] == 1
     assert found["versions"]["torch"]
