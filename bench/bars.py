@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ def draw_bars(results: Results, path: Path) -> None:
         raise ImportError('the picture needs matplotlib: pip install "fastlora-triton[bench]"') from error
 
     groups = comparable(results.rows)
-    columns = min(_COLUMNS, len(groups))
+    columns = min(_COLUMNS, math.ceil(math.sqrt(len(groups))))
     lines = -(-len(groups) // columns)
     most = max(len(group.rows) for group in groups)
     figure = Figure(

@@ -6,9 +6,11 @@ for backward are counted beside.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -23,6 +25,7 @@ from bench.level import add_device, finish, fresh_results, level_parser, positiv
 from bench.linear_cases import SELDOM, SELDOM_WHY, linear_measurements
 from bench.measure import measure_case
 from bench.methods import METHODS, UNDROPPED, Method
+from bench.methods.lorafusion import CHECKOUT
 from bench.problems import on_record
 from bench.results import Row
 from bench.saved import saved_bytes
@@ -40,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds", type=float, default=1.0, help="of timing for each case and phase (default: %(default)s)"
     )
     parser.add_argument("--most-rows", type=positive, help="only cases with so many rows of x and fewer")
+    parser.add_argument("--lorafusion", type=Path, metavar="PATH", help="a checkout of LoRAFusion")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    if options.lorafusion is not None:
+        os.environ[CHECKOUT] = str(options.lorafusion.resolve())
     device = prepare_torch(options)
     results = fresh_results(LEVEL, arguments, device, options.commit)
     effort = effort_on(device, options.rounds, options.seconds)

@@ -17,7 +17,7 @@ SELDOM: Final = "compiled"
 SELDOM_WHY: Final = "compiling takes longer than the rest: measured for one shape of a kind"
 
 _OFTEN: Final = ("frozen", "full", "parametrized", "unfused", "addmm", "loralib", "peft", "fastlora")
-_EVERY: Final = (*_OFTEN, SELDOM)
+_EVERY: Final = (*_OFTEN, SELDOM, "lorafusion", "transformer-engine")
 
 # (M, K, N, r) of the MNIST job's net, and of a net for tabular data.
 _MNIST: Final = ((10, 1000, 2000, 1), (10, 784, 1000, 1), (10, 2000, 10, 1))

@@ -14,6 +14,7 @@ from bench.methods.loralib import LORALIB
 from bench.methods.method import Layer, Method
 from bench.methods.parametrized import PARAMETRIZED
 from bench.methods.peft import PEFT
+from bench.methods.transformer_engine import TRANSFORMER_ENGINE
 from bench.methods.unfused import UNFUSED
 
 METHODS: Final = {
@@ -28,6 +29,7 @@ METHODS: Final = {
         LORALIB,
         PARAMETRIZED,
         LORAFUSION,
+        TRANSFORMER_ENGINE,
         FASTLORA,
         UNDROPPED,
     )
@@ -44,6 +46,7 @@ __all__ = [
     "METHODS",
     "PARAMETRIZED",
     "PEFT",
+    "TRANSFORMER_ENGINE",
     "UNDROPPED",
     "UNFUSED",
     "Layer",
