@@ -14,7 +14,6 @@ class Effort(NamedTuple):
         device: Where.
         rounds: How often each method is timed, at most.
         fewest_rounds: And at least.
-        timing_seconds: Between the two, rounds of one layer are taken for about so long.
         warm_up_rounds: At most this many before.
         matmul_size: Rows and columns of the square product that sets the matrix ceiling.
         copy_bytes: Size of the buffer whose copy sets the bandwidth ceiling.
@@ -23,7 +22,6 @@ class Effort(NamedTuple):
     device: torch.device
     rounds: int
     fewest_rounds: int
-    timing_seconds: float
     warm_up_rounds: int
     matmul_size: int
     copy_bytes: int
@@ -37,19 +35,12 @@ _MATMUL_SIZES: Final = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES: Final = {"cpu": 2**30, "cuda": 4 * 2**30}
 
 
-def effort_on(device: torch.device, rounds: int, seconds: float = 1.0) -> Effort:
-    """The effort of a level on a device.
-
-    Args:
-        device: Where.
-        rounds: At most so many.
-        seconds: For about so long, where the level looks at the time.
-    """
+def effort_on(device: torch.device, rounds: int) -> Effort:
+    """The effort of a level on a device, with so many rounds at most."""
     return Effort(
         device=device,
         rounds=rounds,
         fewest_rounds=min(rounds, _FEWEST_ROUNDS),
-        timing_seconds=seconds,
         warm_up_rounds=_WARM_UP_ROUNDS,
         matmul_size=_MATMUL_SIZES[device.type],
         copy_bytes=_COPY_BYTES[device.type],

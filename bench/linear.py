@@ -23,11 +23,11 @@ from bench.effort import effort_on
 from bench.launches import profile_case
 from bench.level import add_device, finish, fresh_results, level_parser, positive, prepare_torch
 from bench.linear_cases import SELDOM, SELDOM_WHY, linear_measurements
-from bench.measure import measure_case
+from bench.measure import CaseResult, measure_case
 from bench.methods import METHODS, UNDROPPED, Method
 from bench.methods.lorafusion import CHECKOUT
 from bench.problems import on_record
-from bench.results import Row
+from bench.results import Results
 from bench.saved import saved_bytes
 
 LEVEL: Final = "linear"
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ[CHECKOUT] = str(options.lorafusion.resolve())
     device = prepare_torch(options)
     results = fresh_results(LEVEL, arguments, device, options.commit)
-    effort = effort_on(device, options.rounds, options.seconds)
+    effort = effort_on(device, options.rounds)
     measurements = linear_measurements(device)
     base = measurements[0].case.dtype
     dtypes = dict.fromkeys(one.case.dtype for one in measurements)
@@ -58,40 +58,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.ceilings, *results.other_ceilings = (found._asdict() for found in ceilings.values())
     reasons = {name: METHODS[name].why_absent(device, base) for name in options.methods}
     results.absent = {name: why for name, why in reasons.items() if why is not None}
-    there = [METHODS[name] for name in reasons if name not in results.absent]
+    present = [METHODS[name] for name in reasons if name not in results.absent]
     cache = results.environment.device["l2_bytes"] or private_cache_bytes()
-    for measurement in measurements:
-        case = measurement.case
+    for planned in measurements:
+        case = planned.case
         if options.most_rows is not None and options.most_rows < case.M:
             continue
-        methods = [method for method in there if method.name in measurement.methods]
+        methods = [method for method in present if method.name in planned.methods]
+        if SELDOM in options.methods and SELDOM not in planned.methods:
+            results.left_out.append({"method": SELDOM, "why": SELDOM_WHY, **case.labels()})
         with on_record(results.problems, f"{LEVEL}, {case}"):
-            found = measure_case(measurement, effort, methods, ceilings[case.dtype], cache)
-            results.left_out += found.left_out
-            results.checks += found.checks
-            results.problems += found.problems
-            results.rows += with_saved_bytes(found.rows, case, device)
-            if SELDOM in options.methods and SELDOM not in measurement.methods:
-                results.left_out.append({"method": SELDOM, "why": SELDOM_WHY, **case.labels()})
-            if measurement.launches:
-                timed = {row.method for row in found.rows}
-                results.add_profiles(
-                    profile_case(case, device, [method for method in methods if method.name in timed])
-                )
+            measurement = planned._replace(seconds=options.seconds)
+            add_case(results, measure_case(measurement, effort, methods, ceilings[case.dtype], cache))
+        with on_record(results.problems, f"{LEVEL}, {case}, counts"):
+            timed = {row.method for row in results.rows if row.labels == case.labels()}
+            methods = [method for method in methods if method.name in timed]
+            add_saved_bytes(results, case, device, methods)
+            if planned.launches:
+                results.add_profiles(profile_case(case, device, methods))
         if options.json is not None:
             results.write(options.json)
     return finish(results, options, draw_bars)
 
 
-def with_saved_bytes(rows: Iterable[Row], case: Case, device: torch.device) -> list[Row]:
-    """The rows, those of both passes with what the forward pass saves for the backward pass."""
-    saved: dict[str, int] = {}
-    done = []
-    for row in rows:
-        if row.method not in saved:
-            saved[row.method] = layer_saved_bytes(METHODS[row.method], case, device)
-        done.append(replace(row, saved_bytes=saved[row.method]) if row.phase == WHOLE else row)
-    return done
+def add_case(results: Results, found: CaseResult) -> None:
+    """Keep what measuring a case found."""
+    results.left_out += found.left_out
+    results.checks += found.checks
+    results.problems += found.problems
+    results.rows += found.rows
+
+
+def add_saved_bytes(results: Results, case: Case, device: torch.device, methods: Iterable[Method]) -> None:
+    """Note in the case's rows of both passes what the forward pass saves for the backward pass."""
+    saved = {method.name: layer_saved_bytes(method, case, device) for method in methods}
+    results.rows = [
+        replace(row, saved_bytes=saved[row.method])
+        if row.phase == WHOLE and row.labels == case.labels() and row.method in saved
+        else row
+        for row in results.rows
+    ]
 
 
 def layer_saved_bytes(method: Method, case: Case, device: torch.device) -> int:

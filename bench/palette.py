@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-# Okabe and Ito's palette, distinct to colour-blind eyes, and grey for what is not LoRA's to beat.
+# Okabe and Ito's palette, distinct to colour-blind eyes, two dark hues beside, and greys for what is no LoRA.
 COLOURS: Final = {
-    "frozen": "#999999",
-    "full": "#D55E00",
-    "parametrized": "#CC79A7",
+    "frozen": "#BBBBBB",
+    "full": "#777777",
     "unfused": "#56B4E9",
-    "compiled": "#332288",
+    "compiled": "#CC79A7",
     "addmm": "#009E73",
-    "loralib": "#F0E442",
     "peft": "#E69F00",
-    "lorafusion": "#000000",
-    "transformer-engine": "#882255",
+    "loralib": "#882255",
+    "parametrized": "#F0E442",
+    "lorafusion": "#D55E00",
+    "transformer-engine": "#332288",
     "fastlora": "#0072B2",
+    "fastlora-p0": "#9ECAE9",
 }

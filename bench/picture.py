@@ -7,22 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.ceilings import Ceilings
+from bench.palette import COLOURS
 from bench.results import Results
 from bench.summary import Group, any_row, dtype_names, groups, sections, shape_name
 
-# Okabe and Ito's palette, distinct to colour-blind eyes, and greys for what is no LoRA.
-_COLOURS: Final = {
-    "frozen": "#BBBBBB",
-    "full": "#777777",
-    "unfused": "#56B4E9",
-    "compiled": "#CC79A7",
-    "addmm": "#009E73",
-    "peft": "#E69F00",
-    "parametrized": "#F0E442",
-    "lorafusion": "#D55E00",
-    "fastlora": "#0072B2",
-    "fastlora-p0": "#9ECAE9",
-}
 _LINE: Final = "#333333"
 _CASES_A_ROW: Final = 8
 
@@ -86,7 +74,7 @@ def _rows_of_cases(cases: Sequence[Group]) -> list[Sequence[Group]]:
 def _handle(method: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(color=_COLOURS.get(method), label=method)
+    return Patch(color=COLOURS.get(method), label=method)
 
 
 def _draw_bars(axes: Any, cases: Sequence[Group], methods: Sequence[str]) -> None:
@@ -106,7 +94,7 @@ def _draw_bars(axes: Any, cases: Sequence[Group], methods: Sequence[str]) -> Non
             style = {
                 "yerr": spread,
                 "error_kw": {"elinewidth": 0.7},
-                "color": _COLOURS.get(method),
+                "color": COLOURS.get(method),
                 "zorder": 2,
             }
             axes.bar(left, height, width, **style)

@@ -26,7 +26,16 @@ _OTHERS: Final = ("unfused", "addmm", "peft")
 # Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
 # parametrization loses by its design: they are measured where every method is.
 COMMON: Final = (*_REFERENCES, *_OTHERS, "fastlora")
-EVERY: Final = (*_REFERENCES, *_OTHERS, "compiled", "parametrized", "lorafusion", "fastlora")
+EVERY: Final = (
+    *_REFERENCES,
+    *_OTHERS,
+    "loralib",
+    "compiled",
+    "parametrized",
+    "lorafusion",
+    "transformer-engine",
+    "fastlora",
+)
 EVERY_WITH_DROPOUT: Final = (*EVERY, "fastlora-p0")
 _DROPOUT: Final = (*_REFERENCES, "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
 

@@ -104,7 +104,7 @@ def _llama(size: Size) -> nn.Module:
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
-        raise ImportError('this level needs Transformers: pip install "fastlora-triton[bench]"') from error
+        raise ImportError('this level needs Transformers: pip install "fastlora-triton[peers]"') from error
     model: Any = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=size.hidden,

@@ -22,8 +22,8 @@ MIXED = Case(6, 10, 12, 2, torch.float16, torch.float32, dropout=0.1)
 
 @pytest.fixture(autouse=True)
 def _little(monkeypatch):
-    def effort(device, rounds, seconds=1.0):
-        return effort_on(device, rounds, 0.0)._replace(warm_up_rounds=1, matmul_size=32, copy_bytes=2**16)
+    def effort(device, rounds):
+        return effort_on(device, rounds)._replace(warm_up_rounds=1, matmul_size=32, copy_bytes=2**16)
 
     for level in (linear, mnist, model):
         monkeypatch.setattr(level, "effort_on", effort)
