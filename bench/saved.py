@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 
+class _Saved:
+    """A tensor in the hands of the graph; gone with the part of the graph that saved it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor]) -> int:
-    """Bytes of the memory that a forward pass saves for its backward pass.
+    """Bytes of the memory that a forward pass has saved for its backward pass when it is over.
 
     Each block of memory counts once and whole, however many saved tensors are views of it: it is kept alive
     whole. x counts where it is saved: in a net it is a result of the layer before, kept for nothing else.
     What a method keeps in other ways than saving it for backward is not seen.
 
     Args:
-        forward: Runs the pass; its result need not be kept.
+        forward: Runs the pass; what it returns keeps the graph alive.
         own: Tensors that exist anyway, such as weights: their memory is not counted.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
-    blocks: dict[int, int] = {}
-    kept = []
+    held: WeakSet[_Saved] = WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            blocks[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # alive until all are counted, so that no other block gets its address
-        return tensor
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor.detach())  # with its graph, a result that is saved would keep itself alive
+        held.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         result = forward()
+    storages = [saved.tensor.untyped_storage() for saved in held]
+    blocks = {storage.data_ptr(): storage.nbytes() for storage in storages}
     del result
-    return sum(blocks.values())
+    return sum(size for address, size in blocks.items() if address not in known)

@@ -117,7 +117,9 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
 
     def output(arguments, variables):
         ran.append((arguments[0], *sorted(variables)))
-        return ["0.25"] if arguments[0] == "-c" else ["a warning", '{"first step": 2.0, "second step": 0.5}']
+        if arguments[0] == "-c":
+            return ["9.0" if len(ran) == 1 else "0.25"]
+        return ["a warning", '{"first step": 2.0, "second step": 0.5}']
 
     monkeypatch.setattr(startup, "output_of", output)
     monkeypatch.setattr(startup, "PACKAGES", ("fastlora", "nowhere_to_be_found"))
@@ -130,6 +132,7 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
         **{("first step", f"{kind} caches"): 2_000_000 for kind in ("cold", "warm")},
         **{("second step", f"{kind} caches"): 500_000 for kind in ("cold", "warm")},
     }
+    assert [row.samples_us for row in found.rows if row.phase == "import"] == [[250_000, 250_000]]
     assert ran.count(("-c",)) == 3  # one more than asked for: the first is not counted
     assert ran.count(("-m", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")) == 4
 
