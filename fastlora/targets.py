@@ -118,7 +118,7 @@ def _all_linear(
     they are is not what "all-linear" says. A subclass is left out, for its weight may be used without calling
     it: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently ignored.
     """
-    _check_all_reached(names, excluded)
+    _check_all_reached(names, {*excluded, *trained})
     heads = _output_heads(model)
     chosen: list[nn.Module] = []
     left_out: dict[str, list[str]] = {}
