@@ -56,6 +56,19 @@ def test_a_compiled_model_equals_the_eager_one_without_a_graph_break(backend, dr
         torch.testing.assert_close(ours_one, wanted_one)
 
 
+def test_a_compiler_sees_the_operators_whole():
+    layer = fastlora.FusedLoRALinear(7, 5, r=2)
+    targets = set()
+
+    def collect(graph, inputs):
+        parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+        targets.update(node.target for part in parts for node in part.graph.nodes)
+        return graph.forward
+
+    torch.compile(layer, fullgraph=True, backend=collect)(torch.randn(3, 7)).sum().backward()
+    assert {ops.lora_forward, ops.lora_backward} <= targets
+
+
 def trained(model):
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
