@@ -63,11 +63,16 @@ def _cells(group: Group, method: str, ceilings: Ceilings | None) -> Iterator[tup
     yield "tokens/s\n", _rate(row, "length")
     yield "steps/s\n", _rate(row, "batch") if row is not None and "length" not in row.shape else _NONE
     yield "over\nfloor", _NONE if row is None or not row.floor_us else f"{row.median_us / row.floor_us:.2f}"
-    yield "of matrix\nceiling", _share(row, row and row.flops, ceilings and ceilings.matmul_flops)
-    yield "of copy\nceiling", _share(row, row and row.moved_bytes, ceilings and ceilings.copy_bytes_per_s)
-    yield "saved\nMB", _megabytes(row and row.saved_bytes)
-    yield "peak\nMB", _megabytes(row and row.peak_bytes)
-    yield "launches\n", _NONE if row is None or row.launches is None else str(row.launches)
+    matrix, copy = (None, None) if ceilings is None else (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
+    flops, moved = (None, None) if row is None else (row.flops, row.moved_bytes)
+    yield "of matrix\nceiling", _share(row, flops, matrix)
+    yield "of copy\nceiling", _share(row, moved, copy)
+    saved, peak, launches = (
+        (None, None, None) if row is None else (row.saved_bytes, row.peak_bytes, row.launches)
+    )
+    yield "saved\nMB", _megabytes(saved)
+    yield "peak\nMB", _megabytes(peak)
+    yield "launches\n", _NONE if launches is None else str(launches)
 
 
 def scale(group: Group) -> tuple[float, str]:

@@ -67,7 +67,7 @@ def _results(
     results = []
     for batch in task.batches[:_MOST_BATCHES]:
         outcome = task.run(dressed, _converted(batch, dtype))
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        outcome.loss.backward()
         results.append({"logits": outcome.logits.detach(), **_gradients(tuned, tuner.adapts)})
         dressed.zero_grad()
     return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
     layers = {}
     for name in names:
         linear = cast(nn.Linear, model.get_submodule(name))
-        layer = layer_around(linear, update.r, update.alpha, update.dropout)
+        layer: Any = layer_around(linear, update.r, update.alpha, update.dropout)
         model.set_submodule(name, layer)
         layers[name] = (layer.lora_A, layer.lora_B)
     return Tuned(model, pairs(layers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,14 +18,15 @@ def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
 
     config = LoraConfig(
         r=update.r,
-        lora_alpha=update.alpha,
+        # PEFT annotates an integer, and computes with whatever number it gets.
+        lora_alpha=update.alpha,  # type: ignore[arg-type]
         lora_dropout=update.dropout,
         target_modules=list(names),
     )
     wrapped = get_peft_model(model, config)
     layers = {}
     for name in names:
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         A, B = layer.lora_A["default"], layer.lora_B["default"]
         A.to(update.adapter_dtype)
         B.to(update.adapter_dtype)

@@ -58,7 +58,7 @@ class Trainer:
         if self._loss is None:
             raise RuntimeError("backward must follow a forward pass")
         loss, self._loss = self._loss, None
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def optimize(self) -> None:
         """Adam's step; nothing where nothing is trained."""
