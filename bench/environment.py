@@ -79,7 +79,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 def _peers_versions() -> dict[str, str | None]:
     """Of the libraries whose layers are measured beside ours; None where one is not installed."""
     found: dict[str, str | None] = {}
-    for name in ("peft", "transformers"):
+    for name in ("peft", "transformers", "loralib"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -91,7 +91,7 @@ def test_output_and_gradients_are_within_the_budget(backend, method, case):
 
 def test_cases_are_taken_by_those_who_can():
     plain, dropped = CASES[0], CASES[3]
-    assert {method.name for method in present(plain)} - {"peft"} == {
+    assert {method.name for method in present(plain)} - {"peft", "loralib"} == {
         "frozen", "full", "unfused", "addmm", "parametrized", "fastlora", "fastlora-p0"
     }  # fmt: skip
     assert "no dropout" in ADDMM.why_not(dropped)
