@@ -21,6 +21,9 @@ from bench.groups import title
 from bench.results import Results, Row
 from bench.timing import Quartiles, ratio
 
+# Folded it cannot be read.
+_TABLE_WIDTH: Final = 150
+
 # Counts have no noise: any difference is a change.
 _COUNTS: Final = ("saved_bytes", "peak_bytes", "launches")
 
@@ -188,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"OLD and NEW must be results files; {type(error).__name__}: {error}")
     found = compare(old, new, options.over)
-    print_comparison(found, Console(), everything=options.all)
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    print_comparison(found, console, everything=options.all)
     return 1 if any(change.verdict in (SLOWER, "more") for change in found.changes) else 0
 
 
