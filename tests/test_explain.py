@@ -44,7 +44,7 @@ def test_it_follows_the_backend_that_is_set():
     with fastlora.set_backend("triton"):
         found = explain((8, 256), layer())
     assert found.path.name == "interpreter"
-    assert found.passes[0].plan.tasks == {"p": 1 * 2, "y": 8}
+    assert found.passes[0].plan.tasks == {"p": 1, "y": 8}
 
 
 def test_exact_fp32_products_have_a_higher_floor_than_tf32(monkeypatch):

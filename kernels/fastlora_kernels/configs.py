@@ -34,8 +34,8 @@ INTERPRETER: Final = Table(
     entries={
         kind: {
             "square": Entry(
-                forward=Tile(rows=32, out=64, inner=32, group=2, num_warps=4, num_stages=1),
-                backward=Tile(rows=32, out=64, inner=32, group=2, num_warps=4, num_stages=1),
+                forward=Tile(rows=32, out=64, inner=64, group=2, num_warps=4, num_stages=1),
+                backward=Tile(rows=32, out=64, inner=64, group=2, num_warps=4, num_stages=1),
             )
         }
         for kind in ("half", "tf32", "ieee")
