@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.backend import BackendError
+from fastlora.masks import dropout_constants
 from fastlora.plan import Needs, Plan, make_plan
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.forward import forward_kernel
@@ -47,7 +48,7 @@ def forward(
         y [M, N] in x's dtype and p [M, r] in fp32.
     """
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
-    threshold, kept_scale = _dropout_constants(dropout)
+    threshold, kept_scale = dropout_constants(dropout)
     plan = plan or make_plan("forward", x, W, A, Needs(dropout=threshold > 0))
     tile = plan.tile
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
@@ -142,7 +143,7 @@ def backward(
     if not (need_dx or need_dA or need_dB):
         return None, None, None
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
-    threshold, kept_scale = _dropout_constants(dropout)
+    threshold, kept_scale = dropout_constants(dropout)
     plan = plan or make_plan("backward", x, W, A, Needs(threshold > 0, need_dx, need_dA, need_dB))
     tile = plan.tile
     dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if need_dx else None
@@ -213,15 +214,6 @@ def _scratch(plan: Plan, *names: str, instead: Tensor) -> Tensor:
     """Memory for the parts of these tiles; `instead`, which is then not touched, where they are whole."""
     size = plan.scratch_size(*names)
     return torch.empty(size, device=instead.device, dtype=torch.float32) if size else instead
-
-
-def _dropout_constants(dropout: float) -> tuple[int, float]:
-    """The threshold that 16 random bits must reach to keep an entry, and the scale of what is kept.
-
-    The scale is that of the threshold, so that the expectation is exact whatever the rounding.
-    """
-    threshold = min(round(dropout * 2**16), 2**16 - 1)
-    return threshold, 2**16 / (2**16 - threshold)
 
 
 def _is_aligned(matrix: Tensor) -> bool:

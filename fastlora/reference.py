@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastlora.masks import draw_mask, dropout_constants
+
 # Rows converted at a time where adapters are wider than x: at 16,384 columns an fp32 block is 32 MiB,
 # however long x is.
 _CHUNK_ROWS = 512
@@ -56,13 +58,15 @@ def forward(
         A: [r, K], in any floating dtype.
         B: [N, r], in A's dtype.
         s: The scaling, alpha / r.
-        dropout: Probability of dropping an entry of x_d.
+        dropout: Probability of dropping an entry of x_d, to the nearest 2^-16.
         seed: [1] int64, the seed of the mask; needed where dropout > 0.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64).
     """
-    p = _shrink(_dropped(x, dropout, seed), A.t())
+    threshold, kept_scale = dropout_constants(dropout)
+    x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale) if threshold else x
+    p = _shrink(x_d, A.t())
     update = _as(p, x.dtype), _as(B.t(), x.dtype)
     y = _scaled_product(*update, s) if b is None else torch.addmm(b, *update, alpha=s)
     return _add_base(y, x, W), p
@@ -103,28 +107,19 @@ def backward(
         (dx [M, K] in x's dtype, dA [r, K] in A's dtype, dB [N, r] in B's dtype), None where not needed.
     """
     dx = dA = dB = None
+    threshold, kept_scale = dropout_constants(dropout)
+    mask = draw_mask(x, threshold, seed) if threshold and (need_dx or need_dA) else None
     if need_dB:
         dB = _gram(dy, p, x.dtype, B.dtype, s)
     if need_dx or need_dA:
         q = _shrink(dy, B, s)
     if need_dA:
-        dA = _gram(q, _dropped(x, dropout, seed), x.dtype, A.dtype)
+        x_d = x if mask is None else torch.mul(x, mask).mul_(kept_scale)
+        dA = _gram(q, x_d, x.dtype, A.dtype)
     if need_dx:
         update = torch.mm(_as(q, x.dtype), _as(A, x.dtype))
-        dx = _dropped(update, dropout, seed).addmm_(dy, W)
+        dx = (update if mask is None else update.mul_(mask).mul_(kept_scale)).addmm_(dy, W)
     return dx, dA, dB
-
-
-def _dropped(values: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
-    """D * values [M, K]: the same mask for the same seed, device and shape."""
-    if dropout == 0:
-        return values
-    if seed is None:
-        raise ValueError("seed must be a [1] int64 tensor where dropout > 0; got None")
-    generator = torch.Generator(values.device).manual_seed(int(seed.item()))
-    mask = torch.empty_like(values, memory_format=torch.contiguous_format)
-    mask.bernoulli_(1 - dropout, generator=generator)
-    return mask.mul_(values).mul_(1 / (1 - dropout))
 
 
 def _add_base(y: Tensor, x: Tensor, W: Tensor) -> Tensor:

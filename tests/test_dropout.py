@@ -68,10 +68,8 @@ def test_forward_and_backward_use_the_same_mask(shape, dtype, adapter_dtype):
 
 
 def exact_scale():
-    """1 over the probability of being kept, which the kernels round to 2^-16."""
-    if fastlora.get_backend() == "triton":
-        return 1 / (1 - round(RATE * 2**16) / 2**16)
-    return 1 / (1 - RATE)
+    """1 over the probability of being kept, which is rounded to 2^-16."""
+    return 1 / (1 - round(RATE * 2**16) / 2**16)
 
 
 def test_the_rate_and_the_scale_keep_the_expectation():
