@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from fastlora import ops, reference
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
 
 class LoRALinearFunction(torch.autograd.Function):
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b; saves x, W, A, B, p and a seed, no mask and no x_d.
@@ -36,7 +38,10 @@ class LoRALinearFunction(torch.autograd.Function):
         # Everything goes through here, so that saved-tensor hooks and checkpointing see it.
         ctx.save_for_backward(x, W, A, B, p, seed)
         ctx.s, ctx.dropout = s, dropout
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], W.shape[0])
+        if x.dim() == 2:
+            return y
+        # As torch's own linear does it: a view that a Function returns could not be changed in place.
+        return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], W.shape[0])))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -62,6 +62,15 @@ def test_saved_tensor_hooks_see_every_tensor_that_is_saved():
     assert sorted(seen) == sorted([(6, 7), (5, 7), (2, 7), (5, 2), (6, 2)])
 
 
+@pytest.mark.parametrize("shape", [(7,), (6, 7), (2, 3, 7)])
+def test_what_follows_may_change_the_result_in_place(shape):
+    layer = model()[0]
+    x = torch.randn(shape, requires_grad=True)
+    (wanted,) = torch.autograd.grad((2 * layer(x)).square().sum(), [x])
+    (ours,) = torch.autograd.grad(layer(x).mul_(2).square().sum(), [x])
+    assert torch.equal(ours, wanted)
+
+
 def test_the_second_derivative_is_refused_clearly():
     o = operands(6, 7, 5, 2)
     x = o.x.requires_grad_()
