@@ -81,7 +81,7 @@ _READ: Final = frozenset(
 )
 # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W at the start: A and B alone do not tell the model.
 _INITS_THAT_KEEP_W: Final = (True, False, "gaussian", "eva", "orthogonal")
-_LONGEST_PATTERN, _MOST_REPEATS = 512, 3
+_LONGEST_PATTERN, _MOST_REPEATS, _MOST_CHOICES = 512, 3, 8
 
 _Number = TypeVar("_Number", int, float)
 
@@ -198,12 +198,18 @@ def _patterns(key: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{key} must be an object; got {_shown(value)}")
     for expression in value:
-        # A repeated group can take exponential time, and each further repeat one more power of the length.
-        repeats = len(re.findall(r"(?<!\\)[*+{]", expression))
-        if len(expression) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", expression):
+        # A repeated group can take exponential time, each further repeat one more power of the length, and
+        # each choice twice the time. Escaped ones count too: names of modules have none of these letters.
+        repeats, choices = (sum(map(expression.count, letters)) for letters in ("*+{", "?|"))
+        if (
+            len(expression) > _LONGEST_PATTERN
+            or repeats > _MOST_REPEATS
+            or choices > _MOST_CHOICES
+            or re.search(r"\)[*+{]", expression)
+        ):
             raise ValueError(
-                f"{key} must have keys of at most {_LONGEST_PATTERN} letters and {_MOST_REPEATS} repeats, "
-                f"with no group repeated; got {_shown(expression)}"
+                f"{key} must have keys of at most {_LONGEST_PATTERN} letters, {_MOST_REPEATS} repeats and "
+                f"{_MOST_CHOICES} choices ('?', '|'), with no group repeated; got {_shown(expression)}"
             )
         try:
             re.compile(expression)
