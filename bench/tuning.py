@@ -28,7 +28,7 @@ from bench.environment import environment
 from bench.process import run_module
 from fastlora.plan import architecture_of
 from fastlora_kernels.configs import shape_class, table_of
-from fastlora_kernels.tables import Table, Tile, write_table
+from fastlora_kernels.tables import ARCHITECTURES, Table, Tile, write_table
 
 _COMPILERS: Final = 8
 _COMPILE_SECONDS: Final = 120
@@ -83,7 +83,7 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
         if time.monotonic() - start > seconds:
             break
         outcomes = [Contest(device, field.direction, shape).run(field.tiles) for shape in field.shapes]
-        best, library = winner(field.tiles, outcomes)
+        best, library, unfit = fitting_winner(architecture, field, outcomes)
         table = with_choice(table, field, best, library=library)
         better += best != field.tiles[0]
         found.append(
@@ -92,6 +92,7 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
                 "direction": field.direction,
                 "chosen": best._asdict(),
                 "library": library,
+                "unfit": unfit,
                 "contests": [outcome.as_dict() for outcome in outcomes],
             }
         )
@@ -111,6 +112,36 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
         "failures": failures,
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def fitting_winner(
+    architecture: str, field: Field, outcomes: Sequence[Outcome]
+) -> tuple[Tile, bool, list[str]]:
+    """`winner` among the tiles that the gate lets pass, and why others that won were turned down.
+
+    A contest has few ranks, no dropout and adapters in x's dtype; an entry of the table serves calls with
+    more as well, which take more shared memory and registers.
+    """
+    tiles, unfit = list(field.tiles), list[str]()
+    while True:
+        best, library = winner(tiles, outcomes)
+        found = [] if best == field.tiles[0] else _faults(architecture, field, best)
+        if not found:
+            return best, library, unfit
+        unfit += found
+        tiles.remove(best)
+
+
+def _faults(architecture: str, field: Field, tile: Tile) -> list[str]:
+    """What the gate finds in the most demanding variants of a tile; nothing in the interpreter."""
+    from fastlora_kernels import gate  # Triton reads TRITON_INTERPRET when it is imported
+
+    if architecture not in ARCHITECTURES:
+        return []
+    cases = gate.tile_cases(
+        architecture, "half", field.shape_class, field.direction, tile, every_variant=False
+    )
+    return [f"{line}: {fault}" for line, found in map(gate.check, cases) for fault in found]
 
 
 def winner(tiles: Sequence[Tile], outcomes: Sequence[Outcome]) -> tuple[Tile, bool]:

@@ -49,14 +49,23 @@ def cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
     """The kernels to compile: of each entry and target the most demanding variants, or all of them."""
     for architecture in architectures:
         for kind, classes in load_table(architecture).entries.items():
-            tma = takes_tma(architecture, kind)
-            make = all_variants if every_variant else demanding_variants
-            for (shape_class, entry), target in itertools.product(classes.items(), TARGETS[architecture]):
-                for direction in ("forward", "backward"):
-                    # There are enough wide tiles for every multiprocessor: these are never cut.
-                    for variant in make(kind, direction, tma=tma, cut=shape_class != "wide"):
-                        tile = getattr(entry, direction)
-                        yield Case(architecture, kind, shape_class, direction, tile, variant, target)
+            for (shape_class, entry), direction in itertools.product(
+                classes.items(), ("forward", "backward")
+            ):
+                tile = getattr(entry, direction)
+                where = (architecture, kind, shape_class, direction, tile)
+                yield from tile_cases(*where, every_variant=every_variant)
+
+
+def tile_cases(
+    architecture: str, kind: str, shape_class: str, direction: str, tile: Tile, *, every_variant: bool
+) -> Iterator[Case]:
+    """The kernels of one tile, whether or not it is in the table."""
+    make = all_variants if every_variant else demanding_variants
+    for target in TARGETS[architecture]:
+        # There are enough wide tiles for every multiprocessor: these are never cut.
+        for variant in make(kind, direction, tma=takes_tma(architecture, kind), cut=shape_class != "wide"):
+            yield Case(architecture, kind, shape_class, direction, tile, variant, target)
 
 
 def demanding_variants(kind: str, direction: str, *, tma: bool, cut: bool) -> list[Variant]:
@@ -129,7 +138,8 @@ def _next(events: list[str], event: str, index: int) -> int:
     return events.index(event, index) if event in events[index:] else len(events)
 
 
-def _check(case: Case) -> tuple[str, list[str]]:
+def check(case: Case) -> tuple[str, list[str]]:
+    """Compile a kernel; a line on what it takes, and its faults."""
     try:
         made = compile_kernel(case.direction, case.architecture, case.tile, case.variant, case.target)
     except Exception as error:
@@ -160,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--only {options.only!r}: no kernel's line holds this")
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for line, found in pool.map(_check, todo):
+        for line, found in pool.map(check, todo):
             failed += bool(found)
             print(" | ".join([line, *(f"FAULT: {fault}" for fault in found)]), flush=True)
     print(f"Triton {triton.__version__}: {len(todo) - failed} kernels within the gate, {failed} with faults")

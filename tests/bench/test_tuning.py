@@ -44,6 +44,15 @@ def test_the_library_is_taken_where_it_beats_the_best_tile():
     assert tuning.winner([FIRST, SECOND], outcomes) == (SECOND, True)
 
 
+def test_a_faster_tile_that_more_ranks_or_dropout_would_not_fit_is_turned_down(monkeypatch):
+    outcomes = [outcome(first=[10, 10], second=[8, 8], third=[5, 5], library=[20, 20])]
+    field = tuning.Field("wide", "backward", (FIRST, SECOND, THIRD), ())
+    monkeypatch.setattr(tuning, "_faults", lambda _, __, tile: ["too large"] if tile == THIRD else [])
+    assert tuning.fitting_winner("sm_90", field, outcomes) == (SECOND, False, ["too large"])
+    monkeypatch.setattr(tuning, "_faults", lambda *_: ["too large"])
+    assert tuning.fitting_winner("sm_90", field, outcomes) == (FIRST, False, ["too large", "too large"])
+
+
 def test_a_choice_changes_one_pass_of_one_class():
     table = load_table("sm_90")
     field = tuning.Field("wide", "backward", (FIRST,), ())
