@@ -72,7 +72,7 @@ def import_rows(rounds: int, results: Results) -> Iterator[Row]:
     packages = [package for package in PACKAGES if package not in results.absent]
     for number in range(rounds + 1):
         for package in packages:
-            (line,) = output_of(["-c", _IMPORT.format(package)], {})
+            *_, line = output_of(["-c", _IMPORT.format(package)], {})
             if number:
                 seconds[package].append(float(line))
     case = {"dtype": "", "adapter_dtype": "", "shape": {}, "dropout": 0.0}

@@ -118,7 +118,7 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
     def output(arguments, variables):
         ran.append((arguments[0], *sorted(variables)))
         if arguments[0] == "-c":
-            return ["9.0" if len(ran) == 1 else "0.25"]
+            return ["a warning", "9.0" if len(ran) == 1 else "0.25"]
         return ["a warning", '{"first step": 2.0, "second step": 0.5}']
 
     monkeypatch.setattr(startup, "output_of", output)
