@@ -67,7 +67,13 @@ GPU: Final = Setting(
     rounds=50,
     fewest_rounds=7,
     warm_up_rounds=6,
-    tests=("tests/test_launch.py", "tests/test_dropout.py", "tests/kernels/test_dropout.py"),
+    tests=(
+        *("tests/test_launch.py", "tests/test_dropout.py", "tests/kernels/test_dropout.py"),
+        # The sums of parts, without the test that compiles every tile of every table.
+        "tests/test_parts.py::test_each_kind_of_tile_may_be_cut",
+        "tests/test_parts.py::test_few_rows_of_a_long_contraction_are_cut_by_themselves",
+        "tests/test_parts.py::test_parts_are_added_in_the_same_order_every_time",
+    ),
     test_seconds=150,
     # A ragged number of rows, enough blocks of them for every multiprocessor to hand over to others.
     soak=Case(2837, 4096, 4096, 16, _BF16, _BF16),
