@@ -23,7 +23,7 @@ _RANKS: Final = 64
 _RANKS_FP32: Final = 32
 _RANKS_SPLIT: Final = {"sm_80": 16, "sm_86": 16, "sm_90": 32, "sm_100": 32, "gfx942": 32, "interpreter": 32}
 
-# A part has at least this many steps of its loop: fewer would not fill the pipeline.
+# Each part but the last has at least this many steps of its loop: fewer would not fill the pipeline.
 _FEWEST_STEPS: Final = 4
 
 # What the interpreter runs: small, so that small tests cross tile borders and cut tiles into parts.
@@ -102,9 +102,11 @@ def num_blocks(size: int, block: int) -> int:
 
 def num_parts(table: Table, tiles: int, steps: int) -> int:
     """Parts that each of these tiles, of so many loop steps, is cut into for all multiprocessors to work."""
-    if tiles == 0:
+    if tiles == 0 or steps == 0:
         return 1
-    return max(1, min(table.multiprocessors // tiles, steps // _FEWEST_STEPS))
+    most = max(1, min(table.multiprocessors // tiles, steps // _FEWEST_STEPS))
+    # All parts but the last are equally long; rounded up, fewer of them may do all the steps.
+    return num_blocks(steps, num_blocks(steps, most))
 
 
 def takes_tma(architecture: str, kind: str) -> bool:

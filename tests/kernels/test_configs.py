@@ -71,6 +71,12 @@ def test_few_tiles_are_cut_for_all_multiprocessors_but_not_below_four_steps(tile
     assert configs.num_parts(load_table("sm_90"), tiles, steps) == parts
 
 
+def test_no_part_is_without_work():
+    for steps in range(1, 300):
+        parts = configs.num_parts(load_table("sm_90"), 1, steps)
+        assert (parts - 1) * configs.num_blocks(steps, parts) < steps
+
+
 @pytest.mark.parametrize("r", [1, 3, 15, 16, 17, 24, 64, 65, 128, 1000])
 def test_rank_blocks_are_powers_of_two_that_cover_small_ranks_whole(r):
     for architecture in ARCHITECTURES:
