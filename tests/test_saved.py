@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastlora import (
@@ -200,3 +201,17 @@ def test_files_whose_modules_are_not_the_models_are_refused_and_change_nothing(m
         load_pretrained(model, tmp_path)
     assert list(model.modules()) == modules
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_with_an_update_inside_a_module_to_save_is_refused_and_changes_nothing(tmp_path):
+    save_pretrained(trained()[0], tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.score.0.lora_A.weight"] = torch.ones(2, 5)
+    tensors["base_model.model.score.0.lora_B.weight"] = torch.ones(4, 2)
+    save_file(tensors, file)
+    model = Net()
+    before = list(model.modules())
+    with pytest.raises(AdapterError, match=r"'score' must have no LoRA layers, as it is trained in full"):
+        load_pretrained(model, tmp_path)
+    assert list(model.modules()) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
@@ -104,6 +105,9 @@ def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
         path = _saved_path(key, contents.config.modules_to_save, modules)
         if path not in paths:
             paths.append(path)
+    for path, layer in itertools.product(paths, contents.layers):
+        if f"{layer}.".startswith(f"{path}."):
+            raise AdapterError(f"{path!r} must have no LoRA layers, as it is trained in full; got {layer!r}")
     known = [path_in_files(path) for path, _ in saved_modules(model)]
     if known and paths and set(known) != set(paths):
         raise AdapterError(
