@@ -77,9 +77,9 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def _peers_versions() -> dict[str, str | None]:
-    """Of the libraries whose layers are measured beside ours; None where one is not installed."""
+    """Of the installed libraries that layers and nets come from; None where one is not installed."""
     found: dict[str, str | None] = {}
-    for name in ("peft", "transformers", "loralib"):
+    for name in ("peft", "transformers", "loralib", "transformer-engine"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
