@@ -171,8 +171,8 @@ def _plan_fields(plan: Plan) -> dict[str, object]:
         "shape_class": plan.shape_class,
         "tile": plan.tile._asdict(),
         "block_r": plan.block_r,
-        "tasks": plan.tasks,
-        "parts": plan.parts,
+        "tasks": dict(plan.tasks),
+        "parts": dict(plan.parts),
         "library": plan.library,
     }
 
