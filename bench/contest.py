@@ -122,6 +122,8 @@ class Contest:
         raised: list[str] = []
         with on_record(raised, "trying"):
             self._results(self._plan(tile), self.sets[0], self.ps[0])
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # what went wrong on the GPU shows here, under this tile's name
         return not raised
 
     def _plan(self, tile: Tile) -> Plan:

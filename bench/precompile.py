@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.precompile", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
     parser.add_argument("--share", type=int, default=0, help="begin at this variant (default: %(default)s)")
-    parser.add_argument("--of", type=int, default=1, help="take every so-manieth (default: %(default)s)")
+    parser.add_argument("--of", type=int, default=1, help="and then every that many (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"

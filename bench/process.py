@@ -67,7 +67,7 @@ def run_module(module: str, arguments: Sequence[str], device: torch.device, seco
     command = [sys.executable, "-m", module, *arguments, "--device", device.type]
     ended = run_process(command, surroundings(device), seconds)
     lines = ended.output.splitlines()
-    found = next((json.loads(line) for line in reversed(lines) if line.startswith("{")), None)
+    found = next((_parsed(line) for line in reversed(lines) if line.startswith("{")), None)
     if found is not None:
         return {**found, "finished": ended.status is not None}
     return {
@@ -76,6 +76,14 @@ def run_module(module: str, arguments: Sequence[str], device: torch.device, seco
         "summary": why_ended(ended, seconds),
         "seconds": round(ended.seconds, 1),
     }
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line of JSON; None for one that was cut off as its program was ended."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def why_ended(ended: Ended, seconds: float) -> str:

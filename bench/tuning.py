@@ -24,7 +24,7 @@ import torch
 
 from bench.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
 from bench.contest import LIBRARY, Contest, Outcome
-from bench.environment import environment
+from bench.environment import Environment, environment
 from bench.process import run_module
 from fastlora.plan import architecture_of
 from fastlora_kernels.configs import shape_class, table_of
@@ -96,13 +96,7 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
                 "contests": [outcome.as_dict() for outcome in outcomes],
             }
         )
-        here = environment(device, commit)._asdict()
-        text = json.dumps({**here, "architecture": architecture, "fields": found}, indent=2)
-        (out / "tuning.json").write_text(text + "\n", encoding="utf-8")
-    name = str(environment(device).device["name"])
-    measured = {"device": name, "commit": commit or "", "results": "tuning.json"}
-    (out / "tables").mkdir(exist_ok=True)
-    write_table(table._replace(measured=measured), out / "tables" / f"{architecture}.json")
+        _write(out, architecture, table, found, environment(device, commit))
     failures = [
         failure for field in found for contest in field["contests"] for failure in contest["failures"]
     ]
@@ -112,6 +106,17 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
         "failures": failures,
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def _write(
+    out: Path, architecture: str, table: Table, found: list[dict[str, Any]], here: Environment
+) -> None:
+    """Leave what was found so far, complete: a run that is ended loses only the class that it was at."""
+    measured = {"device": str(here.device["name"]), "commit": here.commit or "", "results": "tuning.json"}
+    text = json.dumps({**here._asdict(), "architecture": architecture, "fields": found}, indent=2)
+    (out / "tuning.json").write_text(text + "\n", encoding="utf-8")
+    (out / "tables").mkdir(exist_ok=True)
+    write_table(table._replace(measured=measured), out / "tables" / f"{architecture}.json")
 
 
 def fitting_winner(

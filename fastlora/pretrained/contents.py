@@ -29,6 +29,8 @@ METADATA_KEY: Final = "adapter_config"
 _PREFIX: Final = "base_model.model."
 # Some 30,000 entries of rank_pattern.
 _LARGEST_CONFIG: Final = 4 << 20
+_LONGEST_NAME: Final = 256
+
 # Endings of tensors of what is not plain LoRA on linear layers; `base_layer` and the others follow `lora_`.
 _OTHERS: Final = {
     "lora_A.bias": "a bias of A",
@@ -87,6 +89,11 @@ class Contents:
 
     def _layer(self, name: str) -> LayerHeader:
         A, B = (self.file.headers[key] for key in layer_keys(name))
+        # Patterns of the config are matched against it, in a time that grows with a power of its length.
+        if len(name) > _LONGEST_NAME:
+            raise AdapterError(
+                f"names of layers must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
+            )
         r, config = self.config.rank(name), self.config
         if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != r or B.shape[1] != r:
             raise AdapterError(

@@ -53,10 +53,12 @@ def save_pretrained(
 
     Raises:
         AdapterError: If a tensor holds NaN or infinity.
-        ValueError: If there is no LoRA layer, or no such adapter.
+        ValueError: If there is no LoRA layer, no such adapter, or none is named.
         ImportError: If safetensors is not installed.
         OSError: If a file cannot be written.
     """
+    if isinstance(adapters, str) or (adapters is not None and not adapters):
+        raise ValueError(f"adapters must be a sequence of names, or None for all; got {adapters!r}")
     chosen = adapter_names(model) if adapters is None else tuple(adapters)
     content = {
         name: _collect(model, name, base_model_name_or_path=base_model_name_or_path, task_type=task_type)

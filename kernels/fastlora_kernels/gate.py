@@ -39,10 +39,15 @@ class Case(NamedTuple):
         variant = self.variant
         return (
             f"{self.target.arch} {self.kind} {self.shape_class}, {self.direction}, {variant.element} with "
-            f"{variant.adapter} adapters, r={variant.r}, {'TMA' if variant.tma else 'pointers'}"
+            f"{variant.adapter} adapters, r={variant.r}, {_way(variant)}"
             f"{', dropout' if variant.dropout else ''}{', bias' if variant.bias else ''}"
             f"{', cut' if variant.cut else ''}"
         )
+
+
+def _way(variant: Variant) -> str:
+    loads, stores = ("TMA" if tma else "pointers" for tma in (variant.tma, variant.stores_through_tma))
+    return loads if loads == stores else f"loads by {loads}, stores by {stores}"
 
 
 def cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
@@ -92,6 +97,10 @@ def all_variants(kind: str, direction: str, *, tma: bool, cut: bool) -> Iterator
         yield Variant(element, adapter, 64, load, precision, dropout, bias, cut)
     for (element, adapter, precision), r in itertools.product(dtypes[:2], (8, 24)):
         yield Variant(element, adapter, r, tma, precision, bias=biases[0])
+    if tma:
+        # Rows of x and W start on 16 bytes where those of y do not, or the other way about.
+        for load in loads:
+            yield Variant(*dtypes[0][:2], 64, load, dtypes[0][2], True, biases[0], cut, tma_store=not load)
 
 
 def faults(case: Case, made: Resources) -> list[str]:
@@ -106,7 +115,9 @@ def faults(case: Case, made: Resources) -> list[str]:
         found += _hand_over_faults(made.assembly, case.direction)
         if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):
             found.append("loads nothing through TMA")
-        if case.variant.tma and not re.search(r"bulk\.tensor\S*\.global\.shared::c\w+", made.assembly):
+        if case.variant.stores_through_tma and not re.search(
+            r"bulk\.tensor\S*\.global\.shared::c\w+", made.assembly
+        ):
             found.append("stores nothing through TMA")
     # The instruction takes 64 rows.
     wants_wgmma = case.architecture == "sm_90" and case.kind != "ieee" and case.tile.rows >= 64

@@ -39,11 +39,12 @@ class Variant(NamedTuple):
         element: "bf16", "fp16" or "fp32", the dtype of x, W and b.
         adapter: The dtype of A and B.
         r: The rank.
-        tma: Whether x, W and dy come and y and dx go through tensor descriptors.
+        tma: Whether x, W and dy come through tensor descriptors.
         precision: "tf32" or "ieee", for fp32.
         dropout: Whether the low-rank branch has dropout.
         bias: Whether there is a bias; of the forward.
         cut: Whether y and dx tiles are cut into parts.
+        tma_store: Whether y and dx go through tensor descriptors; None for as x, W and dy come.
     """
 
     element: str = "bf16"
@@ -54,6 +55,12 @@ class Variant(NamedTuple):
     dropout: bool = False
     bias: bool = True
     cut: bool = False
+    tma_store: bool | None = None
+
+    @property
+    def stores_through_tma(self) -> bool:
+        """Whether y and dx go through tensor descriptors."""
+        return self.tma if self.tma_store is None else self.tma_store
 
     @property
     def kind(self) -> str:
@@ -125,7 +132,7 @@ def _constants(direction: str, architecture: str, tile: Tile, variant: Variant) 
         "GROUP": tile.group,
         "CUT": variant.cut,
         "TMA": variant.tma,
-        "TMA_STORE": variant.tma,
+        "TMA_STORE": variant.stores_through_tma,
         "DROPOUT": variant.dropout,
         "SPLIT": variant.split,
         "PRECISION": variant.precision,
@@ -156,7 +163,9 @@ def _kind(name: str, direction: str, tile: Tile, variant: Variant) -> str:
         return f"tensordesc<{element}[{rows}, {columns}]>"
     if name in ("y", "dx"):
         columns = store_columns(tile, direction, variant.dropout)
-        return f"tensordesc<{element}[{tile.rows}, {columns}]>" if variant.tma else f"*{element}"
+        return (
+            f"tensordesc<{element}[{tile.rows}, {columns}]>" if variant.stores_through_tma else f"*{element}"
+        )
     if name in ("A_ptr", "B_ptr", "dA_ptr", "dB_ptr"):
         return f"*{variant.adapter}"
     if name in ("p_ptr", "q_ptr") or name.endswith("scratch_ptr"):

@@ -9,6 +9,7 @@ import torch
 from bench import tuning
 from bench.candidates import SHAPES, candidates
 from bench.contest import LIBRARY, Outcome
+from bench.environment import environment
 from fastlora.plan import reload_tables
 from fastlora_kernels import configs, tables
 from fastlora_kernels.tables import ARCHITECTURES, Tile, load_table, read_table
@@ -93,7 +94,7 @@ def test_a_dry_run_writes_measurements_and_a_table_that_can_be_used(tmp_path):
     times = measured["fields"][0]["contests"][0]["times"]
     assert [entry["tile"] == "library" for entry in times] == [False, False, True]
     table = read_table(tmp_path / "tables" / "interpreter.json")
-    assert table.measured["commit"] == "abc"
+    assert table.measured["commit"] == environment(torch.device("cpu"), "abc").commit
     assert table.multiprocessors == configs.INTERPRETER.multiprocessors
 
 

@@ -57,6 +57,10 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
             },
             "must have one dtype of F16, .*; got torch.int32",
         ),
+        (
+            {f"{'x' * 257}.lora_{letter}.weight": torch.zeros(2, 2) for letter in "AB"},
+            "names of layers must have at most 256 letters; got 'x{40}'",
+        ),
         ({"fc.lora_B.weight": None}, r"each layer must have A and B; 'fc' has one of them"),
         ({"fc.lora_A.weight": None, "fc.lora_B.weight": None}, r"must hold A and B of at least one layer"),
         ({"fc.lora_B.bias": torch.zeros(5)}, r"fc.lora_B.bias' is lora_bias, which is not supported"),

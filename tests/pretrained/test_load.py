@@ -306,3 +306,10 @@ def test_a_further_adapter_reaches_layers_that_were_plain(store):
 def test_an_unsound_name_is_refused_before_anything_is_read(store, name):
     with pytest.raises(ValueError, match="adapter name must be letters"):
         store.load(mlp(), name=name)
+
+
+@pytest.mark.parametrize("adapters", ["default", (), []])
+def test_adapters_to_save_are_named_one_by_one(tmp_path, adapters):
+    with pytest.raises(ValueError, match="adapters must be a sequence of names, or None for all; got"):
+        save_pretrained(adapted(mlp()), tmp_path, adapters=adapters)
+    assert not list(tmp_path.iterdir())
