@@ -156,7 +156,8 @@ def _explain_pass(name: str, problem: Problem, architecture: str, gpu: str | Non
         return PassExplanation(name, None, cost, floor)
     from fastlora.plan import plan_for
 
-    plan = plan_for(name, architecture, dtype, adapter_dtype, (M, K, N, r))
+    aligned = all(size * dtype.itemsize % 16 == 0 for size in ((K, N) if name == "backward" else (K,)))
+    plan = plan_for(name, architecture, dtype, adapter_dtype, (M, K, N, r), aligned=aligned)
     return PassExplanation(name, plan, cost, floor)
 
 
@@ -185,7 +186,7 @@ def _launch_lines(plan: Plan) -> list[str]:
     tile = plan.tile
     shape = f"{tile.rows} x {tile.out}, steps of {tile.inner}, {plan.block_r} ranks"
     programs = ", ".join(_programs(name, count, plan.parts[name]) for name, count in plan.tasks.items())
-    loads = "TMA where rows start on 16 bytes" if plan.tma else "pointers"
+    loads = "TMA" if plan.tma else "pointers"
     return [
         f"  1 launch after a memory set of its workspace; {plan.num_tasks:,} programs: {programs}",
         f"  {plan.shape_class} tiles {shape}, {tile.num_warps} warps, {tile.num_stages} stages, {loads}",

@@ -49,13 +49,14 @@ def forward(
     """
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
     threshold, kept_scale = dropout_constants(dropout)
-    plan = plan or make_plan("forward", x, W, A, Needs(dropout=threshold > 0))
+    aligned = _is_aligned(x) and _is_aligned(W)
+    plan = plan or make_plan("forward", x, W, A, Needs(dropout=threshold > 0), aligned=aligned)
     tile = plan.tile
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     num_rows = triton.cdiv(M, tile.rows)
     workspace = torch.zeros(1 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
-    tma = plan.tma and _is_aligned(x) and _is_aligned(W)
+    tma = plan.tma and aligned
     tma_store = plan.tma and _is_aligned(y)
     with _on_device(x):
         forward_kernel[(plan.num_tasks,)](
@@ -144,7 +145,9 @@ def backward(
         return None, None, None
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
     threshold, kept_scale = dropout_constants(dropout)
-    plan = plan or make_plan("backward", x, W, A, Needs(threshold > 0, need_dx, need_dA, need_dB))
+    aligned = _is_aligned(dy) and _is_aligned(x) and _is_aligned(W)
+    needs = Needs(threshold > 0, need_dx, need_dA, need_dB)
+    plan = plan or make_plan("backward", x, W, A, needs, aligned=aligned)
     tile = plan.tile
     dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if need_dx else None
     dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if need_dA else None
@@ -152,7 +155,7 @@ def backward(
     q = torch.empty(M, r, device=x.device, dtype=torch.float32) if need_dx or need_dA else p
     num_rows = triton.cdiv(M, tile.rows)
     workspace = torch.zeros(2 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
-    tma = plan.tma and _is_aligned(dy) and _is_aligned(x) and _is_aligned(W)
+    tma = plan.tma and aligned
     tma_store = plan.tma and dx is not None and _is_aligned(dx)
     with _on_device(x):
         backward_kernel[(plan.num_tasks,)](

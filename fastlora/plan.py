@@ -26,7 +26,7 @@ class Plan(NamedTuple):
         tasks: Programs of the launch by what they compute: "p" and "y" forward; "q", "dx", "dA" and "dB"
             backward.
         parts: How many of these programs share a tile, by the same names.
-        tma: Whether aligned operands come and results go through tensor descriptors.
+        tma: Whether operands come through tensor descriptors, and results go where they are aligned.
         store_columns: Columns of the block that a y or dx tile is stored by.
         split: Whether A and B are wider than x.
         precision: Of fp32 products: "ieee" or "tf32".
@@ -86,7 +86,7 @@ class Needs(NamedTuple):
 _EVERYTHING: Final = Needs()
 
 
-def make_plan(direction: str, x: Tensor, W: Tensor, A: Tensor, needs: Needs) -> Plan:
+def make_plan(direction: str, x: Tensor, W: Tensor, A: Tensor, needs: Needs, *, aligned: bool = True) -> Plan:
     """The plan of a call.
 
     Args:
@@ -95,9 +95,10 @@ def make_plan(direction: str, x: Tensor, W: Tensor, A: Tensor, needs: Needs) -> 
         W: [N, K].
         A: [r, K].
         needs: What the call computes.
+        aligned: Whether TMA can address the operands.
     """
     shape = (*x.shape, W.shape[0], A.shape[0])
-    return plan_for(direction, architecture_of(x.device), x.dtype, A.dtype, shape, needs)
+    return plan_for(direction, architecture_of(x.device), x.dtype, A.dtype, shape, needs, aligned=aligned)
 
 
 def plan_for(
@@ -108,6 +109,8 @@ def plan_for(
     shape: tuple[int, ...],
     needs: Needs = _EVERYTHING,
     tile: Tile | None = None,
+    *,
+    aligned: bool = True,
 ) -> Plan:
     """The plan for an architecture of the tile tables, whatever machine this is.
 
@@ -119,10 +122,11 @@ def plan_for(
         shape: (M, K, N, r).
         needs: What the call computes.
         tile: Instead of the table's.
+        aligned: Whether TMA can address the operands.
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     precision = "ieee" if exact else "tf32"
-    return _cached_plan(direction, architecture, dtype, adapter_dtype, shape, needs, tile, precision)
+    return _cached_plan(direction, architecture, dtype, adapter_dtype, shape, needs, tile, precision, aligned)
 
 
 # Lengths of sequences vary from batch to batch, hence the size.
@@ -136,12 +140,14 @@ def _cached_plan(
     needs: Needs,
     tile: Tile | None,
     precision: str,
+    aligned: bool,
 ) -> Plan:
     M, K, N, r = shape
     kind = configs.element_kind(torch.finfo(dtype).bits, precision)
     split = torch.finfo(adapter_dtype).bits > torch.finfo(dtype).bits
     table = configs.table_of(architecture)
-    name = configs.shape_class(table, kind, M, N if direction == "forward" else K, direction)
+    tma = aligned and configs.takes_tma(architecture, kind)
+    name = configs.shape_class(table, kind, M, N if direction == "forward" else K, direction, tma=tma)
     entry = table.entries[kind][name]
     tile = tile or getattr(entry, direction)
     block_r = configs.rank_block(r, architecture, kind, split)
@@ -158,7 +164,7 @@ def _cached_plan(
         block_r=block_r,
         tasks={name: count * parts[name] for name, count in tiles.items()},
         parts=parts,
-        tma=configs.takes_tma(architecture, kind),
+        tma=tma,
         store_columns=configs.store_columns(tile, direction, needs.dropout),
         split=split,
         precision=precision,

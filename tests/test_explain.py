@@ -30,6 +30,16 @@ def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
     assert "H200" in str(found)
 
 
+def test_rows_that_tma_cannot_address_are_loaded_by_pointers_in_smaller_tiles():
+    dtypes = (torch.bfloat16, torch.bfloat16)
+    whole, ragged = (explain_problem(Problem(8192, K, 4096, 16, *dtypes), gpu="H200") for K in (4096, 4095))
+    assert [one.plan.tma for one in whole.passes] == [True, True]
+    assert [one.plan.shape_class for one in whole.passes] == ["wide", "wide"]
+    assert [one.plan.tma for one in ragged.passes] == [False, False]
+    assert [one.plan.shape_class for one in ragged.passes] == ["square", "square"]
+    assert "pointers" in str(ragged)
+
+
 def test_on_a_cpu_it_tells_the_torch_path_and_no_tiles():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

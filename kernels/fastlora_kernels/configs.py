@@ -10,7 +10,7 @@ _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_1
 #   few      up to FEW_ROWS rows: decoding
 #   low      up to LOW_ROWS rows: decoding of a batch, small batches
 #   narrow   up to NARROW_COLUMNS columns
-#   wide     enough wide tiles for every multiprocessor
+#   wide     enough wide tiles for every multiprocessor, and operands through TMA
 #   square   everything else
 FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
@@ -68,7 +68,7 @@ def table_of(architecture: str) -> Table:
     return INTERPRETER if architecture == "interpreter" else load_table(architecture)
 
 
-def shape_class(table: Table, kind: str, M: int, C: int, direction: str) -> str:
+def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma: bool = True) -> str:
     """The class of an output [M, C] among those that the table has for this element kind.
 
     Args:
@@ -77,6 +77,7 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str) -> str:
         M: Rows.
         C: Columns: N forward, K backward.
         direction: "forward" or "backward".
+        tma: Whether operands come through tensor descriptors.
     """
     classes = table.entries[kind]
     if "few" in classes and M <= FEW_ROWS:
@@ -85,7 +86,11 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str) -> str:
         return "low"
     if "narrow" in classes and C <= NARROW_COLUMNS:
         return "narrow"
-    if "wide" in classes and num_tiles(getattr(classes["wide"], direction), M, C) >= table.multiprocessors:
+    # By pointers a wide tile's addresses take more registers than there are: 24 to 344 bytes spilled.
+    enough = (
+        "wide" in classes and num_tiles(getattr(classes["wide"], direction), M, C) >= table.multiprocessors
+    )
+    if tma and enough:
         return "wide"
     return "square"
 

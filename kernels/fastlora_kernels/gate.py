@@ -89,7 +89,8 @@ def all_variants(kind: str, direction: str, *, tma: bool, cut: bool) -> Iterator
     dtypes = [("fp32", "fp32", kind)]
     if kind == "half":
         dtypes = [(x, adapter, "ieee") for x in ("bf16", "fp16") for adapter in (x, "fp32")]
-    loads = (True, False) if tma else (False,)
+    # Where there is TMA, wide tiles, which are never cut, are taken with it only.
+    loads = ((True, False) if cut else (True,)) if tma else (False,)
     biases = (True, False) if direction == "forward" else (False,)
     for (element, adapter, precision), load, dropout, bias in itertools.product(
         dtypes, loads, (False, True), biases

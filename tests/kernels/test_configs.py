@@ -50,6 +50,10 @@ def test_a_shape_takes_the_class_that_fills_the_machine(M, C, expected):
     assert configs.shape_class(load_table("sm_90"), "half", M, C, "forward") == expected
 
 
+def test_wide_tiles_are_taken_with_tma_only():
+    assert configs.shape_class(load_table("sm_90"), "half", 8192, 4096, "forward", tma=False) == "square"
+
+
 @pytest.mark.parametrize("kind", ["half", "tf32", "ieee"])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "interpreter"])
 def test_every_shape_has_an_entry_whatever_classes_a_table_has(architecture, kind):
