@@ -18,6 +18,7 @@ from fastlora.adapters import adapter_names, check_new, give_adapter
 from fastlora.config import check_rank
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
+from fastlora.lowrank import decompose_product
 from fastlora.reference import accumulation_dtype
 from fastlora.shelf import Adapter, Options, adapters_of
 
@@ -67,21 +68,11 @@ def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None,
     if not (stacked.isfinite().all() and beside.isfinite().all()):
         raise ValueError(f"adapters must be finite to be combined; those of layer {layer!r} are not")
     if r is not None and r < stacked.shape[0]:
-        stacked, beside = _nearest(stacked, beside, r)
+        spectrum = decompose_product(beside, stacked)
+        beside, stacked = spectrum.factors(min(r, spectrum.S.shape[0]))
     rank = stacked.shape[0]
     A, B = (nn.Parameter(tensor.to(dtype)) for tensor in (stacked, beside))
     return Adapter(A, B, Options(r=rank, alpha=float(rank), dropout=0.0, rslora=False, init="gaussian"))
-
-
-def _nearest(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The B' [N, r] and A' [r, K] whose product is nearest to B A, without ever forming [N, K].
-
-    B = Q_B R_B and Aᵀ = Q_A R_A leave the decomposition of R_B R_Aᵀ, which is no larger than the rank.
-    """
-    (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(B), torch.linalg.qr(A.t())
-    U, S, Vt = torch.linalg.svd(R_B @ R_A.t(), full_matrices=False)
-    root = S[:r].sqrt()
-    return (root[:, None] * Vt[:r]) @ Q_A.t(), (Q_B @ U[:, :r]) * root
 
 
 def _check_weights(weights: object, names: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     ("version", "config", "backend", "masks", "cost", "gpus"),
     ("reference",),
-    ("plan", "reference_layers"),
+    ("plan", "reference_layers", "lowrank"),
     ("launch",),
     ("ops",),
     ("autograd",),
