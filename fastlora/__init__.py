@@ -13,8 +13,10 @@ from fastlora.backend import BackendError, get_backend, set_backend
 from fastlora.combine import combine_adapters
 from fastlora.config import LoRAConfig
 from fastlora.explain import Explanation, explain
+from fastlora.initialize import initialize
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import lora_layers
+from fastlora.lora_plus import lora_plus_groups
 from fastlora.merging import merge_lora, unmerge_lora
 from fastlora.model import (
     apply_lora,
@@ -59,11 +61,13 @@ __all__ = [
     "from_pretrained",
     "get_backend",
     "hot_swap",
+    "initialize",
     "load_adapter",
     "load_pretrained",
     "lora_disabled",
     "lora_layers",
     "lora_linear",
+    "lora_plus_groups",
     "merge_lora",
     "parameter_report",
     "push_to_hub",

@@ -17,6 +17,7 @@ from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.model import check_config, make_layers, options_for
 from fastlora.replace import replace_modules
+from fastlora.residual import check_whole
 from fastlora.shelf import (
     Adapter,
     Options,
@@ -181,7 +182,8 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 
 
 def check_new(model: nn.Module, name: object) -> None:
-    """Raise unless `name` can be the name of one more adapter."""
+    """Raise unless `name` can be the name of one more adapter, which finds the W it would be made for."""
+    check_whole(existing_layers(model), "further adapters need the W from before")
     if check_name(name) in adapter_names(model):
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
 

@@ -12,7 +12,8 @@ from typing import Final
 import torch
 
 ALL_LINEAR: Final = "all-linear"
-INITS: Final = ("gaussian", "kaiming")
+INITS: Final = ("gaussian", "kaiming", "orthogonal")
+FROM_WEIGHT: Final = ("pissa", "pissa-randomized", "olora")
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -60,7 +61,8 @@ def check_bool(value: object, name: str) -> bool:
 def check_init(init: object) -> str:
     """The name of an initialization; else ValueError listing the known ones."""
     if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
+        hint = " (it changes W: call fastlora.initialize after apply_lora)" if init in FROM_WEIGHT else ""
+        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}{hint}")
     return str(init)
 
 
@@ -87,7 +89,8 @@ class LoRAConfig:
         alpha: The update is scaled by alpha / r; None means each layer's own r, so that s = 1.
         dropout: Probability in [0, 1) of dropping an entry of x on the low-rank branch, in training.
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
-        init: How A starts: "gaussian" (std 1 / r) or "kaiming" (uniform, as PEFT's default).
+        init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal",
+            where B starts as well (see `FusedLoRALinear`).
         adapter_dtype: Dtype of A and B; None means each weight's own.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
             sequence of names, each a whole name or the end of one ("q_proj" is "layers.0.attn.q_proj" too).

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import config, reference, shelf
+from fastlora import config, reference, residual, shelf
 from fastlora.autograd import check_operands, lora_linear
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 
-_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter")
+_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling")
 _MERGED_FROM = ("weight", "lora_A", "lora_B")
 
 
@@ -22,7 +22,7 @@ class FusedLoRALinear(nn.Linear):
 
     It stands in for nn.Linear: the same attributes, shapes and state_dict names (`weight`, `bias`), with
     `lora_A` [r, in_features] and `lora_B` [out_features, r] beside them. A checkpoint of the plain layer
-    loads into it. B starts at zero, so the update starts at exactly zero.
+    loads into it. The update starts at exactly zero.
 
     Nested tensors go through separate torch ops, not the fused kernels. Inside nn.TransformerEncoderLayer,
     whose inference fast path calls no linear layer, put it by `apply_lora`.
@@ -35,14 +35,17 @@ class FusedLoRALinear(nn.Linear):
         alpha: The update is scaled by s = alpha / r; None means r, so that s = 1.
         dropout: Probability in [0, 1) of dropping an entry of x on the low-rank branch, in training.
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
-        init: How A starts: "gaussian" (std 1 / r) or "kaiming" (uniform, as PEFT's default).
+        init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal":
+            the first half of the ranks starts in A (std 0.1), the rest in B, so that both get gradients from
+            the first step on. PEFT turns these halves by a random rotation, whose rounding leaves an update.
         device: Where the parameters live.
         dtype: Dtype of W and b.
         adapter_dtype: Dtype of A and B; None means `dtype`. fp32 on a 16-bit base keeps master weights.
 
     Attributes:
-        enabled: Where False, forward applies W alone.
+        enabled: Where False, forward applies W alone: after `initialize`, the W from before it.
         adapter: Name of the adapter in use; None where the one in use has no part in this layer.
+        start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
 
     Raises:
         TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
@@ -56,6 +59,9 @@ class FusedLoRALinear(nn.Linear):
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     adapter: str | None = shelf.DEFAULT
+    start_A: Tensor | None
+    start_B: Tensor | None
+    start_scaling: float = 0.0
     _base_weight: Tensor | None
 
     def __init__(
@@ -123,6 +129,8 @@ class FusedLoRALinear(nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(self.r, K, **kind))
         self.lora_B = nn.Parameter(torch.empty(N, self.r, **kind))
         self.register_buffer("_base_weight", None, persistent=False)
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
         self.reset_adapter()
         # Last, so that a failed allocation leaves the wrapped layer trainable.
         freeze_parameter(self.weight)
@@ -130,14 +138,19 @@ class FusedLoRALinear(nn.Linear):
             freeze_parameter(self.bias)
 
     def reset_adapter(self) -> None:
-        """Start the update anew: A by `init`, B zero."""
-        shelf.start(self.lora_A, self.lora_B, self.init)
+        """Start the update anew: at zero by `init`, or at what `initialize` took out of W."""
+        if self.start_A is None or self.start_B is None:
+            shelf.start(self.lora_A, self.lora_B, self.init)
+            return
+        with torch.no_grad():
+            self.lora_A.copy_(self.start_A)
+            self.lora_B.copy_(self.start_B)
 
     def reset_parameters(self) -> None:
         """Start W, b, A and B anew; what builds a model on "meta" calls it after `to_empty`."""
         super().reset_parameters()
         if "lora_A" in self._parameters:  # nn.Linear's constructor calls this before there is an adapter
-            self._base_weight = None
+            self._base_weight = self.start_A = self.start_B = None
             self.reset_adapter()
 
     @property
@@ -179,17 +192,23 @@ class FusedLoRALinear(nn.Linear):
             check_operands(x, W, b, self.lora_A, self.lora_B)
         if self.merged or not self.enabled:
             kept = None if self.enabled else self._base_weight
-            return F.linear(x, W if kept is None else kept, b)
+            W = W if kept is None else kept
+            if self.enabled or self.start_A is None or self.start_B is None:
+                return F.linear(x, W, b)
+            return reference.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
         return reference.unfused(
             x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=self.dropout, training=self.training
         )
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
-        """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else exactly W."""
+        """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else W.
+
+        That W is exact, but after `initialize`: then it is what is left and what was taken out, rounded once.
+        """
         if self.enabled and not self.merged:
             return self._sum()
-        return (self.weight if self.enabled else self._base()).detach().clone()
+        return self.weight.detach().clone() if self.enabled else residual.whole_weight(self)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -239,8 +258,7 @@ class FusedLoRALinear(nn.Linear):
         return linear
 
     def _base(self) -> Tensor:
-        """W, wherever it is kept at present."""
-        return self.weight if self._base_weight is None else self._base_weight
+        return residual.frozen_weight(self)
 
     def _sum(self) -> Tensor:
         return reference.effective_weight(self._base(), self.lora_A, self.lora_B, self.scaling)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastlora.config import check_rank
 from fastlora.reference import accumulation_dtype
 
-# Columns that a randomized decomposition draws beyond those asked for; Halko et al., section 4.2, take 5 to 10.
+# Columns drawn beyond those asked for; Halko et al., section 4.2, take 5 to 10.
 _OVERSAMPLING = 10
 
 

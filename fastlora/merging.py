@@ -46,21 +46,29 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> 
 
     Merging would change a weight that another module uses too; and A and B must be finite.
     """
+    for name, layer in layers.items():
+        if not layer.lora_A.is_meta and not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
+            raise ValueError(
+                f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
+            )
+    check_unshared(model, layers, "merged", "leave it unmerged")
+
+
+def check_unshared(
+    model: nn.Module, layers: Mapping[str, FusedLoRALinear], to_be: str, otherwise: str
+) -> None:
+    """Raise ValueError, naming it, where changing a layer's W would change another module."""
     owners: dict[object, list[str]] = {}
     for name, module in model.named_modules():
         for kind, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(_memory(parameter), []).append(f"{name}.{kind}".lstrip("."))
     for name, layer in layers.items():
-        if not layer.lora_A.is_meta and not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
-            raise ValueError(
-                f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
-            )
         users = owners[_memory(layer.weight)]
         if len(users) > 1:
             raise ValueError(
-                f"{name}.weight must belong to this layer alone to be merged; it is shared by "
-                f"{', '.join(users)} (give the layer a weight of its own first, or leave it unmerged)"
+                f"{name}.weight must belong to this layer alone to be {to_be}; it is shared by "
+                f"{', '.join(users)} (give the layer a weight of its own first, or {otherwise})"
             )
 
 

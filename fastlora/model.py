@@ -14,6 +14,7 @@ from fastlora.layer import FusedLoRALinear, freeze_parameter
 from fastlora.layers import check_model, existing_layers, lora_layers
 from fastlora.merging import check_mergeable
 from fastlora.replace import replace_modules
+from fastlora.residual import check_whole
 from fastlora.saved import find_modules_to_save, mark, saved_modules, unmark
 from fastlora.shelf import DEFAULT, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
@@ -113,12 +114,14 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     Raises:
         TypeError: If a layer's forward was replaced or compiled.
         ValueError: If there is no LoRA layer, or a weight to merge is shared with another module or would
-            not be finite.
+            not be finite; or W is wanted back from a layer where `initialize` took the update out of it.
     """
     check_bool(merge, "merge")
     layers = existing_layers(model)
     if merge:
         check_mergeable(model, layers)
+    else:
+        check_whole(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
     plain: dict[FusedLoRALinear, nn.Linear] = {}

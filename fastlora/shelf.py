@@ -23,6 +23,7 @@ from fastlora import config
 DEFAULT = "default"
 _SLOTS = ("lora_A", "lora_B")
 _SHELF = "adapters"
+_ORTHOGONAL_STD = 0.1  # PEFT's
 
 
 class Options(NamedTuple):
@@ -92,12 +93,19 @@ def check_name(name: object) -> str:
 
 
 def start(A: Tensor, B: Tensor, init: str) -> None:
-    """Start an update: A [r, K] by `init`, B [N, r] zero."""
+    """Start an update at exactly zero: A [r, K] by `init`, B [N, r] zero where A is not."""
     if init == "gaussian":
         nn.init.normal_(A, std=1 / A.shape[0])
-    else:
+    elif init == "kaiming":
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    else:
+        nn.init.normal_(A, std=_ORTHOGONAL_STD)
     nn.init.zeros_(B)
+    if init == "orthogonal":
+        halfway = (A.shape[0] + 1) // 2
+        with torch.no_grad():
+            A[halfway:] = 0
+            B[:, halfway:].normal_(std=_ORTHOGONAL_STD)
 
 
 def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:

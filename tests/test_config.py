@@ -36,8 +36,8 @@ def test_the_defaults_are_rank_8_on_all_linear_layers():
         ({"dropout": math.nan}, ValueError, r"dropout must be a probability in \[0, 1\); got nan"),
         ({"dropout": None}, TypeError, r"dropout must be a probability in \[0, 1\); got None"),
         ({"rslora": 1}, TypeError, r"rslora must be True or False; got 1"),
-        ({"init": "orthogonal"}, ValueError, r"init must be one of gaussian, kaiming; got 'orthogonal'"),
-        ({"init": None}, ValueError, r"init must be one of gaussian, kaiming; got None"),
+        ({"init": "svd"}, ValueError, r"init must be one of gaussian, kaiming, orthogonal; got 'svd'"),
+        ({"init": None}, ValueError, r"init must be one of gaussian, kaiming, orthogonal; got None"),
         ({"adapter_dtype": torch.int8}, TypeError, r"adapter_dtype must be torch.float16, .*got torch.int8"),
         (
             {"adapter_dtype": torch.float8_e4m3fn},

@@ -174,7 +174,7 @@ def test_torch_compile_makes_one_graph_of_it():
         ({"alpha": float("inf")}, ValueError, "alpha must be a finite number.*got inf"),
         ({"dropout": 1.0}, ValueError, r"dropout must be a probability in \[0, 1\); got 1.0"),
         ({"rslora": "yes"}, TypeError, "rslora must be True or False; got 'yes'"),
-        ({"init": "zeros"}, ValueError, "init must be one of gaussian, kaiming; got 'zeros'"),
+        ({"init": "zeros"}, ValueError, "init must be one of gaussian, kaiming, orthogonal; got 'zeros'"),
         ({"dtype": torch.int32}, TypeError, "dtype must be torch.float16, .*got torch.int32"),
         ({"adapter_dtype": torch.int32}, TypeError, "adapter_dtype must be torch.float16, .*got torch.int32"),
     ],

@@ -12,6 +12,7 @@ from fastlora.layer import FusedLoRALinear
 from fastlora.pretrained.contents import Contents
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.paths import modules_by_path, path_in_files
+from fastlora.residual import check_whole
 from fastlora.saved import check_trainable, saved_modules
 from fastlora.shelf import adapters_of
 from fastlora.targets import check_adaptable, listed, module_names, near_names
@@ -46,6 +47,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
             except TypeError as error:
                 raise AdapterError(str(error)) from error
         found[path] = cast(nn.Linear, module)
+    _check_whole({path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)})
     if len(set(found.values())) < len(found):
         raise AdapterError(
             "its layers must be modules of their own; some are one shared module in this model"
@@ -84,10 +86,18 @@ def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, 
 
 
 def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
-    """Raise AdapterError if an adapter whose values are to be changed is merged into a weight."""
+    """Raise AdapterError if values to be changed are merged into a weight, or were taken out of it."""
+    _check_whole(layers)
     merged = [path for path, layer in layers.items() if layer.adapter == name and layer.merged]
     if merged:
         raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
+
+
+def _check_whole(layers: Mapping[str, FusedLoRALinear]) -> None:
+    try:
+        check_whole(layers, "adapters in files are made for the W from before")
+    except ValueError as error:
+        raise AdapterError(str(error)) from error
 
 
 def modules_to_save(model: nn.Module, contents: Contents) -> Saved:

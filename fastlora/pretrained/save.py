@@ -17,8 +17,9 @@ from fastlora.pretrained.adapter_config import AdapterConfig
 from fastlora.pretrained.contents import CONFIG_FILE, METADATA_KEY, TENSOR_FILE, layer_keys, plain_key
 from fastlora.pretrained.paths import modules_by_path, path_in_files
 from fastlora.pretrained.tensors import serialized, write_whole
+from fastlora.residual import adapters_beside_whole
 from fastlora.saved import saved_modules
-from fastlora.shelf import DEFAULT, Options, adapters_of
+from fastlora.shelf import DEFAULT, Options
 
 
 class _Adapter(NamedTuple):
@@ -40,8 +41,9 @@ def save_pretrained(
 
     The adapter "default" goes into the directory itself, any other one into a sub-directory of its name. Each
     file appears whole or not at all, and nothing is written before everything is checked. Merged and disabled
-    layers are saved like any other. Modules to save go into each adapter, as PEFT has it. The format has one
-    dropout for all layers: where they differ, the largest is written, and a warning says so.
+    layers are saved like any other. After `initialize`, an update is written as what it is beside the W from
+    before, plain LoRA of twice the rank. Modules to save go into each adapter, as PEFT has it. The format has
+    one dropout for all layers: where they differ, the largest is written, and a warning says so.
 
     Args:
         model: A model with LoRA layers; the wrappers of torch.compile, activation checkpointing and FSDP
@@ -93,9 +95,9 @@ def _collect(
     model: nn.Module, name: str, *, base_model_name_or_path: str | None = None, task_type: str | None = None
 ) -> _Adapter:
     layers = {
-        path_in_files(path): adapters_of(layer)[name]
+        path_in_files(path): adapters[name]
         for path, layer in existing_layers(model).items()
-        if name in adapters_of(layer)
+        if name in (adapters := adapters_beside_whole(layer))
     }
     if not layers:
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
