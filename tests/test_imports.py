@@ -25,7 +25,7 @@ ORDER = (
     ("saved",),
     ("model",),
     ("adapters", "initialize", "lora_plus", "report"),
-    ("combine", "pretrained"),
+    ("analysis", "combine", "pretrained"),
     ("info",),
     ("integrations", "recipes"),
     ("cli",),

@@ -1,0 +1,17 @@
+"""What updates did: how large they are, which directions of W they amplify, and how alike two are."""
+
+from fastlora.analysis.heatmaps import draw_similarity, draw_updates
+from fastlora.analysis.similarity import adapter_similarity, subspace_similarity
+from fastlora.analysis.updates import LayerUpdate, UpdateReport, amplification, effective_rank, update_report
+
+__all__ = [
+    "LayerUpdate",
+    "UpdateReport",
+    "adapter_similarity",
+    "amplification",
+    "draw_similarity",
+    "draw_updates",
+    "effective_rank",
+    "subspace_similarity",
+    "update_report",
+]

@@ -1,0 +1,64 @@
+"""How alike the directions of two updates are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.analysis.updates import layers_with
+from fastlora.lowrank import decompose
+from fastlora.residual import adapters_beside_whole
+
+
+def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """φ(i, j) = ‖U_iᵀ V_j‖² / min(i, j), for the spans of the first i and the first j singular directions.
+
+    1 where the smaller span lies in the larger, 0 where they are orthogonal. Two random spans of i and j
+    directions among K have max(i, j) / K on average.
+
+    Args:
+        first: A [r1, K] of one update; its right singular vectors are compared. For B [N, r], give Bᵀ.
+        second: A [r2, K] of the other; the ranks may differ.
+
+    Returns:
+        [r1, r2] (rows no more than K each) in fp32 or fp64; entry [i - 1, j - 1] is φ(i, j).
+
+    Raises:
+        TypeError: As by `lowrank.decompose`.
+        ValueError: As by `lowrank.decompose`, or if the two have another K.
+
+    Source: arXiv 2106.09685, section 7.2, equation 4.
+    """
+    U, V = decompose(first).Vt, decompose(second).Vt
+    if U.shape[1] != V.shape[1]:
+        raise ValueError(
+            f"first and second must have the same number of columns; got {U.shape[1]} and {V.shape[1]}"
+        )
+    kind = torch.promote_types(U.dtype, V.dtype)
+    shared = (U.to(kind) @ V.to(kind).t()).square().cumsum(0).cumsum(1)
+    i, j = (torch.arange(1, size + 1, device=shared.device) for size in shared.shape)
+    return shared / torch.minimum(i[:, None], j[None, :])
+
+
+@torch.no_grad()
+def adapter_similarity(model: nn.Module, first: str, second: str) -> dict[str, Tensor]:
+    """`subspace_similarity` of A of two adapters, of any two ranks, in each layer that both have part in.
+
+    Runs of different ranks or seeds are compared once they are loaded into one model under two names.
+
+    Returns:
+        {layer: [r1, r2]}.
+
+    Raises:
+        ValueError: If there is no LoRA layer, no such adapter, no layer with both, or an A is not finite.
+    """
+    one, _ = layers_with(model, first)
+    other, _ = layers_with(model, second)
+    both = {path: layer for path, layer in one.items() if path in other}
+    if not both:
+        raise ValueError(f"adapters must share a layer to be compared; {first!r} and {second!r} share none")
+    found = {}
+    for path, layer in both.items():
+        own = adapters_beside_whole(layer)
+        found[path] = subspace_similarity(own[first][0], own[second][0])
+    return found

@@ -1,0 +1,169 @@
+"""Measures of a single update: its norm beside W's, how many directions it has, and how it amplifies them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.adapters import active_adapter
+from fastlora.layer import FusedLoRALinear
+from fastlora.layers import existing_layers
+from fastlora.lowrank import Spectrum, decompose_product
+from fastlora.residual import adapters_beside_whole, whole_weight
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """An update ΔW = s B A of one layer.
+
+    Attributes:
+        name: The layer's name in the model.
+        shape: (N, K).
+        r: Its rank as configured (after `initialize`, twice that).
+        norm: ‖ΔW‖, Frobenius.
+        relative_norm: ‖ΔW‖ / ‖W‖; NaN where W is zero.
+        effective_rank: How many directions it has, weighted by their size (see `effective_rank`).
+        amplification: How much it strengthens directions that W does not stress (see `amplification`).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    r: int
+    norm: float
+    relative_norm: float
+    effective_rank: float
+    amplification: float
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """An adapter, layer by layer. `str()` of it is a table.
+
+    Attributes:
+        adapter: Its name.
+        layers: One entry a layer that has part in it.
+    """
+
+    adapter: str
+    layers: tuple[LayerUpdate, ...]
+
+    def __str__(self) -> str:
+        rows = [("layer", "shape", "r", "|ΔW|", "|ΔW|/|W|", "eff. rank", "amplification")]
+        for layer in self.layers:
+            N, K = layer.shape
+            measures = (layer.norm, layer.relative_norm, layer.effective_rank, layer.amplification)
+            rows.append(
+                (layer.name or "(the model)", f"{K} -> {N}", str(layer.r), *(f"{m:.4g}" for m in measures))
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for name, *cells in rows:
+            right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            lines.append("  ".join([name.ljust(widths[0]), *right]))
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+@torch.no_grad()
+def update_report(model: nn.Module, adapter: str | None = None) -> UpdateReport:
+    """Measure an adapter's update of every layer; no [N, K] is formed but a copy of one W at a time.
+
+    After `initialize`, the update is that beside the W from before.
+
+    Args:
+        model: A model with LoRA layers.
+        adapter: Which; None means the one in use.
+
+    Raises:
+        ValueError: If there is no LoRA layer, no such adapter, or A, B or W is not finite.
+    """
+    layers, name = layers_with(model, adapter)
+    return UpdateReport(name, tuple(_measure(path, layer, name) for path, layer in layers.items()))
+
+
+def amplification(W: Tensor, B: Tensor, A: Tensor) -> float:
+    """‖ΔW‖ / ‖Uᵀ W V‖ with ΔW = B A and U, V its singular vectors.
+
+    The larger, the more ΔW strengthens directions that W does not stress itself. NaN where ΔW is zero,
+    infinite where W has nothing in these directions.
+
+    Args:
+        W: [N, K].
+        B: [N, r], with the scaling s multiplied in.
+        A: [r, K].
+
+    Raises:
+        TypeError: As by `lowrank.decompose_product`.
+        ValueError: As by `lowrank.decompose_product`.
+
+    Source: arXiv 2106.09685, section 7.3; there with the first r singular vectors, of which those whose
+    singular values are rounding are left out here.
+    """
+    return _amplification(W, _without_rounding(decompose_product(B, A), B, A))
+
+
+def effective_rank(S: Tensor) -> float:
+    """exp of the entropy of S / sum S: r where all of r singular values are equal, 1 where one outweighs all.
+
+    0 where all are zero.
+
+    Args:
+        S: [k], singular values.
+
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    total = S.double().sum()
+    if total == 0:
+        return 0.0
+    shares = S.double() / total
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedLoRALinear], str]:
+    """The layers that have part in an adapter, by name, and its name; None means the one in use.
+
+    Raises:
+        ValueError: If there is no LoRA layer, or no such adapter.
+    """
+    layers = existing_layers(model)
+    name = active_adapter(model) if adapter is None else adapter
+    found = {path: layer for path, layer in layers.items() if name in adapters_beside_whole(layer)}
+    if not found:
+        raise ValueError(f"adapter must be one of the model's (see adapter_names); got {adapter!r}")
+    return found, name
+
+
+def _measure(path: str, layer: FusedLoRALinear, adapter: str) -> LayerUpdate:
+    A, B, options = adapters_beside_whole(layer)[adapter]
+    W = whole_weight(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
+    B = B.to(W.dtype) * options.scaling
+    spectrum = _without_rounding(decompose_product(B, A.to(W.dtype)), B, A)
+    norm, whole = float(spectrum.S.norm()), float(W.norm())
+    N, K = W.shape
+    return LayerUpdate(
+        name=path,
+        shape=(N, K),
+        r=options.r,
+        norm=norm,
+        relative_norm=norm / whole if whole else math.nan,
+        effective_rank=effective_rank(spectrum.S),
+        amplification=_amplification(W, spectrum),
+    )
+
+
+def _without_rounding(spectrum: Spectrum, B: Tensor, A: Tensor) -> Spectrum:
+    """Only what stands out of the rounding of B and A: the rest has arbitrary directions."""
+    eps = torch.finfo(spectrum.S.dtype).eps
+    size = B.detach().norm() * A.detach().norm()
+    kept = int(spectrum.S.gt(max(B.shape[0], A.shape[1]) * eps * size).sum())
+    return Spectrum(spectrum.U[:, :kept], spectrum.S[:kept], spectrum.Vt[:kept])
+
+
+def _amplification(W: Tensor, spectrum: Spectrum) -> float:
+    U, S, Vt = spectrum
+    if not len(S):
+        return math.nan
+    stressed = float((U.t() @ W.detach().to(U.dtype) @ Vt.t()).norm())
+    return float(S.norm()) / stressed if stressed else math.inf
