@@ -51,7 +51,9 @@ class UpdateReport:
     layers: tuple[LayerUpdate, ...]
 
     def __str__(self) -> str:
-        rows = [("layer", "shape", "r", "|ΔW|", "|ΔW|/|W|", "eff. rank", "amplification")]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "shape", "r", "|ΔW|", "|ΔW|/|W|", "eff. rank", "amplification")
+        ]
         for layer in self.layers:
             N, K = layer.shape
             measures = (layer.norm, layer.relative_norm, layer.effective_rank, layer.amplification)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fastlora.backend import BackendError, get_backend
 from fastlora.cli.info_table import print_info
+from fastlora.cli.svd import svd
 from fastlora.cost import Problem
 from fastlora.explain import Explanation, explain_problem
 from fastlora.gpus import GPUS
@@ -49,6 +50,9 @@ def fastlora() -> None:
         get_backend()
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+
+
+fastlora.add_command(svd)
 
 
 @fastlora.command(context_settings={"show_default": True})

@@ -1,0 +1,104 @@
+"""The picture of a matrix's singular values, and of what factors of each rank lose and cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+# Okabe and Ito's palette.
+_KEPT: Final = "#0072B2"
+_DROPPED: Final = "#BBBBBB"
+_LOST: Final = "#D55E00"
+_COST: Final = "#009E73"
+# More stems than this are a smear; an area shows them.
+_MOST_STEMS: Final = 64
+
+
+def draw_spectrum(S: Sequence[float], shape: tuple[int, int], r: int, source: str, path: Path) -> None:
+    """Draw a PNG of 1,800 x 720 pixels.
+
+    Args:
+        S: All singular values, falling.
+        shape: (N, K).
+        r: How many are kept.
+        source: What the matrix is; the title.
+        path: Where to write it.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        OSError: If it cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'pictures need matplotlib: pip install "fastlora-triton[demo]"', name=error.name
+        ) from error
+    figure = Figure(figsize=(12, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    values, loss = figure.subplots(1, 2)
+    _draw_values(values, S, r)
+    _draw_loss(loss, S, shape, r)
+    figure.suptitle(source, fontsize=12)
+    figure.savefig(path, format="png")
+
+
+def _draw_values(axes: Any, S: Sequence[float], r: int) -> None:
+    # On a logarithm zero has no place; below a billionth of the largest all is fp32's rounding.
+    least = max(S[0] * 1e-9, 1e-30)
+    shown = [max(value, least) for value in S]
+    places = range(1, len(S) + 1)
+    for colour, label, part in ((_KEPT, f"kept: {r}", slice(r)), (_DROPPED, "left out", slice(r, None))):
+        if not shown[part]:
+            continue
+        if len(S) <= _MOST_STEMS:
+            axes.vlines(places[part], least / 3, shown[part], color=colour, linewidth=2)
+            axes.plot(places[part], shown[part], "o", color=colour, markersize=5, label=label)
+        else:
+            edges = [place - 0.5 for place in (*places[part], places[part][-1] + 1)]
+            axes.stairs(shown[part], edges, baseline=least / 3, fill=True, color=colour, label=label)
+    axes.set_yscale("log")
+    axes.set_xlim(0.5 - len(S) / 50, len(S) + 0.5 + len(S) / 50)
+    axes.set_ylim(min(shown) / 3, max(shown) * 3)
+    axes.set_xlabel("i")
+    axes.set_ylabel("singular value $S_i$")
+    axes.set_title("Singular values", fontsize=11)
+    axes.legend(fontsize=9, framealpha=1, edgecolor="none")
+    _tidy(axes)
+
+
+def _draw_loss(axes: Any, S: Sequence[float], shape: tuple[int, int], r: int) -> None:
+    squares = [value * value for value in S]
+    # From the smallest up, so that a tail is not the rounding of a difference.
+    tails = [0.0, *itertools.accumulate(reversed(squares))][::-1]
+    whole = tails[0] or 1.0
+    N, K = shape
+    ranks = range(len(S) + 1)
+    axes.plot(ranks, [100 * math.sqrt(t / whole) for t in tails], color=_LOST, label="error ‖W - BA‖ / ‖W‖")
+    axes.plot(ranks, [100 * k * (N + K) / (N * K) for k in ranks], color=_COST, linestyle="--",
+              label="parameters of B and A / of W")  # fmt: skip
+    axes.axvline(r, color="#333333", linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"r = {r}", (r, 100), xytext=(4, 2), textcoords="offset points", fontsize=9, color="#333333"
+    )
+    axes.set_xlim(0, len(S))
+    axes.set_ylim(0, 115)
+    axes.set_xlabel("rank r of B A")
+    axes.set_ylabel("percent")
+    axes.set_title("What factors lose, and what they cost", fontsize=11)
+    axes.legend(fontsize=9, framealpha=1, edgecolor="none", loc="center right")
+    _tidy(axes)
+
+
+def _tidy(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
