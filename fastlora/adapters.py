@@ -56,7 +56,7 @@ def active_adapter(model: nn.Module) -> str:
 
 
 def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
-    """Give a model with LoRA one more adapter, at its start: B is zero. The one in use stays in use.
+    """Give a model with LoRA one more adapter, at its start, where it is zero. The one in use stays in use.
 
     Targets are found as by `apply_lora`, but layers that have LoRA take part too; plain layers get it. What
     is frozen and what is trained otherwise stays as it is.
@@ -100,7 +100,7 @@ def give_adapter(
         model: A model with LoRA layers.
         name: The new adapter's.
         made: Its part in layers that have LoRA.
-        plain: What to make of plain layers; B starts at zero.
+        plain: What to make of plain layers; the update starts at zero.
 
     Returns:
         The model.
