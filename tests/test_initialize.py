@@ -10,39 +10,9 @@ from torch import nn
 import fastlora
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, initialize, lora_layers
 from fastlora.reference import unfused
-from fastlora.residual import adapters_beside_whole
-from tests.models import Shared, TiedLM, adapted, mlp, trainable
+from tests.models import Shared, TiedLM, adapted, mlp
+from tests.started import DTYPES, STARTS, rescaled, started, trained, wide_mlp
 from tests.testing import assert_within_budget, relative_error
-
-STARTS = ("pissa", "pissa-randomized", "olora")
-DTYPES = (torch.bfloat16, torch.float32)
-
-
-def wide_mlp(dtype=torch.float32):
-    return nn.Sequential(nn.Linear(23, 17), nn.ReLU(), nn.Linear(17, 11)).to(dtype)
-
-
-def started(start, dtype=torch.float32, **options):
-    """(The plain net, the same with LoRA of rank 3 started from W, x)."""
-    base = wide_mlp(dtype)
-    model = apply_lora(copy.deepcopy(base), LoRAConfig(**{"r": 3, "alpha": 5.0, **options}))
-    initialize(model, start)
-    return base, model, torch.randn(6, 23, dtype=dtype)
-
-
-def trained(model, x):
-    """A and B moved by a real step, and by as much again at random."""
-    model(x).square().sum().backward()
-    with torch.no_grad():
-        for _, layer in lora_layers(model):
-            for parameter in (layer.lora_A, layer.lora_B):
-                parameter -= 0.05 * parameter.grad.sign() + 0.05 * torch.randn_like(parameter)
-    return model
-
-
-def rescaled(model):
-    """The true function of a net, in fp64."""
-    return copy.deepcopy(model).double()
 
 
 def by_hand(base, model, x):
@@ -145,68 +115,6 @@ def test_switched_off_the_net_is_the_plain_one_after_training_too(start, dtype, 
         assert_within_budget("y", model(x), base(x), rescaled(base)(x.double()))
         assert relative_error(model[0].effective_weight(), base[0].weight) <= torch.finfo(dtype).eps
     assert relative_error(model(x).detach(), base(x).detach()) > torch.finfo(dtype).eps
-
-
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rslora", [False, True])
-def test_what_is_saved_is_plain_lora_for_the_weights_from_before(tmp_path, start, dtype, rslora):
-    base, model, x = started(start, dtype, rslora=rslora)
-    truth = rescaled(trained(model, x))(x.double()).detach()
-    fastlora.save_pretrained(model, tmp_path)
-    plain = fastlora.load_pretrained(copy.deepcopy(base), tmp_path)
-    assert plain[0].r == 6
-    assert torch.equal(plain[0].weight, base[0].weight)
-    with torch.no_grad():
-        assert_within_budget("y", plain(x), model(x), truth, extra=torch.finfo(dtype).eps)
-    fastlora.save_adapter(model, tmp_path / "adapter.safetensors")
-    single = fastlora.load_adapter(copy.deepcopy(base), tmp_path / "adapter.safetensors")
-    assert torch.equal(single(x), plain(x))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_an_update_saved_at_its_start_cancels_to_the_bit(tmp_path, dtype):
-    base, model, _ = started("pissa", dtype, alpha=7.0)
-    fastlora.save_pretrained(model, tmp_path)
-    plain = fastlora.load_pretrained(copy.deepcopy(base), tmp_path)[0]
-    assert torch.equal(plain.lora_A[:3], plain.lora_A[3:])
-    assert torch.equal(plain.lora_B[:, :3], -plain.lora_B[:, 3:])
-    assert plain.scaling == model[0].scaling
-
-
-def test_peft_loads_what_was_saved(tmp_path):
-    peft = pytest.importorskip("peft")
-    base, model, x = started("pissa")
-    truth = rescaled(trained(model, x))(x.double()).detach()
-    fastlora.save_pretrained(model, tmp_path)
-    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
-    with torch.no_grad():
-        assert_within_budget("y", loaded(x), model(x), truth, extra=torch.finfo(torch.float32).eps)
-
-
-def test_an_alpha_changed_later_is_in_the_file():
-    _, model, x = started("pissa")
-    layer = trained(model, x)[0]
-    whole = fastlora.residual.whole_weight(layer).double()
-    layer.alpha *= 3
-    A, B, options = adapters_beside_whole(layer)["default"]
-    beside = whole + options.scaling * (B.double() @ A.double())
-    assert_within_budget("W", beside.float(), layer.effective_weight(), rescaled(layer).effective_weight(),
-                         extra=torch.finfo(torch.float32).eps)  # fmt: skip
-
-
-def test_a_checkpoint_brings_the_start_along():
-    base, model, x = started("olora")
-    trained(model, x)
-    fresh = apply_lora(copy.deepcopy(base), LoRAConfig(r=3, alpha=5.0))
-    with pytest.raises(RuntimeError, match="start_A"):
-        copy.deepcopy(fresh).load_state_dict(model.state_dict())
-    initialize(fresh, "pissa")
-    fresh.load_state_dict(model.state_dict())
-    assert torch.equal(fresh(x), model(x))
-    with fastlora.lora_disabled(fresh), fastlora.lora_disabled(model):
-        assert torch.equal(fresh(x), model(x))
-    assert trainable(fresh) == {f"{index}.lora_{side}" for index in (0, 2) for side in "AB"}
 
 
 def test_the_update_starts_anew_where_it_started():
