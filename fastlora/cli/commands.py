@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fastlora.backend import BackendError, get_backend
 from fastlora.cli.info_table import print_info
+from fastlora.cli.mlp import mlp
 from fastlora.cli.svd import svd
 from fastlora.cost import Problem
 from fastlora.explain import Explanation, explain_problem
@@ -20,9 +21,10 @@ from fastlora.gpus import GPUS
 from fastlora.info import collect_info
 from fastlora.pretrained import AdapterError
 from fastlora.recipes.download import DownloadError
+from fastlora.recipes.extras import MissingExtraError
 from fastlora.recipes.idx import DigitsError
 from fastlora.recipes.methods import METHODS
-from fastlora.recipes.mnist import MissingExtraError, run
+from fastlora.recipes.mnist import run
 from fastlora.recipes.options import AUTO, MnistOptions
 from fastlora.recipes.progress import ConsoleProgress
 from fastlora.recipes.summary import print_summary
@@ -138,3 +140,6 @@ def _explain(shape: str, dtype: str, adapter_dtype: str, gpu: str | None) -> Exp
         raise click.UsageError(str(error)) from error
     except BackendError as error:
         raise click.ClickException(str(error)) from error
+
+
+fastlora.add_command(mlp)

@@ -10,10 +10,6 @@ that digit better, and the others worse; with it off, it is the net from before,
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,12 +20,14 @@ from fastlora.info import versions
 from fastlora.pretrained import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
 from fastlora.recipes.download import download
+from fastlora.recipes.extras import check_extras
 from fastlora.recipes.methods import LORA_METHODS, LoRAMethod
 from fastlora.recipes.mlp import DigitsMLP
 from fastlora.recipes.options import AUTO, MnistOptions
 from fastlora.recipes.picture import draw_picture
 from fastlora.recipes.proofs import clone_weights, prove_weights
 from fastlora.recipes.results import ADAPTER, PICTURE, RESULTS, MnistResult, Parameters
+from fastlora.recipes.timed import timed
 from fastlora.recipes.training import BATCH, Score, Track, constant, falling, fit, score, untracked
 
 BASE_RATE: Final = 1e-3
@@ -45,10 +43,6 @@ SAMPLE_EPOCHS: Final = 5
 FULL_SET_EPOCHS: Final = 1
 
 _STREAMS: Final = ("train", "A", "finetune")
-
-
-class MissingExtraError(ImportError):
-    """A package that the job needs is not installed."""
 
 
 class FineTuned(NamedTuple):
@@ -80,33 +74,33 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
         MissingExtraError: If safetensors or matplotlib is not installed.
         OSError: If a file cannot be read or written.
     """
-    _check_extras()
+    check_extras("the MNIST job", ("safetensors", "matplotlib"), "demo")
     path = choose_path(options.torch_device(), options.dtype) if options.method == "fused" else None
     options.out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "read"):
+    with timed(seconds, "read"):
         digits = read_digits(options)
-    with _timed(seconds, "train"):
+    with timed(seconds, "train"):
         base = train_base(options, digits.train, track)
         before = clone_weights(base)
-    with _timed(seconds, "test"):
+    with timed(seconds, "test"):
         base_score = score(base, digits.test, what="Test the base net", track=track)
     digit = choose_digit(options, base_score)
-    with _timed(seconds, "finetune"):
+    with timed(seconds, "finetune"):
         tuned = finetune(options, base, digits.train.only(digit), track)
-    with _timed(seconds, "test"):
+    with timed(seconds, "test"):
         what = "Test with LoRA on" if tuned.method else "Test the fine-tuned net"
         on = score(tuned.net, digits.test, what=what, track=track)
     off = proofs = adapter_bytes = None
     if tuned.method is not None:
-        with _timed(seconds, "prove"):
+        with timed(seconds, "prove"):
             proofs = prove_weights(tuned.net, tuned.method, before)
-        with _timed(seconds, "test"):
+        with timed(seconds, "test"):
             tuned.method.enable_all(tuned.net, False)
             off = score(tuned.net, digits.test, what="Test with LoRA off", track=track)
-        with _timed(seconds, "save"):
+        with timed(seconds, "save"):
             adapter_bytes = save(options, base, tuned.net, tuned.method, options.out / ADAPTER)
-    with _timed(seconds, "picture"):
+    with timed(seconds, "picture"):
         draw_picture(
             options.out / PICTURE, base_score.wrong, on.wrong, off and off.wrong, digit, tuned.losses
         )
@@ -207,17 +201,3 @@ def count_parameters(base: DigitsMLP, tuned: FineTuned) -> Parameters:
 def _generator(seed: int, stream: str) -> torch.Generator:
     """A generator of its own for each use, so that none depends on how much another draws."""
     return torch.Generator().manual_seed(seed * len(_STREAMS) + _STREAMS.index(stream))
-
-
-def _check_extras() -> None:
-    """Raise before the training, not after it."""
-    for name in ("safetensors", "matplotlib"):
-        if find_spec(name) is None:
-            raise MissingExtraError(f'the MNIST job needs {name}: pip install "fastlora-triton[demo]"')
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start

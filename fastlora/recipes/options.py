@@ -59,9 +59,9 @@ class MnistOptions:
         if self.digit not in (AUTO, *range(CLASSES)) or isinstance(self.digit, bool):
             raise ValueError(f"digit must be 0 to {CLASSES - 1} or {AUTO!r}; got {self.digit!r}")
         if self.epochs is not None:
-            _check_count("epochs", self.epochs, 1)
-        _check_count("batches", self.batches, 1)
-        _check_count("seed", self.seed, 0)
+            check_count("epochs", self.epochs, 1)
+        check_count("batches", self.batches, 1)
+        check_count("seed", self.seed, 0)
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
         if self.dtype not in DTYPES:
@@ -70,23 +70,27 @@ class MnistOptions:
 
     def torch_device(self) -> torch.device:
         """The device meant; ValueError if torch cannot use it."""
-        if self.device == AUTO:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        # An unknown name is a RuntimeError, a torch built without CUDA an AssertionError.
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"device must be one that torch can use here; got {self.device!r}: {reason}"
-            ) from error
-        if device.type == "meta":
-            raise ValueError("device must be one that holds data; got 'meta'")
-        return device
+        return find_device(self.device)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def find_device(name: str) -> torch.device:
+    """The device called so, "auto" being the GPU where there is one; ValueError if torch cannot use it."""
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # An unknown name is a RuntimeError, a torch built without CUDA an AssertionError.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use here; got {name!r}: {reason}") from error
+    if device.type == "meta":
+        raise ValueError("device must be one that holds data; got 'meta'")
+    return device
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise TypeError or ValueError about `name` unless it is an int of at least `least`."""
     wanted = f"{name} must be an int of at least {least}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(wanted)

@@ -71,7 +71,7 @@ def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]
     axes.set_ylabel("wrong test digits")
     axes.set_title("Wrong counts per digit", fontsize=11)
     axes.legend(loc="upper center", ncols=len(series), fontsize=9, framealpha=1, edgecolor="none")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
@@ -83,10 +83,11 @@ def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
     axes.set_xlabel("batch")
     axes.set_ylabel(f"cross-entropy (0 drawn at {_LEAST_LOSS:g})")
     axes.set_title(f"Loss while fine-tuning on {digit}", fontsize=11)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """Lines across at the ticks, no frame above or on the right."""
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6, zorder=1)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -49,11 +49,11 @@ def prove_weights(net: DigitsMLP, method: LoRAMethod, base: Mapping[str, Tensor]
         disabled &= torch.equal(method.effective_weight(layer), W)
         method.enable(layer, True)
         weight = method.effective_weight(layer)
-        enabled &= _is_sum(weight, W, A, B, s) and not torch.equal(weight, W)
+        enabled &= is_sum(weight, W, A, B, s) and not torch.equal(weight, W)
     return WeightProofs(frozen, enabled, disabled)
 
 
-def _is_sum(weight: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> bool:
+def is_sum(weight: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> bool:
     """Whether `weight` is W + s B A up to its rounding.
 
     The sum is formed anew in fp64. Each entry takes r products and sums, one scaling and one addition, so its

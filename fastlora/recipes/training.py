@@ -28,6 +28,13 @@ class Track(Protocol):
         """Yield `items`, `total` of them, showing `what` and how far it is."""
 
 
+class Examples(Protocol):
+    """What a net is trained on."""
+
+    def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Inputs [n, K] and labels [n], ready for a net."""
+
+
 def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """The `Track` that shows nothing."""
     return items
@@ -46,25 +53,27 @@ def falling(done: float) -> float:
 def fit(
     net: nn.Module,
     parameters: Iterable[nn.Parameter],
-    digits: Digits,
+    examples: Examples,
     *,
     batches: int,
     generator: torch.Generator,
     what: str,
     rate: float,
+    batch: int = BATCH,
     schedule: Callable[[float], float] = constant,
     track: Track = untracked,
 ) -> list[float]:
-    """Train by cross-entropy with Adam in batches of 10, going through the digits in shuffled passes.
+    """Train by cross-entropy with Adam in small batches, going through the examples in shuffled passes.
 
     Args:
-        net: Rows [M, 784] -> logits [M, 10].
-        parameters: Those that Adam moves, on one device and in one dtype, which the digits are converted to.
-        digits: What to train on.
+        net: Rows [M, K] -> logits, or their log-softmax, [M, classes].
+        parameters: Those that Adam moves, on one device and in one dtype, which the rows are converted to.
+        examples: What to train on.
         batches: How many steps.
-        generator: Of the order of the digits; a CPU generator.
+        generator: Of the order of the examples; a CPU generator.
         what: The phase's name, for `track`.
         rate: Adam's learning rate.
+        batch: Rows in a step; the last of a pass may have fewer.
         schedule: Factor of the rate, given the share of training behind, from 0 up to 1.
         track: Where progress is shown.
 
@@ -75,10 +84,10 @@ def fit(
         FloatingPointError: If the loss stops being finite.
     """
     parameters = list(parameters)
-    x, labels = digits.rows(parameters[0].device, parameters[0].dtype)
+    x, labels = examples.rows(parameters[0].device, parameters[0].dtype)
     adam = torch.optim.Adam(parameters, lr=rate, fused=True)
     losses: list[Tensor] = []
-    order = itertools.islice(_shuffled_batches(len(labels), generator), batches)
+    order = itertools.islice(_shuffled_batches(len(labels), batch, generator), batches)
     net.train()
     with _small_steps():
         for step, chosen in enumerate(track(order, what, batches)):
@@ -97,10 +106,10 @@ def fit(
     return values
 
 
-def _shuffled_batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices [<= BATCH] below `count`, pass after pass, each in a new order; a pass's last may be short."""
+def _shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices [<= batch] below `count`, pass after pass, each in a new order; a pass's last may be short."""
     while True:
-        yield from torch.split(torch.randperm(count, generator=generator), BATCH)
+        yield from torch.split(torch.randperm(count, generator=generator), batch)
 
 
 @contextmanager

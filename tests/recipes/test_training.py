@@ -22,7 +22,7 @@ def fit(net, digits, **options):
 
 
 def test_each_pass_visits_every_digit_once_in_a_new_order():
-    batches = list(itertools.islice(training._shuffled_batches(25, torch.Generator().manual_seed(0)), 6))
+    batches = list(itertools.islice(training._shuffled_batches(25, 10, torch.Generator().manual_seed(0)), 6))
     assert [len(batch) for batch in batches] == [10, 10, 5] * 2
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(25))

@@ -1,0 +1,102 @@
+"""The walk-through: train a small MLP, fine-tune it with LoRA for another task, and look at all that changed.
+
+The flow is that of PEFT's own example for plain PyTorch modules: a net is trained on one task, gets LoRA on two
+of its layers, is trained on a little further as a check, and is then fine-tuned for a task that is like the
+first. The same steps can be taken by PEFT beside it, from the same seeds.
+
+`run` is the whole job; what each library does is `walk`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from fastlora.backend import choose_path
+from fastlora.info import versions
+from fastlora.recipes.extras import check_extras
+from fastlora.recipes.timed import timed
+from fastlora.recipes.training import Track, untracked
+from fastlora.recipes.walkthrough.libraries import FASTLORA, PEFT
+from fastlora.recipes.walkthrough.net import SumMLP
+from fastlora.recipes.walkthrough.options import WalkOptions
+from fastlora.recipes.walkthrough.picture import draw_picture
+from fastlora.recipes.walkthrough.results import BASE, PICTURE, RESULTS, Walk, WalkResult
+from fastlora.recipes.walkthrough.tasks import sine_task, threshold_task
+from fastlora.recipes.walkthrough.walk import Generators, Tasks, share_right, train_epochs, walk
+
+PRETRAIN_EPOCHS: Final = 20
+
+_STREAMS: Final = ("sine", "threshold", "pretrain", "A", "same", "downstream")
+
+
+def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
+    """Do the whole job and write results.json, the base, the adapters and the picture.
+
+    Args:
+        options: What to do.
+        track: Where progress is shown.
+
+    Raises:
+        BackendError: If the kernels are asked for and cannot run here.
+        FloatingPointError: If the loss stops being finite.
+        MissingExtraError: If safetensors or matplotlib is not installed, or PEFT where it is asked for.
+        OSError: If a file cannot be written.
+    """
+    check_extras("the walk-through", ("safetensors", "matplotlib"), "demo")
+    if options.peer == "peft":
+        check_extras("--peer peft", ("peft",), "peft")
+    device = options.torch_device()
+    path = choose_path(device, torch.float32)
+    options.out.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    tasks = Tasks(
+        sine_task(_generator(options.seed, "sine")), threshold_task(_generator(options.seed, "threshold"))
+    )
+    with timed(seconds, "pretrain"):
+        base = SumMLP(options.seed).to(device)
+        pretrain = train_epochs(
+            base,
+            tasks.sine.train,
+            PRETRAIN_EPOCHS,
+            _generator(options.seed, "pretrain"),
+            what="Pretrain",
+            track=track,
+        )
+    walks: dict[str, Walk] = {}
+    for name in ("fastlora", *([options.peer] if options.peer else ())):
+        with timed(seconds, name):
+            library = PEFT if name == "peft" else FASTLORA
+            generators = Generators(*(_generator(options.seed, use) for use in Generators._fields))
+            walks[name] = walk(name, library, base, tasks, options, generators, track)
+    result = WalkResult(
+        options=options,
+        path=path,
+        base_parameters=sum(tensor.numel() for tensor in base.parameters()),
+        base_bytes=_save_base(base, options.out / BASE),
+        pretrain=pretrain,
+        pretrain_accuracy=share_right(base, tasks.sine.test),
+        base_accuracy=share_right(base, tasks.threshold.test),
+        ours=walks["fastlora"],
+        peer=walks.get("peft"),
+        seconds=seconds,
+        versions=versions(),
+    )
+    with timed(seconds, "picture"):
+        draw_picture(options.out / PICTURE, result)
+    result.write(options.out / RESULTS)
+    return result
+
+
+def _save_base(base: SumMLP, path: Path) -> int:
+    from safetensors.torch import save_file
+
+    save_file(base.state_dict(), path)
+    return path.stat().st_size
+
+
+def _generator(seed: int, stream: str) -> torch.Generator:
+    """A generator of its own for each use, so that none depends on how much another draws."""
+    return torch.Generator().manual_seed(seed * len(_STREAMS) + _STREAMS.index(stream))

@@ -1,0 +1,53 @@
+"""What the walk-through can be asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from fastlora.config import check_alpha, check_rank
+from fastlora.recipes.options import AUTO, find_device
+from fastlora.seeding import check_seed
+
+PEERS: Final = ("peft",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    """Options of the walk-through; each is checked when this is made.
+
+    Attributes:
+        rank: Of the update, r.
+        alpha: The update is scaled by alpha / r; 8 is PEFT's default.
+        seed: Of the rows, the initial weights, A, and the order of the rows.
+        device: Such as "cpu" or "cuda"; "auto" is the GPU where there is one.
+        peer: "peft" runs PEFT beside fastlora, from the same weights, A and order of the rows; None does not.
+        out: Folder that the results are written to; made if need be.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If an option is out of range.
+    """
+
+    rank: int = 3
+    alpha: float = 8.0
+    seed: int = 0
+    device: str = AUTO
+    peer: str | None = None
+    out: Path = Path("mlp-out")
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank, "rank")
+        if check_alpha(self.alpha) in (None, 0.0):
+            raise ValueError(f"alpha must be a finite number other than 0; got {self.alpha!r}")
+        check_seed(self.seed)
+        if self.peer not in (None, *PEERS):
+            raise ValueError(f"peer must be one of {', '.join(PEERS)}, or None; got {self.peer!r}")
+        self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """The device meant; ValueError if torch cannot use it."""
+        return find_device(self.device)

@@ -1,0 +1,145 @@
+"""What the walk-through found, and the results.json that it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from fastlora import backend
+from fastlora.recipes.walkthrough.libraries import Counts
+from fastlora.recipes.walkthrough.options import WalkOptions
+
+RESULTS: Final = "results.json"
+BASE: Final = "base.safetensors"
+PICTURE: Final = "mlp.png"
+
+
+class Proofs(NamedTuple):
+    """Which promises hold.
+
+    Attributes:
+        starts_at_zero: B A is exactly 0 before the first step.
+        base_identical: After fine-tuning every tensor of the base is in the net, bit for bit.
+        merged_holds: Merged and unloaded, the net has the base's tensors and no other; each adapted weight is
+            W + s B A within rounding, and the rest is the base's, bit for bit.
+        reloaded_identical: Saved and loaded into the base, the outputs are the same, bit for bit.
+    """
+
+    starts_at_zero: bool
+    base_identical: bool
+    merged_holds: bool
+    reloaded_identical: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """Figures and proofs of one library.
+
+    Attributes:
+        counts: Parameters with the updates.
+        with_full_layer: The same with the last layer trained in full besides.
+        losses: {phase: mean loss of each epoch} of "same_data" and "downstream".
+        accuracy: Share of the downstream task's test rows that it labels right.
+        moved: {tensor: whether fine-tuning changed any bit of it}.
+        change: {tensor: ‖change‖ / ‖tensor before‖}; None where it began at 0.
+        adapter_bytes: Size of the adapter's tensor file.
+        merged_parameters: In the plain net after merging and unloading.
+        proofs: Which promises hold.
+    """
+
+    counts: Counts
+    with_full_layer: Counts
+    losses: dict[str, list[float]]
+    accuracy: float
+    moved: dict[str, bool]
+    change: dict[str, float | None]
+    adapter_bytes: int
+    merged_parameters: int
+    proofs: Proofs
+
+    def as_json(self, base: int) -> dict[str, Any]:
+        """Its part of results.json; `base` is the number of parameters before."""
+        return {
+            "parameters": {
+                "base": base,
+                **self.counts._asdict(),
+                "with_full_layer": self.with_full_layer._asdict(),
+                "merged": self.merged_parameters,
+            },
+            "losses": self.losses,
+            "accuracy": self.accuracy,
+            "moved": self.moved,
+            "change": self.change,
+            "adapter_bytes": self.adapter_bytes,
+            "proofs": self.proofs._asdict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkResult:
+    """Figures and proofs of one run.
+
+    Attributes:
+        options: What was asked for.
+        path: The code that the fused layers took, and why.
+        base_parameters: In the net.
+        base_bytes: Size of the net's own tensor file.
+        pretrain: Mean loss of each pretraining epoch.
+        pretrain_accuracy: Share of the first task's test rows that the base labels right.
+        base_accuracy: Share of the downstream task's test rows that the base labels right.
+        ours: What fastlora did.
+        peer: What the peer did; None where none was asked for.
+        seconds: By phase.
+        versions: Of what it ran on.
+    """
+
+    options: WalkOptions
+    path: backend.Path
+    base_parameters: int
+    base_bytes: int
+    pretrain: list[float]
+    pretrain_accuracy: float
+    base_accuracy: float
+    ours: Walk
+    peer: Walk | None
+    seconds: dict[str, float]
+    versions: dict[str, str | None]
+
+    @property
+    def walks(self) -> dict[str, Walk]:
+        """{library: its walk}, fastlora's first."""
+        peer = {} if self.peer is None else {str(self.options.peer): self.peer}
+        return {"fastlora": self.ours, **peer}
+
+    @property
+    def proved(self) -> bool:
+        """Whether every promise holds, the peer's included."""
+        return all(all(walk.proofs) for walk in self.walks.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of results.json: fastlora's figures at the top, the peer's under "peer"."""
+        ours = self.ours.as_json(self.base_parameters)
+        return {
+            "options": {
+                name: value if value is None or isinstance(value, (int, float)) else str(value)
+                for name, value in asdict(self.options).items()
+            },
+            "path": self.path._asdict(),
+            **ours,
+            "losses": {"pretrain": self.pretrain, **self.ours.losses},
+            "accuracy": {
+                "pretrain": self.pretrain_accuracy,
+                "downstream_before": self.base_accuracy,
+                "downstream": self.ours.accuracy,
+            },
+            "base_bytes": self.base_bytes,
+            "peer": self.peer and self.peer.as_json(self.base_parameters),
+            "seconds": self.seconds,
+            "versions": self.versions,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write `as_json` to a file."""
+        path.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""The two tasks of the walk-through: what the sum of a row of random numbers says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+FEATURES: Final = 20
+CLASSES: Final = 2
+
+
+class Rows(NamedTuple):
+    """Labelled rows.
+
+    Attributes:
+        x: [n, 20] fp32, uniform in [0, 1).
+        labels: [n] int64, 0 or 1.
+    """
+
+    x: Tensor
+    labels: Tensor
+
+    def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Both, ready for a net."""
+        return self.x.to(device=device, dtype=dtype), self.labels.to(device)
+
+
+class Task(NamedTuple):
+    """Rows to train on and others to test on."""
+
+    train: Rows
+    test: Rows
+
+
+def sine_task(generator: torch.Generator) -> Task:
+    """What the net is pretrained on: is sin(sum) > 0? 1,000 rows, 800 of them for training."""
+    return _task(1000, 800, lambda sums: sums.sin() > 0, generator)
+
+
+def threshold_task(generator: torch.Generator) -> Task:
+    """The downstream task: is the sum > 10? 500 rows, 300 of them for training."""
+    return _task(500, 300, lambda sums: sums > FEATURES / 2, generator)
+
+
+def _task(count: int, train: int, label: Callable[[Tensor], Tensor], generator: torch.Generator) -> Task:
+    x = torch.rand(count, FEATURES, generator=generator)
+    labels = label(x.sum(1)).long()
+    return Task(Rows(x[:train], labels[:train]), Rows(x[train:], labels[train:]))

@@ -1,0 +1,183 @@
+"""The steps that one library takes, on a net that is trained already."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.recipes.proofs import is_sum
+from fastlora.recipes.training import Examples, Track, fit, untracked
+from fastlora.recipes.walkthrough.libraries import Counts, Library
+from fastlora.recipes.walkthrough.net import ADAPTED, HEAD, SumMLP
+from fastlora.recipes.walkthrough.options import WalkOptions
+from fastlora.recipes.walkthrough.results import Proofs, Walk
+from fastlora.recipes.walkthrough.tasks import Rows, Task
+
+RATE: Final = 0.002
+BATCH: Final = 64
+SAME_EPOCHS: Final = 3
+DOWNSTREAM_EPOCHS: Final = 10
+TENSORS: Final = "adapter_model.safetensors"
+
+
+class Tasks(NamedTuple):
+    """What the net is pretrained on, and what it is fine-tuned for."""
+
+    sine: Task
+    threshold: Task
+
+
+class Generators(NamedTuple):
+    """CPU generators of one walk, each for one use, so that none depends on how much another draws."""
+
+    A: torch.Generator
+    same: torch.Generator
+    downstream: torch.Generator
+
+
+def walk(
+    name: str,
+    library: Library,
+    base: SumMLP,
+    tasks: Tasks,
+    options: WalkOptions,
+    generators: Generators,
+    track: Track = untracked,
+) -> Walk:
+    """Fine-tune a copy of the base with one library, save it, load it, merge it, and look at every tensor.
+
+    Args:
+        name: The library's, for progress and the folder in `options.out` that takes the adapter.
+        library: Whose calls are made.
+        base: The trained net; it is not changed.
+        tasks: What to train on.
+        options: Rank, alpha and the folder.
+        generators: Of A and the order of the rows; libraries given equal ones start and go alike.
+        track: Where progress is shown.
+
+    Raises:
+        FloatingPointError: If the loss stops being finite.
+        OSError: If a file cannot be written.
+    """
+    size = sum(tensor.numel() for tensor in base.parameters())
+    full = library.attach(copy.deepcopy(base), options.rank, options.alpha, full=(HEAD,))
+    model = library.attach(copy.deepcopy(base), options.rank, options.alpha)
+    library.start(model, generators.A)
+    before = _cloned(library.tensors(model))
+    is_zero = all(not (B @ A).any() for A, B, _ in library.updates(model).values())
+    losses = {
+        phase: train_epochs(model, task.train, epochs, generator, what=f"{name}: {what}", track=track)
+        for phase, task, epochs, generator, what in (
+            ("same_data", tasks.sine, SAME_EPOCHS, generators.same, "same data"),
+            ("downstream", tasks.threshold, DOWNSTREAM_EPOCHS, generators.downstream, "downstream"),
+        )
+    }
+    after = _cloned(library.tensors(model))
+    accuracy = share_right(model, tasks.threshold.test)
+    folder = options.out / name
+    library.save(model, folder)
+    reloaded = library.load(copy.deepcopy(base), folder)
+    same_outputs = _same_outputs(model, reloaded, tasks.threshold.test)
+    counts = library.count(model, size)
+    scalings = {layer: update.s for layer, update in library.updates(model).items()}
+    merged = library.merge_and_unload(model)
+    return Walk(
+        counts=counts,
+        with_full_layer=library.count(full, size),
+        losses=losses,
+        accuracy=accuracy,
+        moved={name: not torch.equal(after[name], tensor) for name, tensor in before.items()},
+        change={name: _relative_change(tensor, after[name]) for name, tensor in before.items()},
+        adapter_bytes=(folder / TENSORS).stat().st_size,
+        merged_parameters=sum(tensor.numel() for tensor in merged.parameters()),
+        proofs=Proofs(
+            starts_at_zero=is_zero,
+            base_identical=_holds_the_base(after, base),
+            merged_holds=_is_merged(merged, after, base, scalings),
+            reloaded_identical=same_outputs,
+        ),
+    )
+
+
+def train_epochs(
+    net: nn.Module,
+    examples: Rows,
+    epochs: int,
+    generator: torch.Generator,
+    *,
+    what: str,
+    track: Track = untracked,
+) -> list[float]:
+    """Train what is trainable, by Adam in batches of 64; the mean loss of each epoch's batches."""
+    each = -(-len(examples.labels) // BATCH)
+    losses = fit(
+        net,
+        [parameter for parameter in net.parameters() if parameter.requires_grad],
+        examples,
+        batches=epochs * each,
+        generator=generator,
+        what=what,
+        rate=RATE,
+        batch=BATCH,
+        track=track,
+    )
+    return [sum(losses[start : start + each]) / each for start in range(0, len(losses), each)]
+
+
+@torch.no_grad()
+def share_right(net: nn.Module, examples: Rows) -> float:
+    """The share of rows that the net labels right."""
+    y, labels = _outputs(net, examples)
+    return float((y.argmax(1) == labels).double().mean())
+
+
+def _outputs(net: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
+    like = next(net.parameters())
+    x, labels = examples.rows(like.device, like.dtype)
+    return net.eval()(x), labels
+
+
+@torch.no_grad()
+def _same_outputs(one: nn.Module, other: nn.Module, examples: Examples) -> bool:
+    return torch.equal(_outputs(one, examples)[0], _outputs(other, examples)[0])
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _relative_change(before: Tensor, after: Tensor) -> float | None:
+    """‖after - before‖ / ‖before‖; None where it began at 0."""
+    size = float(before.double().norm())
+    return float((after.double() - before.double()).norm()) / size if size else None
+
+
+def _holds_the_base(tensors: Mapping[str, Tensor], base: SumMLP) -> bool:
+    """Whether every tensor of the base is among these, bit for bit."""
+    return all(torch.equal(tensors[name], own) for name, own in base.named_parameters())
+
+
+def _is_merged(
+    merged: nn.Module, tensors: Mapping[str, Tensor], base: SumMLP, scalings: Mapping[str, float]
+) -> bool:
+    """Whether each adapted weight is W + s B A up to its rounding, and all else is the base's, bit for bit."""
+    own = dict(base.named_parameters())
+    held = dict(merged.named_parameters())
+    adapted = {f"{layer}.weight": layer for layer in ADAPTED}
+    return held.keys() == own.keys() and all(
+        is_sum(
+            held[name],
+            W,
+            tensors[f"{adapted[name]}.lora_A"],
+            tensors[f"{adapted[name]}.lora_B"],
+            scalings[adapted[name]],
+        )
+        if name in adapted
+        else torch.equal(held[name], W)
+        for name, W in own.items()
+    )
