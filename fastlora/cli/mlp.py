@@ -24,7 +24,7 @@ _EXPECTED = (AdapterError, BackendError, FloatingPointError, MissingExtraError, 
 @click.command(context_settings={"show_default": True})
 @click.option("--rank", type=int, default=3, help="Rank r of the updates.")
 @click.option("--alpha", type=float, default=8.0, help="The updates are scaled by alpha / r.")
-@click.option("--seed", type=int, default=0, help="Of the rows, the weights and the order of the rows.")
+@click.option("--seed", type=int, default=1, help="Of the rows, the weights and the order of the rows.")
 @click.option("--device", default=AUTO, help=f"Such as cpu or cuda; {AUTO}: the GPU where there is one.")
 @click.option(
     "--peer", type=click.Choice(PEERS), help="Take the same steps with this library too, and show both."
@@ -38,8 +38,8 @@ _EXPECTED = (AdapterError, BackendError, FloatingPointError, MissingExtraError, 
 def mlp(**chosen: Any) -> None:
     """Walk through LoRA on a small MLP, as PEFT's own example does, and look at every tensor.
 
-    A net is trained to say whether the sine of a row's sum is positive, and fine-tuned with LoRA to say whether
-    the sum is above 10.
+    A net is trained to say whether the sine of a row's sum is positive, and fine-tuned with LoRA to say
+    whether the sum is above 10.
     """
     try:
         options = WalkOptions(**chosen)

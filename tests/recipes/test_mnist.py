@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.recipes import mnist
+from fastlora.recipes import extras, mnist
 from fastlora.recipes.digits import DigitsError
 from fastlora.recipes.methods import LORA_METHODS
 from fastlora.recipes.options import MnistOptions
@@ -179,8 +179,8 @@ def test_each_phase_is_tracked(base, digits):
 
 
 def test_a_missing_extra_is_named_before_anything_istrained_base(monkeypatch, tmp_path):
-    monkeypatch.setattr(mnist, "find_spec", lambda name: None)
-    with pytest.raises(mnist.MissingExtraError, match=r'safetensors: pip install "fastlora-triton\[demo\]"'):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(extras.MissingExtraError, match=r'safetensors: pip install "fastlora-triton\[demo\]"'):
         mnist.run(MnistOptions(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

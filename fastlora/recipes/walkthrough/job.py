@@ -1,7 +1,7 @@
-"""The walk-through: train a small MLP, fine-tune it with LoRA for another task, and look at all that changed.
+"""The walk-through: train a small MLP, fine-tune it with LoRA for another task, and look at what changed.
 
-The flow is that of PEFT's own example for plain PyTorch modules: a net is trained on one task, gets LoRA on two
-of its layers, is trained on a little further as a check, and is then fine-tuned for a task that is like the
+The flow is that of PEFT's own example for plain PyTorch modules: a net is trained on one task, gets LoRA on
+two of its layers, is trained on a little further as a check, and then fine-tuned for a task that is like the
 first. The same steps can be taken by PEFT beside it, from the same seeds.
 
 `run` is the whole job; what each library does is `walk`.

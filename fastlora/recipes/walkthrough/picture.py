@@ -56,9 +56,8 @@ def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]
             axes.plot(
                 epochs, losses, color=colour, linestyle=line, marker=marker, markersize=size, label=label
             )
-    highest = max(
-        pretrain + [loss for walk in walks.values() for each in walk.losses.values() for loss in each]
-    )
+    curves = [pretrain, *(losses for walk in walks.values() for losses in walk.losses.values())]
+    highest = max(map(max, curves))
     axes.set_ylim(0, highest * 1.35)
     for phase, start in starts.items():
         if phase != "pretrain":
@@ -69,7 +68,7 @@ def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean loss of the epoch's batches")
     axes.set_title("Loss", fontsize=11)
-    axes.legend(loc="lower left", fontsize=9, framealpha=1, edgecolor="none")
+    axes.legend(loc="center left", fontsize=9, framealpha=1, edgecolor="none")
     tidy(axes)
 
 

@@ -17,7 +17,7 @@ from fastlora.recipes.walkthrough.walk import TENSORS
 _CLAIMS: Final = {
     "starts_at_zero": "B A is exactly 0 before the first step",
     "base_identical": "every tensor of the base is in the fine-tuned net, bit for bit",
-    "merged_holds": "merged and unloaded, each adapted weight is W + s B A within rounding, the rest the base's",
+    "merged_holds": "merged and unloaded: W + s B A within rounding, and the rest the base's, bit for bit",
     "reloaded_identical": "saved, and loaded into the base: the same outputs, bit for bit",
 }
 
@@ -25,19 +25,30 @@ _CLAIMS: Final = {
 def print_summary(result: WalkResult, console: Console) -> None:
     """Print the figures, the proofs, and where the files lie; one column for each library."""
     console.print()
+    for line in _base(result):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(_figures(result))
+    console.print("What fine-tuning moved: ‖change‖ / ‖tensor before‖", highlight=False)
     console.print(_tensors(result))
     marks = ("✓", "✗") if console.encoding.startswith("utf") else ("ok", "NO")
     for name, walk in result.walks.items():
         for proof, holds in walk.proofs._asdict().items():
             mark, style = (marks[0], "green") if holds else (marks[1], "bold red")
-            console.print(f"{mark} {name}: {_CLAIMS[proof]}", style=style, highlight=False)
+            console.print(f"{mark} {name}: {_CLAIMS[proof]}", style=style, soft_wrap=True, highlight=False)
     for line in _notes(result):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _table(title: str, walks: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _base(result: WalkResult) -> Iterator[str]:
+    yield f"{result.base_parameters:,} parameters in the net, a file of {result.base_bytes / 1000:,.0f} kB"
+    yield (
+        f"Pretraining ended at a loss of {result.pretrain[-1]:.4f}, {result.pretrain_accuracy:.1%} of the "
+        f"test rows right; of the downstream task's, {result.base_accuracy:.1%}"
+    )
+
+
+def _table(walks: Iterable[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in walks:
         table.add_column(name, justify="right")
@@ -46,25 +57,18 @@ def _table(title: str, walks: Iterable[str]) -> Table:
 
 def _figures(result: WalkResult) -> Table:
     """Parameters, losses and sizes."""
-    base, walks = result.base_parameters, list(result.walks.values())
-    table = _table(
-        f"{base:,} parameters in the net; pretraining ended at a loss of {result.pretrain[-1]:.4f}",
-        result.walks,
-    )
+    table = _table(result.walks)
     rows: list[tuple[str, Callable[[Walk], str]]] = [
         ("trained", lambda walk: _share(walk.counts)),
-        ("with the last layer in full", lambda walk: _share(walk.with_full_layer)),
-        ("merged and unloaded", lambda walk: f"{walk.merged_parameters:,}"),
+        ("last layer besides", lambda walk: _share(walk.with_full_layer)),
+        ("merged, unloaded", lambda walk: f"{walk.merged_parameters:,}"),
+        ("adapter file", lambda walk: f"{walk.adapter_bytes / 1000:,.1f} kB"),
         ("loss, same data", lambda walk: _ends(walk.losses["same_data"])),
-        ("loss, downstream task", lambda walk: _ends(walk.losses["downstream"])),
-        (f"right downstream (base: {result.base_accuracy:.1%})", lambda walk: f"{walk.accuracy:.1%}"),
-        (
-            f"adapter's kB (base: {result.base_bytes / 1000:,.0f})",
-            lambda walk: f"{walk.adapter_bytes / 1000:,.1f}",
-        ),
+        ("loss, downstream", lambda walk: _ends(walk.losses["downstream"])),
+        ("right, downstream", lambda walk: f"{walk.accuracy:.1%}"),
     ]
     for name, cell in rows:
-        table.add_row(name, *map(cell, walks))
+        table.add_row(name, *map(cell, result.walks.values()))
     return table
 
 
@@ -78,7 +82,7 @@ def _ends(losses: Sequence[float]) -> str:
 
 def _tensors(result: WalkResult) -> Table:
     """Which tensors moved."""
-    table = _table("What fine-tuning moved: ‖change‖ / ‖tensor before‖", result.walks)
+    table = _table(result.walks)
     for name in result.ours.moved:
         table.add_row(name, *(_moved(walk, name) for walk in result.walks.values()))
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fastlora.recipes.proofs import is_sum
 from fastlora.recipes.training import Examples, Track, fit, untracked
-from fastlora.recipes.walkthrough.libraries import Counts, Library
+from fastlora.recipes.walkthrough.libraries import Library
 from fastlora.recipes.walkthrough.net import ADAPTED, HEAD, SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
 from fastlora.recipes.walkthrough.results import Proofs, Walk
@@ -165,7 +164,7 @@ def _holds_the_base(tensors: Mapping[str, Tensor], base: SumMLP) -> bool:
 def _is_merged(
     merged: nn.Module, tensors: Mapping[str, Tensor], base: SumMLP, scalings: Mapping[str, float]
 ) -> bool:
-    """Whether each adapted weight is W + s B A up to its rounding, and all else is the base's, bit for bit."""
+    """Whether each adapted weight is W + s B A up to its rounding, and the rest the base's, bit for bit."""
     own = dict(base.named_parameters())
     held = dict(merged.named_parameters())
     adapted = {f"{layer}.weight": layer for layer in ADAPTED}
