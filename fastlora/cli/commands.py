@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from fastlora.backend import BackendError, get_backend
+from fastlora.cli.budget import budget
 from fastlora.cli.info_table import print_info
 from fastlora.cli.mlp import mlp
 from fastlora.cli.svd import svd
@@ -142,4 +143,5 @@ def _explain(shape: str, dtype: str, adapter_dtype: str, gpu: str | None) -> Exp
         raise click.ClickException(str(error)) from error
 
 
+fastlora.add_command(budget)
 fastlora.add_command(mlp)

@@ -1,0 +1,122 @@
+"""Models without weights: from a Transformers config, or from a list of linear layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastlora.budget import Budget, training_budget
+from fastlora.config import LoRAConfig, check_rank
+
+_LAYER: Final = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+),(\d+)(?:\*(\d+))?")
+
+
+class BlueprintError(ValueError):
+    """A model that cannot be built from what was said."""
+
+
+class _Batch(NamedTuple):
+    rows: int
+    tokens: int
+
+
+def blueprint_budget(
+    spec: str, config: LoRAConfig, *, batch: int = 1, tokens: int = 2048, dtype: torch.dtype = torch.bfloat16
+) -> Budget:
+    """Count what training a model takes that need not exist here; no weights are made or read.
+
+    Args:
+        spec: Which model. A list of layers, K,N or NAME=K,N or NAME=K,N*COUNT, separated by spaces or
+            semicolons: linear layers without bias, each taken to have an input of its own. Or a Transformers
+            model: a config's JSON file, a folder with one, a model type such as "llama" (its default config),
+            or a name on the Hugging Face hub (its config is fetched). It becomes the causal language model
+            of that config where there is one.
+        config: Which layers, and what update. Layers of a list are called NAME, or linear0, linear1, ...
+        batch: Sequences in a batch.
+        tokens: Tokens in each.
+        dtype: Of the model's weights and activations.
+
+    Raises:
+        BlueprintError: If the spec is no such thing, or the model takes other inputs than token ids.
+        ImportError: If Transformers is needed and not installed.
+        OSError: If the config cannot be read or fetched.
+        TypeError: As `apply_lora`.
+        ValueError: As `apply_lora`; or if a size is below 1.
+    """
+    size = _Batch(check_rank(batch, "batch"), check_rank(tokens, "tokens"))
+    build = _from_layers if "," in spec else _from_transformers
+    make = build(spec, dtype)
+    with FakeTensorMode():
+        model, forward = make(size)
+        return training_budget(model, config, forward)
+
+
+_Forward = Callable[[nn.Module], object]
+_Maker = Callable[[_Batch], tuple[nn.Module, _Forward]]
+
+
+def _from_layers(spec: str, dtype: torch.dtype) -> _Maker:
+    shapes: list[tuple[str, int, int]] = []
+    for place, item in enumerate(re.split(r"[\s;]+", spec.strip())):
+        match = _LAYER.fullmatch(item)
+        sizes = [int(number) for number in match.groups()[1:] if number] if match else []
+        if match is None or 0 in sizes:
+            raise BlueprintError(
+                "model must list layers as K,N or NAME=K,N or NAME=K,N*COUNT, in whole numbers from 1; got "
+                f"{item!r}"
+            )
+        shapes += [(match[1] or f"linear{place}", sizes[0], sizes[1])] * int(match[4] or 1)
+
+    def make(size: _Batch) -> tuple[nn.Module, _Forward]:
+        model = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(K, N, bias=False, dtype=dtype)}) for name, K, N in shapes
+        )
+        inputs = [
+            torch.empty(size.rows, size.tokens, K, dtype=dtype, requires_grad=True) for _, K, _ in shapes
+        ]
+
+        def forward(model: nn.Module) -> list[Tensor]:
+            layers = (layer for entry in model.children() for layer in entry.children())
+            return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+
+        return model, forward
+
+    return make
+
+
+def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            'a Transformers config needs transformers: pip install "fastlora-triton[peers]"'
+        ) from error
+    auto: Any = transformers.AutoConfig
+    is_type = spec in transformers.CONFIG_MAPPING and not Path(spec).exists()
+    try:
+        config = auto.for_model(spec) if is_type else auto.from_pretrained(spec)
+    except ValueError as error:
+        raise BlueprintError(f"model {spec!r} must be a Transformers config: {error}") from error
+    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    kind: Any = transformers.AutoModelForCausalLM if known else transformers.AutoModel
+
+    def make(size: _Batch) -> tuple[nn.Module, _Forward]:
+        model: nn.Module = kind.from_config(config, dtype=dtype)
+
+        def forward(model: nn.Module) -> object:
+            ids = torch.zeros(size.rows, size.tokens, dtype=torch.long)
+            try:
+                return model(input_ids=ids)
+            except TypeError as error:
+                raise BlueprintError(f"model {spec!r} must take token ids: {error}") from error
+
+        config.use_cache = False
+        return model, forward
+
+    return make

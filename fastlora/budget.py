@@ -1,0 +1,134 @@
+"""What training takes, in full and with LoRA: counted on a model, which may have no weights yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.config import LoRAConfig
+from fastlora.model import apply_lora
+
+# Adam's: the running means of the gradient and of its square.
+_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one way of training takes. All but the first are bytes; `total` is what a GPU must hold of them.
+
+    Attributes:
+        trainable: Parameters that are trained.
+        saved: On disk, the tensors that a trained model needs besides the base; a safetensors file has some
+            hundred bytes a tensor more.
+        weights: Every parameter, A and B included.
+        gradients: One for each trainable parameter, in its dtype.
+        optimizer: Adam's two moments of each, in its dtype, as torch.optim.Adam holds them.
+        activations: Saved for backward by one forward pass, without that of the loss.
+    """
+
+    trainable: int
+    saved: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of weights, gradients, optimizer and activations; temporaries and the loss come on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Full fine-tuning against LoRA.
+
+    Attributes:
+        parameters: In the model without LoRA.
+        full: What training all of them takes.
+        lora: What LoRA takes.
+    """
+
+    parameters: int
+    full: Needs
+    lora: Needs
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers by name, the totals included."""
+        ways = {"full": self.full, "lora": self.lora}
+        return {
+            "parameters": self.parameters,
+            **{way: {**asdict(needs), "total": needs.total} for way, needs in ways.items()},
+        }
+
+
+def training_budget(model: nn.Module, config: LoRAConfig, forward: Callable[[nn.Module], object]) -> Budget:
+    """Count what training takes, before and after `apply_lora`, which is done to the model.
+
+    Works on any device; under torch's FakeTensorMode, as `fastlora.blueprint` builds models, no memory is
+    taken and nothing is computed.
+
+    Args:
+        model: One without LoRA; afterwards it has it.
+        config: Which layers, and what update.
+        forward: Runs one training batch through the model and returns the result.
+
+    Raises:
+        TypeError: As `apply_lora`.
+        ValueError: As `apply_lora`.
+    """
+    model.requires_grad_(True).train()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    full = _needs(model, forward)
+    model = apply_lora(model, config)
+    return Budget(parameters, full, _needs(model, forward))
+
+
+def _needs(model: nn.Module, forward: Callable[[nn.Module], object]) -> Needs:
+    every = list(model.parameters())
+    trained = [parameter for parameter in every if parameter.requires_grad]
+    return Needs(
+        trainable=sum(parameter.numel() for parameter in trained),
+        saved=_bytes(trained),
+        weights=_bytes(every),
+        gradients=_bytes(trained),
+        optimizer=_MOMENTS * _bytes(trained),
+        activations=_saved_bytes(model, forward),
+    )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+class _Saved:
+    """A tensor in the hands of the graph; gone with the part of the graph that saved it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _saved_bytes(model: nn.Module, forward: Callable[[nn.Module], object]) -> int:
+    """Bytes that the graph holds when a forward pass is over; each block of memory counts once and whole.
+
+    Storages are told apart by their identity, since those of fake tensors all have the address 0.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    held: WeakSet[_Saved] = WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor.detach())  # with its graph, a result that is saved would keep itself alive
+        held.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        result = forward(model)
+    storages = [saved.tensor.untyped_storage() for saved in held]
+    blocks = {storage._cdata: storage.nbytes() for storage in storages}
+    del result
+    return sum(size for block, size in blocks.items() if block not in own)
