@@ -9,12 +9,14 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastlora.budget import Budget, training_budget
 from fastlora.config import LoRAConfig, check_rank
 
 _LAYER: Final = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+),(\d+)(?:\*(\d+))?")
+
+_UNMASKED: Final = "sdpa_of_whole_rows"
 
 
 class BlueprintError(ValueError):
@@ -43,7 +45,8 @@ def blueprint_budget(
         dtype: Of the model's weights and activations.
 
     Raises:
-        BlueprintError: If the spec is no such thing, or the model takes other inputs than token ids.
+        BlueprintError: If the spec is no such thing, or the model takes other inputs than token ids, or looks
+            into the values of its tensors.
         ImportError: If Transformers is needed and not installed.
         OSError: If the config cannot be read or fetched.
         TypeError: As `apply_lora`.
@@ -52,9 +55,14 @@ def blueprint_budget(
     size = _Batch(check_rank(batch, "batch"), check_rank(tokens, "tokens"))
     build = _from_layers if "," in spec else _from_transformers
     make = build(spec, dtype)
-    with FakeTensorMode():
-        model, forward = make(size)
-        return training_budget(model, config, forward)
+    try:
+        with FakeTensorMode():
+            model, forward = make(size)
+            return training_budget(model, config, forward)
+    except DataDependentOutputException as error:
+        raise BlueprintError(
+            f"model {spec!r} must compute alike whatever the values are; it asks for one: {error}"
+        ) from error
 
 
 _Forward = Callable[[nn.Module], object]
@@ -93,6 +101,7 @@ def _from_layers(spec: str, dtype: torch.dtype) -> _Maker:
 def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
     try:
         import transformers
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
     except ImportError as error:
         raise ImportError(
             'a Transformers config needs transformers: pip install "fastlora-triton[peers]"'
@@ -106,8 +115,12 @@ def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
     known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kind: Any = transformers.AutoModelForCausalLM if known else transformers.AutoModel
 
+    # For whole rows Transformers' sdpa makes no mask; but it looks into a tensor to see that they are whole.
+    transformers.AttentionMaskInterface.register(_UNMASKED, lambda *_, **__: None)
+    transformers.AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+
     def make(size: _Batch) -> tuple[nn.Module, _Forward]:
-        model: nn.Module = kind.from_config(config, dtype=dtype)
+        model: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=_UNMASKED)
 
         def forward(model: nn.Module) -> object:
             ids = torch.zeros(size.rows, size.tokens, dtype=torch.long)

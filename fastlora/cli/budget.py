@@ -68,7 +68,8 @@ def budget(
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     except (ImportError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        # Transformers' messages go on for several lines.
+        raise click.ClickException(str(error).splitlines()[0]) from error
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
