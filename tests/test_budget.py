@@ -159,7 +159,9 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
 
 def test_a_model_that_takes_no_token_ids_is_refused(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1}))
+    path.write_text(
+        json.dumps({"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1})
+    )
     with pytest.raises(BlueprintError, match=r"config.json' must"):
         blueprint_budget(str(path), LoRAConfig())
 
