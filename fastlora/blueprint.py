@@ -85,9 +85,7 @@ def _from_layers(spec: str, dtype: torch.dtype) -> _Maker:
         model = nn.ModuleList(
             nn.ModuleDict({name: nn.Linear(K, N, bias=False, dtype=dtype)}) for name, K, N in shapes
         )
-        inputs = [
-            torch.empty(size.rows, size.tokens, K, dtype=dtype, requires_grad=True) for _, K, _ in shapes
-        ]
+        inputs = [torch.empty(size.rows, size.tokens, K, dtype=dtype) for _, K, _ in shapes]
 
         def forward(model: nn.Module) -> list[Tensor]:
             layers = (layer for entry in model.children() for layer in entry.children())
