@@ -120,6 +120,8 @@ def one_pass(seed):
     return torch.cat(list(loader))
 
 
+# From Python 3.12 on, forking a process with threads warns; torch has some.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_data_loader_workers_repeat_their_draws_and_differ_from_each_other():
     first = one_pass(3)
     assert torch.equal(one_pass(3), first)
