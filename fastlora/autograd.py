@@ -76,8 +76,8 @@ def lora_linear(
 ) -> Tensor:
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
-    Under torch.func's transforms (grad, vmap) it is the same formula in separate operations, which these
-    can go through; else a derivative of a derivative is refused.
+    Under torch.func's transforms (grad, vmap) and in torch.jit.trace it is the same formula in separate
+    operations, which these can go through; else a derivative of a derivative is refused.
 
     Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
 
@@ -114,6 +114,8 @@ def lora_linear(
 
 
 def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, dropout: float) -> Tensor:
+    if torch.jit.is_tracing():  # it takes neither a Python function nor comparisons of shapes
+        return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     check_operands(x, W, b, A, B)
     if torch._C._are_functorch_transforms_active():
         return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)

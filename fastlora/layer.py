@@ -188,7 +188,7 @@ class FusedLoRALinear(nn.Linear):
         if self.enabled and not self.merged and not x.is_nested:
             dropout = self.dropout if self.training else 0.0
             return lora_linear(x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=dropout)
-        if not x.is_nested and not _autocasts(x):
+        if not x.is_nested and not _autocasts(x) and not torch.jit.is_tracing():
             check_operands(x, W, b, self.lora_A, self.lora_B)
         if self.merged or not self.enabled:
             kept = None if self.enabled else self._base_weight
@@ -256,6 +256,13 @@ class FusedLoRALinear(nn.Linear):
         linear = twin_of(self, nn.Linear, without=_OWN_ATTRIBUTES)
         linear.weight = weight
         return linear
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script calls first, on this layer and on every model around it."""
+        raise TypeError(
+            "torch.jit.script cannot compile FusedLoRALinear: its passes run in a Python autograd.Function; use "
+            "torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
+        )
 
     def _base(self) -> Tensor:
         return residual.frozen_weight(self)

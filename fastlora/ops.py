@@ -8,6 +8,8 @@ imported only when a kernel first runs.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -129,6 +131,32 @@ lora_forward = torch.ops.fastlora.lora_forward.default
 lora_backward = torch.ops.fastlora.lora_backward.default
 
 
+def _register_autocast(kind: str) -> None:
+    """Keep autocast out of the passes: its conversions inside would mix dtypes that belong together.
+
+    The forward takes x, W and b in autocast's dtype, as nn.Linear does, for who calls it as it stands (an
+    exported program); the backward takes what the forward saved as it is.
+    """
+
+    def forward(x: Tensor, W: Tensor, b: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        if x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+            x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+        with torch.autocast(kind, enabled=False):
+            return cast("tuple[Tensor, Tensor]", lora_forward(x, W, b, *rest))
+
+    def backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(kind, enabled=False):
+            return cast("tuple[Tensor, Tensor, Tensor]", lora_backward(*operands))
+
+    _library.impl("lora_forward", forward, f"Autocast{kind.upper()}")
+    _library.impl("lora_backward", backward, f"Autocast{kind.upper()}")
+
+
+_register_autocast("cpu")
+_register_autocast("cuda")
+
+
 def forward(
     x: Tensor,
     W: Tensor,
@@ -172,6 +200,15 @@ def _needs_no_operator(x: Tensor, seed: Tensor | None) -> bool:
 
     The pair of operators and their choice of path cost 20 us a layer and step, of 100 that it spends besides
     products at batch 10. But a compiler must see them whole, and a seed cannot be read from the fake tensors
-    that a tracer may pass.
+    that a tracer may pass. A dispatch mode must too: selective checkpointing keeps what operators return, and
+    the reference goes on to add onto that. Under autocast, where a backward pass may run, the operators keep
+    it out.
     """
-    return x.is_cpu and seed is None and get_backend() != "triton" and not torch.compiler.is_compiling()
+    return (
+        x.is_cpu
+        and seed is None
+        and get_backend() != "triton"
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.is_autocast_enabled("cpu")
+    )
