@@ -114,7 +114,7 @@ def lora_linear(
 
 
 def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, dropout: float) -> Tensor:
-    if torch.jit.is_tracing():  # it takes neither a Python function nor comparisons of shapes
+    if torch._C._get_tracing_state():  # it takes neither a Python function nor comparisons of shapes
         return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     check_operands(x, W, b, A, B)
     if torch._C._are_functorch_transforms_active():

@@ -188,7 +188,7 @@ class FusedLoRALinear(nn.Linear):
         if self.enabled and not self.merged and not x.is_nested:
             dropout = self.dropout if self.training else 0.0
             return lora_linear(x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=dropout)
-        if not x.is_nested and not _autocasts(x) and not torch.jit.is_tracing():
+        if not x.is_nested and not _autocasts(x) and not torch._C._get_tracing_state():
             check_operands(x, W, b, self.lora_A, self.lora_B)
         if self.merged or not self.enabled:
             kept = None if self.enabled else self._base_weight
@@ -260,8 +260,8 @@ class FusedLoRALinear(nn.Linear):
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script calls first, on this layer and on every model around it."""
         raise TypeError(
-            "torch.jit.script cannot compile FusedLoRALinear: its passes run in a Python autograd.Function; use "
-            "torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
+            "torch.jit.script cannot compile FusedLoRALinear, whose passes run in a Python function; "
+            "use torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
         )
 
     def _base(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step keeps and writes: the bytes saved for backward, hooks over all of them, checkpointing, inputs."""
+"""What a step keeps and writes: bytes saved for backward, hooks over all of them, checkpointing, inputs."""
 
 import functools
 

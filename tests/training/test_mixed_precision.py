@@ -1,4 +1,4 @@
-"""Autocast, GradScaler and fp32 adapters on a 16-bit base: nn.Linear's dtypes, the error budget, no overflow."""
+"""Autocast, GradScaler, fp32 adapters on a 16-bit base: nn.Linear's dtypes within the error budget."""
 
 import itertools
 
@@ -11,7 +11,6 @@ import fastlora
 from fastlora import FusedLoRALinear, lora_linear, ops
 from fastlora.backend import choose_path
 from fastlora.reference import unfused
-from tests.models import layer_of
 from tests.testing import assert_within_budget, operands, oracle, split_eps
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
 
