@@ -13,6 +13,7 @@ from fastlora.backend import BackendError, get_backend, set_backend
 from fastlora.combine import combine_adapters
 from fastlora.config import LoRAConfig
 from fastlora.explain import Explanation, explain
+from fastlora.flops import flop_formulas
 from fastlora.initialize import initialize
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import lora_layers
@@ -57,6 +58,7 @@ __all__ = [
     "combine_adapters",
     "delete_adapter",
     "explain",
+    "flop_formulas",
     "freeze",
     "from_pretrained",
     "get_backend",

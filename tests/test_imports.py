@@ -16,7 +16,7 @@ ORDER = (
     ("plan", "reference_layers", "lowrank"),
     ("launch",),
     ("ops",),
-    ("autograd",),
+    ("autograd", "flops"),
     ("twin", "linear_kinds", "shelf"),
     ("residual",),
     ("layer",),
