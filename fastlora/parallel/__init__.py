@@ -1,0 +1,5 @@
+"""Training on many GPUs: what torch's DistributedDataParallel, FSDP2 and tensor parallel need besides."""
+
+from fastlora.parallel.unused import check_all_trained
+
+__all__ = ["check_all_trained"]
