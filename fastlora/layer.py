@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import config, reference, residual, shelf
+from fastlora import config, reference, residual, shards, shelf
 from fastlora.autograd import check_operands, lora_linear
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 
@@ -272,7 +272,7 @@ class FusedLoRALinear(nn.Linear):
 
     def _finite_sum(self) -> Tensor:
         total = self._sum()
-        if not total.is_meta and not total.isfinite().all():
+        if not total.is_meta and not shards.all_finite(total):
             raise ValueError(
                 f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
             )

@@ -8,18 +8,21 @@ from torch import nn
 
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
+from fastlora.shards import all_finite, is_spread, reshard
 
 
 def merge_lora(model: nn.Module) -> None:
     """Add every update into its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
 
-    A copy of each W is kept for that. Either all layers are merged or, on an error, none more than before.
+    A copy of each W is kept for that. Where parameters are spread over processes, all of these must call it;
+    each then changes its part. Either all layers are merged or, on an error, none more than before.
 
     Raises:
         ValueError: If there is no LoRA layer, or a weight is shared with another module or would not be
             finite.
     """
     layers = existing_layers(model)
+    reshard(model)
     check_mergeable(model, layers)
     todo = [layer for layer in layers.values() if not layer.merged]
     try:
@@ -37,7 +40,9 @@ def unmerge_lora(model: nn.Module) -> None:
     Raises:
         ValueError: If there is no LoRA layer.
     """
-    for layer in existing_layers(model).values():
+    layers = existing_layers(model)
+    reshard(model)
+    for layer in layers.values():
         layer.unmerge()
 
 
@@ -47,7 +52,7 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> 
     Merging would change a weight that another module uses too; and A and B must be finite.
     """
     for name, layer in layers.items():
-        if not layer.lora_A.is_meta and not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
+        if not layer.lora_A.is_meta and not (all_finite(layer.lora_A) and all_finite(layer.lora_B)):
             raise ValueError(
                 f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
             )
@@ -74,6 +79,6 @@ def check_unshared(
 
 def _memory(parameter: nn.Parameter) -> object:
     """The same for two parameters where writing one changes the other."""
-    if parameter.is_meta or parameter.numel() == 0:
+    if parameter.is_meta or parameter.numel() == 0 or is_spread(parameter):
         return id(parameter)
     return parameter.device, parameter.data_ptr()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each line imports from lines above it only. A new module is given its place here.
 ORDER = (
-    ("version", "config", "backend", "masks", "cost", "gpus"),
+    ("version", "config", "backend", "masks", "cost", "gpus", "shards"),
     ("reference", "seeding"),
     ("plan", "reference_layers", "lowrank"),
     ("launch",),
@@ -28,7 +28,7 @@ ORDER = (
     ("analysis", "combine", "pretrained"),
     ("info", "budget"),
     ("blueprint",),
-    ("integrations", "recipes"),
+    ("integrations", "parallel", "recipes"),
     ("cli",),
     ("__main__",),
 )

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory
 from fastlora.pretrained.errors import AdapterError
+from fastlora.shards import fill, reshard
 from fastlora.shelf import DEFAULT, adapters_of
 from fastlora.targets import listed
 
@@ -46,6 +48,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         ImportError: If safetensors is not installed.
         OSError: If a file cannot be opened.
     """
+    reshard(model)
     layers = fit.layers_with(existing_layers(model), name)
     if not layers:
         raise ValueError(f"name must be an adapter of the model; got {name!r}")
@@ -60,14 +63,15 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
         values = [_values(contents, path, layer, name) for path, layer in layers.items()]
     for own_A, own_B, A, B in values:
-        own_A.zero_()[: len(A)] = A
-        own_B.zero_()[:, : B.shape[1]] = B
+        fill(own_A, F.pad(A, (0, 0, 0, own_A.shape[0] - A.shape[0])))
+        fill(own_B, F.pad(B, (0, own_B.shape[1] - B.shape[1])))
 
 
 def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) -> _Values:
     own_A, own_B, own = adapters_of(layer)[name]
     if path not in contents.layers:
-        return _Values(own_A, own_B, own_A[:0], own_B[:, :0])
+        zeros = (torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (own_A, own_B))
+        return _Values(own_A, own_B, *zeros)
     header = contents.layers[path]
     N, K = layer.weight.shape
     if (header.out_features, header.in_features) != (N, K) or header.options.r > own.r:

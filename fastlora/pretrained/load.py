@@ -19,6 +19,7 @@ from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.paths import modules_by_path
 from fastlora.replace import replace_modules
 from fastlora.saved import mark
+from fastlora.shards import fill, reshard, whole
 from fastlora.shelf import DEFAULT, Adapter, Options, adapters_of, check_name, shelf_of
 
 
@@ -79,6 +80,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
 
 def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     """Read all, then change the model."""
+    reshard(model)
     adapted = dict(lora_layers(model))
     known = bool(adapted) and name in adapter_names(model)
     layers: Mapping[str, nn.Linear]
@@ -99,7 +101,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
         for path, layer in layers.items():
             refill(cast(FusedLoRALinear, layer), name, *updates[path])
         for key, tensor in saved.tensors.items():
-            tensor.copy_(plain[key])
+            fill(tensor, plain[key])
     if not adapted:
         mark(saved.modules)
         freeze(model)
@@ -109,8 +111,8 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
 def refill(layer: FusedLoRALinear, name: str, A: Tensor, B: Tensor, options: Options) -> None:
     """Copy A and B into an adapter of a layer; alpha and rslora are taken over, the rest stays."""
     own_A, own_B, _ = adapters_of(layer)[name]
-    own_A.copy_(A)
-    own_B.copy_(B)
+    fill(own_A, A)
+    fill(own_B, B)
     if layer.adapter == name:
         layer.alpha, layer.rslora = options.alpha, options.rslora
     else:
@@ -132,7 +134,7 @@ def _read_update(
 def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
     """Raise AdapterError where a further adapter brings other values for a module that all adapters share."""
     for key, tensor in saved.tensors.items():
-        if not torch.equal(tensor, plain[key]):
+        if not torch.equal(whole(tensor), plain[key]):
             raise AdapterError(
                 "modules_to_save of a further adapter must be the model's own, as they are trained in place "
                 f"for all adapters; {key!r} differs"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastlora.adapters import active_adapter, adapter_names
@@ -19,14 +20,22 @@ from fastlora.pretrained.paths import modules_by_path, path_in_files
 from fastlora.pretrained.tensors import serialized, write_whole
 from fastlora.residual import adapters_beside_whole
 from fastlora.saved import saved_modules
+from fastlora.shards import is_spread, reshard, whole
 from fastlora.shelf import DEFAULT, Options
 
 
 class _Adapter(NamedTuple):
-    """An adapter as it is written: adapter_config.json, and the tensors by key."""
+    """An adapter as it is written.
+
+    Attributes:
+        config: adapter_config.json.
+        tensors: {key: tensor}, each whole.
+        writes: Whether this process is to write them: the first one where they were spread.
+    """
 
     config: str
     tensors: dict[str, Tensor]
+    writes: bool
 
 
 def save_pretrained(
@@ -44,6 +53,9 @@ def save_pretrained(
     layers are saved like any other. After `initialize`, an update is written as what it is beside the W from
     before, plain LoRA of twice the rank. Modules to save go into each adapter, as PEFT has it. The format has
     one dropout for all layers: where they differ, the largest is written, and a warning says so.
+
+    Where parameters are spread over processes (FSDP2, tensor parallel), all of these must call it: adapters
+    are gathered, and process 0 writes. Where each process has them whole, whoever calls it writes.
 
     Args:
         model: A model with LoRA layers; the wrappers of torch.compile, activation checkpointing and FSDP
@@ -68,6 +80,8 @@ def save_pretrained(
     }
     written = {name: serialized(adapter.tensors, {}) for name, adapter in content.items()}
     for name, adapter in content.items():
+        if not adapter.writes:
+            continue
         folder = Path(directory) if name == DEFAULT else Path(directory) / name
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TENSOR_FILE, written[name])
@@ -88,12 +102,15 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         OSError: If the file cannot be written.
     """
     adapter = _collect(model, active_adapter(model))
-    write_whole(path, serialized(adapter.tensors, {METADATA_KEY: adapter.config}))
+    content = serialized(adapter.tensors, {METADATA_KEY: adapter.config})
+    if adapter.writes:
+        write_whole(path, content)
 
 
 def _collect(
     model: nn.Module, name: str, *, base_model_name_or_path: str | None = None, task_type: str | None = None
 ) -> _Adapter:
+    reshard(model)
     layers = {
         path_in_files(path): adapters[name]
         for path, layer in existing_layers(model).items()
@@ -117,7 +134,10 @@ def _collect(
         task_type=task_type,
         auto_mapping=None if task_type else _class_of(inner),
     )
-    return _Adapter(text, tensors)
+    spread = any(is_spread(tensor) for tensor in tensors.values())
+    # On every process, and in the same order: gathering is a collective.
+    gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+    return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
 
 
 def _config(
