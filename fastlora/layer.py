@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from fastlora import config, reference, residual, shards, shelf
 from fastlora.autograd import check_operands, lora_linear
+from fastlora.split import Split
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 
-_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling")
+_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling", "split")
 _MERGED_FROM = ("weight", "lora_A", "lora_B")
 
 
@@ -46,6 +47,7 @@ class FusedLoRALinear(nn.Linear):
         enabled: Where False, forward applies W alone: after `initialize`, the W from before it.
         adapter: Name of the adapter in use; None where the one in use has no part in this layer.
         start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
+        split: How the layer is divided among processes; None where it is whole.
 
     Raises:
         TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
@@ -62,6 +64,7 @@ class FusedLoRALinear(nn.Linear):
     start_A: Tensor | None
     start_B: Tensor | None
     start_scaling: float = 0.0
+    split: Split | None = None
     _base_weight: Tensor | None
 
     def __init__(
@@ -178,6 +181,10 @@ class FusedLoRALinear(nn.Linear):
         """
         W: Tensor = self.weight
         b: Tensor | None = self.bias
+        A: Tensor = self.lora_A
+        B: Tensor = self.lora_B
+        if self.split is not None:
+            W, b, A, B = self.split.local(W, b, A, B)
         if W.requires_grad or (b is not None and b.requires_grad):
             warnings.warn(
                 "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
@@ -187,9 +194,9 @@ class FusedLoRALinear(nn.Linear):
             W, b = W.detach(), None if b is None else b.detach()
         if self.enabled and not self.merged and not x.is_nested:
             dropout = self.dropout if self.training else 0.0
-            return lora_linear(x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=dropout)
+            return lora_linear(x, W, b, A, B, self.scaling, dropout=dropout)
         if not x.is_nested and not _autocasts(x) and not torch._C._get_tracing_state():
-            check_operands(x, W, b, self.lora_A, self.lora_B)
+            check_operands(x, W, b, A, B)
         if self.merged or not self.enabled:
             kept = None if self.enabled else self._base_weight
             W = W if kept is None else kept
@@ -197,7 +204,7 @@ class FusedLoRALinear(nn.Linear):
                 return F.linear(x, W, b)
             return reference.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
         return reference.unfused(
-            x, W, b, self.lora_A, self.lora_B, self.scaling, dropout=self.dropout, training=self.training
+            x, W, b, A, B, self.scaling, dropout=self.dropout, training=self.training
         )
 
     @torch.no_grad()

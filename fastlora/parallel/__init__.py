@@ -1,5 +1,6 @@
 """Training on many GPUs: what torch's DistributedDataParallel, FSDP2 and tensor parallel need besides."""
 
+from fastlora.parallel.tensor import ColwiseParallel, RowwiseParallel
 from fastlora.parallel.unused import check_all_trained
 
-__all__ = ["check_all_trained"]
+__all__ = ["ColwiseParallel", "RowwiseParallel", "check_all_trained"]

@@ -74,11 +74,12 @@ class Processes:
             rank.start()
         for rank in ranks:
             rank.join()
-        return {name: self._faults(folder / name) for name in self.bodies}
+        ends = [f"not reached; the process ended with {rank.exitcode}" for rank in ranks]
+        return {name: self._faults(folder / name, ends) for name in self.bodies}
 
-    def _faults(self, folder: Path) -> list[str]:
+    def _faults(self, folder: Path, ends: list[str]) -> list[str]:
         reports = [folder / f"rank{rank}.txt" for rank in range(self.world_size)]
-        texts = [path.read_text() if path.exists() else "not reached" for path in reports]
+        texts = [path.read_text() if path.exists() else ends[rank] for rank, path in enumerate(reports)]
         return [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
 
 

@@ -1,0 +1,79 @@
+"""The formula of one layer divided among processes, so that nothing larger than a plain layer's is sent.
+
+Columns: each process has some rows of W, b and B, all of A, and computes these columns of y.
+
+    y_k = x W_kᵀ + s (x Aᵀ) B_kᵀ + b_k        nothing is sent
+    dA  = Σ_k q_kᵀ x                          [r, K] is summed
+    dx  = Σ_k (dy_k W_k + q_k A)              [M, K] is summed, as a plain layer's
+
+Rows: each process has some columns of x, W and A, all of B.
+
+    y   = Σ_k (x_k W_kᵀ + s (x_k A_kᵀ) B_kᵀ) + b    [M, N] is summed, as a plain layer's
+    dB  = Σ_k s dyᵀ p_k                             [N, r] is summed
+
+The product with B is linear, so the part that each process has of p goes through its own epilogue and is summed
+with y: p itself need not be, and the forward pass stays one launch. b is added by one process alone.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, distributed
+
+
+class Operands(NamedTuple):
+    """What this process computes with."""
+
+    W: Tensor
+    b: Tensor | None
+    A: Tensor
+    B: Tensor
+
+
+class Split(Enum):
+    """How a layer is divided: by columns of y, or by rows of Wᵀ (columns of x)."""
+
+    COLUMNS = "columns"
+    ROWS = "rows"
+
+    def local(self, W: Any, b: Any, A: Any, B: Any) -> Operands:
+        """This process's parts of a layer's DTensors, differentiable in A and B.
+
+        Args:
+            W: [N, K], divided over the processes of its one-dimensional mesh.
+            b: [N] or None; divided by columns, else whole.
+            A: [r, K]; divided by rows, else whole.
+            B: [N, r]; divided by columns, else whole.
+        """
+        mesh = W.device_mesh
+        group = mesh.get_group()
+        if self is Split.COLUMNS:
+            own_b = None if b is None else b.to_local()
+            return Operands(W.to_local(), own_b, _summed_gradient(A, group), B.to_local())
+        own_b = b.to_local() if b is not None and mesh.get_local_rank() == 0 else None
+        return Operands(W.to_local(), own_b, A.to_local(), _summed_gradient(B, group))
+
+
+def _summed_gradient(factor: Any, group: distributed.ProcessGroup) -> Tensor:
+    """A factor that each process has whole, whose gradient is the sum of theirs."""
+    return cast(Tensor, _SummedGradient.apply(factor.to_local(), group))  # type: ignore[no-untyped-call]
+
+
+class _SummedGradient(torch.autograd.Function):
+    """The identity; its gradient is summed over a group of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, factor: Tensor, group: distributed.ProcessGroup) -> Tensor:
+        """The factor itself."""
+        ctx.group = group
+        return factor.view_as(factor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The sum, in memory of its own: gradients are not written to."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=ctx.group)
+        return total, None
