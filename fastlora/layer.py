@@ -203,9 +203,7 @@ class FusedLoRALinear(nn.Linear):
             if self.enabled or self.start_A is None or self.start_B is None:
                 return F.linear(x, W, b)
             return reference.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
-        return reference.unfused(
-            x, W, b, A, B, self.scaling, dropout=self.dropout, training=self.training
-        )
+        return reference.unfused(x, W, b, A, B, self.scaling, dropout=self.dropout, training=self.training)
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:

@@ -27,7 +27,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity, in any process's part; a collective where it is spread.
+    """Whether no part of a tensor holds NaN or infinity; a collective where it is spread.
 
     Counted and added up, as each process would answer `isfinite().all()` for its own part alone.
     """

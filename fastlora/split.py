@@ -11,8 +11,8 @@ Rows: each process has some columns of x, W and A, all of B.
     y   = Σ_k (x_k W_kᵀ + s (x_k A_kᵀ) B_kᵀ) + b    [M, N] is summed, as a plain layer's
     dB  = Σ_k s dyᵀ p_k                             [N, r] is summed
 
-The product with B is linear, so the part that each process has of p goes through its own epilogue and is summed
-with y: p itself need not be, and the forward pass stays one launch. b is added by one process alone.
+The product with B is linear, so the part that each process has of p goes through its own epilogue and is
+summed with y: p itself need not be, and the forward pass stays one launch. b is added by one process alone.
 """
 
 from __future__ import annotations

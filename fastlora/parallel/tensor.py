@@ -94,13 +94,10 @@ def _divide(
                 layer.register_parameter(slot, nn.Parameter(value, requires_grad=parameter.requires_grad))
         layer.split = split
 
-    return distribute_module(
-        layer,
-        mesh,
-        partition,
-        partial(_own_input, split, style.input_layouts),
-        partial(_laid_out, split, style.output_layouts, style.use_local_output),
-    )
+    # Any: what these return takes the place of x and y, but torch declares them to return None.
+    own_input: Any = partial(_own_input, split, style.input_layouts)
+    laid_out: Any = partial(_laid_out, split, style.output_layouts, style.use_local_output)
+    return distribute_module(layer, mesh, partition, own_input, laid_out)
 
 
 def _own_input(

@@ -5,8 +5,8 @@
     @processes.test
     def test_something(folder): ...
 
-Each body runs on every rank, with a process group and a folder that the ranks share; it passes where it passes
-on all of them. A rank that fails ends its process, so that the others do not wait for it.
+Each body runs on every rank, with a process group and a folder that the ranks share; it passes where it
+passes on all of them. A rank that fails ends its process, so that the others do not wait for it.
 """
 
 from __future__ import annotations

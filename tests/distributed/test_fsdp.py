@@ -153,9 +153,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder):
     optimizer = optimizer_of(model)
     state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
     checkpoint.load(state, checkpoint_id=folder / "checkpoint")
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     rest = train(model, parts(batches()[1:]), optimizer)
     losses = averaged(torch.cat([first, rest]))
     assert len(losses) == STEPS

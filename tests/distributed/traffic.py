@@ -6,7 +6,6 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
 _LOCAL = ("wait_tensor", "_wrap_tensor")
 
 
