@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-TESTED = {"trainer.py", "peft_one_line.py"}
+TESTED = {"trainer.py", "peft_one_line.py", "ddp_digits.py", "fsdp_llama.py"}
 
 
 def run(*command, cwd):
