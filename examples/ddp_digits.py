@@ -1,11 +1,15 @@
 """Fine-tune the digits' net on many GPUs or processes, each with the whole model: DistributedDataParallel.
 
     pip install "fastlora-triton[demo]"
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     torchrun --standalone --nproc_per_node 2 --max-restarts 3 examples/ddp_digits.py --out ddp-run
 
-It runs as it stands: on GPUs with nccl, else on the CPU with gloo. Every few steps process 0 writes a checkpoint.
-Started again with the same --out, by you or by torchrun after a worker died, it goes on from there, and ends with
-the losses of a run that nothing happened to.
+It runs as it stands: on GPUs with nccl, else on the CPU with gloo. Every few steps process 0 writes a
+checkpoint. Started again with the same --out, by you or by torchrun after a worker died, it goes on from there,
+and ends with the losses of a run that nothing happened to.
+
+The variable has torchrun start a new store for every attempt. Without it (torch 2.13) restarted workers may
+meet the addresses of dead ones in the old store, and fail to connect.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
 """Fine-tune a Llama on many GPUs or processes, each with a part of the model: FSDP2.
 
     pip install fastlora-triton transformers
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     torchrun --standalone --nproc_per_node 2 --max-restarts 3 examples/fsdp_llama.py --out fsdp-run
 
 It runs as it stands, offline: on GPUs with nccl, else on the CPU with gloo. The model is a Llama with small random
 weights, frozen in bf16 and with fp32 updates; the data are sequences in which each token is the one before, plus
 one. Every few steps all processes write a checkpoint of their parts. Started again with the same --out, by you or
 by torchrun after a worker died, also with another number of processes, it goes on from there.
+
+The variable has torchrun start a new store for every attempt. Without it (torch 2.13) restarted workers may meet the
+addresses of dead ones in the old store, and fail to connect.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ def build(device: torch.device) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, losses: torch.Tensor, out: Path, step: int) -> None:
+def save(
+    model: nn.Module, optimizer: torch.optim.Optimizer, losses: torch.Tensor, out: Path, step: int
+) -> None:
     """Write everybody's parts, then the step's number: a worker may die at any moment."""
     weights, moments = get_state_dict(model, optimizer, options=TRAINED)
     state = {"model": weights, "optimizer": moments, "losses": losses}
@@ -74,7 +80,10 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, losses: torch.Ten
     state = {"model": weights, "optimizer": moments, "losses": losses}
     checkpoint.load(state, checkpoint_id=out / f"step-{step}")
     set_state_dict(
-        model, optimizer, model_state_dict=weights, optim_state_dict=moments,
+        model,
+        optimizer,
+        model_state_dict=weights,
+        optim_state_dict=moments,
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
     )
     print(f"process {distributed.get_rank()} goes on at step {step}", flush=True)

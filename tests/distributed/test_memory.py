@@ -21,8 +21,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 @pytest.fixture(scope="module")
 def llama():
     """The 8B in bf16 with fp32 updates of rank 16 on all linear layers, on "meta"."""
-    from bench.nets.llama import SIZES
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bench.nets.llama import SIZES
 
     size = SIZES["8B"]
     with torch.device("meta"):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +18,13 @@ EVERY = 10
 
 def launch(example, out, steps, log):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
     arguments = ["--steps", str(steps), "--every", str(EVERY), "--out", str(out)]
     return subprocess.Popen(
@@ -32,7 +37,9 @@ def launch(example, out, steps, log):
 
 def workers(launcher):
     """Process ids of the examples that a torchrun started."""
-    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+    return [
+        int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found by Linux's /proc")
@@ -45,7 +52,9 @@ def test_a_run_whose_worker_dies_ends_with_the_losses_of_an_undisturbed_one(
 ):
     logs = {name: tmp_path / f"{name}.txt" for name in ("undisturbed", "killed")}
     with logs["undisturbed"].open("w") as log:
-        assert launch(example, tmp_path / "undisturbed", steps, log).wait() == 0, logs["undisturbed"].read_text()
+        assert launch(example, tmp_path / "undisturbed", steps, log).wait() == 0, logs[
+            "undisturbed"
+        ].read_text()
     with logs["killed"].open("w") as log:
         launcher = launch(example, tmp_path / "killed", steps, log)
         while launcher.poll() is None and not (tmp_path / "killed" / checkpoint).exists():
