@@ -5,8 +5,8 @@
     torchrun --standalone --nproc_per_node 2 --max-restarts 3 examples/ddp_digits.py --out ddp-run
 
 It runs as it stands: on GPUs with nccl, else on the CPU with gloo. Every few steps process 0 writes a
-checkpoint. Started again with the same --out, by you or by torchrun after a worker died, it goes on from there,
-and ends with the losses of a run that nothing happened to.
+checkpoint. Started again with the same --out, by you or by torchrun after a worker died, it goes on from
+there, and ends with the losses of a run that nothing happened to.
 
 The variable has torchrun start a new store for every attempt. Without it (torch 2.13) restarted workers may
 meet the addresses of dead ones in the old store, and fail to connect.
@@ -56,6 +56,7 @@ def main() -> None:
     device = start()
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
 
+    torch.manual_seed(0)  # of A
     model = fastlora.apply_lora(DigitsMLP(seed=0), fastlora.LoRAConfig(r=4, alpha=8)).to(device)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)

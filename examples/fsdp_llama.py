@@ -4,13 +4,13 @@
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     torchrun --standalone --nproc_per_node 2 --max-restarts 3 examples/fsdp_llama.py --out fsdp-run
 
-It runs as it stands, offline: on GPUs with nccl, else on the CPU with gloo. The model is a Llama with small random
-weights, frozen in bf16 and with fp32 updates; the data are sequences in which each token is the one before, plus
-one. Every few steps all processes write a checkpoint of their parts. Started again with the same --out, by you or
-by torchrun after a worker died, also with another number of processes, it goes on from there.
+It runs as it stands, offline: on GPUs with nccl, else on the CPU with gloo. The model is a Llama with small
+random weights, frozen in bf16 and with fp32 updates; the data are sequences in which each token is the one
+before, plus one. Every few steps all processes write a checkpoint of their parts. Started again with the same
+--out, by you or by torchrun after a worker died, also with another number of processes, it goes on from there.
 
-The variable has torchrun start a new store for every attempt. Without it (torch 2.13) restarted workers may meet the
-addresses of dead ones in the old store, and fail to connect.
+The variable has torchrun start a new store for every attempt. Without it (torch 2.13) restarted workers may
+meet the addresses of dead ones in the old store, and fail to connect.
 """
 
 from __future__ import annotations

@@ -52,9 +52,8 @@ def test_a_run_whose_worker_dies_ends_with_the_losses_of_an_undisturbed_one(
 ):
     logs = {name: tmp_path / f"{name}.txt" for name in ("undisturbed", "killed")}
     with logs["undisturbed"].open("w") as log:
-        assert launch(example, tmp_path / "undisturbed", steps, log).wait() == 0, logs[
-            "undisturbed"
-        ].read_text()
+        launcher = launch(example, tmp_path / "undisturbed", steps, log)
+        assert launcher.wait() == 0, logs["undisturbed"].read_text()
     with logs["killed"].open("w") as log:
         launcher = launch(example, tmp_path / "killed", steps, log)
         while launcher.poll() is None and not (tmp_path / "killed" / checkpoint).exists():
