@@ -7,7 +7,7 @@
 It runs as it stands, offline: on GPUs with nccl, else on the CPU with gloo. The model is a Llama with small
 random weights, frozen in bf16 and with fp32 updates; the data are sequences in which each token is the one
 before, plus one. Every few steps all processes write a checkpoint of their parts. Started again with the same
---out, by you or by torchrun after a worker died, also with another number of processes, it goes on from there.
+--out, by you or by torchrun after a worker died, it goes on from there, also with more or fewer processes.
 
 The variable has torchrun start a new store for every attempt. Without it (torch 2.13) restarted workers may
 meet the addresses of dead ones in the old store, and fail to connect.

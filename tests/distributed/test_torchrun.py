@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]
-EVERY = 10
+EVERY = 5
 
 
 def launch(example, out, steps, log):
@@ -37,15 +37,14 @@ def launch(example, out, steps, log):
 
 def workers(launcher):
     """Process ids of the examples that a torchrun started."""
-    return [
-        int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    ]
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found by Linux's /proc")
 @pytest.mark.parametrize(
     ("example", "checkpoint", "steps"),
-    [("ddp_digits.py", "checkpoint.pt", 60), ("fsdp_llama.py", "latest", 40)],
+    [("ddp_digits.py", "checkpoint.pt", 40), ("fsdp_llama.py", "latest", 30)],
 )
 def test_a_run_whose_worker_dies_ends_with_the_losses_of_an_undisturbed_one(
     tmp_path, example, checkpoint, steps
