@@ -16,7 +16,7 @@ from fastlora.merging import check_mergeable
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import find_modules_to_save, mark, saved_modules, unmark
-from fastlora.shards import check_whole
+from fastlora.shards import check_not_spread
 from fastlora.shelf import DEFAULT, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
 from fastlora.twin import check_own_forward
@@ -125,7 +125,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         check_whole(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
-        check_whole(layer.weight, f"weight of layer {name!r}")
+        check_not_spread(layer.weight, f"weight of layer {name!r}")
     plain: dict[FusedLoRALinear, nn.Linear] = {}
     for layer in layers.values():
         layer.unmerge()

@@ -62,7 +62,7 @@ def reshard(model: nn.Module) -> None:
             part.reshard()
 
 
-def check_whole(tensor: Tensor, what: str) -> None:
+def check_not_spread(tensor: Tensor, what: str) -> None:
     """Raise TypeError if the tensor is spread, calling it `what`."""
     if is_spread(tensor):
         raise TypeError(

@@ -20,7 +20,7 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor import parallel as torch_parallel
 
 from fastlora.layer import FusedLoRALinear
-from fastlora.shards import check_whole
+from fastlora.shards import check_not_spread
 from fastlora.split import Split
 
 
@@ -75,7 +75,7 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
         raise ValueError(f"{features} must be a multiple of the {mesh.size()} processes; got {size}")
     if layer.merged:
         raise ValueError("layer must be unmerged to be divided (unmerge_lora)")
-    check_whole(layer.weight, "weight")
+    check_not_spread(layer.weight, "weight")
 
 
 def _divide(
