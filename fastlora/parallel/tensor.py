@@ -34,7 +34,8 @@ class ColwiseParallel(torch_parallel.ColwiseParallel):
         dimension) and `use_local_output`.
 
     Raises:
-        ValueError: When applied: if out_features cannot be divided evenly, or the layer is merged.
+        ValueError: When applied: if out_features cannot be divided evenly, or the layer is merged or was
+            initialized from W.
         TypeError: When applied: if the layer's weight is spread over processes already.
     """
 
@@ -57,7 +58,8 @@ class RowwiseParallel(torch_parallel.RowwiseParallel):
         whole) and `use_local_output`.
 
     Raises:
-        ValueError: When applied: if in_features cannot be divided evenly, or the layer is merged.
+        ValueError: When applied: if in_features cannot be divided evenly, or the layer is merged or was
+            initialized from W.
         TypeError: When applied: if the layer's weight is spread over processes already.
     """
 
@@ -75,6 +77,8 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
         raise ValueError(f"{features} must be a multiple of the {mesh.size()} processes; got {size}")
     if layer.merged:
         raise ValueError("layer must be unmerged to be divided (unmerge_lora)")
+    if layer.start_A is not None:
+        raise ValueError("layer must have the W from before `initialize` to be divided; load it anew")
     check_not_spread(layer.weight, "weight")
 
 

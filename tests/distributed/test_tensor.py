@@ -232,6 +232,11 @@ def test_what_cannot_be_divided_is_refused(folder):
         parallelize_module(odd, everyone(), ColwiseParallel())
     with pytest.raises(ValueError, match="in_features must be a multiple of the 2 processes; got 5"):
         parallelize_module(odd, everyone(), RowwiseParallel())
+    started = nn.Sequential(FusedLoRALinear(4, 4, r=2)).to(device())
+    fastlora.initialize(started, "pissa")
+    for style in (ColwiseParallel(), RowwiseParallel()):
+        with pytest.raises(ValueError, match="must have the W from before `initialize` to be divided"):
+            parallelize_module(started[0], everyone(), style)
     merged = FusedLoRALinear(4, 4).to(device())
     merged.merge()
     with pytest.raises(ValueError, match="unmerge"):
