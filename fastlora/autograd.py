@@ -68,7 +68,10 @@ _gradients_once = once_differentiable(_gradients)
 
 def _rows(x: Tensor) -> Tensor:
     """[..., K] -> [M, K]; one dimension is one row."""
-    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    dims = x.dim()
+    if dims == 2:
+        return x
+    return x.flatten(0, -2) if dims > 2 else x.unsqueeze(0)
 
 
 def lora_linear(
@@ -103,17 +106,13 @@ def lora_linear(
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
-    kind = x.device.type
-    autocasts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if autocasts and x.is_floating_point() and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
-        with torch.autocast(kind, enabled=False):
-            return _apply(x, W, b, A, B, s, dropout)
-    return _apply(x, W, b, A, B, s, dropout)
-
-
-def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, dropout: float) -> Tensor:
+    if torch._C._is_any_autocast_enabled() and x.is_floating_point() and x.dtype != torch.float64:
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+            with torch.autocast(kind, enabled=False):
+                return lora_linear(x, W, b, A, B, s, dropout=dropout)
     if torch._C._get_tracing_state():  # it takes neither a Python function nor comparisons of shapes
         return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     check_operands(x, W, b, A, B)
@@ -121,7 +120,8 @@ def _apply(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: floa
         return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
-    return cast(Tensor, LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed))  # type: ignore[no-untyped-call]
+    y: Tensor = LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed)  # type: ignore[no-untyped-call]
+    return y
 
 
 def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None:

@@ -179,10 +179,11 @@ class FusedLoRALinear(nn.Linear):
             TypeError: If x is not in the weight's dtype.
             ValueError: If x's last dimension or device is wrong.
         """
-        W: Tensor = self.weight
-        b: Tensor | None = self.bias
-        A: Tensor = self.lora_A
-        B: Tensor = self.lora_B
+        own: dict[str, Any] = self._parameters  # not through __getattr__, which takes 0.6 us for each
+        try:
+            W, b, A, B = own["weight"], own["bias"], own["lora_A"], own["lora_B"]
+        except KeyError:  # parametrized, pruned, or a view of a flat parameter
+            W, b, A, B = self.weight, self.bias, self.lora_A, self.lora_B
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
         if W.requires_grad or (b is not None and b.requires_grad):

@@ -28,6 +28,7 @@ _CHUNK_ROWS = 512
 # rows and W of 768 x 768 to 4096 x 1024, fp32, one thread on an Intel Xeon; less for smaller W.
 _FEW_ROWS = range(8, 49)
 _LARGE = 2**19
+_ACCUMULATED = (torch.float32, torch.float64)
 _MKL = torch.backends.mkl.is_available()
 
 
@@ -64,12 +65,16 @@ def forward(
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64).
     """
-    threshold, kept_scale = dropout_constants(dropout)
-    x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale) if threshold else x
+    x_d = x
+    if dropout > 0:
+        threshold, kept_scale = dropout_constants(dropout)
+        x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale)
     p = _shrink(x_d, A.t())
-    update = _as(p, x.dtype), _as(B.t(), x.dtype)
-    y = _scaled_product(*update, s) if b is None else torch.addmm(b, *update, alpha=s)
-    return _add_base(y, x, W), p
+    p_x, B_x = (p, B) if p.dtype == B.dtype == x.dtype else (p.to(x.dtype), B.to(x.dtype))
+    y = _scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
+    if W.numel() >= _LARGE and _is_faster_transposed(x):
+        return y.add_(torch.mm(W, x.t()).t()), p
+    return y.addmm_(x, W.t()), p
 
 
 def backward(
@@ -106,32 +111,26 @@ def backward(
     Returns:
         (dx [M, K] in x's dtype, dA [r, K] in A's dtype, dB [N, r] in B's dtype), None where not needed.
     """
-    dx = dA = dB = None
-    threshold, kept_scale = dropout_constants(dropout)
-    mask = draw_mask(x, threshold, seed) if threshold and (need_dx or need_dA) else None
+    dx = dA = dB = mask = None
+    if dropout > 0 and (need_dx or need_dA):
+        threshold, kept_scale = dropout_constants(dropout)
+        mask = draw_mask(x, threshold, seed)
     if need_dB:
-        dB = _gram(dy, p, x.dtype, B.dtype, s)
+        dB = _gram(dy, p, B.dtype, s)
     if need_dx or need_dA:
         q = _shrink(dy, B, s)
     if need_dA:
-        x_d = x if mask is None else torch.mul(x, mask).mul_(kept_scale)
-        dA = _gram(q, x_d, x.dtype, A.dtype)
+        dA = _gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
     if need_dx:
-        update = torch.mm(_as(q, x.dtype), _as(A, x.dtype))
-        dx = (update if mask is None else update.mul_(mask).mul_(kept_scale)).addmm_(dy, W)
+        dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else torch.mm(q.to(x.dtype), A.to(x.dtype))
+        if mask is not None:
+            dx.mul_(mask).mul_(kept_scale)
+        dx.addmm_(dy, W)
     return dx, dA, dB
 
 
-def _add_base(y: Tensor, x: Tensor, W: Tensor) -> Tensor:
-    """y + x Wᵀ, in y's memory."""
-    if x.shape[0] in _FEW_ROWS and W.numel() >= _LARGE and x.dtype == torch.float32 and x.is_cpu and _MKL:
-        return y.add_(torch.mm(W, x.t()).t())
-    return y.addmm_(x, W.t())
-
-
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, which costs as much as a small product where there is nothing to convert."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+def _is_faster_transposed(x: Tensor) -> bool:
+    return x.shape[0] in _FEW_ROWS and x.dtype == torch.float32 and x.is_cpu and _MKL
 
 
 def _scaled_product(left: Tensor, right: Tensor, s: float) -> Tensor:
@@ -143,19 +142,28 @@ def _scaled_product(left: Tensor, right: Tensor, s: float) -> Tensor:
 
 def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     """s times [M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
+    if rows.dtype == S.dtype:
+        product = _scaled_product(rows, S, s)
+        return product if rows.dtype in _ACCUMULATED else product.to(torch.float32)
     accumulate = accumulation_dtype(rows.dtype)
     if not _is_wider(S.dtype, rows.dtype):
-        return _as(_scaled_product(rows, _as(S, rows.dtype), s), accumulate)
+        return _scaled_product(rows, S.to(rows.dtype), s).to(accumulate)
     product = rows.new_empty(rows.shape[0], S.shape[1], dtype=accumulate)
     for chunk, out in zip(rows.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
         torch.addmm(out, chunk.to(accumulate), S.to(accumulate), beta=0, alpha=s, out=out)
     return product
 
 
-def _gram(left: Tensor, right: Tensor, rows: torch.dtype, adapter: torch.dtype, s: float = 1.0) -> Tensor:
-    """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype; `rows` is the dtype of x and dy."""
+def _gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:
+    """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype.
+
+    One of the two is x or dy, the other p or q, which may be wider.
+    """
+    if left.dtype == right.dtype == adapter:
+        return _scaled_product(left.t(), right, s)
+    rows = left.dtype if left.dtype.itemsize < right.dtype.itemsize else right.dtype
     if not _is_wider(adapter, rows):
-        return _as(_scaled_product(_as(left, rows).t(), _as(right, rows), s), adapter)
+        return _scaled_product(left.to(rows).t(), right.to(rows), s).to(adapter)
     accumulate = accumulation_dtype(rows)
     total = left.new_zeros(left.shape[1], right.shape[1], dtype=accumulate)
     for above, below in zip(left.split(_CHUNK_ROWS), right.split(_CHUNK_ROWS), strict=True):
