@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 
 from fastlora import FusedLoRALinear, LoRAParametrization, ReferenceLoRALinear
 from tests.models import layer_of, with_update
@@ -76,6 +77,21 @@ def test_gradcheck_passes_through_the_layer_in_fp64():
 
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(forward, (x, layer.lora_A, layer.lora_B))
+
+
+@pytest.mark.parametrize("name", ["weight", "lora_A", "lora_B"])
+@pytest.mark.parametrize("way", ["parametrize", "prune"])
+def test_parameters_that_torchs_utilities_replace_are_applied_as_replaced(way, name):
+    layer, x = trained(), torch.randn(4, 5)
+    if way == "parametrize":
+        parametrize.register_parametrization(layer, name, nn.Tanh())
+    else:
+        prune.l1_unstructured(layer, name, amount=0.5)
+        assert getattr(layer, name).eq(0).any()
+    update = layer.scaling * layer.lora_B @ layer.lora_A
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight + update, layer.bias))
+    layer(x).square().sum().backward()
+    assert all(p.grad.any() for p in layer.parameters() if p.requires_grad)
 
 
 def test_a_second_backward_adds_the_same_gradient_again():
