@@ -66,6 +66,7 @@ def title(row: Row) -> str:
     parts = [f"{row.level} {subject(row)}".strip(), ", adapters ".join(dtypes)]
     parts += [f"dropout {row.dropout:g}"] if row.dropout else []
     parts += ["bias"] if row.bias else []
+    parts += [row.optimizer] if row.optimizer else []
     return ", ".join([*filter(None, parts), row.mode])
 
 

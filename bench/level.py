@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from bench.environment import environment
+from bench.nets.trainer import ADAMS
 from bench.results import Results
 from bench.table import print_tables
 
@@ -60,6 +61,18 @@ def add_device(
         default=list(chosen),
         metavar="METHOD",
         help=f"which of {', '.join(methods)} (default: {' '.join(chosen)})",
+    )
+
+
+def add_adam(parser: argparse.ArgumentParser, chosen: Sequence[str]) -> None:
+    """The option of the levels that take whole steps: how Adam is computed."""
+    parser.add_argument(
+        "--adam",
+        nargs="+",
+        choices=ADAMS,
+        default=list(chosen),
+        metavar="WAY",
+        help=f"ways in which torch computes Adam's step, of {', '.join(ADAMS)} (default: {' '.join(chosen)})",
     )
 
 

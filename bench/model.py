@@ -15,7 +15,7 @@ import torch
 from bench.bars import draw_bars
 from bench.ceilings import measure_ceilings
 from bench.effort import effort_on
-from bench.level import add_device, finish, fresh_results, level_parser, positive, prepare_torch
+from bench.level import add_adam, add_device, finish, fresh_results, level_parser, positive, prepare_torch
 from bench.nets import TUNERS, Update
 from bench.nets.llama import SIZES, Text, llama_task
 from bench.nets.measure import measure_task, present
@@ -35,6 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; what a device can do sets what is not given."""
     parser = level_parser(LEVEL, __doc__.splitlines()[0], ROUNDS)
     add_device(parser, list(TUNERS), ("full", "peft", "fastlora"))
+    add_adam(parser, ("fused",))
     parser.add_argument(
         "--sizes", nargs="+", choices=SIZES, help="(default: 10M on a CPU, 1B and 8B on a GPU)"
     )
@@ -71,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 task = llama_task(size, text, update, device, dtype)
                 checked = llama_task(size, text, update, device, dtype, layers=CHECKED_LAYERS)
                 tuners, results.absent = present(options.methods, task)
-                found = measure_task(LEVEL, task, checked, mode, tuners, ceilings, effort)
-                results.checks += found.checks
-                results.rows += found.rows
-                results.problems += found.problems
+                for adam in options.adam:
+                    found = measure_task(LEVEL, task, checked, mode, adam, tuners, ceilings, effort)
+                    results.checks += found.checks
+                    results.rows += found.rows
+                    results.problems += found.problems
             if options.json is not None:
                 results.write(options.json)
     return finish(results, options, draw_bars)

@@ -7,7 +7,7 @@
      profiles: [{method, phase, CASE, launches, kernels}],
      rows: [{level, method, phase, CASE, mode,
              median_us, q25_us, q75_us, peak_bytes, launches, floor_us, samples_us,
-             saved_bytes, flops, moved_bytes, model}]}
+             saved_bytes, flops, moved_bytes, model, optimizer}]}
 
     CASE: dtype, adapter_dtype, shape: {M, K, N, r}, dropout, bias
 
@@ -19,8 +19,8 @@ there. A correctness step whose `passed` is null did not run; its summary says w
 
 What a level does not measure is null: `floor_us` where there is no floor; `saved_bytes`, which the forward
 pass keeps for backward; `flops` and `moved_bytes`, which the floor is made of; `model`, the name of a whole
-net, whose `shape` then has sizes of its own. `ceilings` are of one dtype, that of most rows; `other_ceilings`
-of those that other rows have.
+net, whose `shape` then has sizes of its own; `optimizer`, which its step ends with. `ceilings` are of one
+dtype, that of most rows; `other_ceilings` of those that other rows have.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Row:
     flops: int | None = None
     moved_bytes: int | None = None
     model: str | None = None
+    optimizer: str | None = None
 
     @classmethod
     def of_samples(cls, samples_us: Sequence[float], **fields: Any) -> Row:

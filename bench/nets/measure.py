@@ -52,7 +52,14 @@ def present(names: Iterable[str], task: Task) -> tuple[list[Tuner], dict[str, st
 
 
 def measure_task(
-    level: str, task: Task, checked: Task, mode: str, tuners: Iterable[Tuner], ceilings: Ceilings, how: Effort
+    level: str,
+    task: Task,
+    checked: Task,
+    mode: str,
+    adam: str,
+    tuners: Iterable[Tuner],
+    ceilings: Ceilings,
+    how: Effort,
 ) -> CaseResult:
     """Check and time the tuners; one that is wrong is not timed, and what raises is on record.
 
@@ -61,12 +68,13 @@ def measure_task(
         task: What is timed.
         checked: What is checked: the same net, or fewer of its layers where fp64 has no room for all.
         mode: A key of MODES.
+        adam: A key of ADAMS.
         tuners: Which; they must be present.
         ceilings: Of the device, for the floor.
         how: How much.
     """
     found = CaseResult()
-    base, labels = task.build(), task.labels()
+    base, labels = task.build(), {**task.labels(), "optimizer": f"{adam} Adam"}
     floors = step_floors(linear_uses(task), ceilings)
     trainers: dict[str, Trainer] = {}
     right = []
@@ -82,7 +90,7 @@ def measure_task(
         with on_record(found.problems, f"{level} {task.name}, {mode}, {tuner.name}"):
             model = task.build() if tuner.moves_weights else twin(base)
             tuned = tuner.tune(model, task.names, task.update)
-            trainer = Trainer(tuned._replace(model=MODES[mode](tuned.model)), task)
+            trainer = Trainer(tuned._replace(model=MODES[mode](tuned.model)), task, adam)
             trainer.step()  # one that cannot run is left out of the rounds
             trainers[tuner.name] = trainer
     timer = timer_for(how.device)

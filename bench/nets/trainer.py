@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -16,9 +16,17 @@ RATE: Final = 1e-4
 
 PARTS: Final = ("forward", "backward", "optimizer")
 
+# How torch computes Adam's step: in one kernel, by a few operators over all tensors, or tensor by tensor, as
+# on a CPU unless told otherwise.
+ADAMS: Final[Mapping[str, Mapping[str, bool]]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "loop": {"foreach": False},
+}
+
 
 class Trainer:
-    """Steps through a task's batches with Adam, fused where torch has it so: the same for every tuner.
+    """Steps through a task's batches with Adam, the same for every tuner.
 
     Gradients are let go with the optimizer's part, as `zero_grad` does by default, so that none is held
     while the next forward pass runs.
@@ -26,14 +34,15 @@ class Trainer:
     Args:
         tuned: The net.
         task: What it is trained on.
+        adam: A key of ADAMS.
     """
 
-    def __init__(self, tuned: Tuned, task: Task) -> None:
+    def __init__(self, tuned: Tuned, task: Task, adam: str = "fused") -> None:
         self.tuned = tuned
         self._run = task.run
         self._batches: Iterator[Batch] = itertools.cycle(task.batches)
         trained = list(tuned.trained.values())
-        self._adam = torch.optim.Adam(trained, lr=RATE, fused=True) if trained else None
+        self._adam = torch.optim.Adam(trained, lr=RATE, **ADAMS[adam]) if trained else None
         self._loss: Tensor | None = None
 
     def parts(self) -> dict[str, Callable[[], None]]:

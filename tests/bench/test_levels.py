@@ -11,6 +11,7 @@ from bench import first_step, linear, mnist, model, startup
 from bench.cache import private_cache_bytes
 from bench.cases import Case, Measurement
 from bench.effort import effort_on
+from bench.groups import comparable
 from bench.nets import TUNERS
 from bench.results import Results
 from tests.bench.small_net import small_task
@@ -78,7 +79,7 @@ def test_a_shape_that_a_seldom_method_is_left_out_of_is_listed(tmp_path):
 
 
 def test_the_step_of_a_net_is_split_and_the_exit_status_tells_of_wrong_methods(tmp_path, monkeypatch):
-    status, found = run(mnist, tmp_path, "--methods", "frozen", "fastlora")
+    status, found = run(mnist, tmp_path, "--methods", "frozen", "fastlora", "--adam", "fused")
     assert status == 0
     assert {row.phase for row in found.rows} == {"forward", "backward", "optimizer", "step"}
     assert {row.level for row in found.rows} == {"mnist"}
@@ -87,9 +88,17 @@ def test_the_step_of_a_net_is_split_and_the_exit_status_tells_of_wrong_methods(t
         raise RuntimeError("out of resources")
 
     monkeypatch.setitem(TUNERS, "fastlora", replace(TUNERS["fastlora"], tune=broken))
-    status, found = run(mnist, tmp_path, "--methods", "frozen", "fastlora")
+    status, found = run(mnist, tmp_path, "--methods", "frozen", "fastlora", "--adam", "fused")
     assert (status, len(found.problems)) == (1, 1)
     assert {row.method for row in found.rows} == {"frozen"}
+
+
+def test_each_way_to_compute_adam_is_measured_beside_the_others(tmp_path):
+    status, found = run(mnist, tmp_path, "--methods", "fastlora")
+    assert status == 0
+    steps = [row for row in found.rows if row.phase == "step"]
+    assert [row.optimizer for row in steps] == ["fused Adam", "foreach Adam"]
+    assert len(comparable(steps)) == 2
 
 
 @pytest.mark.filterwarnings("default")

@@ -15,7 +15,7 @@ from bench.nets.digits import digits_task
 from bench.nets.floor import linear_uses, step_floors
 from bench.nets.measure import count, measure_task, present, timed_steps, twin
 from bench.nets.modes import MODES
-from bench.nets.trainer import PARTS, Trainer
+from bench.nets.trainer import ADAMS, PARTS, Trainer
 from bench.timing import CpuTimer
 from fastlora.cost import Problem
 from tests.bench.small_net import ROWS, SIZES, build, small_task
@@ -94,6 +94,21 @@ def test_a_frozen_nets_gradients_run_back_to_the_first_layer():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_every_way_to_compute_adam_takes_the_same_steps():
+    task, moved, operators = small_task(), {}, set()
+    for adam in ADAMS:
+        trainer = Trainer(FULL.tune(task.build(), task.names, task.update), task, adam)
+        trainer.step()
+        trainer.step()
+        moved[adam] = [p.detach().clone() for p in trainer.tuned.model.parameters()]
+        operators.add(count(trainer, CPU).launches)
+    assert len(operators) == len(ADAMS)
+    for adam in ("foreach", "loop"):
+        torch.testing.assert_close(moved[adam], moved["fused"])
+    start = list(task.build().parameters())
+    assert not any(torch.equal(one, other) for one, other in zip(start, moved["fused"], strict=True))
+
+
 def test_backward_needs_a_forward_pass():
     trainer = Trainer(FULL.tune(build(), [], small_task().update), small_task())
     with pytest.raises(RuntimeError, match="must follow a forward pass"):
@@ -163,7 +178,7 @@ def test_a_layer_that_is_not_adapted_counts_as_the_frozen_one_it_is():
 def measured(*tuners, mode="eager"):
     task = small_task()
     return measure_task(
-        "mnist", task, task, mode, tuners, CEILINGS, effort_on(CPU, 2)._replace(warm_up_rounds=1)
+        "mnist", task, task, mode, "fused", tuners, CEILINGS, effort_on(CPU, 2)._replace(warm_up_rounds=1)
     )
 
 
