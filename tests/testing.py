@@ -7,6 +7,7 @@ parts of x's dtype that the kernels take them in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,7 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
     """‖result - truth‖ / ‖truth‖ in fp64; NaN counts as infinite."""
     truth = truth.double()
     error = (result.double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(torch.nan_to_num(error, nan=float("inf")))
+    return float(torch.nan_to_num(error, nan=float("inf"), posinf=float("inf")))
 
 
 def split_eps(ops: Operands) -> float:
@@ -98,5 +99,6 @@ def assert_within_budget(
     if truth.numel() == 0:
         return
     budget = 2 * relative_error(torchs, truth) + torch.finfo(ours.dtype).eps + extra
+    assert math.isfinite(budget), f"{name}: torch's own error is {relative_error(torchs, truth)}, no measure"
     error = relative_error(ours, truth)
     assert error <= budget, f"{name}: error {error:.2e} exceeds the budget {budget:.2e}"

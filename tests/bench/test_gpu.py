@@ -36,6 +36,7 @@ ROW = {
     "flops": int,
     "moved_bytes": int,
     "model": type(None),
+    "optimizer": type(None),
 }
 STEPS = {
     *("tests", "soak", "graph", "streams", "memcheck", "racecheck"),
