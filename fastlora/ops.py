@@ -58,7 +58,7 @@ def _forward_fake(
     return x.new_empty(M, N), x.new_empty(M, r, dtype=reference.accumulation_dtype(x.dtype))
 
 
-def _backward(
+def _gradients(
     dy: Tensor,
     x: Tensor,
     W: Tensor,
@@ -71,17 +71,21 @@ def _backward(
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients as `reference.backward` gives them; one that is not needed has shape [0]."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if _takes_torch("backward", x, W, A, dropout):
         compute = reference.backward
     else:
         from fastlora import launch
 
         compute = launch.backward
-    dx, dA, dB = compute(
-        dy, x, W, A, B, p, s, dropout, seed, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB
-    )
+    return compute(dy, x, W, A, B, p, s, dropout, seed, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, W: Tensor, A: Tensor, B: Tensor, p: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients as `reference.backward` gives them; one that is not needed has shape [0]."""
+    dx, dA, dB = _gradients(dy, x, W, A, B, p, *rest)
     return (
         x.new_empty(0) if dx is None else dx,
         A.new_empty(0) if dA is None else dA,
@@ -112,6 +116,8 @@ def _backward_fake(
 
 def _takes_torch(direction: str, x: Tensor, W: Tensor, A: Tensor, dropout: float) -> bool:
     """Whether a pass goes to the reference: as the backend says, or as the tile table measured."""
+    if _is_plain_cpu(x):
+        return True
     if choose_path(x.device, x.dtype).name == "torch" or x.numel() == 0 or W.numel() == 0:
         return True
     # The two paths draw other masks: with dropout, forward and backward must take the same one.
@@ -120,6 +126,11 @@ def _takes_torch(direction: str, x: Tensor, W: Tensor, A: Tensor, dropout: float
     from fastlora.plan import Needs, make_plan
 
     return make_plan(direction, x, W, A, Needs()).library
+
+
+def _is_plain_cpu(x: Tensor) -> bool:
+    """What `choose_path` says of most CPU tensors, in a tenth of its time."""
+    return x.is_cpu and get_backend() != "triton"
 
 
 _library.impl("lora_forward", _forward, "CompositeExplicitAutograd")
@@ -168,8 +179,8 @@ def forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """y [M, N] and p [M, r] as `reference.forward` gives them, by the operator wherever one is needed."""
-    if _needs_no_operator(x, seed):
-        return reference.forward(x, W, b, A, B, s)
+    if _needs_no_operator(x):
+        return _forward(x, W, b, A, B, s, dropout, seed)
     y, p = lora_forward(x, W, b, A, B, s, dropout, seed)
     return y, p
 
@@ -189,26 +200,23 @@ def backward(
     need_dB: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dA and dB as `reference.backward` gives them, by the operator wherever one is needed."""
-    if _needs_no_operator(x, seed):
-        return reference.backward(dy, x, W, A, B, p, s, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
+    if _needs_no_operator(x):
+        return _gradients(dy, x, W, A, B, p, s, dropout, seed, need_dx, need_dA, need_dB)
     dx, dA, dB = lora_backward(dy, x, W, A, B, p, s, dropout, seed, need_dx, need_dA, need_dB)
     return dx if need_dx else None, dA if need_dA else None, dB if need_dB else None
 
 
-def _needs_no_operator(x: Tensor, seed: Tensor | None) -> bool:
-    """Whether torch's own operators can be called directly: eagerly, on a CPU's torch path, without a mask.
+def _needs_no_operator(x: Tensor) -> bool:
+    """Whether the passes can be called directly: eagerly, on tensors that hold values.
 
-    The pair of operators and their choice of path cost 20 us a layer and step, of 100 that it spends besides
-    products at batch 10. But a compiler must see them whole, and a seed cannot be read from the fake tensors
-    that a tracer may pass. A dispatch mode must too: selective checkpointing keeps what operators return, and
-    the reference goes on to add onto that. Under autocast, where a backward pass may run, the operators keep
-    it out.
+    The pair of operators costs the host 20 us a layer and step. But a compiler must see them whole, and what
+    wraps tensors (a tracer's fake ones, DTensor) must be asked. A dispatch mode must too: selective
+    checkpointing keeps what operators return, and the reference goes on to add onto that. Under autocast,
+    where a backward pass may run, the operators keep it out.
     """
     return (
-        x.is_cpu
-        and seed is None
-        and get_backend() != "triton"
+        type(x) is Tensor
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._is_any_autocast_enabled()
     )

@@ -111,6 +111,7 @@ def library_forward(monkeypatch):
     }
     monkeypatch.setattr(configs, "INTERPRETER", configs.INTERPRETER._replace(entries=entries))
     monkeypatch.setattr(ops, "choose_path", lambda device, dtype: Path("triton", "a test says so"))
+    monkeypatch.setattr(ops, "_is_plain_cpu", lambda x: False)
     reload_tables()
     yield
     reload_tables()
