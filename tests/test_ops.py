@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fastlora
 from fastlora import ops
@@ -161,3 +162,15 @@ def test_the_kernels_asked_for_by_name_run_whatever_was_measured(library_forward
     with fastlora.set_backend("triton"):
         ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
     assert launches == ["forward"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fake_tensors_go_through_the_operators_outside_their_mode_too(backend):
+    with FakeTensorMode():
+        o = operands(5, 7, 9, 3)
+    x, A, B = (tensor.requires_grad_() for tensor in (o.x, o.A, o.B))
+    with fastlora.set_backend(backend):
+        y = fastlora.lora_linear(x, o.W, o.b, A, B, o.s)
+        y.backward(o.dy)
+    assert (y.shape, x.grad.shape, A.grad.shape, B.grad.shape) == ((5, 9), (5, 7), (3, 7), (9, 3))
+    assert isinstance(x.grad, FakeTensor)
