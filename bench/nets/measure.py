@@ -115,6 +115,8 @@ def timed_steps(
     order = list(trainers)
     for _ in range(rounds):
         for name in order:
+            if timers[name][STEP].leads_in:
+                trainers[name].step()
             with timers[name][STEP]:
                 for part, run in trainers[name].parts().items():
                     with timers[name][part]:

@@ -12,6 +12,8 @@ from bench.timing import CpuTimer, captured_in_turn, interleaved, quartiles, rat
 class FakeTimer:
     """Reads a list of times instead of a clock."""
 
+    leads_in = False
+
     def __init__(self, times):
         self.times = times
 
@@ -55,9 +57,18 @@ def test_samples_of_different_rounds_have_no_ratio():
 def test_calls_run_in_turn_and_the_order_turns_round():
     ran = []
     calls = {name: lambda name=name: ran.append(name) for name in "abc"}
-    times = interleaved(calls, 3, CpuTimer)
+    times = interleaved(calls, 3, Stopwatch.watching(ran))
     assert "".join(ran) == "abccbaabc"
-    assert {name: len(samples) for name, samples in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert times == {name: [name] * 3 for name in "abc"}
+
+
+def test_on_the_host_each_call_is_led_in_by_itself_untimed():
+    ran = []
+    calls = {name: lambda name=name: ran.append(name) for name in "ab"}
+    before = {name: lambda name=name: ran.append(name.upper()) for name in "ab"}
+    times = interleaved(calls, 2, CpuTimer, before)
+    assert "".join(ran) == "AaAaBbBbBbBbAaAa"
+    assert {name: len(samples) for name, samples in times.items()} == {"a": 2, "b": 2}
     assert all(time >= 0 for samples in times.values() for time in samples)
 
 
