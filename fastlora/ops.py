@@ -210,12 +210,13 @@ def _needs_no_operator(x: Tensor) -> bool:
     """Whether the passes can be called directly: eagerly, on tensors that hold values.
 
     The pair of operators costs the host 20 us a layer and step. But a compiler must see them whole, and what
-    wraps tensors (a tracer's fake ones, DTensor) must be asked. A dispatch mode must too: selective
-    checkpointing keeps what operators return, and the reference goes on to add onto that. Under autocast,
-    where a backward pass may run, the operators keep it out.
+    holds no values or wraps them (meta and fake tensors, DTensor) must be asked. A dispatch mode must too:
+    selective checkpointing keeps what operators return, and the reference goes on to add onto that. Under
+    autocast, where a backward pass may run, the operators keep it out.
     """
     return (
         type(x) is Tensor
+        and not x.is_meta
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_any_autocast_enabled()

@@ -174,3 +174,12 @@ def test_fake_tensors_go_through_the_operators_outside_their_mode_too(backend):
         y.backward(o.dy)
     assert (y.shape, x.grad.shape, A.grad.shape, B.grad.shape) == ((5, 9), (5, 7), (3, 7), (9, 3))
     assert isinstance(x.grad, FakeTensor)
+
+
+def test_meta_tensors_have_shapes_through_both_passes_with_dropout_too():
+    o = operands(5, 7, 9, 3)
+    x, W, b, A, B, dy = (tensor.to("meta") for tensor in (o.x, o.W, o.b, o.A, o.B, o.dy))
+    x, A, B = (tensor.requires_grad_() for tensor in (x, A, B))
+    y = fastlora.lora_linear(x, W, b, A, B, o.s, dropout=0.25)
+    y.backward(dy)
+    assert (y.shape, x.grad.shape, A.grad.shape, B.grad.shape) == ((5, 9), (5, 7), (3, 7), (9, 3))
