@@ -95,6 +95,9 @@ def main() -> None:
         fastlora.save_pretrained(model, options.out / "adapter")
         (options.out / "losses.json").write_text(json.dumps(losses))
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; saved {options.out}")
+    # All is written before anybody leaves. And torch's thread may still hold the last collective's tensor:
+    # one that Python knows would crash a process that is already ending, a barrier's does not.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

@@ -124,6 +124,9 @@ def main() -> None:
     if rank == 0:
         (options.out / "losses.json").write_text(json.dumps(losses.tolist()))
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; saved {options.out}")
+    # All is written before anybody leaves. And torch's thread may still hold the last collective's tensor:
+    # one that Python knows would crash a process that is already ending, a barrier's does not.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
