@@ -28,7 +28,7 @@ from bench.methods import METHODS, UNDROPPED, Method
 from bench.methods.lorafusion import CHECKOUT
 from bench.problems import on_record
 from bench.results import Results
-from bench.saved import saved_bytes
+from fastlora.activations import saved_bytes
 
 LEVEL: Final = "linear"
 ROUNDS: Final = 60

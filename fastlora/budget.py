@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 
+from fastlora.activations import saved_bytes
 from fastlora.config import LoRAConfig
 from fastlora.model import apply_lora
 
@@ -98,37 +97,9 @@ def _needs(model: nn.Module, forward: Callable[[nn.Module], object]) -> Needs:
         weights=_bytes(every),
         gradients=_bytes(trained),
         optimizer=_MOMENTS * _bytes(trained),
-        activations=_saved_bytes(model, forward),
+        activations=saved_bytes(lambda: forward(model), (*every, *model.buffers())),
     )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
-
-
-class _Saved:
-    """A tensor in the hands of the graph; gone with the part of the graph that saved it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def _saved_bytes(model: nn.Module, forward: Callable[[nn.Module], object]) -> int:
-    """Bytes that the graph holds when a forward pass is over; each block of memory counts once and whole.
-
-    Storages are told apart by their identity, since those of fake tensors all have the address 0.
-    """
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    held: WeakSet[_Saved] = WeakSet()
-
-    def pack(tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor.detach())  # with its graph, a result that is saved would keep itself alive
-        held.add(saved)
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        result = forward(model)
-    storages = [saved.tensor.untyped_storage() for saved in held]
-    blocks = {storage._cdata: storage.nbytes() for storage in storages}
-    del result
-    return sum(size for block, size in blocks.items() if block not in own)

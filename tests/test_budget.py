@@ -6,8 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.saved import saved_bytes
 from fastlora import LoRAConfig, apply_lora, save_pretrained
+from fastlora.activations import saved_bytes
 from fastlora.blueprint import BlueprintError, blueprint_budget
 from fastlora.budget import training_budget
 from fastlora.cli import commands

@@ -24,8 +24,8 @@ from bench.nets.trainer import Trainer
 from bench.nets.tuner import Tuner
 from bench.problems import on_record
 from bench.results import Row
-from bench.saved import saved_bytes
 from bench.timing import Timer, timer_for, warm_up
+from fastlora.activations import saved_bytes
 
 STEP = "step"
 

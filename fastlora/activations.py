@@ -21,13 +21,14 @@ def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor]) -> int:
 
     Each block of memory counts once and whole, however many saved tensors are views of it: it is kept alive
     whole. x counts where it is saved: in a net it is a result of the layer before, kept for nothing else.
-    What a method keeps in other ways than saving it for backward is not seen.
+    What a method keeps in other ways than saving it for backward is not seen. Blocks are told apart by their
+    identity, as those of fake tensors all have the address 0.
 
     Args:
         forward: Runs the pass; what it returns keeps the graph alive.
         own: Tensors that exist anyway, such as weights: their memory is not counted.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    known = {tensor.untyped_storage()._cdata for tensor in own}
     held: WeakSet[_Saved] = WeakSet()
 
     def pack(tensor: Tensor) -> _Saved:
@@ -38,6 +39,6 @@ def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         result = forward()
     storages = [saved.tensor.untyped_storage() for saved in held]
-    blocks = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    blocks = {storage._cdata: storage.nbytes() for storage in storages}
     del result
-    return sum(size for address, size in blocks.items() if address not in known)
+    return sum(size for block, size in blocks.items() if block not in known)
