@@ -1,8 +1,6 @@
 """Several adapters on one model: one in use, switched without touching W."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -28,44 +26,11 @@ from fastlora import (
 )
 from fastlora.shelf import adapters_of
 from tests.models import Block, TiedLM, adapted, mlp
-
-
-def filled(model, name):
-    """Fill B of an adapter with random numbers."""
-    for _, layer in lora_layers(model):
-        if name in adapters_of(layer):
-            nn.init.normal_(adapters_of(layer)[name][1])
-    return model
-
-
-def two(make=mlp, first=None, second=None):
-    """A model with the adapters "default", in use, and "fr", of rank 3; neither is zero."""
-    model = adapted(make(), **(first or {}))
-    add_adapter(model, "fr", LoRAConfig(**{"r": 3, "alpha": 5, **(second or {})}))
-    return filled(model, "fr")
-
-
-def alone(model, name):
-    """The same model with this adapter only, as `apply_lora` would have made it."""
-    plain = remove_lora(copy.deepcopy(model))
-    parts = {path: adapters_of(layer) for path, layer in lora_layers(model)}
-    only = {path: own[name] for path, own in parts.items() if name in own}
-    for path, (A, B, options) in only.items():
-        linear = plain.get_submodule(path)
-        layer = FusedLoRALinear.from_linear(linear, **options._asdict(), adapter_dtype=A.dtype)
-        with torch.no_grad():
-            layer.lora_A.copy_(A)
-            layer.lora_B.copy_(B)
-        plain.set_submodule(path, layer)
-    return plain
+from tests.several_adapters import alone, filled, same_state, two
 
 
 def tokens():
     return torch.arange(7)
-
-
-def same_state(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_each_adapter_computes_what_a_model_with_it_alone_does():
@@ -152,81 +117,6 @@ def test_the_context_manager_puts_the_adapter_back_also_after_an_error():
     with pytest.raises(RuntimeError), use_adapter(model, "fr"):
         raise RuntimeError
     assert active_adapter(model) == "default"
-
-
-@pytest.mark.parametrize("saving", ["default", "fr"])
-@pytest.mark.parametrize("loading", ["default", "fr"])
-def test_a_state_dict_does_not_depend_on_which_adapter_is_in_use(saving, loading):
-    model, other = two(), two()
-    expected = {name: alone(model, name).state_dict() for name in ("default", "fr")}
-    set_adapter(model, saving)
-    state = model.state_dict()
-    assert {"0.weight", "0.lora_A", "0.adapters.fr.lora_A", "0.adapters.fr.lora_B"} <= state.keys()
-    assert not any("adapters.default" in key for key in state)
-    set_adapter(other, loading)
-    other.load_state_dict(state)
-    assert active_adapter(other) == loading
-    for name, wanted in expected.items():
-        assert same_state(alone(other, name).state_dict(), wanted)
-
-
-def test_a_state_dict_of_layers_without_the_adapter_in_use_loads_too():
-    model = two(first={"target_modules": ["0"]}, second={"target_modules": ["2"]})
-    other = two(first={"target_modules": ["0"]}, second={"target_modules": ["2"]})
-    set_adapter(model, "fr")
-    state = model.state_dict()
-    assert "2.lora_A" not in state
-    other.load_state_dict(state)
-    set_adapter(other, "fr")
-    assert same_state(other.state_dict(), state)
-
-
-def test_a_checkpoint_of_the_plain_model_leaves_every_adapter_as_it_is():
-    model = two()
-    set_adapter(model, "fr")
-    before = copy.deepcopy(model.state_dict())
-    plain = {key: torch.randn_like(value) for key, value in mlp().state_dict().items()}
-    model.load_state_dict(plain)
-    after = model.state_dict()
-    assert torch.equal(after["0.weight"], plain["0.weight"])
-    assert all(torch.equal(after[key], before[key]) for key in before if "lora" in key)
-
-
-@pytest.mark.parametrize("in_use", ["default", "fr"])
-@pytest.mark.parametrize("key", ["0.lora_A", "0.adapters.fr.lora_A"])
-def test_a_state_dict_without_an_adapter_is_refused(in_use, key):
-    model = two()
-    set_adapter(model, in_use)
-    state = model.state_dict()
-    del state[key]
-    with pytest.raises(RuntimeError, match=r"Missing key.*lora_A"):
-        model.load_state_dict(state)
-
-
-def test_an_adapter_of_a_state_dict_that_the_model_lacks_is_refused():
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*0\.adapters\.fr\.lora_A"):
-        adapted(mlp()).load_state_dict(two().state_dict())
-
-
-def test_copies_pickles_and_dtype_changes_take_all_adapters_along():
-    model = two()
-    set_adapter(model, "fr")
-    x = torch.randn(4, 6)
-    expected = model(x)
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for copied in (
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.load(buffer, weights_only=False),
-    ):
-        assert torch.equal(copied(x), expected)
-        set_adapter(copied, "default")
-        assert active_adapter(model) == "fr"
-    model.double()
-    set_adapter(model, "default")
-    assert model[0].lora_A.dtype == torch.float64
 
 
 def test_a_plain_layer_that_a_further_adapter_targets_is_made_a_lora_layer():

@@ -14,33 +14,18 @@ from rich.console import Console
 from fastlora.backend import BackendError, get_backend
 from fastlora.cli.budget import budget
 from fastlora.cli.info_table import print_info
+from fastlora.cli.job import carry_out
 from fastlora.cli.mlp import mlp
 from fastlora.cli.svd import svd
 from fastlora.cost import Problem
 from fastlora.explain import Explanation, explain_problem
 from fastlora.gpus import GPUS
 from fastlora.info import collect_info
-from fastlora.pretrained import AdapterError
-from fastlora.recipes.download import DownloadError
-from fastlora.recipes.extras import MissingExtraError
-from fastlora.recipes.idx import DigitsError
 from fastlora.recipes.methods import METHODS
 from fastlora.recipes.mnist import run
 from fastlora.recipes.options import AUTO, MnistOptions
-from fastlora.recipes.progress import ConsoleProgress
 from fastlora.recipes.summary import print_summary
 from fastlora.version import __version__
-
-# What can go wrong without a fault in the program; anything else keeps its traceback.
-_EXPECTED = (
-    AdapterError,
-    BackendError,
-    DigitsError,
-    DownloadError,
-    FloatingPointError,
-    MissingExtraError,
-    OSError,
-)
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32", "float64"])
 
@@ -90,18 +75,8 @@ def mnist(digit: str, **chosen: Any) -> None:
 
     With LoRA on, the net knows that digit better. With LoRA off, it is bit for bit the net from before.
     """
-    try:
-        options = MnistOptions(digit=int(digit) if digit.isdecimal() else digit, **chosen)
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from error
-    console = Console()
-    try:
-        result = run(options, ConsoleProgress(console))
-    except _EXPECTED as error:
-        raise click.ClickException(str(error)) from error
-    print_summary(result, console)
-    if not result.proved:
-        raise click.ClickException("a proof failed")
+    number = int(digit) if digit.isdecimal() else digit
+    carry_out(lambda: MnistOptions(digit=number, **chosen), run, print_summary)
 
 
 @fastlora.command()

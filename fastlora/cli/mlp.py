@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from fastlora.backend import BackendError
-from fastlora.pretrained import AdapterError
-from fastlora.recipes.extras import MissingExtraError
+from fastlora.cli.job import carry_out
 from fastlora.recipes.options import AUTO
-from fastlora.recipes.progress import ConsoleProgress
 from fastlora.recipes.walkthrough.job import run
 from fastlora.recipes.walkthrough.options import PEERS, WalkOptions
 from fastlora.recipes.walkthrough.summary import print_summary
-
-# What can go wrong without a fault in the program; anything else keeps its traceback.
-_EXPECTED = (AdapterError, BackendError, FloatingPointError, MissingExtraError, OSError)
 
 
 @click.command(context_settings={"show_default": True})
@@ -41,15 +34,4 @@ def mlp(**chosen: Any) -> None:
     A net is trained to say whether the sine of a row's sum is positive, and fine-tuned with LoRA to say
     whether the sum is above 10.
     """
-    try:
-        options = WalkOptions(**chosen)
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from error
-    console = Console()
-    try:
-        result = run(options, ConsoleProgress(console))
-    except _EXPECTED as error:
-        raise click.ClickException(str(error)) from error
-    print_summary(result, console)
-    if not result.proved:
-        raise click.ClickException("a proof failed")
+    carry_out(lambda: WalkOptions(**chosen), run, print_summary)

@@ -1,0 +1,61 @@
+"""How a command runs a job: its errors as click's, its progress, its summary, and whether it was proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import click
+from rich.console import Console
+
+from fastlora.backend import BackendError
+from fastlora.pretrained import AdapterError
+from fastlora.recipes.download import DownloadError
+from fastlora.recipes.extras import MissingExtraError
+from fastlora.recipes.idx import DigitsError
+from fastlora.recipes.progress import ConsoleProgress
+
+# What can go wrong without a fault in the program; anything else keeps its traceback.
+_EXPECTED = (
+    AdapterError,
+    BackendError,
+    DigitsError,
+    DownloadError,
+    FloatingPointError,
+    MissingExtraError,
+    OSError,
+)
+
+
+class _Result(Protocol):
+    @property
+    def proved(self) -> bool: ...
+
+
+OptionsT = TypeVar("OptionsT")
+ResultT = TypeVar("ResultT", bound=_Result)
+
+
+def carry_out(
+    read_options: Callable[[], OptionsT],
+    run: Callable[[OptionsT, ConsoleProgress], ResultT],
+    print_summary: Callable[[ResultT, Console], None],
+) -> None:
+    """Read the options, run the job with progress on the terminal, and print what came of it.
+
+    Raises:
+        click.UsageError: If the options are wrong.
+        click.ClickException: If the job fails for a reason outside the program, or a proof does.
+    """
+    try:
+        options = read_options()
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    console = Console()
+    try:
+        result = run(options, ConsoleProgress(console))
+    except _EXPECTED as error:
+        raise click.ClickException(str(error)) from error
+    print_summary(result, console)
+    if not result.proved:
+        raise click.ClickException("a proof failed")
