@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from torch import nn
 
 from fastlora.layer import FusedLoRALinear
+from fastlora.wrappers import module_names
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
     """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
 
+    Wrappers (of torch.compile, DistributedDataParallel and the like) leave no trace in the names.
+
     Raises:
         TypeError: If `model` is not an nn.Module.
     """
     check_model(model)
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedLoRALinear))
+    return (
+        (own[0], module) for module, own in module_names(model).items() if isinstance(module, FusedLoRALinear)
+    )
 
 
 def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:

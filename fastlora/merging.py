@@ -9,6 +9,7 @@ from torch import nn
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.shards import all_finite, is_spread, reshard
+from fastlora.wrappers import module_names
 
 
 def merge_lora(model: nn.Module) -> None:
@@ -64,7 +65,7 @@ def check_unshared(
 ) -> None:
     """Raise ValueError, naming it, where changing a layer's W would change another module."""
     owners: dict[object, list[str]] = {}
-    for name, module in model.named_modules():
+    for module, (name, *_) in module_names(model).items():
         for kind, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(_memory(parameter), []).append(f"{name}.{kind}".lstrip("."))

@@ -12,7 +12,8 @@ from typing import Final
 from torch import nn
 
 from fastlora.layer import FusedLoRALinear
-from fastlora.targets import listed, matched_modules, module_names
+from fastlora.targets import listed, matched_modules
+from fastlora.wrappers import module_names
 
 _MARK: Final = "_trained_beside_lora"
 
@@ -42,7 +43,7 @@ def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
             raise ValueError(f"modules_to_save must name modules without LoRA layers; {name!r} has some")
     sharing = [
         f"{other}.{kind}".lstrip(".")
-        for other, outer in model.named_modules()
+        for outer, (other, *_) in module_names(model).items()
         if id(outer) not in inside
         for kind, parameter in outer._parameters.items()
         if id(parameter) in own
@@ -70,4 +71,4 @@ def unmark(model: nn.Module) -> None:
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of each module that is saved with the updates, each once."""
-    return ((name, module) for name, module in model.named_modules() if _MARK in vars(module))
+    return ((own[0], module) for module, own in module_names(model).items() if _MARK in vars(module))

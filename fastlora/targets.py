@@ -13,6 +13,7 @@ from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
 from fastlora.linear_kinds import other_linear_kind
 from fastlora.twin import check_plain_linear
+from fastlora.wrappers import compiled_modules, module_names
 
 _Number = TypeVar("_Number", int, float)
 _Matcher = Callable[[str], bool]
@@ -60,7 +61,7 @@ def find_targets(
         ValueError: If a pattern matches nothing, nothing is left to adapt, or a module that was named has
             LoRA already or is trained in full.
     """
-    names = module_names(model)
+    names, compiled = module_names(model), compiled_modules(model)
     excluded = matched_modules("exclude_modules", config.exclude_modules or (), names)
     if config.targets_all_linear:
         chosen = _all_linear(model, names, excluded, adapted, trained)
@@ -72,7 +73,7 @@ def find_targets(
         _check_named(names, chosen, adapted, trained)
     for module in chosen:
         if module not in adapted:
-            check_adaptable(names[module], module)
+            check_adaptable(names[module][0], module, compiled)
     ranks = _by_pattern("rank_pattern", config.rank_pattern, chosen, names)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, chosen, names)
     return [
@@ -84,14 +85,6 @@ def find_targets(
         )
         for module in chosen
     ]
-
-
-def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Every module of the model, itself ("") included, with all the names that it is registered under."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    return names
 
 
 def near_names(pattern: str, names: Collection[str]) -> str:
@@ -228,16 +221,21 @@ def _check_named(
         raise ValueError(f"target_modules and modules_to_save must not overlap; both mean {listed(both)}")
 
 
-def check_adaptable(own: list[str], module: nn.Module) -> None:
-    """Raise TypeError unless the module, registered under these names, can be replaced by a LoRA layer."""
-    kind = other_linear_kind(own[0], module)
+def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module]) -> None:
+    """Raise TypeError unless the module of this name can be replaced by a LoRA layer.
+
+    Args:
+        name: The module's, for the message.
+        module: The module.
+        compiled: `compiled_modules` of the model.
+    """
+    kind = other_linear_kind(name, module)
     if kind is not None:
-        raise TypeError(f"target {own[0]!r} must be exactly an nn.Linear; it is a {kind}")
-    check_plain_linear(f"target {own[0]!r}", module)
-    # torch.compile(linear) keeps calling the module it was given, whatever is registered later.
-    if any(name.split(".")[-1] == "_orig_mod" for name in own):
+        raise TypeError(f"target {name!r} must be exactly an nn.Linear; it is a {kind}")
+    check_plain_linear(f"target {name!r}", module)
+    if module in compiled:
         raise TypeError(
-            f"target {own[0]!r} must be compiled afterwards; torch.compile wrapped this layer already"
+            f"target {name!r} must be compiled afterwards; torch.compile wrapped this layer already"
         )
 
 

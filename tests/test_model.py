@@ -143,7 +143,7 @@ def test_a_layer_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
 
 def test_layers_inside_torch_compile_of_their_own_are_refused():
     model = nn.Sequential(torch.compile(nn.Linear(4, 4), backend="eager"), nn.ReLU())
-    with pytest.raises(TypeError, match=r"target '0\._orig_mod' must be compiled afterwards"):
+    with pytest.raises(TypeError, match=r"target '0' must be compiled afterwards"):
         apply_lora(model, LoRAConfig())
 
 

@@ -23,7 +23,7 @@ def check_all_trained(model: nn.Module) -> None:
             LoRA layer.
     """
     idle = [
-        f"{name.removeprefix('module.')!r} ({_reason(layer)})"
+        f"{name!r} ({_reason(layer)})"
         for name, layer in existing_layers(model).items()
         if any(each.requires_grad and each.grad is None for each in (layer.lora_A, layer.lora_B))
     ]

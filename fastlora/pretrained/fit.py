@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fastlora.layer import FusedLoRALinear
 from fastlora.pretrained.contents import Contents
 from fastlora.pretrained.errors import AdapterError
-from fastlora.pretrained.paths import modules_by_path, path_in_files
 from fastlora.residual import check_whole
 from fastlora.saved import check_trainable, saved_modules
 from fastlora.shelf import adapters_of
-from fastlora.targets import check_adaptable, listed, module_names, near_names
+from fastlora.targets import check_adaptable, listed, near_names
+from fastlora.wrappers import compiled_modules, modules_by_name
 
 
 class Saved(NamedTuple):
@@ -36,14 +36,13 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
     Raises:
         AdapterError: If there is no such layer, it is of another kind or shape, or two are one shared module.
     """
-    modules, names = modules_by_path(model), module_names(model)
+    modules, compiled = modules_by_name(model), compiled_modules(model)
     found: dict[str, nn.Linear] = {}
     for path in contents.layers:
         module = _module(modules, path)
         if not isinstance(module, FusedLoRALinear):
-            own = [name for name in names[module] if path_in_files(name) == path]
             try:
-                check_adaptable(own, module)
+                check_adaptable(path, module, compiled)
             except TypeError as error:
                 raise AdapterError(str(error)) from error
         found[path] = cast(nn.Linear, module)
@@ -82,7 +81,7 @@ def same_layers(
 
 def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, FusedLoRALinear]:
     """{path in files: layer} of the layers that have part in an adapter."""
-    return {path_in_files(path): layer for path, layer in adapted.items() if name in adapters_of(layer)}
+    return {path: layer for path, layer in adapted.items() if name in adapters_of(layer)}
 
 
 def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
@@ -109,7 +108,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
         AdapterError: If there is no such module or tensor, shapes or kinds of dtype differ, one is missing,
             or a module cannot be trained apart from the rest.
     """
-    modules = modules_by_path(model)
+    modules = modules_by_name(model)
     paths: list[str] = []
     for key in contents.plain:
         path = _saved_path(key, contents.config.modules_to_save, modules)
@@ -118,7 +117,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
     for path, layer in itertools.product(paths, contents.layers):
         if f"{layer}.".startswith(f"{path}."):
             raise AdapterError(f"{path!r} must have no LoRA layers, as it is trained in full; got {layer!r}")
-    known = [path_in_files(path) for path, _ in saved_modules(model)]
+    known = [path for path, _ in saved_modules(model)]
     if known and paths and set(known) != set(paths):
         raise AdapterError(
             f"modules_to_save must be the model's, {listed(known)}; the file has {listed(paths)}"

@@ -16,11 +16,11 @@ from fastlora.model import freeze, make_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory, open_file, plain_key
 from fastlora.pretrained.errors import AdapterError
-from fastlora.pretrained.paths import modules_by_path
 from fastlora.replace import replace_modules
 from fastlora.saved import mark
 from fastlora.shards import fill, reshard, whole
 from fastlora.shelf import DEFAULT, Adapter, Options, adapters_of, check_name, shelf_of
+from fastlora.wrappers import modules_by_name
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
@@ -95,7 +95,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
         _check_shared(saved, plain)
     if not known:
         model = _add(model, name, layers, updates)
-        modules = modules_by_path(model)
+        modules = modules_by_name(model)
         layers = {path: cast(nn.Linear, modules[path]) for path in layers}
     with torch.no_grad():
         for path, layer in layers.items():

@@ -16,12 +16,12 @@ from fastlora.layers import existing_layers
 from fastlora.pretrained import describe
 from fastlora.pretrained.adapter_config import AdapterConfig
 from fastlora.pretrained.contents import CONFIG_FILE, METADATA_KEY, TENSOR_FILE, layer_keys, plain_key
-from fastlora.pretrained.paths import modules_by_path, path_in_files
 from fastlora.pretrained.tensors import serialized, write_whole
 from fastlora.residual import adapters_beside_whole
 from fastlora.saved import saved_modules
 from fastlora.shards import is_spread, reshard, whole
 from fastlora.shelf import DEFAULT, Options
+from fastlora.wrappers import modules_by_name
 
 
 class _Adapter(NamedTuple):
@@ -112,7 +112,7 @@ def _collect(
 ) -> _Adapter:
     reshard(model)
     layers = {
-        path_in_files(path): adapters[name]
+        path: adapters[name]
         for path, layer in existing_layers(model).items()
         if name in (adapters := adapters_beside_whole(layer))
     }
@@ -121,11 +121,11 @@ def _collect(
     tensors: dict[str, Tensor] = {}
     for layer, (A, B, _) in layers.items():
         tensors.update(zip(layer_keys(layer), (A, B), strict=True))
-    plain = {path_in_files(path): module for path, module in saved_modules(model)}
+    plain = dict(saved_modules(model))
     for path, module in plain.items():
         prefix = f"{path}." if path else ""
         tensors |= {plain_key(prefix + key): value for key, value in module.state_dict().items()}
-    known = modules_by_path(model)
+    known = modules_by_name(model)
     config = _config({layer: options for layer, (_, _, options) in layers.items()}, plain, known)
     inner = known[""]
     text = config.dumps(
