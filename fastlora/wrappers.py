@@ -1,8 +1,8 @@
 """Modules that only wrap another one: they leave no trace in the names of what is inside.
 
 torch.compile, activation checkpointing, FSDP, DistributedDataParallel, DataParallel and AveragedModel each
-put a model below a child of their own, "module" or "_orig_mod", say. A name with such a part in it means nothing
-to whoever reads a file, and nothing to a pattern that was written for the model itself.
+put a model below a child of their own, "module" or "_orig_mod", say. A name with such a part in it means
+nothing to whoever reads a file, and nothing to a pattern that was written for the model itself.
 """
 
 from __future__ import annotations

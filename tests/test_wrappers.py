@@ -23,10 +23,10 @@ NAMES = ["0", "1.module"]
 )
 def test_wrappers_leave_no_trace_in_names(wrap):
     model = apply_lora(net(), LoRAConfig(r=1))
-    wrapped = wrap(wrap(model))
+    wrapped = nn.DataParallel(wrap(model))
     assert [name for name, _ in lora_layers(wrapped)] == NAMES
     assert [layer.name for layer in parameter_report(wrapped).layers] == NAMES
-    assert unwrapped(wrapped) is (model if wrap is not AveragedModel else wrapped.module.module)
+    assert unwrapped(wrapped) is (wrapped.module.module if wrap is AveragedModel else model)
 
 
 def test_patterns_are_matched_against_names_without_wrappers():
