@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
+from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
@@ -19,6 +20,7 @@ from fastlora.model import check_config, make_layers, options_for
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.shelf import (
+    SLOTS,
     Adapter,
     Options,
     adapters_of,
@@ -32,6 +34,7 @@ from fastlora.shelf import (
     take_off_shelf,
 )
 from fastlora.targets import Target, find_targets, listed
+from fastlora.writable import check_own
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
@@ -55,6 +58,7 @@ def active_adapter(model: nn.Module) -> str:
     return cast(str, name_in_use(existing_layers(model).values()))
 
 
+@exclusive
 def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     """Give a model with LoRA one more adapter, at its start, where it is zero. The one in use stays in use.
 
@@ -85,14 +89,15 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     targets = find_targets(model, config, adapted=known)
     made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
-    return give_adapter(model, name, made, plain)
+    return give_adapter(model, name, made, make_layers(plain, name))
 
 
+@exclusive
 def give_adapter(
     model: nn.Module,
     name: str,
     made: Mapping[FusedLoRALinear, Adapter],
-    plain: Mapping[nn.Linear, Mapping[str, Any]],
+    new: Mapping[nn.Linear, FusedLoRALinear],
 ) -> nn.Module:
     """Put a new adapter on the shelves of LoRA layers, and of layers made of plain ones; nothing is checked.
 
@@ -100,20 +105,22 @@ def give_adapter(
         model: A model with LoRA layers.
         name: The new adapter's.
         made: Its part in layers that have LoRA.
-        plain: What to make of plain layers; the update starts at zero.
+        new: What takes the places of plain layers; `make_layers` made it, with its part in use.
 
     Returns:
         The model.
     """
-    blanks = {linear: blank_adapter(linear.weight) for linear in plain}
-    layers = make_layers(model, plain, name)
-    for linear, layer in layers.items():
-        exchange(layer, None, blanks[linear])
-    for layer, adapter in made.items():
-        put_on_shelf(layer, name, adapter)
-    return replace_modules(model, layers.items())
+    blanks = {layer: blank_adapter(layer.weight) for layer in new.values()}
+    with commit() as changing:
+        for layer, blank in blanks.items():
+            exchange(layer, None, blank, changing)
+            layer._freeze_base()
+        for layer, adapter in made.items():
+            put_on_shelf(layer, name, adapter, changing)
+        return replace_modules(model, new.items())
 
 
+@exclusive
 def set_adapter(model: nn.Module, name: str) -> None:
     """Put an adapter in use; the one that was is frozen and loses its gradient.
 
@@ -121,7 +128,8 @@ def set_adapter(model: nn.Module, name: str) -> None:
     which parameters are trained, so a switch must come before it.
 
     Raises:
-        ValueError: If there is no such adapter, or a layer is merged.
+        ValueError: If there is no such adapter, or a layer is merged, or A or B is computed from others (by a
+            parametrization, say).
         TypeError: If a parameter is sharded; a switch must come before sharding.
     """
     layers = existing_layers(model)
@@ -130,11 +138,12 @@ def set_adapter(model: nn.Module, name: str) -> None:
     blanks = {
         layer: blank_adapter(layer.weight) for layer in layers.values() if name not in adapters_of(layer)
     }
-    for layer in layers.values():
-        if layer in blanks:
-            exchange(layer, None, blanks[layer])
-        elif layer.adapter != name:
-            exchange(layer, name, take_off_shelf(layer, name))
+    with commit() as changing:
+        for layer in layers.values():
+            if layer in blanks:
+                exchange(layer, None, blanks[layer], changing)
+            elif layer.adapter != name:
+                exchange(layer, name, take_off_shelf(layer, name, changing), changing)
 
 
 @contextmanager
@@ -146,13 +155,18 @@ def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
         TypeError: As by `set_adapter`.
     """
     before = active_adapter(model)
-    set_adapter(model, name)
     try:
-        yield
-    finally:
-        set_adapter(model, before)
+        set_adapter(model, name)
+        try:
+            yield
+        finally:
+            set_adapter(model, before)
+    finally:  # again, as Ctrl-C may come before the first has begun
+        if active_adapter(model) != before:
+            set_adapter(model, before)
 
 
+@exclusive
 def delete_adapter(model: nn.Module, name: str) -> nn.Module:
     """Take an adapter that is not in use away; layers left without any become plain nn.Linear again.
 
@@ -175,10 +189,11 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
         for layer in layers.values()
         if layer.adapter is None and set(shelf_of(layer)) == {name}
     }
-    for layer in layers.values():
-        if name in shelf_of(layer):
-            take_off_shelf(layer, name)
-    return replace_modules(model, plain.items())
+    with commit() as changing:
+        for layer in layers.values():
+            if name in shelf_of(layer):
+                take_off_shelf(layer, name, changing)
+        return replace_modules(model, plain.items())
 
 
 def check_new(model: nn.Module, name: object) -> None:
@@ -196,12 +211,14 @@ def check_switchable(layers: Mapping[str, FusedLoRALinear]) -> None:
             f"layers must be unmerged to switch adapters; merged: {listed(merged)} (unmerge_lora)"
         )
     for name, layer in layers.items():
-        kind = type(layer.lora_A)
-        if kind is not nn.Parameter:
-            raise TypeError(
-                f"A of layer {name!r} must be a plain nn.Parameter to be exchanged; it is a {kind.__name__} "
-                "(switch adapters before sharding)"
-            )
+        check_own(layer, SLOTS, f"layer {name!r}")
+        for slot in SLOTS:
+            kind = type(getattr(layer, slot))
+            if kind is not nn.Parameter:
+                raise TypeError(
+                    f"{slot} of layer {name!r} must be a plain nn.Parameter to be exchanged; it is a "
+                    f"{kind.__name__} (switch adapters before sharding)"
+                )
 
 
 def _check_known(model: nn.Module, name: object) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.adapters import adapter_names, check_new, give_adapter
+from fastlora.changes import exclusive
 from fastlora.config import check_rank
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
@@ -23,6 +24,7 @@ from fastlora.reference import accumulation_dtype
 from fastlora.shelf import Adapter, Options, adapters_of
 
 
+@exclusive
 @torch.no_grad()
 def combine_adapters(
     model: nn.Module, weights: Mapping[str, float], name: str, *, r: int | None = None
@@ -71,7 +73,8 @@ def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None,
         spectrum = decompose_product(beside, stacked)
         beside, stacked = spectrum.factors(min(r, spectrum.S.shape[0]))
     rank = stacked.shape[0]
-    A, B = (nn.Parameter(tensor.to(dtype)) for tensor in (stacked, beside))
+    with torch.inference_mode(False):
+        A, B = (nn.Parameter(tensor.detach().to(dtype).clone()) for tensor in (stacked, beside))
     return Adapter(A, B, Options(r=rank, alpha=float(rank), dropout=0.0, rslora=False, init="gaussian"))
 
 

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from fastlora import lowrank, reference
+from fastlora.changes import commit, exclusive
 from fastlora.config import FROM_WEIGHT
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.lowrank import Factors
-from fastlora.merging import check_unshared
+from fastlora.merging import check_unshared, fold
 from fastlora.residual import check_whole
-from fastlora.shelf import adapters_of
+from fastlora.shards import all_finite
+from fastlora.shelf import SLOTS, adapters_of
+from fastlora.writable import check_own_writable
 
 
+@exclusive
 @torch.no_grad()
 def initialize(model: nn.Module, start: str) -> None:
     """Start the updates of a model from its weights, in place, its function unchanged within W's rounding.
@@ -42,24 +47,39 @@ def initialize(model: nn.Module, start: str) -> None:
     Raises:
         ValueError: If `start` is unknown, there is no LoRA layer, or a layer is merged, has been trained, was
             started so already, has several adapters, a rank above its smaller side, a scaling s <= 0, or a W
-            that is not finite or is shared with another module.
+            that is not finite or is shared with another module; or W, A or B is computed from others (by a
+            parametrization, say) or cannot be written in place.
     """
     if start not in _STARTS:
         raise ValueError(f"start must be one of {', '.join(_STARTS)}; got {start!r}")
     layers = existing_layers(model)
     _check_startable(model, layers)
-    # Whatever fails in a decomposition fails before the first W is changed.
-    factors = {layer: _STARTS[start](layer.weight, layer.r, layer.scaling) for layer in layers.values()}
-    for layer, (B, A) in factors.items():
-        _take_out(layer, B.to(layer.lora_B.dtype), A.to(layer.lora_A.dtype))
+    # Whatever fails in a decomposition or a difference fails before the first W is changed.
+    factors = {layer: _start_of(name, layer, start) for name, layer in layers.items()}
+    with commit() as changing:
+        for layer, (B, A) in factors.items():
+            for slot, value in (("start_A", A), ("start_B", B)):
+                changing.put(layer._buffers, slot, value)
+            changing.put(vars(layer), "start_scaling", layer.scaling)
+            changing.write(layer.lora_A, A)
+            changing.write(layer.lora_B, B)
+            fold(layer, partial(_left, layer, Factors(B, A)), changing)
 
 
-def _take_out(layer: FusedLoRALinear, B: Tensor, A: Tensor) -> None:
-    """W -= s B A, with A and B as they are rounded already; their rounding then cancels."""
-    left = reference.effective_weight(layer.weight, A, B, -layer.scaling)
-    layer.start_A, layer.start_B, layer.start_scaling = A.contiguous(), B.contiguous(), layer.scaling
-    layer.reset_adapter()
-    layer.weight.copy_(left)
+def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:
+    """B and A as they are rounded, of which W - s B A can be left."""
+    found = _STARTS[start](layer.weight, layer.r, layer.scaling)
+    with torch.inference_mode(False):
+        kinds = ((found.B, layer.lora_B.dtype), (found.A, layer.lora_A.dtype))
+        factors = Factors(*(each.detach().to(dtype).contiguous().clone() for each, dtype in kinds))
+    if not all_finite(_left(layer, factors)):
+        raise ValueError(f"W - s B A of layer {name!r} must be finite in {layer.weight.dtype} to be its W")
+    return factors
+
+
+def _left(layer: FusedLoRALinear, factors: Factors) -> Tensor:
+    """W - s B A, with A and B as they are rounded already; their rounding then cancels."""
+    return reference.effective_weight(layer.weight, factors.A, factors.B, -layer.scaling)
 
 
 def _pissa(W: Tensor, r: int, s: float) -> Factors:
@@ -88,6 +108,7 @@ _STARTS: Final[Mapping[str, Callable[[Tensor, int, float], Factors]]] = dict(
 def _check_startable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
     check_whole(layers, "it can be called once")
     for name, layer in layers.items():
+        check_own_writable(layer, ("weight", *SLOTS), f"layer {name!r}")
         smaller = min(layer.weight.shape)
         if layer.merged:
             raise ValueError(f"layer {name!r} must be unmerged to be started from W (unmerge_lora)")

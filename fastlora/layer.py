@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import config, reference, residual, shards, shelf
+from fastlora import changes, config, reference, residual, shards, shelf
 from fastlora.autograd import check_operands, lora_linear
+from fastlora.changes import commit, exclusive
 from fastlora.split import Split
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
+from fastlora.writable import check_own, check_own_writable
 
 _OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling", "split")
 _MERGED_FROM = ("weight", "lora_A", "lora_B")
@@ -87,6 +89,7 @@ class FusedLoRALinear(nn.Linear):
         self._configure(r, alpha, dropout, rslora, init)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._add_adapter(adapter_dtype)
+        self._freeze_base()
 
     @classmethod
     def from_linear(
@@ -110,6 +113,22 @@ class FusedLoRALinear(nn.Linear):
                 `check_plain_linear`), or as in the constructor.
             ValueError: As in the constructor.
         """
+        layer = cls._beside(linear, r, alpha, dropout, rslora, init, adapter_dtype)
+        layer._freeze_base()
+        return layer
+
+    @classmethod
+    def _beside(
+        cls,
+        linear: nn.Linear,
+        r: int,
+        alpha: float | None,
+        dropout: float,
+        rslora: bool,
+        init: str,
+        adapter_dtype: torch.dtype | None,
+    ) -> FusedLoRALinear:
+        """`from_linear`, but W and b are not frozen yet: nothing of `linear` has changed."""
         check_plain_linear("linear", linear)
         config.check_dtype("adapter_dtype", adapter_dtype)
         layer = twin_of(linear, cls)
@@ -129,25 +148,38 @@ class FusedLoRALinear(nn.Linear):
     def _add_adapter(self, dtype: torch.dtype | None) -> None:
         N, K = self.weight.shape
         kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype or self.weight.dtype}
-        self.lora_A = nn.Parameter(torch.empty(self.r, K, **kind))
-        self.lora_B = nn.Parameter(torch.empty(N, self.r, **kind))
+        # Trained later, whatever mode this is called in.
+        with torch.inference_mode(False):
+            self.lora_A = nn.Parameter(torch.empty(self.r, K, **kind))
+            self.lora_B = nn.Parameter(torch.empty(N, self.r, **kind))
         self.register_buffer("_base_weight", None, persistent=False)
         self.register_buffer("start_A", None)
         self.register_buffer("start_B", None)
-        self.reset_adapter()
-        # Last, so that a failed allocation leaves the wrapped layer trainable.
-        freeze_parameter(self.weight)
-        if self.bias is not None:
-            freeze_parameter(self.bias)
+        shelf.start(self.lora_A, self.lora_B, self.init)
 
+    def _freeze_base(self) -> None:
+        """Freeze W and b, as a part of the commit at work or in one of its own."""
+        with commit() as changing:
+            changing.freeze(self.weight)
+            if self.bias is not None:
+                changing.freeze(self.bias)
+
+    @exclusive
+    @torch.no_grad()
     def reset_adapter(self) -> None:
-        """Start the update anew: at zero by `init`, or at what `initialize` took out of W."""
-        if self.start_A is None or self.start_B is None:
-            shelf.start(self.lora_A, self.lora_B, self.init)
-            return
-        with torch.no_grad():
-            self.lora_A.copy_(self.start_A)
-            self.lora_B.copy_(self.start_B)
+        """Start the update anew: at zero by `init`, or at what `initialize` took out of W.
+
+        Raises:
+            ValueError: If A or B cannot be written in place.
+        """
+        check_own_writable(self, shelf.SLOTS, "the layer")
+        A, B = self.start_A, self.start_B
+        if A is None or B is None:
+            A, B = torch.empty_like(self.lora_A), torch.empty_like(self.lora_B)
+            shelf.start(A, B, self.init)
+        with commit() as changing:
+            changing.write(self.lora_A, A)
+            changing.write(self.lora_B, B)
 
     def reset_parameters(self) -> None:
         """Start W, b, A and B anew; what builds a model on "meta" calls it after `to_empty`."""
@@ -179,33 +211,50 @@ class FusedLoRALinear(nn.Linear):
             TypeError: If x is not in the weight's dtype.
             ValueError: If x's last dimension or device is wrong.
         """
+        # What is compiled holds one state by its guards; it would be compiled anew after every change.
+        if torch.compiler.is_compiling():
+            return self._computed(x)
+        moved = changes.moved
+        try:
+            y = self._computed(x)
+        except Exception:  # of operands from two states, say
+            if changes.moved == moved and not moved & 1:
+                raise
+        else:
+            if changes.moved == moved and not moved & 1:
+                return y
+        return changes.undisturbed(self._computed, x)
+
+    def _computed(self, x: Tensor) -> Tensor:
         own: dict[str, Any] = self._parameters  # not through __getattr__, which takes 0.6 us for each
         try:
             W, b, A, B = own["weight"], own["bias"], own["lora_A"], own["lora_B"]
         except KeyError:  # parametrized, pruned, or a view of a flat parameter
             W, b, A, B = self.weight, self.bias, self.lora_A, self.lora_B
+        kept = self._buffers["_base_weight"]
+        if kept is not None and not self.enabled:
+            W = kept
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
         if W.requires_grad or (b is not None and b.requires_grad):
             warnings.warn(
                 "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
                 "gradient; to train them use remove_lora and unfreeze",
-                stacklevel=2,
+                stacklevel=3,
             )
             W, b = W.detach(), None if b is None else b.detach()
-        if self.enabled and not self.merged and not x.is_nested:
+        if self.enabled and kept is None and not x.is_nested:
             dropout = self.dropout if self.training else 0.0
             return lora_linear(x, W, b, A, B, self.scaling, dropout=dropout)
         if not x.is_nested and not _autocasts(x) and not torch._C._get_tracing_state():
             check_operands(x, W, b, A, B)
-        if self.merged or not self.enabled:
-            kept = None if self.enabled else self._base_weight
-            W = W if kept is None else kept
+        if kept is not None or not self.enabled:
             if self.enabled or self.start_A is None or self.start_B is None:
                 return F.linear(x, W, b)
             return reference.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
         return reference.unfused(x, W, b, A, B, self.scaling, dropout=self.dropout, training=self.training)
 
+    @exclusive
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
         """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else W.
@@ -216,6 +265,7 @@ class FusedLoRALinear(nn.Linear):
             return self._sum()
         return self.weight.detach().clone() if self.enabled else residual.whole_weight(self)
 
+    @exclusive
     @torch.no_grad()
     def merge(self) -> None:
         """Add s B A into `weight`, summed in fp32 and rounded once; W is kept aside for `unmerge`.
@@ -224,22 +274,38 @@ class FusedLoRALinear(nn.Linear):
         nothing.
 
         Raises:
-            ValueError: If the sum holds NaN or infinity; `weight` is as it was.
+            ValueError: If the sum holds NaN or infinity, or `weight` is computed from others (by a
+                parametrization, say) or cannot be written in place; it is as it was.
         """
         if self.merged:
             return
+        check_own_writable(self, ("weight",), "the layer")
         total = self._finite_sum()
-        self._base_weight = self.weight.detach().clone()
-        self.weight.copy_(total)
+        with torch.inference_mode(False):
+            base = self.weight.detach().clone()
+        with commit() as changing:
+            changing.put(self._buffers, "_base_weight", base)
+            changing.write(self.weight, total, before=base)
+
+    @exclusive
+    def unmerge(self) -> None:
+        """Put W back, bit for bit. Unmerging twice changes nothing.
+
+        Raises:
+            ValueError: If `weight` cannot be written any more.
+        """
+        if self.merged:
+            check_own_writable(self, ("weight",), "the layer")
+            with commit() as changing:
+                changing.then(self._put_back)
 
     @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put W back, bit for bit. Unmerging twice changes nothing."""
-        if self._base_weight is None:
-            return
-        self.weight.copy_(self._base_weight)
-        self._base_weight = None
+    def _put_back(self) -> None:
+        if self._base_weight is not None:
+            self.weight.copy_(self._base_weight)
+            self._base_weight = None
 
+    @exclusive
     @torch.no_grad()
     def to_linear(self, merge: bool = True) -> nn.Linear:
         """A plain nn.Linear with this layer's bias object, hooks and mode; this layer stays as it is.
@@ -250,18 +316,24 @@ class FusedLoRALinear(nn.Linear):
 
         Raises:
             TypeError: If this layer's forward was replaced.
-            ValueError: If W + s B A is wanted and holds NaN or infinity.
+            ValueError: If W + s B A is wanted and holds NaN or infinity; or if W or b is computed from
+                others, by a parametrization, say.
         """
         check_own_forward("layer", self)
+        check_own(self, ("weight", "bias"), "the layer")
         if merge:
             weight = nn.Parameter(self._finite_sum(), requires_grad=False)
         elif self._base_weight is not None:
             weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
         else:
             weight = self.weight
-        linear = twin_of(self, nn.Linear, without=_OWN_ATTRIBUTES)
+        linear = self._plain_twin()
         linear.weight = weight
         return linear
+
+    def _plain_twin(self) -> nn.Linear:
+        """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""
+        return twin_of(self, nn.Linear, without=_OWN_ATTRIBUTES)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script calls first, on this layer and on every model around it."""
@@ -294,6 +366,7 @@ class FusedLoRALinear(nn.Linear):
         parts += [] if self.adapter == shelf.DEFAULT else [f"adapter={self.adapter}"]
         return ", ".join(parts)
 
+    @exclusive
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """A checkpoint always holds W, merged or not: adding the update again on loading would be wrong."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -301,6 +374,7 @@ class FusedLoRALinear(nn.Linear):
             destination[prefix + "weight"] = self._base_weight
         shelf.rename_saved(destination, prefix, self.adapter)
 
+    @exclusive
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint without A and B, the plain layer's, leaves the update as it is.
 
@@ -311,18 +385,13 @@ class FusedLoRALinear(nn.Linear):
         shelf.rename_loaded(state_dict, prefix, self.adapter)
         if any(prefix + name in state_dict for name in _MERGED_FROM):
             self.unmerge()
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        with commit():
+            super()._load_from_state_dict(state_dict, prefix, *args)
         if plain and prefix + "weight" in state_dict:
             shelf.keep_idle(state_dict, prefix, self)
             own = {prefix + "lora_A", prefix + "lora_B"}
             missing[:] = [name for name in missing if name not in own]
         shelf.name_missing(missing, prefix, self.adapter)
-
-
-def freeze_parameter(parameter: nn.Parameter) -> None:
-    """No gradient from now on, and none left over: an optimizer would still step on an old one."""
-    parameter.requires_grad_(False)
-    parameter.grad = None
 
 
 def _autocasts(x: Tensor) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from fastlora.changes import Commit, commit, exclusive
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.shards import all_finite, is_spread, reshard
 from fastlora.wrappers import module_names
+from fastlora.writable import check_own_writable
 
 
+@exclusive
 def merge_lora(model: nn.Module) -> None:
     """Add every update into its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
 
@@ -19,8 +23,8 @@ def merge_lora(model: nn.Module) -> None:
     each then changes its part. Either all layers are merged or, on an error, none more than before.
 
     Raises:
-        ValueError: If there is no LoRA layer, or a weight is shared with another module or would not be
-            finite.
+        ValueError: If there is no LoRA layer, or a weight is shared with another module, would not be finite,
+            is computed from others (by a parametrization, say) or cannot be written in place.
     """
     layers = existing_layers(model)
     reshard(model)
@@ -30,29 +34,58 @@ def merge_lora(model: nn.Module) -> None:
         for layer in todo:
             layer.merge()
     except BaseException:
-        for layer in todo:
-            layer.unmerge()
+        _unmerge(todo)
         raise
 
 
+@exclusive
 def unmerge_lora(model: nn.Module) -> None:
     """Put every W back, bit for bit.
 
     Raises:
-        ValueError: If there is no LoRA layer.
+        ValueError: If there is no LoRA layer, or a weight cannot be written any more.
     """
     layers = existing_layers(model)
     reshard(model)
-    for layer in layers.values():
-        layer.unmerge()
+    for name, layer in layers.items():
+        if layer.merged:
+            check_own_writable(layer, ("weight",), f"layer {name!r}")
+    _unmerge(layers.values())
+
+
+def _unmerge(layers: Iterable[FusedLoRALinear]) -> None:
+    with commit() as changing:
+        for layer in layers:
+            changing.then(layer._put_back)
+
+
+def fold(layer: FusedLoRALinear, total: Callable[[], Tensor], changing: Commit) -> None:
+    """Have W become what `total` gives at the end of a commit: no more than one layer's is held at a time."""
+    given: list[Tensor] = []
+    done = False
+
+    @torch.no_grad()
+    def step() -> None:
+        nonlocal done
+        if done:
+            return
+        if not given:
+            given.append(total())
+        layer.weight.copy_(given[0])
+        layer._base_weight = None
+        done = True
+        given.clear()
+
+    changing.then(step)
 
 
 def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
     """Raise ValueError, naming it, where a layer cannot be merged.
 
-    Merging would change a weight that another module uses too; and A and B must be finite.
+    W must be the layer's own, and no other module's too, and writable; and A and B must be finite.
     """
     for name, layer in layers.items():
+        check_own_writable(layer, ("weight",), f"layer {name!r}")
         if not layer.lora_A.is_meta and not (all_finite(layer.lora_A) and all_finite(layer.lora_B)):
             raise ValueError(
                 f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"

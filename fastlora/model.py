@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_bool
-from fastlora.layer import FusedLoRALinear, freeze_parameter
+from fastlora.layer import FusedLoRALinear
 from fastlora.layers import check_model, existing_layers, lora_layers
-from fastlora.merging import check_mergeable
+from fastlora.merging import check_mergeable, fold
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
-from fastlora.saved import find_modules_to_save, mark, saved_modules, unmark
+from fastlora.saved import can_train, find_modules_to_save, mark, saved_modules, unmark
 from fastlora.shards import check_not_spread
 from fastlora.shelf import DEFAULT, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
 from fastlora.twin import check_own_forward
+from fastlora.writable import check_own, check_trainable, check_writable
 
 
+@exclusive
 def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     """Give linear layers of a model a LoRA update, in place, and freeze all but the updates.
 
@@ -58,9 +61,11 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     targets = find_targets(model, config, trained={inner for module in saved for inner in module.modules()})
     in_use = name_in_use(layer for _, layer in lora_layers(model))
     options = {target.linear: options_for(target, config) for target in targets}
-    model = replace_modules(model, make_layers(model, options, in_use or DEFAULT).items())
-    mark(saved)
-    freeze(model)
+    layers = make_layers(options, in_use or DEFAULT)
+    with commit() as changing:
+        model = replace_modules(model, layers.items())
+        mark(saved, changing)
+        freeze(model)
     return model
 
 
@@ -83,25 +88,21 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
 
 
 def make_layers(
-    model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
+    options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
 ) -> dict[nn.Linear, FusedLoRALinear]:
-    """A FusedLoRALinear for each plain layer of a model, not yet in its place, the update named `adapter`.
+    """A FusedLoRALinear for each plain layer, not yet in its place, the update named `adapter`.
 
-    If one cannot be made (no memory, say), the model is as it was.
+    Nothing of the plain layers changes: W and b are to be frozen when theirs takes their place.
     """
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     layers: dict[nn.Linear, FusedLoRALinear] = {}
-    try:
-        for linear, chosen in options.items():
-            layers[linear] = FusedLoRALinear.from_linear(linear, **chosen)
-            layers[linear].adapter = adapter
-    except BaseException:
-        for parameter, requires_grad, grad in before:
-            parameter.requires_grad_(requires_grad).grad = grad
-        raise
+    for linear, chosen in options.items():
+        layers[linear] = FusedLoRALinear._beside(linear, **chosen)
+        layers[linear].adapter = adapter
     return layers
 
 
+@exclusive
+@torch.no_grad()
 def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     """Put plain nn.Linear layers back, in place; every parameter object stays, and stays frozen.
 
@@ -115,7 +116,10 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     Raises:
         TypeError: If a layer's forward was replaced or compiled, or its weight is spread over processes.
         ValueError: If there is no LoRA layer, or a weight to merge is shared with another module or would
-            not be finite; or W is wanted back from a layer where `initialize` took the update out of it.
+            not be finite; or W is wanted back from a layer where `initialize` took the update out of it; or a
+            weight is computed from others (by a parametrization, say) or cannot be written in place.
+
+    Ctrl-C while weights are merged is answered when the last one is: W is not kept aside.
     """
     check_bool(merge, "merge")
     layers = existing_layers(model)
@@ -125,34 +129,31 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         check_whole(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
+        check_own(layer, ("weight", "bias"), f"layer {name!r}")
         check_not_spread(layer.weight, f"weight of layer {name!r}")
-    plain: dict[FusedLoRALinear, nn.Linear] = {}
-    for layer in layers.values():
-        layer.unmerge()
-        plain[layer] = layer.to_linear(merge=False)
-    unmark(model)
-    result = replace_modules(model, plain.items())
+        if layer.merged:
+            check_writable(layer.weight, f"weight of layer {name!r}")
     if merge:
-        _merge_replaced(result, plain)
+        # Whatever fails in a sum fails here; keeping the sums would take a second copy of the model.
+        for layer in layers.values():
+            layer._finite_sum()
+    plain = {layer: layer._plain_twin() for layer in layers.values()}
+    with commit() as changing:
+        unmark(model, changing)
+        result = replace_modules(model, plain.items())
+        for layer in layers.values():
+            if merge:
+                fold(layer, layer._sum, changing)
+                # Another thread's forward pass may have found this layer: it is what takes its place now.
+                changing.put(vars(layer), "enabled", False)
+                for slot in ("start_A", "start_B"):
+                    changing.put(layer._buffers, slot, None)
+            else:
+                changing.then(layer._put_back)
     return result
 
 
-@torch.no_grad()
-def _merge_replaced(model: nn.Module, plain: Mapping[FusedLoRALinear, nn.Linear]) -> None:
-    """Add each layer's update to the plain layer in its place; in place, for a second copy may not fit.
-
-    On a failure (no memory, say) the layers not yet merged come back, so that the model's function stays.
-    """
-    left = {linear: layer for layer, linear in plain.items()}
-    try:
-        for layer, linear in plain.items():
-            linear.weight.copy_(layer.to_linear(merge=True).weight)
-            del left[linear]
-    except BaseException:
-        replace_modules(model, left.items())
-        raise
-
-
+@exclusive
 def set_lora_enabled(model: nn.Module, on: bool) -> None:
     """Switch every update on, or off: forward then applies W alone.
 
@@ -161,8 +162,7 @@ def set_lora_enabled(model: nn.Module, on: bool) -> None:
         ValueError: If there is no LoRA layer.
     """
     check_bool(on, "on")
-    for layer in existing_layers(model).values():
-        layer.enabled = on
+    _enable(dict.fromkeys(existing_layers(model).values(), on))
 
 
 @contextmanager
@@ -172,15 +172,25 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: If there is no LoRA layer.
     """
-    before = [(layer, layer.enabled) for layer in existing_layers(model).values()]
+    before = {layer: layer.enabled for layer in existing_layers(model).values()}
     try:
         set_lora_enabled(model, False)
-        yield
-    finally:
-        for layer, enabled in before:
-            layer.enabled = enabled
+        try:
+            yield
+        finally:
+            _enable(before)
+    finally:  # again, as Ctrl-C may come before the first has begun
+        _enable(before)
 
 
+@exclusive
+def _enable(switches: Mapping[FusedLoRALinear, bool]) -> None:
+    with commit() as changing:
+        for layer, on in switches.items():
+            changing.put(vars(layer), "enabled", on)
+
+
+@exclusive
 def freeze(model: nn.Module) -> None:
     """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
 
@@ -188,25 +198,38 @@ def freeze(model: nn.Module) -> None:
         ValueError: If there is no LoRA layer, so that nothing would be trained.
     """
     layers = existing_layers(model)
-    for parameter in model.parameters():
-        freeze_parameter(parameter)
-    for layer in layers.values():
-        trains = layer.adapter is not None
-        layer.lora_A.requires_grad_(trains)
-        layer.lora_B.requires_grad_(trains)
-    mark([module for _, module in saved_modules(model)])
+    saved = [module for _, module in saved_modules(model)]
+    with commit() as changing:
+        for parameter in model.parameters():
+            changing.freeze(parameter)
+        for layer in layers.values():
+            trains = layer.adapter is not None
+            changing.assign(layer.lora_A, "requires_grad", trains)
+            changing.assign(layer.lora_B, "requires_grad", trains)
+        mark(saved, changing)
 
 
+@exclusive
 def unfreeze(model: nn.Module) -> None:
     """Make every parameter trainable but W and b of LoRA layers, and adapters that are not in use.
 
     A weight tied to such a W (an embedding's, say) is that same parameter and stays frozen.
+
+    Raises:
+        ValueError: If a parameter was made in torch.inference_mode, and so cannot be trained.
     """
     frozen = {
         id(tensor)
         for _, layer in lora_layers(model)
         for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
     }
-    for parameter in model.parameters():
-        if id(parameter) not in frozen and (parameter.is_floating_point() or parameter.is_complex()):
-            parameter.requires_grad_(True)
+    chosen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in frozen and can_train(parameter)
+    }
+    for name, parameter in chosen.items():
+        check_trainable(parameter, name)
+    with commit() as changing:
+        for parameter in chosen.values():
+            changing.assign(parameter, "requires_grad", True)

@@ -11,9 +11,11 @@ from typing import Final
 
 from torch import nn
 
+from fastlora.changes import Commit
 from fastlora.layer import FusedLoRALinear
 from fastlora.targets import listed, matched_modules
 from fastlora.wrappers import module_names
+from fastlora.writable import check_trainable as check_gradient
 
 _MARK: Final = "_trained_beside_lora"
 
@@ -53,20 +55,28 @@ def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
             f"modules_to_save must name modules with weights of their own; {name!r} shares one with "
             f"{listed(sharing)}, which would be trained too"
         )
+    for kind, parameter in module.named_parameters():
+        if can_train(parameter):
+            check_gradient(parameter, f"{name}.{kind}".lstrip("."))
 
 
-def mark(modules: Sequence[nn.Module]) -> None:
+def mark(modules: Sequence[nn.Module], changing: Commit) -> None:
     """Have modules trained and saved with the updates; their floating-point parameters become trainable."""
     for module in modules:
-        setattr(module, _MARK, True)
+        changing.put(vars(module), _MARK, True)
         for parameter in module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+            changing.assign(parameter, "requires_grad", can_train(parameter))
 
 
-def unmark(model: nn.Module) -> None:
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is of a kind that takes a gradient."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def unmark(model: nn.Module, changing: Commit) -> None:
     """Forget all marks; the parameters stay as they are."""
     for module in model.modules():
-        vars(module).pop(_MARK, None)
+        changing.drop(vars(module), _MARK)
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,4 +1,4 @@
-"""Tensors spread over processes: telling them, making them whole, filling them.
+"""Tensors spread over processes: telling them, making them whole, finding a process's part.
 
 `torch.distributed.tensor` takes a second to import, so it is looked at only where it is loaded: without it no
 tensor is spread.
@@ -34,18 +34,23 @@ def all_finite(tensor: Tensor) -> bool:
     return not whole((~tensor.isfinite()).sum())
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the tensor's own memory."""
+    spread: Any = tensor.detach()
+    result: Tensor = spread.to_local() if is_spread(tensor) else spread
+    return result
+
+
 @torch.no_grad()
-def fill(own: Tensor, values: Tensor) -> None:
-    """Copy whole values into a tensor, each process its part; nothing is communicated."""
-    if not is_spread(own):
-        own.copy_(values)
-        return
+def part_of(values: Tensor, like: Tensor) -> Tensor:
+    """Of whole values the part that this process holds of `like`; nothing is communicated."""
+    if not is_spread(like):
+        return values
     from torch.distributed.tensor import distribute_tensor
 
-    spread: Any = own
+    spread: Any = like
     # No source rank: each process has the values already.
-    parts = distribute_tensor(values, spread.device_mesh, spread.placements, src_data_rank=None)
-    spread.to_local().copy_(parts.to_local())
+    return distribute_tensor(values, spread.device_mesh, spread.placements, src_data_rank=None).to_local()
 
 
 def reshard(model: nn.Module) -> None:

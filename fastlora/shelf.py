@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import config
+from fastlora.changes import Commit
+from fastlora.writable import check_own_writable
 
 DEFAULT = "default"
-_SLOTS = ("lora_A", "lora_B")
+SLOTS = ("lora_A", "lora_B")
 _SHELF = "adapters"
 _ORTHOGONAL_STD = 0.1  # PEFT's
 
@@ -45,7 +47,7 @@ OPTIONS = Options._fields
 
 
 class Adapter(nn.Module):
-    """An adapter that is not in use: frozen, so that no optimizer moves it.
+    """An adapter that is not in use; on a shelf it is frozen, so that no optimizer moves it.
 
     Args:
         A: [r, K].
@@ -62,9 +64,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.options, self.trains = options, trains
-        for slot, parameter in zip(_SLOTS, (A, B), strict=True):
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        for slot, parameter in zip(SLOTS, (A, B), strict=True):
             self.register_parameter(slot, parameter)
 
     def extra_repr(self) -> str:
@@ -112,7 +112,11 @@ def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> 
     """An adapter at its start for a weight [N, K], on its device; `dtype` None means the weight's."""
     N, K = weight.shape
     kind: dict[str, Any] = {"device": weight.device, "dtype": dtype or weight.dtype}
-    A, B = nn.Parameter(torch.empty(options.r, K, **kind)), nn.Parameter(torch.empty(N, options.r, **kind))
+    with torch.inference_mode(False):
+        A, B = (
+            nn.Parameter(torch.empty(options.r, K, **kind)),
+            nn.Parameter(torch.empty(N, options.r, **kind)),
+        )
     start(A, B, options.init)
     return Adapter(A, B, options)
 
@@ -120,7 +124,8 @@ def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> 
 def blank_adapter(weight: Tensor) -> Adapter:
     """What a layer holds while an adapter is in use that it has no part in: rank 1, zero, never trained."""
     N, K = weight.shape
-    A, B = (nn.Parameter(weight.new_zeros(shape)) for shape in ((1, K), (N, 1)))
+    with torch.inference_mode(False):
+        A, B = (nn.Parameter(weight.new_zeros(shape), requires_grad=False) for shape in ((1, K), (N, 1)))
     return Adapter(A, B, Options(r=1, alpha=1.0, dropout=0.0, rslora=False, init="gaussian"), (False, False))
 
 
@@ -130,40 +135,55 @@ def shelf_of(layer: nn.Module) -> dict[str, Adapter]:
     return {} if shelf is None else dict(shelf.items())
 
 
-def put_on_shelf(layer: nn.Module, name: str, adapter: Adapter) -> None:
+def put_on_shelf(layer: nn.Module, name: str, adapter: Adapter, changing: Commit) -> None:
     """Give a layer one more adapter, not in use."""
-    shelf: Any = layer._modules.setdefault(_SHELF, Shelf())
+    shelf: Any = layer._modules.get(_SHELF)
+    if shelf is None:
+        shelf = Shelf()
+        shelf.train(layer.training)
+        changing.put(layer._modules, _SHELF, shelf)
     adapter.train(layer.training)
-    shelf[name] = adapter
+    for slot in SLOTS:
+        changing.freeze(getattr(adapter, slot))
+    changing.put(shelf._modules, name, adapter)
 
 
-def take_off_shelf(layer: nn.Module, name: str) -> Adapter:
+def take_off_shelf(layer: nn.Module, name: str, changing: Commit) -> Adapter:
     """Take an adapter away from a layer; an empty shelf goes too."""
     shelf: Any = layer._modules[_SHELF]
-    adapter: Adapter = shelf.pop(name)
+    adapter: Adapter = shelf[name]
+    changing.drop(shelf._modules, name)
     if not shelf:
-        del layer._modules[_SHELF]
+        changing.drop(layer._modules, _SHELF)
     return adapter
 
 
-def exchange(layer: Any, name: str | None, incoming: Adapter) -> None:
+def exchange(layer: Any, name: str | None, incoming: Adapter, changing: Commit) -> None:
     """Put the adapter in use on the shelf (a blank one is dropped) and `incoming` in its place.
 
     Args:
         layer: The FusedLoRALinear.
         name: Of `incoming`; None where it is a blank.
         incoming: No longer on the shelf.
+        changing: What this is a part of.
     """
     parameters = layer._parameters
     if layer.adapter is not None:
-        A, B = (parameters[slot] for slot in _SLOTS)
+        A, B = (parameters[slot] for slot in SLOTS)
         trains = (A.requires_grad, B.requires_grad)
-        put_on_shelf(layer, layer.adapter, Adapter(A, B, options_of(layer), trains))
-    for slot, trained in zip(_SLOTS, incoming.trains, strict=True):
-        parameters[slot] = incoming._parameters[slot].requires_grad_(trained)  # type: ignore[union-attr]
+        put_on_shelf(layer, layer.adapter, Adapter(A, B, options_of(layer), trains), changing)
+    for slot, trained in zip(SLOTS, incoming.trains, strict=True):
+        parameter = incoming._parameters[slot]
+        changing.assign(parameter, "requires_grad", trained)
+        changing.put(parameters, slot, parameter)
     for option, value in incoming.options._asdict().items():
-        setattr(layer, option, value)
-    layer.adapter = name
+        changing.put(vars(layer), option, value)
+    changing.put(vars(layer), "adapter", name)
+
+
+def check_refillable(layer: Any, adapter: str, what: str) -> None:
+    """Raise ValueError, calling the layer `what`, unless this adapter of it can take other values."""
+    check_own_writable(layer if layer.adapter == adapter else shelf_of(layer)[adapter], SLOTS, what)
 
 
 def options_of(layer: Any) -> Options:
@@ -204,7 +224,7 @@ def rename_saved(state_dict: dict[str, Any], prefix: str, adapter: str | None) -
     """Give A and B in use the names that they are saved under, whichever adapter is in use."""
     if adapter == DEFAULT:
         return
-    for slot in _SLOTS:
+    for slot in SLOTS:
         tensor = state_dict.pop(prefix + slot)
         if adapter is not None:
             state_dict[_key(prefix, adapter, slot)] = tensor
@@ -214,7 +234,7 @@ def rename_loaded(state_dict: dict[str, Any], prefix: str, adapter: str | None) 
     """Undo `rename_saved`, also for the shelf: to each tensor the name of the place where it belongs now."""
     if adapter == DEFAULT:
         return
-    for slot in _SLOTS:
+    for slot in SLOTS:
         default = state_dict.pop(prefix + slot, None)
         if default is not None:
             state_dict[_key(prefix, DEFAULT, slot)] = default
@@ -225,7 +245,7 @@ def rename_loaded(state_dict: dict[str, Any], prefix: str, adapter: str | None) 
 def keep_idle(state_dict: dict[str, Any], prefix: str, layer: nn.Module) -> None:
     """Let a checkpoint of the plain layer leave the adapters on the shelf as they are: each loads itself."""
     for name, kept in shelf_of(layer).items():
-        for slot in _SLOTS:
+        for slot in SLOTS:
             state_dict[_key(prefix, name, slot)] = kept._parameters[slot]
 
 
@@ -233,7 +253,7 @@ def name_missing(missing: list[str], prefix: str, adapter: str | None) -> None:
     """Say of A and B in use, found missing, by which names a state_dict should have held them."""
     if adapter == DEFAULT:
         return
-    for slot in _SLOTS:
+    for slot in SLOTS:
         if prefix + slot in missing:
             missing.remove(prefix + slot)
             if adapter is not None:

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from fastlora import (
-    FusedLoRALinear,
     LoRAConfig,
     active_adapter,
     adapter_names,
@@ -20,6 +19,7 @@ from fastlora import (
     parameter_report,
     remove_lora,
     set_adapter,
+    shelf,
     unfreeze,
     unmerge_lora,
     use_adapter,
@@ -264,11 +264,11 @@ def test_an_adapter_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
     model = adapted(Block(), target_modules=["q_proj"])
     weight = model.attn["v_proj"].weight
 
-    def fail(self):
+    def fail(*_):
         raise torch.OutOfMemoryError("no memory")
 
     weight.requires_grad_(True)
-    monkeypatch.setattr(FusedLoRALinear, "reset_adapter", fail)
+    monkeypatch.setattr(shelf, "start", fail)
     with pytest.raises(torch.OutOfMemoryError):
         add_adapter(model, "fr", LoRAConfig(target_modules=["q_proj", "v_proj"]))
     assert adapter_names(model) == ("default",)

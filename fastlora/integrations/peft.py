@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from fastlora.integrations.peft_layer import FastLinear, forget_counts
+from fastlora.changes import commit, exclusive
+from fastlora.integrations.peft_layer import COUNTS, FastLinear
 from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.twin import check_own_forward
@@ -56,6 +57,7 @@ class SwapReport:
         return "\n".join(lines)
 
 
+@exclusive
 def accelerate_peft(model: nn.Module) -> SwapReport:
     """Give PEFT's LoRA layers over plain linear layers the fused forward, in place.
 
@@ -82,13 +84,15 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
         )
     kept = {name: why for name, layer in layers.items() if (why := _why_kept(layer)) is not None}
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
-    for layer in swapped.values():
-        layer.__class__ = FastLinear
+    with commit() as changing:
+        for layer in swapped.values():
+            changing.assign(layer, "__class__", FastLinear)
     found = {name: operands_of(layer) for name, layer in swapped.items()}
     stock = {name: why for name, why in found.items() if isinstance(why, str)}
     return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept)
 
 
+@exclusive
 def undo(model: nn.Module) -> None:
     """Make every `FastLinear` of a model PEFT's own layer again, whether swapped or made by `register`.
 
@@ -103,9 +107,10 @@ def undo(model: nn.Module) -> None:
         if type(layer) is not FastLinear:
             raise TypeError(f"layer {name!r} must be exactly a FastLinear; got {type(layer).__name__}")
         check_own_forward(f"layer {name!r}", layer)
-    for layer in layers.values():
-        layer.__class__ = Linear  # type: ignore[assignment]
-        forget_counts(layer)
+    with commit() as changing:
+        for layer in layers.values():
+            changing.assign(layer, "__class__", Linear)
+            changing.drop(vars(layer), COUNTS)
 
 
 def register(config: LoraConfig) -> LoraConfig:

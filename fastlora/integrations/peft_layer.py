@@ -6,13 +6,15 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlora.autograd import lora_linear
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import operands_of, why_not_fused
 
 FUSED = "fused"
+# What FastLinear keeps on a layer beyond PEFT's own attributes.
+COUNTS = "forward_counts"
 
 
 class FastLinear(Linear):
@@ -49,9 +51,4 @@ class FastLinear(Linear):
     def _count(self, way: str) -> None:
         # A compiled forward is traced once and run often; its graph would be made anew for every count.
         if not torch.compiler.is_compiling():
-            vars(self).setdefault("forward_counts", Counter())[way] += 1
-
-
-def forget_counts(layer: nn.Module) -> None:
-    """Remove what FastLinear keeps on a layer beyond PEFT's own attributes."""
-    vars(layer).pop("forward_counts", None)
+            vars(self).setdefault(COUNTS, Counter())[way] += 1

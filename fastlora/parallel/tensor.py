@@ -19,9 +19,11 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor import parallel as torch_parallel
 
+from fastlora.changes import commit
 from fastlora.layer import FusedLoRALinear
 from fastlora.shards import check_not_spread
 from fastlora.split import Split
+from fastlora.writable import check_own
 
 
 class ColwiseParallel(torch_parallel.ColwiseParallel):
@@ -75,6 +77,7 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
     size = getattr(layer, features)
     if size % mesh.size():
         raise ValueError(f"{features} must be a multiple of the {mesh.size()} processes; got {size}")
+    check_own(layer, ("weight", "bias", "lora_A", "lora_B"), "layer")
     if layer.merged:
         raise ValueError("layer must be unmerged to be divided (unmerge_lora)")
     if layer.start_A is not None:
@@ -86,22 +89,24 @@ def _divide(
     style: Any, layer: FusedLoRALinear, mesh: DeviceMesh, split: Split, dims: dict[str, int | None]
 ) -> nn.Module:
     """Divide each parameter along its dimension (None: whole everywhere), and give forward its layouts."""
-
-    def partition(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
-        if module is not layer:
-            return
-        for slot, dim in dims.items():
-            parameter = layer._parameters[slot]
-            if parameter is not None:
-                placement = Replicate() if dim is None else Shard(dim)
-                value = distribute_tensor(parameter, mesh, [placement], src_data_rank=style.src_data_rank)
-                layer.register_parameter(slot, nn.Parameter(value, requires_grad=parameter.requires_grad))
-        layer.split = split
+    divided: dict[str, nn.Parameter] = {}
+    for slot, dim in dims.items():
+        parameter = layer._parameters[slot]
+        if parameter is not None:
+            placement = Replicate() if dim is None else Shard(dim)
+            value = distribute_tensor(parameter, mesh, [placement], src_data_rank=style.src_data_rank)
+            divided[slot] = nn.Parameter(value, requires_grad=parameter.requires_grad)
 
     # Any: what these return takes the place of x and y, but torch declares them to return None.
     own_input: Any = partial(_own_input, split, style.input_layouts)
     laid_out: Any = partial(_laid_out, split, style.output_layouts, style.use_local_output)
-    return distribute_module(layer, mesh, partition, own_input, laid_out)
+    with commit() as changing:
+        for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+            changing.keep(hooks)
+        changing.keep(layer._parameters)
+        layer._parameters.update(divided)
+        changing.put(vars(layer), "split", split)
+        return distribute_module(layer, mesh, None, own_input, laid_out)
 
 
 def _own_input(

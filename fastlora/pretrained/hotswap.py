@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastlora.changes import commit, exclusive
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory
 from fastlora.pretrained.errors import AdapterError
-from fastlora.shards import fill, reshard
-from fastlora.shelf import DEFAULT, adapters_of
+from fastlora.shards import local, part_of, reshard
+from fastlora.shelf import DEFAULT, adapters_of, check_refillable
 from fastlora.targets import listed
 
 
@@ -28,6 +29,7 @@ class _Values(NamedTuple):
     B: Tensor
 
 
+@exclusive
 @torch.no_grad()
 def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> None:
     """Put the values of another adapter into the parameters of one that the model has: no recompilation.
@@ -44,7 +46,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
     Raises:
         AdapterError: As by `load_pretrained`; or if the other adapter has further layers, a larger rank or
             modules to save. The model is as it was.
-        ValueError: If there is no LoRA layer, or no such adapter.
+        ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
         ImportError: If safetensors is not installed.
         OSError: If a file cannot be opened.
     """
@@ -62,9 +64,16 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         if further:
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
         values = [_values(contents, path, layer, name) for path, layer in layers.items()]
+    for path, layer in layers.items():
+        check_refillable(layer, name, f"layer {path!r}")
+    writes: list[tuple[Tensor, Tensor]] = []
     for own_A, own_B, A, B in values:
-        fill(own_A, F.pad(A, (0, 0, 0, own_A.shape[0] - A.shape[0])))
-        fill(own_B, F.pad(B, (0, own_B.shape[1] - B.shape[1])))
+        padded_A = F.pad(A, (0, 0, 0, own_A.shape[0] - A.shape[0]))
+        padded_B = F.pad(B, (0, own_B.shape[1] - B.shape[1]))
+        writes += [(own_A, part_of(padded_A, own_A)), (own_B, part_of(padded_B, own_B))]
+    with commit() as changing:
+        for own, part in writes:
+            changing.write(local(own), part)
 
 
 def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) -> _Values:

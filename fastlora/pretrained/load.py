@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastlora.adapters import adapter_names, give_adapter
+from fastlora.changes import Commit, commit, exclusive
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import lora_layers
 from fastlora.model import freeze, make_layers
@@ -18,9 +19,12 @@ from fastlora.pretrained.contents import Contents, layer_keys, open_directory, o
 from fastlora.pretrained.errors import AdapterError
 from fastlora.replace import replace_modules
 from fastlora.saved import mark
-from fastlora.shards import fill, reshard, whole
-from fastlora.shelf import DEFAULT, Adapter, Options, adapters_of, check_name, shelf_of
-from fastlora.wrappers import modules_by_name
+from fastlora.shards import local, part_of, reshard, whole
+from fastlora.shelf import DEFAULT, Adapter, Options, adapters_of, check_name, check_refillable, shelf_of
+from fastlora.writable import check_writable
+
+# {path: A, B and options}, as a file has them.
+_Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
@@ -47,7 +51,7 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
         AdapterError: If the files are truncated, damaged or foreign; hold what is not plain LoRA on linear
             layers (the key is named); do not fit the model; or hold NaN or infinity, also after conversion;
             or if a layer is merged. The model is as it was.
-        ValueError: If the name is unsound.
+        ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
         ImportError: If safetensors is not installed.
         OSError: If a file cannot be opened.
     """
@@ -69,7 +73,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
 
     Raises:
         AdapterError: As in `load_pretrained`.
-        ValueError: If the name is unsound.
+        ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
         ImportError: If safetensors is not installed.
         OSError: If the file cannot be opened.
     """
@@ -78,6 +82,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
         return _load(model, contents, name)
 
 
+@exclusive
+@torch.no_grad()
 def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     """Read all, then change the model."""
     reshard(model)
@@ -93,31 +99,58 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     }
     if adapted and not known:
         _check_shared(saved, plain)
-    if not known:
-        model = _add(model, name, layers, updates)
-        modules = modules_by_name(model)
-        layers = {path: cast(nn.Linear, modules[path]) for path in layers}
-    with torch.no_grad():
-        for path, layer in layers.items():
-            refill(cast(FusedLoRALinear, layer), name, *updates[path])
-        for key, tensor in saved.tensors.items():
-            fill(tensor, plain[key])
-    if not adapted:
-        mark(saved.modules)
-        freeze(model)
+    for key, tensor in saved.tensors.items():
+        check_writable(tensor, repr(key))
+    refills = _refills(layers, name, updates) if known else []
+    new, made = ({}, {}) if known else _made(name, layers, updates)
+    writes = [(local(tensor), part_of(plain[key], tensor)) for key, tensor in saved.tensors.items()]
+    with commit() as changing:
+        for refill in refills:
+            refill.into(changing)
+        if adapted and not known:
+            model = give_adapter(model, name, made, new)
+        elif not adapted:
+            model = replace_modules(model, new.items())
+        for own, part in writes:
+            changing.write(own, part)
+        if not adapted:
+            mark(saved.modules, changing)
+            freeze(model)
     return model
 
 
-def refill(layer: FusedLoRALinear, name: str, A: Tensor, B: Tensor, options: Options) -> None:
-    """Copy A and B into an adapter of a layer; alpha and rslora are taken over, the rest stays."""
-    own_A, own_B, _ = adapters_of(layer)[name]
-    fill(own_A, A)
-    fill(own_B, B)
-    if layer.adapter == name:
-        layer.alpha, layer.rslora = options.alpha, options.rslora
-    else:
-        kept = shelf_of(layer)[name]
-        kept.options = kept.options._replace(alpha=options.alpha, rslora=options.rslora)
+class _Refill(NamedTuple):
+    """Other values for an adapter of a layer; alpha and rslora are taken over, the rest stays."""
+
+    layer: FusedLoRALinear
+    name: str
+    parts: tuple[Tensor, Tensor]
+    options: Options
+
+    def into(self, changing: Commit) -> None:
+        """Copy them, as a part of a commit."""
+        layer, name, parts, options = self
+        own_A, own_B, _ = adapters_of(layer)[name]
+        for own, part in zip((own_A, own_B), parts, strict=True):
+            changing.write(local(own), part)
+        if layer.adapter == name:
+            changing.put(vars(layer), "alpha", options.alpha)
+            changing.put(vars(layer), "rslora", options.rslora)
+        else:
+            kept = shelf_of(layer)[name]
+            taken_over = kept.options._replace(alpha=options.alpha, rslora=options.rslora)
+            changing.put(vars(kept), "options", taken_over)
+
+
+def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> list[_Refill]:
+    refills: list[_Refill] = []
+    for path, found in layers.items():
+        layer = cast(FusedLoRALinear, found)
+        check_refillable(layer, name, f"layer {path!r}")
+        A, B, options = updates[path]
+        own_A, own_B, _ = adapters_of(layer)[name]
+        refills.append(_Refill(layer, name, (part_of(A, own_A), part_of(B, own_B)), options))
+    return refills
 
 
 def _read_update(
@@ -141,21 +174,25 @@ def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
             )
 
 
-def _add(
-    model: nn.Module,
-    name: str,
-    layers: Mapping[str, nn.Linear],
-    updates: Mapping[str, tuple[Tensor, Tensor, Options]],
-) -> nn.Module:
-    """Give the layers an adapter of the right kind, its values not filled in yet."""
+def _made(
+    name: str, layers: Mapping[str, nn.Linear], updates: _Updates
+) -> tuple[dict[nn.Linear, FusedLoRALinear], dict[FusedLoRALinear, Adapter]]:
+    """What takes the places of plain layers, and what further adapter others get, not yet in the model."""
     plain: dict[nn.Linear, dict[str, Any]] = {}
     made: dict[FusedLoRALinear, Adapter] = {}
     for path, layer in layers.items():
         A, B, options = updates[path]
         if isinstance(layer, FusedLoRALinear):
-            made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
+            with torch.inference_mode(False):
+                # What is read in that mode could never be trained.
+                A, B = (each.clone() if each.is_inference() else each for each in (A, B))
+                made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
         else:
             plain[layer] = {**options._asdict(), "adapter_dtype": A.dtype}
-    if any(True for _ in lora_layers(model)):
-        return give_adapter(model, name, made, plain)
-    return replace_modules(model, make_layers(model, plain, name).items())
+    new = make_layers(plain, name)
+    for path, linear in layers.items():
+        if linear in new:
+            A, B, _ = updates[path]
+            new[linear].lora_A.copy_(A)
+            new[linear].lora_B.copy_(B)
+    return new, made
