@@ -183,15 +183,23 @@ class _SignalsHeld:
 
 
 def _all_of(steps: Iterable[Callable[[], object]], tries: int) -> None:
-    """Do every step, again where it failed, whatever others raise; then raise what was raised first."""
-    error: BaseException | None = None
-    for step in steps:
-        for _ in range(tries):
-            try:
-                step()
-                break
-            except BaseException as raised:
-                error = error or raised
+    """Do every step, again where it failed, whatever others raise; then raise what was raised first.
+
+    A step that was done may be done again, as an interrupt may come before that is noted.
+    """
+    left = list(steps)[::-1]
+    failed, error = 0, None
+    while left:
+        try:
+            while left:
+                left[-1]()
+                left.pop()
+                failed = 0
+        except BaseException as raised:
+            error, failed = error or raised, failed + 1
+            if failed == tries:
+                left.pop()
+                failed = 0
     if error is not None:
         raise error
 

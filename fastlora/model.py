@@ -18,7 +18,7 @@ from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import can_train, find_modules_to_save, mark, saved_modules, unmark
 from fastlora.shards import check_not_spread
-from fastlora.shelf import DEFAULT, idle_parameters, name_in_use
+from fastlora.shelf import DEFAULT, SLOTS, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
 from fastlora.twin import check_own_forward
 from fastlora.writable import check_own, check_trainable, check_writable
@@ -195,10 +195,14 @@ def freeze(model: nn.Module) -> None:
     """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
 
     Raises:
-        ValueError: If there is no LoRA layer, so that nothing would be trained.
+        ValueError: If there is no LoRA layer, so that nothing would be trained; or an update was made in
+            torch.inference_mode, and so cannot be trained.
     """
     layers = existing_layers(model)
     saved = [module for _, module in saved_modules(model)]
+    for name, layer in layers.items():
+        for slot in SLOTS:
+            check_trainable(getattr(layer, slot), f"{slot} of layer {name!r}")
     with commit() as changing:
         for parameter in model.parameters():
             changing.freeze(parameter)

@@ -14,6 +14,7 @@ from fastlora import (
     LoRAConfig,
     add_adapter,
     apply_lora,
+    changes,
     combine_adapters,
     delete_adapter,
     freeze,
@@ -72,7 +73,9 @@ class Interrupt:
     def __call__(self, frame, event, _):
         if not frame.f_code.co_filename.startswith(OURS):
             return None
-        if event == "line":
+        # No exception comes out of nowhere where signals are held back.
+        aside = self.come is by_exception and frame.f_code.co_filename == changes.__file__
+        if event == "line" and not aside:
             self.lines += 1
             if self.lines == self.at:
                 self.come()
@@ -189,8 +192,8 @@ def folder(tmp_path_factory):
     return path
 
 
-def lines_of(make, change):
-    watch, model = Interrupt(0, by_signal), make()
+def lines_of(make, change, come=by_signal):
+    watch, model = Interrupt(0, come), make()
     sys.settrace(watch)
     try:
         change(model)
@@ -241,10 +244,16 @@ def test_a_signal_leaves_a_model_before_or_after_files_are_read_into_it(folder, 
     assert_before_or_after(make, change, some(lines_of(make, change), name))
 
 
+@pytest.fixture(autouse=True)
+def _the_usual_handler():
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("come", [by_signal, by_exception])
 @pytest.mark.parametrize("name", [*CHANGES, *FILES])
 def test_an_interrupt_at_any_line_leaves_a_model_before_or_after_a_change(folder, name, come):
     make, change = CHANGES[name] if name in CHANGES else FILES[name]
     change = change if name in CHANGES else partial(change, folder=folder)
-    assert_before_or_after(make, change, range(1, lines_of(make, change) + 1), come)
+    assert_before_or_after(make, change, range(1, lines_of(make, change, come) + 1), come)
