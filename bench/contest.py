@@ -19,7 +19,8 @@ from tests.testing import Operands, assert_within_budget, gradients, operands, o
 # The vendor's product with the low-rank part accumulated onto it, among the tiles.
 LIBRARY: Final = "library"
 
-_RANK: Final = 16
+# Of every contest.
+RANK: Final = 16
 _ROUNDS: Final = 15
 _WARM_UP_ROUNDS: Final = 5
 
@@ -48,7 +49,7 @@ class Outcome(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """In JSON's types."""
         return {
-            "shape": dict(zip("MKN", self.shape, strict=True)) | {"r": _RANK},
+            "shape": dict(zip("MKN", self.shape, strict=True)) | {"r": RANK},
             "times": [
                 {
                     "tile": tile if isinstance(tile, str) else tile._asdict(),
@@ -61,8 +62,13 @@ class Outcome(NamedTuple):
         }
 
 
+def dtype_of(device: torch.device) -> torch.dtype:
+    """What contests are held in: bf16 on a GPU, fp16 in the interpreter, which multiplies bf16 wrongly."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float16
+
+
 class Contest:
-    """A pass of one shape, bf16 on a GPU and fp16 in the interpreter, on inputs that miss the cache.
+    """A pass of one shape in `dtype_of` the device, on inputs that miss the cache.
 
     Args:
         device: Where.
@@ -81,15 +87,14 @@ class Contest:
         self.device = device
         self.direction = direction
         self.shape = shape
-        # The interpreter multiplies bf16 wrongly.
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+        self.dtype = dtype_of(device)
         M, K, N = shape
         if num_sets is None:
             base_bytes = self.dtype.itemsize * (M * K + N * K + M * N)
             l2_bytes = environment(device).device["l2_bytes"]
             num_sets = min(_MOST_SETS, max(2, -(-_TIMES_L2 * l2_bytes // base_bytes)))
         self.sets = [
-            operands(M, K, N, _RANK, dtype=self.dtype, bias=False, device=device) for _ in range(num_sets)
+            operands(M, K, N, RANK, dtype=self.dtype, bias=False, device=device) for _ in range(num_sets)
         ]
         self.ps = [ops.x.float() @ ops.A.float().t() for ops in self.sets]
 
@@ -128,7 +133,7 @@ class Contest:
 
     def _plan(self, tile: Tile) -> Plan:
         where = (self.direction, architecture_of(self.device), self.dtype, self.dtype)
-        return plan_for(*where, (*self.shape, _RANK), tile=tile)
+        return plan_for(*where, (*self.shape, RANK), tile=tile)
 
     def _call(self, plan: Plan | None) -> Call:
         """The pass on every input set, by the kernels, or by the library where there is no plan."""

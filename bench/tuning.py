@@ -23,12 +23,12 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from bench.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
-from bench.contest import LIBRARY, Contest, Outcome
+from bench.contest import LIBRARY, RANK, Contest, Outcome, dtype_of
 from bench.environment import Environment, environment
 from bench.process import run_module
 from fastlora.plan import architecture_of
 from fastlora_kernels.configs import shape_class, table_of
-from fastlora_kernels.tables import ARCHITECTURES, Table, Tile, write_table
+from fastlora_kernels.tables import ARCHITECTURES, Table, Tile, Win, write_table
 
 _COMPILERS: Final = 8
 _COMPILE_SECONDS: Final = 120
@@ -77,6 +77,7 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
     start = time.monotonic()
     architecture = architecture_of(device)
     table = table_of(architecture)
+    dtype = str(dtype_of(device)).removeprefix("torch.")
     found: list[dict[str, Any]] = []
     better = 0
     for field in fields(table, dry=device.type == "cpu"):
@@ -84,7 +85,7 @@ def tune(device: torch.device, out: Path, seconds: float, commit: str | None = N
             break
         outcomes = [Contest(device, field.direction, shape).run(field.tiles) for shape in field.shapes]
         best, library, unfit = fitting_winner(architecture, field, outcomes)
-        table = with_choice(table, field, best, library=library)
+        table = with_choice(table, field, best, library=library, dtype=dtype)
         better += best != field.tiles[0]
         found.append(
             {
@@ -172,12 +173,16 @@ def _score(outcomes: Sequence[Outcome], one: Tile | str, other: Tile) -> float:
     return math.exp(sum(math.log(outcome.ratio(one, other).q75) for outcome in outcomes) / len(outcomes))
 
 
-def with_choice(table: Table, field: Field, tile: Tile, *, library: bool) -> Table:
-    """The table with one pass of one class of the 16-bit entries changed."""
+def with_choice(table: Table, field: Field, tile: Tile, *, library: bool, dtype: str) -> Table:
+    """The table with one pass of one class of the 16-bit entries changed.
+
+    Whether the library won counts for what its contests were held in alone, `dtype` and RANK.
+    """
     half = dict(table.entries["half"])
     entry = half[field.shape_class]
-    passes = [name for name in entry.library if name != field.direction] + [field.direction] * library
-    half[field.shape_class] = entry._replace(**{field.direction: tile}, library=tuple(sorted(passes)))
+    kept = [win for win in entry.library if win.direction != field.direction]
+    wins = kept + [Win(field.direction, dtype, RANK)] * library
+    half[field.shape_class] = entry._replace(**{field.direction: tile}, library=tuple(sorted(wins)))
     return table._replace(entries={**table.entries, "half": half})
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from fastlora_kernels.tables import ARCHITECTURES, Entry, Table, Tile, load_table
+from fastlora_kernels.tables import ARCHITECTURES, Entry, Table, Tile, Win, load_table
 
 _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_100": (10, 0)}
 
@@ -93,6 +93,19 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
     if tma and enough:
         return "wide"
     return "square"
+
+
+def beaten(entry: Entry, direction: str, dtype: str, adapter_dtype: str, r: int) -> bool:
+    """Whether the vendor's matrix product was measured to be faster in a pass: at this dtype and rank alone.
+
+    Args:
+        entry: The shape class's.
+        direction: "forward" or "backward".
+        dtype: Of x, such as "bfloat16".
+        adapter_dtype: Of A; measurements have adapters in x's dtype.
+        r: The rank.
+    """
+    return adapter_dtype == dtype and Win(direction, dtype, r) in entry.library
 
 
 def num_tiles(tile: Tile, M: int, C: int) -> int:

@@ -9,63 +9,28 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from fastlora_kernels.table_content import ContentError, Entry, Table, Tile, Win, read_content
+
+__all__ = [
+    "ARCHITECTURES",
+    "FOLDER",
+    "Entry",
+    "Table",
+    "Tile",
+    "Win",
+    "load_table",
+    "read_table",
+    "write_table",
+]
 
 ARCHITECTURES: Final = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 
 FOLDER: Final = Path(__file__).parent / "tables"
 
-
-class Tile(NamedTuple):
-    """One program's share of a matrix product.
-
-    Attributes:
-        rows: Rows of the output tile (along M).
-        out: Columns of the output tile (N forward, K backward).
-        inner: Step of the main loop (along K forward, N backward); also the columns of a dB or dA tile.
-        group: Row tiles that share a band of L2.
-        num_warps: Warps of a program.
-        num_stages: Depth of the software pipeline.
-    """
-
-    rows: int
-    out: int
-    inner: int
-    group: int
-    num_warps: int
-    num_stages: int
-
-
-class Entry(NamedTuple):
-    """What a shape class takes.
-
-    Attributes:
-        forward: Tile of the forward.
-        backward: Tile of the backward.
-        library: The passes in which the vendor's matrix product, with the low-rank part accumulated onto it,
-            was measured to be faster than the kernel.
-    """
-
-    forward: Tile
-    backward: Tile
-    library: tuple[str, ...] = ()
-
-
-class Table(NamedTuple):
-    """One architecture's tiles.
-
-    Attributes:
-        multiprocessors: Of its usual GPU; what few tiles are cut into parts for.
-        shared_memory: Bytes that one program may take (CUDA programming guide, "compute capabilities"; the
-            CDNA3 ISA guide for gfx942).
-        measured: The results file, device and commit that chose the tiles; None if nothing was measured.
-        entries: By element kind and shape class.
-    """
-
-    multiprocessors: int
-    shared_memory: int
-    measured: dict[str, str] | None
-    entries: dict[str, dict[str, Entry]]
+# The package's tables have 4 kB.
+_MOST_BYTES: Final = 256 * 1024
 
 
 @functools.cache
@@ -73,30 +38,42 @@ def load_table(architecture: str) -> Table:
     """The table of one of ARCHITECTURES: of the folder that FASTLORA_TABLES names where it has one.
 
     Raises:
-        ValueError: If the file is no tile table.
+        ValueError: If FASTLORA_TABLES names no folder, or the file is no tile table.
     """
-    own = Path(os.environ.get("FASTLORA_TABLES", FOLDER)) / f"{architecture}.json"
-    return read_table(own if own.exists() else FOLDER / own.name)
+    folder = os.environ.get("FASTLORA_TABLES")
+    if folder is None:
+        return read_table(FOLDER / f"{architecture}.json")
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where a name is too long
+        raise ValueError(f"FASTLORA_TABLES must name a folder of tile tables; got {_short(repr(folder))}")
+    own = Path(folder) / f"{architecture}.json"
+    return read_table(own if os.path.lexists(own) else FOLDER / own.name)
 
 
 def read_table(path: Path) -> Table:
-    """A table from its file.
+    """A table from its file, every value of it checked.
 
     Raises:
         ValueError: If the file is no tile table.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = {
-            kind: {
-                name: Entry(Tile(**made["forward"]), Tile(**made["backward"]), tuple(made.get("library", ())))
-                for name, made in classes.items()
-            }
-            for kind, classes in content["entries"].items()
-        }
-        return Table(content["multiprocessors"], content["shared_memory"], content["measured"], entries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no tile table: {type(error).__name__}: {error}") from error
+        return read_content(json.loads(_text_of(path)))
+    except (ValueError, OSError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, ContentError) else str(error)
+        raise ValueError(f"{_short(str(path))} is no tile table: {_short(why)}") from error
+
+
+def _text_of(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ContentError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ContentError(f"it has more than {_MOST_BYTES:,} bytes")
+    return content.decode("utf-8")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else text[:140] + " ... " + text[-140:]
 
 
 def write_table(table: Table, path: Path) -> None:
@@ -109,7 +86,8 @@ def write_table(table: Table, path: Path) -> None:
                 f'"{what}": {json.dumps(getattr(entry, what)._asdict())}' for what in ("forward", "backward")
             ]
             if entry.library:
-                fields.append(f'"library": {json.dumps(entry.library)}')
+                wins = [win._asdict() for win in entry.library]
+                fields.append(f'"library": {json.dumps(wins)}')
             entries.append(f'      "{name}": {{\n        ' + ",\n        ".join(fields) + "\n      }")
         kinds.append(f'    "{kind}": {{\n' + ",\n".join(entries) + "\n    }")
     text = (

@@ -12,7 +12,7 @@ from bench.contest import LIBRARY, Outcome
 from bench.environment import environment
 from fastlora.plan import reload_tables
 from fastlora_kernels import configs, tables
-from fastlora_kernels.tables import ARCHITECTURES, Tile, load_table, read_table
+from fastlora_kernels.tables import ARCHITECTURES, Tile, Win, load_table, read_table
 
 FIRST, SECOND, THIRD = (Tile(rows, 64, 64, 8, 4, 3) for rows in (64, 128, 256))
 
@@ -57,14 +57,14 @@ def test_a_faster_tile_that_more_ranks_or_dropout_would_not_fit_is_turned_down(m
 def test_a_choice_changes_one_pass_of_one_class():
     table = load_table("sm_90")
     field = tuning.Field("wide", "backward", (FIRST,), ())
-    changed = tuning.with_choice(table, field, FIRST, library=True)
+    changed = tuning.with_choice(table, field, FIRST, library=True, dtype="bfloat16")
     entry = changed.entries["half"]["wide"]
     assert (entry.forward, entry.backward, entry.library) == (
         table.entries["half"]["wide"].forward,
         FIRST,
-        ("backward",),
+        (Win("backward", "bfloat16", 16),),
     )
-    again = tuning.with_choice(changed, field, SECOND, library=False)
+    again = tuning.with_choice(changed, field, SECOND, library=False, dtype="bfloat16")
     assert again.entries["half"]["wide"].library == ()
     assert {**again.entries["half"], "wide": 0} == {**table.entries["half"], "wide": 0}
     assert {**again.entries, "half": 0} == {**table.entries, "half": 0}

@@ -1,0 +1,171 @@
+"""What a tile table holds, and the check of every value of it as it is read.
+
+A table is data that somebody may have written by hand: what no kernel could run with is refused here, by its
+name, and not where it divides by zero or fails to compile.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+CLASSES: Final = ("few", "low", "narrow", "square", "wide")
+DTYPES: Final = ("float16", "bfloat16", "float32")
+KINDS: Final = ("half", "tf32", "ieee")
+
+# A matrix instruction takes 16 rows, columns and steps, and a tensor descriptor has at most 256 of each; a
+# program has at most 1,024 threads, 32 or 64 a warp. Under dropout a tile of dx is stored in quarters.
+_SIDES: Final = (16, 32, 64, 128, 256)
+_ALLOWED: Final = {
+    "rows": _SIDES,
+    "out": _SIDES[2:],
+    "inner": _SIDES,
+    "group": range(1, 1025),
+    "num_warps": (1, 2, 4, 8, 16),
+    "num_stages": range(1, 9),
+}
+_MULTIPROCESSORS: Final = range(1, 4097)
+_SHARED_MEMORY: Final = range(2**24 + 1)
+_RANKS: Final = range(1, 2**20)
+
+
+class ContentError(ValueError):
+    """A value that no table may hold; its text names the value's place."""
+
+
+class Tile(NamedTuple):
+    """One program's share of a matrix product.
+
+    Attributes:
+        rows: Rows of the output tile (along M).
+        out: Columns of the output tile (N forward, K backward).
+        inner: Step of the main loop (along K forward, N backward); also the columns of a dB or dA tile.
+        group: Row tiles that share a band of L2.
+        num_warps: Warps of a program.
+        num_stages: Depth of the software pipeline.
+    """
+
+    rows: int
+    out: int
+    inner: int
+    group: int
+    num_warps: int
+    num_stages: int
+
+
+class Win(NamedTuple):
+    """What the vendor's matrix product was measured to be faster in.
+
+    Attributes:
+        direction: "forward" or "backward".
+        dtype: Of x, A and B, such as "bfloat16".
+        r: The rank.
+    """
+
+    direction: str
+    dtype: str
+    r: int
+
+
+class Entry(NamedTuple):
+    """What a shape class takes.
+
+    Attributes:
+        forward: Tile of the forward.
+        backward: Tile of the backward.
+        library: Where the vendor's matrix product, with the low-rank part accumulated onto it, was measured
+            to be faster than the kernel.
+    """
+
+    forward: Tile
+    backward: Tile
+    library: tuple[Win, ...] = ()
+
+
+class Table(NamedTuple):
+    """One architecture's tiles.
+
+    Attributes:
+        multiprocessors: Of its usual GPU; what few tiles are cut into parts for.
+        shared_memory: Bytes that one program may take (CUDA programming guide, "compute capabilities"; the
+            CDNA3 ISA guide for gfx942).
+        measured: The results file, device and commit that chose the tiles; None if nothing was measured.
+        entries: By element kind and shape class.
+    """
+
+    multiprocessors: int
+    shared_memory: int
+    measured: dict[str, str] | None
+    entries: dict[str, dict[str, Entry]]
+
+
+def read_content(content: object) -> Table:
+    """A table from what its JSON file holds.
+
+    Raises:
+        ContentError: If a value is missing, unknown, or out of its range.
+    """
+    table = _fields("the table", content, ("multiprocessors", "shared_memory", "measured", "entries"))
+    kinds = _fields("entries", table["entries"], KINDS)
+    entries = {
+        kind: {
+            name: _entry(f"entries.{kind}.{name}", entry)
+            for name, entry in _fields(f"entries.{kind}", classes, ("square",), CLASSES).items()
+        }
+        for kind, classes in kinds.items()
+    }
+    measured = table["measured"]
+    if measured is not None and not (
+        isinstance(measured, dict) and all(isinstance(value, str) for value in measured.values())
+    ):
+        raise ContentError(f"measured must map names to texts or be null; got {measured!r}")
+    multiprocessors = _number("multiprocessors", table["multiprocessors"], _MULTIPROCESSORS)
+    return Table(
+        multiprocessors, _number("shared_memory", table["shared_memory"], _SHARED_MEMORY), measured, entries
+    )
+
+
+def _entry(place: str, content: object) -> Entry:
+    entry = _fields(place, content, ("forward", "backward"), ("library",))
+    wins = entry.get("library", [])
+    if not isinstance(wins, list):
+        raise ContentError(f"{place}.library must be a list; got {wins!r}")
+    forward, backward = (_tile(f"{place}.{name}", entry[name]) for name in ("forward", "backward"))
+    return Entry(forward, backward, tuple(_win(f"{place}.library", win) for win in wins))
+
+
+def _tile(place: str, content: object) -> Tile:
+    values = _fields(place, content, Tile._fields)
+    return Tile(*(_number(f"{place}.{name}", values[name], _ALLOWED[name]) for name in Tile._fields))
+
+
+def _win(place: str, content: object) -> Win:
+    win = _fields(place, content, Win._fields)
+    for name, known in (("direction", ("forward", "backward")), ("dtype", DTYPES)):
+        if win[name] not in known:
+            raise ContentError(f"{place}.{name} must be one of {', '.join(known)}; got {win[name]!r}")
+    return Win(win["direction"], win["dtype"], _number(f"{place}.r", win["r"], _RANKS))
+
+
+def _fields(
+    place: str, content: object, needed: tuple[str, ...], allowed: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise ContentError(f"{place} must be an object; got {content!r}")
+    for name in needed:
+        if name not in content:
+            raise ContentError(f"{place} has no {name}")
+    for name in content:
+        if name not in needed and name not in allowed:
+            raise ContentError(f"{place} has an unknown {name!r}")
+    return content
+
+
+def _number(place: str, value: object, allowed: range | tuple[int, ...]) -> int:
+    # True is no number here, and 16.0 would be none where a kernel takes it.
+    if type(value) is int and value in allowed:
+        return value
+    what = (
+        f"{allowed[0]} to {allowed[-1]}"
+        if isinstance(allowed, range)
+        else "one of " + ", ".join(map(str, allowed))
+    )
+    raise ContentError(f"{place} must be {what}; got {value!r}")
