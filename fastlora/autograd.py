@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastlora import ops, reference
+from fastlora import ops, reference, second_derivative  # noqa: F401 - the last makes the operator differentiable
+from fastlora.backend import backend_of_mask, get_backend
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
@@ -32,12 +32,13 @@ class LoRALinearFunction(torch.autograd.Function):
         s: float,
         dropout: float,
         seed: Tensor | None,
+        backend: str,
     ) -> Tensor:
         """x [..., K] -> y [..., N]."""
-        y, p = ops.forward(_rows(x), W, b, A, B, s, dropout, seed)
+        y, p = ops.forward(_rows(x), W, b, A, B, s, dropout, seed, backend)
         # Everything goes through here, so that saved-tensor hooks and checkpointing see it.
         ctx.save_for_backward(x, W, A, B, p, seed)
-        ctx.s, ctx.dropout = s, dropout
+        ctx.s, ctx.dropout, ctx.backend = s, dropout, backend
         if x.dim() == 2:
             return y
         # As torch's own linear does it: a view that a Function returns could not be changed in place.
@@ -46,24 +47,15 @@ class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [..., N] -> gradients in the order of forward's arguments, None where nobody asked."""
-        # Grad mode is on only where a second derivative may be asked for; the decorator costs 5 us a call.
-        if torch.is_grad_enabled():
-            return _gradients_once(ctx, dy)
-        return _gradients(ctx, dy)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, W, A, B, p, seed = ctx.saved_tensors
-    need_dx, _, _, need_dA, need_dB, *_ = ctx.needs_input_grad
-    dx, dA, dB = ops.backward(
-        _rows(dy), _rows(x), W, A, B, p, ctx.s, ctx.dropout, seed, need_dx, need_dA, need_dB
-    )
-    if dx is not None and x.dim() != 2:
-        dx = dx.view(x.shape)
-    return dx, None, None, dA, dB, None, None, None
-
-
-_gradients_once = once_differentiable(_gradients)
+        x, W, A, B, p, seed = ctx.saved_tensors
+        need_dx, _, _, need_dA, need_dB, *_ = ctx.needs_input_grad
+        need = (need_dx, need_dA, need_dB)
+        dx, dA, dB = ops.backward(
+            _rows(dy), _rows(x), W, A, B, p, ctx.s, ctx.dropout, seed, *need, ctx.backend
+        )
+        if dx is not None and x.dim() != 2:
+            dx = dx.view(x.shape)
+        return dx, None, None, dA, dB, None, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -80,7 +72,9 @@ def lora_linear(
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
     Under torch.func's transforms (grad, vmap) and in torch.jit.trace it is the same formula in separate
-    operations, which these can go through; else a derivative of a derivative is refused.
+    operations, which these can go through; so is the derivative of a derivative.
+
+    The backward pass takes the code path of its forward, whatever `set_backend` says by then.
 
     Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
 
@@ -120,7 +114,8 @@ def lora_linear(
         return reference.unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
-    y: Tensor = LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed)  # type: ignore[no-untyped-call]
+    backend = backend_of_mask() if dropout > 0 else get_backend()
+    y: Tensor = LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed, backend)  # type: ignore[no-untyped-call]
     return y
 
 

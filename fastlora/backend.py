@@ -92,23 +92,49 @@ def get_backend() -> str:
     return _backend
 
 
-def choose_path(device: torch.device, dtype: torch.dtype) -> Path:
-    """The code that tensors of this device and dtype take under the present setting, and why.
+def backend_of_mask() -> str:
+    """The setting that a forward pass with dropout takes, and its backward pass after it.
+
+    A checkpoint runs its forward again inside the backward pass, when another setting may hold, and must draw
+    the same mask: so a forward inside a backward pass takes the setting of the last one outside.
+    """
+    global _backend_of_mask
+    setting = get_backend()
+    if torch.compiler.is_compiling():
+        return setting
+    if torch._C._current_graph_task_id() == -1:
+        _backend_of_mask = setting
+    return _backend_of_mask or setting
+
+
+_backend_of_mask: str | None = None
+
+
+def choose_path(
+    device: torch.device, dtype: torch.dtype, setting: str | None = None, *, gpu: str | None = None
+) -> Path:
+    """The code that tensors of this device and dtype take, and why.
 
     Args:
         device: Device of x.
         dtype: Dtype of x.
+        setting: "auto", "triton" or "torch"; None means the one in force.
+        gpu: Name of a GPU that can run the kernels, to tell of it instead of the device.
 
     Raises:
+        ValueError: If the setting is none of these.
         BackendError: If the setting is "triton" and the kernels cannot run there.
     """
-    setting = get_backend()
+    setting = get_backend() if setting is None else _checked(setting, "backend")
     if setting == "torch":
         return Path("torch", "the backend is set to torch")
-    path = _kernel_path(device.type, device.index, dtype, os.environ.get("TRITON_INTERPRET") == "1")
+    if gpu is not None:
+        path = Path("triton", f"as on an {gpu}") if dtype in KERNEL_DTYPES else _no_kernel_for(dtype)
+    else:
+        path = _kernel_path(device.type, device.index, dtype, os.environ.get("TRITON_INTERPRET") == "1")
     if setting == "triton":
         if path.name == "torch":
-            raise BackendError(f"backend 'triton' cannot run {dtype} tensors on {device}: {path.why}")
+            raise BackendError(f"backend 'triton' cannot run {dtype} tensors on {gpu or device}: {path.why}")
         return path
     if path.name == "interpreter":
         return Path("torch", "on a CPU torch is faster than Triton's interpreter")
@@ -120,7 +146,7 @@ def _kernel_path(device: str, index: int | None, dtype: torch.dtype, interpret: 
     if importlib.util.find_spec("triton") is None:
         return Path("torch", "triton is not installed")
     if dtype not in KERNEL_DTYPES:
-        return Path("torch", f"the kernels take fp16, bf16 and fp32, not {dtype}")
+        return _no_kernel_for(dtype)
     if device == "cuda":
         return _gpu_path(index)
     if device != "cpu":
@@ -130,6 +156,10 @@ def _kernel_path(device: str, index: int | None, dtype: torch.dtype, interpret: 
     if dtype == torch.bfloat16:
         return Path("torch", "Triton's interpreter multiplies bf16 wrongly; use fp16 or fp32 there")
     return Path("interpreter", "CPU tensors with TRITON_INTERPRET=1")
+
+
+def _no_kernel_for(dtype: torch.dtype) -> Path:
+    return Path("torch", f"the kernels take fp16, bf16 and fp32, not {dtype}")
 
 
 def _gpu_path(index: int | None) -> Path:

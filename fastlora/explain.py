@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fastlora.backend import Path, choose_path
 from fastlora.config import check_rank
 from fastlora.cost import Cost, Problem
 from fastlora.gpus import GPUS, Gpu, find_gpu
 from fastlora.layer import FusedLoRALinear
+from fastlora.masks import dropout_constants
 
 if TYPE_CHECKING:
     from fastlora.plan import Plan
@@ -24,12 +26,14 @@ class PassExplanation:
 
     Attributes:
         name: "forward" or "backward" (all of dx, dA and dB).
-        plan: Tiles, tasks and variants of its one launch; None on the torch path.
+        path: Which code runs, and why.
+        plan: Tiles, tasks and variants of its one launch; None on the torch path, whose launches are torch's.
         cost: FLOPs and bytes.
         floor_us: The least time on the named GPU, in microseconds; None without one.
     """
 
     name: str
+    path: Path
     plan: Plan | None
     cost: Cost
     floor_us: float | None
@@ -41,7 +45,7 @@ class Explanation:
 
     Attributes:
         problem: Shape and dtypes.
-        path: Which code runs, and why.
+        path: Which code the device and dtype take, and why; a pass may still go to torch (see `passes`).
         gpu: The GPU of the floor; None where none was named and the device's peaks are not known.
         passes: Forward and backward.
     """
@@ -66,6 +70,7 @@ class Explanation:
                     "flops": one.cost.flops,
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
+                    "path": one.path._asdict(),
                     "launches": None if one.plan is None else 1,
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
@@ -85,15 +90,20 @@ class Explanation:
                 lines[-1] += f", at least {one.floor_us:,.1f} us on {self.gpu} by its datasheet"
             if one.plan is not None:
                 lines += _launch_lines(one.plan)
+            elif one.path != self.path:
+                lines.append(f"  torch: {one.path.why}")
         return "\n".join(lines)
 
 
 def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None = None) -> Explanation:
-    """What a layer does with an x of this shape, in training.
+    """What a layer's update does with an x of this shape, contiguous and in the weight's dtype.
+
+    It is told as the passes would decide it now: by the backend that is set, and with the layer's dropout
+    while it is in training mode. Of the backward all three gradients are taken to be needed.
 
     Args:
         x_shape: [..., K].
-        layer: Its dtypes, device and rank count.
+        layer: Its dtypes, device, rank, dropout and mode count, and how its weight lies in memory.
         gpu: A GPU to explain for instead of the layer's device, such as "H200" (see `fastlora.gpus.GPUS`).
 
     Raises:
@@ -110,11 +120,19 @@ def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None =
         M *= size
     dtypes = (layer.weight.dtype, layer.lora_A.dtype)
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
-    return explain_problem(problem, device=layer.weight.device, gpu=gpu)
+    dropout = layer.dropout if layer.training else 0.0
+    return explain_problem(
+        problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=layer.weight.detach()
+    )
 
 
 def explain_problem(
-    problem: Problem, *, device: torch.device | None = None, gpu: str | None = None
+    problem: Problem,
+    *,
+    device: torch.device | None = None,
+    gpu: str | None = None,
+    dropout: float = 0.0,
+    W: Tensor | None = None,
 ) -> Explanation:
     """The same for a shape and dtypes alone.
 
@@ -122,6 +140,8 @@ def explain_problem(
         problem: Shape and dtypes; every size at least 1.
         device: Whose path is told; None means the first GPU, or the CPU.
         gpu: As in `explain`.
+        dropout: Probability of dropping an entry of x on the low-rank branch.
+        W: [N, K], for how it lies in memory; None means contiguous.
 
     Raises:
         ValueError: If a size is below 1, or the GPU is unknown.
@@ -131,34 +151,33 @@ def explain_problem(
         if size < 1:
             raise ValueError(f"{name} must be at least 1; got {size}")
     check_rank(problem.r)
-    from fastlora.plan import architecture_of  # the tile table is read only where it is needed
+    # The tile table is read only where it is needed.
+    from fastlora.plan import Needs, architecture_of, is_aligned, route_for
 
     if device is None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if gpu is not None:
-        if gpu not in GPUS:
-            raise ValueError(f"gpu must be one of {', '.join(GPUS)}; got {gpu!r}")
-        path = Path("triton", f"as on an {gpu}")
-        architecture = GPUS[gpu].architecture
-    else:
-        path = choose_path(device, problem.dtype)
-        architecture = "" if path.name == "torch" else architecture_of(device)
-        gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    passes = tuple(_explain_pass(name, problem, architecture, gpu) for name in ("forward", "backward"))
-    return Explanation(problem, path, gpu, passes)
-
-
-def _explain_pass(name: str, problem: Problem, architecture: str, gpu: str | None) -> PassExplanation:
+    if gpu is not None and gpu not in GPUS:
+        raise ValueError(f"gpu must be one of {', '.join(GPUS)}; got {gpu!r}")
+    path = choose_path(device, problem.dtype, gpu=gpu)
+    architecture = ""
+    if path.name != "torch":
+        architecture = architecture_of(device) if gpu is None else GPUS[gpu].architecture
+    if gpu is None and device.type == "cuda":
+        gpu = find_gpu(torch.cuda.get_device_name(device))
     M, K, N, r, dtype, adapter_dtype = problem
-    cost: Cost = getattr(problem, name)()
-    floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
-    if not architecture:
-        return PassExplanation(name, None, cost, floor)
-    from fastlora.plan import plan_for
-
-    aligned = all(size * dtype.itemsize % 16 == 0 for size in ((K, N) if name == "backward" else (K,)))
-    plan = plan_for(name, architecture, dtype, adapter_dtype, (M, K, N, r), aligned=aligned)
-    return PassExplanation(name, plan, cost, floor)
+    x, dy = (torch.empty(M, C, dtype=dtype, device="meta") for C in (K, N))
+    W = torch.empty(N, K, dtype=dtype, device="meta") if W is None else W
+    needs = Needs(dropout_constants(dropout)[0] > 0)
+    passes = []
+    for name, read in (("forward", (x, W)), ("backward", (x, W, dy))):
+        aligned = all(map(is_aligned, read))
+        route = route_for(
+            name, path, architecture, dtype, adapter_dtype, (M, K, N, r), needs, aligned=aligned
+        )
+        cost: Cost = getattr(problem, name)()
+        floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
+        passes.append(PassExplanation(name, route.path, route.plan, cost, floor))
+    return Explanation(problem, path, gpu, tuple(passes))
 
 
 def _rate(gpu: Gpu, dtype: torch.dtype) -> float:
@@ -174,15 +193,10 @@ def _plan_fields(plan: Plan) -> dict[str, object]:
         "block_r": plan.block_r,
         "tasks": dict(plan.tasks),
         "parts": dict(plan.parts),
-        "library": plan.library,
     }
 
 
 def _launch_lines(plan: Plan) -> list[str]:
-    if plan.library:
-        return [
-            f"  the vendor's matrix product, which was measured to be faster for {plan.shape_class!r} shapes"
-        ]
     tile = plan.tile
     shape = f"{tile.rows} x {tile.out}, steps of {tile.inner}, {plan.block_r} ranks"
     programs = ", ".join(_programs(name, count, plan.parts[name]) for name, count in plan.tasks.items())

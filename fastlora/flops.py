@@ -41,7 +41,8 @@ def _backward(
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,
-    **_: Any,
+    *_: Any,
+    **__: Any,
 ) -> int:
     """Of what is needed: dy W and q A for dx, qᵀ x for dA, dyᵀ p for dB; dy B for q."""
     (M, K), N, r = x, W[0], A[0]

@@ -12,12 +12,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.backend import BackendError
 from fastlora.masks import dropout_constants
-from fastlora.plan import Needs, Plan, make_plan
+from fastlora.plan import Needs, Plan, is_aligned, make_plan
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.forward import forward_kernel
-
-# TMA addresses memory in units of 16 bytes.
-_TMA_ALIGNMENT = 16
 
 
 def forward(
@@ -49,7 +46,7 @@ def forward(
     """
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
     threshold, kept_scale = dropout_constants(dropout)
-    aligned = _is_aligned(x) and _is_aligned(W)
+    aligned = is_aligned(x) and is_aligned(W)
     plan = plan or make_plan("forward", x, W, A, Needs(dropout=threshold > 0), aligned=aligned)
     tile = plan.tile
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
@@ -57,7 +54,7 @@ def forward(
     num_rows = triton.cdiv(M, tile.rows)
     workspace = torch.zeros(1 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and aligned
-    tma_store = plan.tma and _is_aligned(y)
+    tma_store = plan.tma and is_aligned(y)
     with _on_device(x):
         forward_kernel[(plan.num_tasks,)](
             x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
@@ -145,7 +142,7 @@ def backward(
         return None, None, None
     (M, K), N, r = x.shape, W.shape[0], A.shape[0]
     threshold, kept_scale = dropout_constants(dropout)
-    aligned = _is_aligned(dy) and _is_aligned(x) and _is_aligned(W)
+    aligned = is_aligned(dy) and is_aligned(x) and is_aligned(W)
     needs = Needs(threshold > 0, need_dx, need_dA, need_dB)
     plan = plan or make_plan("backward", x, W, A, needs, aligned=aligned)
     tile = plan.tile
@@ -156,7 +153,7 @@ def backward(
     num_rows = triton.cdiv(M, tile.rows)
     workspace = torch.zeros(2 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and aligned
-    tma_store = plan.tma and dx is not None and _is_aligned(dx)
+    tma_store = plan.tma and dx is not None and is_aligned(dx)
     with _on_device(x):
         backward_kernel[(plan.num_tasks,)](
             dy=TensorDescriptor.from_tensor(dy, [tile.rows, tile.inner]) if tma else dy,
@@ -217,18 +214,6 @@ def _scratch(plan: Plan, *names: str, instead: Tensor) -> Tensor:
     """Memory for the parts of these tiles; `instead`, which is then not touched, where they are whole."""
     size = plan.scratch_size(*names)
     return torch.empty(size, device=instead.device, dtype=torch.float32) if size else instead
-
-
-def _is_aligned(matrix: Tensor) -> bool:
-    """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
-    stride, inner = matrix.stride()
-    row_bytes = stride * matrix.element_size()
-    return (
-        inner == 1
-        and row_bytes > 0
-        and row_bytes % _TMA_ALIGNMENT == 0
-        and matrix.data_ptr() % _TMA_ALIGNMENT == 0
-    )
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

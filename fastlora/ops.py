@@ -1,29 +1,35 @@
 """The formula as torch operators, `torch.ops.fastlora.lora_forward` and `lora_backward`.
 
-Each calls the kernels or the torch reference, as `backend.choose_path` decides; the fake versions give
-torch.compile and torch.export the shapes. Defined with Library.define, whose call costs about half of a
-`custom_op`'s; `forward` and `backward` save that too where nobody needs to see an operator. `triton` is
-imported only when a kernel first runs.
+Each calls the kernels or the torch reference, as `plan.route_for` decides by the operands and by `backend`.
+That is the setting of a forward, which its backward is given too, as the two paths draw other masks; None
+means the setting in force. The fake versions give torch.compile and torch.export the shapes. Defined with
+Library.define, whose call costs about half of a `custom_op`'s; `forward` and `backward` save that too where
+nobody needs to see an operator. `triton` is imported only when a kernel first runs.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from fastlora import reference
 from fastlora.backend import choose_path, get_backend
+from fastlora.masks import dropout_constants
+
+if TYPE_CHECKING:
+    from fastlora.plan import Plan
 
 _library = torch.library.Library("fastlora", "DEF")
 _library.define(
-    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s, float dropout, Tensor? seed) "
-    "-> (Tensor, Tensor)"
+    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s, float dropout, Tensor? seed, "
+    "str? backend=None) -> (Tensor, Tensor)"
 )
 _library.define(
     "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
-    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB) -> (Tensor, Tensor, Tensor)"
+    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB, str? backend=None) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -36,12 +42,16 @@ def _forward(
     s: float,
     dropout: float,
     seed: Tensor | None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if _takes_torch("forward", x, W, A, dropout):
+    if _is_plain_cpu(x, backend):
+        return reference.forward(x, W, b, A, B, s, dropout, seed)
+    plan = _kernel_plan("forward", backend, (x, W), A, dropout)
+    if plan is None:
         return reference.forward(x, W, b, A, B, s, dropout, seed)
     from fastlora import launch
 
-    return launch.forward(x, W, b, A, B, s, dropout, seed)
+    return launch.forward(x, W, b, A, B, s, dropout, seed, plan)
 
 
 def _forward_fake(
@@ -53,6 +63,7 @@ def _forward_fake(
     s: float,
     dropout: float,
     seed: Tensor | None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     M, N, r = x.shape[0], W.shape[0], A.shape[0]
     return x.new_empty(M, N), x.new_empty(M, r, dtype=reference.accumulation_dtype(x.dtype))
@@ -71,14 +82,18 @@ def _gradients(
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,
+    backend: str | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if _takes_torch("backward", x, W, A, dropout):
-        compute = reference.backward
-    else:
-        from fastlora import launch
+    operands = (dy, x, W, A, B, p, s, dropout, seed)
+    need = {"need_dx": need_dx, "need_dA": need_dA, "need_dB": need_dB}
+    if _is_plain_cpu(x, backend):
+        return reference.backward(*operands, **need)
+    plan = _kernel_plan("backward", backend, (x, W, dy), A, dropout, need_dx, need_dA, need_dB)
+    if plan is None:
+        return reference.backward(*operands, **need)
+    from fastlora import launch
 
-        compute = launch.backward
-    return compute(dy, x, W, A, B, p, s, dropout, seed, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
+    return launch.backward(*operands, plan, **need)
 
 
 def _backward(
@@ -106,6 +121,7 @@ def _backward_fake(
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape if need_dx else (0,)),
@@ -114,23 +130,38 @@ def _backward_fake(
     )
 
 
-def _takes_torch(direction: str, x: Tensor, W: Tensor, A: Tensor, dropout: float) -> bool:
-    """Whether a pass goes to the reference: as the backend says, or as the tile table measured."""
-    if _is_plain_cpu(x):
-        return True
-    if choose_path(x.device, x.dtype).name == "torch" or x.numel() == 0 or W.numel() == 0:
-        return True
-    # The two paths draw other masks: with dropout, forward and backward must take the same one.
-    if dropout > 0 or get_backend() == "triton":
-        return False
-    from fastlora.plan import Needs, make_plan
+def _kernel_plan(
+    direction: str,
+    backend: str | None,
+    rows: tuple[Tensor, ...],
+    A: Tensor,
+    dropout: float,
+    *need: bool,
+) -> Plan | None:
+    """How the kernels are launched for the matrices that TMA would read, x and W first; None for torch."""
+    x, W, *_ = rows
+    path = choose_path(x.device, x.dtype, backend)
+    if path.name == "torch":
+        return None
+    from fastlora.plan import Needs, architecture_of, is_aligned, route_for
 
-    return make_plan(direction, x, W, A, Needs()).library
+    needs = Needs(dropout_constants(dropout)[0] > 0, *need)
+    return route_for(
+        direction,
+        path,
+        architecture_of(x.device),
+        x.dtype,
+        A.dtype,
+        (*x.shape, W.shape[0], A.shape[0]),
+        needs,
+        aligned=all(map(is_aligned, rows)),
+        setting=backend,
+    ).plan
 
 
-def _is_plain_cpu(x: Tensor) -> bool:
+def _is_plain_cpu(x: Tensor, backend: str | None) -> bool:
     """What `choose_path` says of most CPU tensors, in a tenth of its time."""
-    return x.is_cpu and get_backend() != "triton"
+    return x.is_cpu and (backend or get_backend()) in ("auto", "torch")
 
 
 _library.impl("lora_forward", _forward, "CompositeExplicitAutograd")
@@ -177,11 +208,12 @@ def forward(
     s: float,
     dropout: float,
     seed: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """y [M, N] and p [M, r] as `reference.forward` gives them, by the operator wherever one is needed."""
     if _needs_no_operator(x):
-        return _forward(x, W, b, A, B, s, dropout, seed)
-    y, p = lora_forward(x, W, b, A, B, s, dropout, seed)
+        return _forward(x, W, b, A, B, s, dropout, seed, backend)
+    y, p = lora_forward(x, W, b, A, B, s, dropout, seed, backend)
     return y, p
 
 
@@ -198,11 +230,15 @@ def backward(
     need_dx: bool,
     need_dA: bool,
     need_dB: bool,
+    backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dA and dB as `reference.backward` gives them, by the operator wherever one is needed."""
-    if _needs_no_operator(x):
-        return _gradients(dy, x, W, A, B, p, s, dropout, seed, need_dx, need_dA, need_dB)
-    dx, dA, dB = lora_backward(dy, x, W, A, B, p, s, dropout, seed, need_dx, need_dA, need_dB)
+    """dx, dA and dB as `reference.backward` gives them, by the operator wherever one is needed.
+
+    In grad mode it is: a derivative of these may be asked for, and the operator has one.
+    """
+    if _needs_no_operator(x) and not torch.is_grad_enabled():
+        return _gradients(dy, x, W, A, B, p, s, dropout, seed, need_dx, need_dA, need_dB, backend)
+    dx, dA, dB = lora_backward(dy, x, W, A, B, p, s, dropout, seed, need_dx, need_dA, need_dB, backend)
     return dx if need_dx else None, dA if need_dA else None, dB if need_dB else None
 
 

@@ -11,9 +11,13 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from fastlora.backend import Path, get_backend
 from fastlora_kernels import configs
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.tables import Tile, load_table
+
+# TMA addresses memory in units of 16 bytes.
+_TMA_ALIGNMENT: Final = 16
 
 
 class Plan(NamedTuple):
@@ -30,7 +34,8 @@ class Plan(NamedTuple):
         store_columns: Columns of the block that a y or dx tile is stored by.
         split: Whether A and B are wider than x.
         precision: Of fp32 products: "ieee" or "tf32".
-        library: Whether the vendor's matrix product was measured to be faster for this class.
+        library: Whether the vendor's matrix product was measured to be faster for this class, in this dtype
+            and at this rank, with adapters in x's dtype, without dropout, with every gradient needed.
         options: Compiler options.
     """
 
@@ -84,6 +89,66 @@ class Needs(NamedTuple):
 
 
 _EVERYTHING: Final = Needs()
+
+
+class Route(NamedTuple):
+    """The code that one pass takes.
+
+    Attributes:
+        path: Its name, and why.
+        plan: How the kernels are launched; None where torch computes.
+    """
+
+    path: Path
+    plan: Plan | None
+
+
+def route_for(
+    direction: str,
+    path: Path,
+    architecture: str,
+    dtype: torch.dtype,
+    adapter_dtype: torch.dtype,
+    shape: tuple[int, ...],
+    needs: Needs = _EVERYTHING,
+    *,
+    aligned: bool = True,
+    setting: str | None = None,
+) -> Route:
+    """Where a pass goes: the one place that decides, for the passes and for `explain`.
+
+    Args:
+        direction: "forward" or "backward".
+        path: What `backend.choose_path` says of the device and dtype.
+        architecture: The tile table's name; unused where `path` is torch.
+        dtype: Of x.
+        adapter_dtype: Of A.
+        shape: (M, K, N, r).
+        needs: What the call computes.
+        aligned: Whether TMA can address the operands.
+        setting: The backend's, as `choose_path` was given it.
+    """
+    if path.name == "torch":
+        return Route(path, None)
+    if 0 in shape:
+        return Route(Path("torch", "an operand is empty"), None)
+    plan = plan_for(direction, architecture, dtype, adapter_dtype, shape, needs, aligned=aligned)
+    if plan.library and (setting or get_backend()) != "triton":
+        why = f"the vendor's matrix product was measured to be faster for {plan.shape_class!r} shapes"
+        return Route(Path("torch", why), None)
+    return Route(path, plan)
+
+
+def is_aligned(matrix: Tensor) -> bool:
+    """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
+    stride, inner = matrix.stride()
+    row_bytes = stride * matrix.element_size()
+    return (
+        inner == 1
+        and row_bytes > 0
+        and row_bytes % _TMA_ALIGNMENT == 0
+        and matrix.data_ptr() % _TMA_ALIGNMENT == 0
+    )
 
 
 def make_plan(direction: str, x: Tensor, W: Tensor, A: Tensor, needs: Needs, *, aligned: bool = True) -> Plan:
@@ -168,9 +233,14 @@ def _cached_plan(
         store_columns=configs.store_columns(tile, direction, needs.dropout),
         split=split,
         precision=precision,
-        library=direction in entry.library,
+        library=needs == _EVERYTHING
+        and configs.beaten(entry, direction, _name(dtype), _name(adapter_dtype), r),
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _forward_tiles(tile: Tile, block_r: int, shape: tuple[int, ...]) -> tuple[dict[str, int], dict[str, int]]:

@@ -17,6 +17,7 @@ ORDER = (
     ("plan", "reference_layers", "lowrank"),
     ("launch",),
     ("ops",),
+    ("second_derivative",),
     ("autograd", "flops"),
     ("twin", "linear_kinds", "shelf"),
     ("residual",),

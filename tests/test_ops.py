@@ -11,6 +11,7 @@ from fastlora import ops
 from fastlora.backend import Path
 from fastlora.plan import reload_tables
 from fastlora_kernels import configs
+from fastlora_kernels.tables import Win
 from tests.testing import assert_within_budget, gradients, operands, oracle
 
 # Dynamo looks at an autograd.Function by instantiating it, which torch itself deprecates.
@@ -106,13 +107,14 @@ def test_empty_operands_run_on_either_path(backend, shape):
 @pytest.fixture
 def library_forward(monkeypatch):
     """A tile table whose measurement chose the vendor's product for the forward, and a GPU to read it for."""
+    win = Win("forward", "float32", 3)
     entries = {
-        kind: {name: entry._replace(library=("forward",)) for name, entry in classes.items()}
+        kind: {name: entry._replace(library=(win,)) for name, entry in classes.items()}
         for kind, classes in configs.INTERPRETER.entries.items()
     }
     monkeypatch.setattr(configs, "INTERPRETER", configs.INTERPRETER._replace(entries=entries))
-    monkeypatch.setattr(ops, "choose_path", lambda device, dtype: Path("triton", "a test says so"))
-    monkeypatch.setattr(ops, "_is_plain_cpu", lambda x: False)
+    monkeypatch.setattr(ops, "choose_path", lambda *_: Path("triton", "a test says so"))
+    monkeypatch.setattr(ops, "_is_plain_cpu", lambda *_: False)
     reload_tables()
     yield
     reload_tables()
