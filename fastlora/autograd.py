@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from fastlora import ops, reference, second_derivative  # noqa: F401 - the last makes the operator differentiable
 from fastlora.backend import backend_of_mask, get_backend
+from fastlora.config import check_dropout
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
@@ -93,13 +96,22 @@ def lora_linear(
         y [..., N] in x's dtype.
 
     Raises:
-        TypeError: If a dtype is not floating, or x, W and b, or A and B, differ in dtype.
-        ValueError: If shapes or devices do not fit together, or dropout is outside [0, 1).
+        TypeError: If an operand is no Tensor, s or dropout no number, a dtype not floating, or x, W and b, or
+            A and B, differ in dtype.
+        ValueError: If shapes or devices do not fit together, s is not finite, or dropout is outside [0, 1).
 
     Source: arXiv 2106.09685, section 4.1, equation 3.
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+    if not (
+        isinstance(x, Tensor) and isinstance(W, Tensor) and isinstance(A, Tensor) and isinstance(B, Tensor)
+    ):
+        tensors = {"x": x, "W": W, "A": A, "B": B}
+        name, other = next((n, t) for n, t in tensors.items() if not isinstance(t, Tensor))
+        raise TypeError(f"{name} must be a Tensor; got {type(other).__name__}")
+    if type(dropout) is not float or not 0 <= dropout < 1:
+        dropout = check_dropout(dropout)
+    if type(s) is not float or s - s != 0:
+        s = _check_scaling(s)
     if torch._C._is_any_autocast_enabled() and x.is_floating_point() and x.dtype != torch.float64:
         kind = x.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -117,6 +129,17 @@ def lora_linear(
     backend = backend_of_mask() if dropout > 0 else get_backend()
     y: Tensor = LoRALinearFunction.apply(x, W, b, A, B, s, dropout, seed, backend)  # type: ignore[no-untyped-call]
     return y
+
+
+def _check_scaling(s: object) -> float:
+    """The scaling as a float; else TypeError or ValueError."""
+    if isinstance(s, torch.SymFloat):
+        return cast(float, s)
+    if isinstance(s, bool) or not isinstance(s, Real):
+        raise TypeError(f"s must be a number; got {type(s).__name__}")
+    if not math.isfinite(s):
+        raise ValueError(f"s must be finite; got {s!r}")
+    return float(s)
 
 
 def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None:
@@ -138,6 +161,8 @@ def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor)
         raise TypeError(f"A must be floating point; got {A.dtype}")
     if B.dtype != A.dtype:
         raise TypeError(f"B must have A's dtype {A.dtype}; got {B.dtype}")
+    if b is not None and not isinstance(b, Tensor):
+        raise TypeError(f"b must be a Tensor or None; got {type(b).__name__}")
     if b is not None and (b.shape != (N,) or b.dtype != W.dtype):
         raise ValueError(f"b must have shape [N={N}] and W's dtype {W.dtype}; got {list(b.shape)}, {b.dtype}")
     device = x.device

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import changes, config, reference, residual, shards, shelf
+from fastlora import changes, config, reference, residual, shards, shelf, untrained
 from fastlora.autograd import check_operands, lora_linear
 from fastlora.changes import commit, exclusive
 from fastlora.split import Split
@@ -208,9 +208,11 @@ class FusedLoRALinear(nn.Linear):
             [..., out_features].
 
         Raises:
-            TypeError: If x is not in the weight's dtype.
+            TypeError: If x is no Tensor, or not in the weight's dtype.
             ValueError: If x's last dimension or device is wrong.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
         # What is compiled holds one state by its guards; it would be compiled anew after every change.
         if torch.compiler.is_compiling():
             return self._computed(x)
@@ -248,6 +250,8 @@ class FusedLoRALinear(nn.Linear):
             return lora_linear(x, W, b, A, B, self.scaling, dropout=dropout)
         if not x.is_nested and not _autocasts(x) and not torch._C._get_tracing_state():
             check_operands(x, W, b, A, B)
+        if kept is not None and self.enabled and A.requires_grad:
+            untrained.name_merged(self)
         if kept is not None or not self.enabled:
             if self.enabled or self.start_A is None or self.start_B is None:
                 return F.linear(x, W, b)

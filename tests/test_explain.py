@@ -8,7 +8,9 @@ from fastlora import FusedLoRALinear, explain
 from fastlora.cost import Problem
 from fastlora.explain import explain_problem
 from fastlora.gpus import GPUS, find_gpu
-from fastlora.plan import plan_for
+from fastlora.plan import plan_for, reload_tables
+from fastlora_kernels import configs
+from fastlora_kernels.tables import Win
 
 
 def layer(**options):
@@ -55,6 +57,64 @@ def test_it_follows_the_backend_that_is_set():
         found = explain((8, 256), layer())
     assert found.path.name == "interpreter"
     assert found.passes[0].plan.tasks == {"p": 1, "y": 8}
+
+
+@pytest.fixture
+def library_forward(monkeypatch):
+    """H200's table, in which the vendor's product won the forward in bf16 at rank 16."""
+    table = configs.table_of("sm_90")
+    half = {
+        name: entry._replace(library=(Win("forward", "bfloat16", 16),))
+        for name, entry in table.entries["half"].items()
+    }
+    table = table._replace(entries={**table.entries, "half": half})
+    reload_tables()
+    monkeypatch.setattr(configs, "load_table", lambda _: table)
+    yield
+    reload_tables()
+
+
+@pytest.mark.usefixtures("library_forward")
+def test_where_the_vendors_product_won_a_pass_has_no_launch_of_ours():
+    found = explain((8, 256), layer(dtype=torch.bfloat16), gpu="H200")
+    assert [one["launches"] for one in found.as_dict()["passes"]] == [None, 1]
+    assert [one["path"]["name"] for one in found.as_dict()["passes"]] == ["torch", "triton"]
+    assert "vendor's matrix product was measured to be faster for 'few' shapes" in str(found)
+
+
+@pytest.mark.usefixtures("library_forward")
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": torch.float16}, {"r": 8}, {"dropout": 0.1}, {"adapter_dtype": torch.float32}],
+    ids=str,
+)
+def test_a_measurement_counts_for_its_own_dtype_and_rank_and_without_dropout(options):
+    made = FusedLoRALinear(256, 512, **{"r": 16, "dtype": torch.bfloat16, **options})
+    assert explain((8, 256), made, gpu="H200").passes[0].path.name == "triton"
+
+
+@pytest.mark.usefixtures("library_forward")
+def test_dropout_counts_in_training_alone_and_the_kernels_named_run_whatever_won():
+    made = layer(dtype=torch.bfloat16, dropout=0.1)
+    assert explain((8, 256), made.eval(), gpu="H200").passes[0].path.name == "torch"
+    with fastlora.set_backend("triton"):
+        assert explain((8, 256), made, gpu="H200").passes[0].path.name == "triton"
+
+
+def test_a_named_gpu_takes_torch_where_the_setting_or_the_dtype_says_so():
+    with fastlora.set_backend("torch"):
+        assert explain((8, 256), layer(), gpu="H200").path.name == "torch"
+    found = explain((8, 256), layer(dtype=torch.float64), gpu="H200")
+    assert found.path.name == "torch"
+    assert found.passes[1].plan is None
+
+
+def test_a_weight_that_tma_cannot_address_counts_as_in_the_passes():
+    made = layer(dtype=torch.bfloat16)
+    whole = explain((8, 256), made, gpu="H200")
+    made.weight = torch.nn.Parameter(torch.empty(512, 257, dtype=torch.bfloat16)[:, 1:], requires_grad=False)
+    assert whole.passes[0].plan.tma
+    assert not explain((8, 256), made, gpu="H200").passes[0].plan.tma
 
 
 def test_exact_fp32_products_have_a_higher_floor_than_tf32(monkeypatch):

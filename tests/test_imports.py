@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports from lines above it only. A new module is given its place here.
 ORDER = (
     ("version", "activations", "config", "backend", "masks", "cost", "gpus", "shards", "split", "wrappers"),
-    ("changes", "writable"),
+    ("changes", "untrained", "writable"),
     ("reference", "seeding"),
     ("plan", "reference_layers", "lowrank"),
     ("launch",),
