@@ -1,4 +1,4 @@
-"""adapter_config.json as PEFT writes it (0.21), and what of it fastlora runs.
+"""adapter_config.json as PEFT writes it (0.21), and what of it bears on the function of an adapter.
 
 Reading refuses, by its key, everything that would make the adapter another function than plain LoRA on linear
 layers, a key unknown here included. Which layers an adapter has is told by its tensors.
@@ -6,84 +6,26 @@ layers, a key unknown here included. Which layers an adapter has is told by its 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from functools import cached_property
+from typing import Any, Final
 
 from fastlora import config
+from fastlora.pretrained.config_keys import DEFAULTS, check_supported, shown
 from fastlora.pretrained.errors import AdapterError
-from fastlora.targets import matches_end
+from fastlora.pretrained.patterns import Patterns
 
-PEFT_VERSION: Final = "0.21.2"
-
-# Every key that PEFT writes, at PEFT's default.
-_DEFAULTS: Final[dict[str, Any]] = {
-    "alora_invocation_tokens": None,
-    "alpha_pattern": {},
-    "arrow_config": None,
-    "auto_mapping": None,
-    "base_model_name_or_path": None,
-    "bias": "none",
-    "corda_config": None,
-    "ensure_weight_tying": False,
-    "eva_config": None,
-    "exclude_modules": None,
-    "fan_in_fan_out": False,
-    "inference_mode": True,
-    "init_lora_weights": True,
-    "kasa_config": None,
-    "layer_replication": None,
-    "layers_pattern": None,
-    "layers_to_transform": None,
-    "loftq_config": {},
-    "lora_alpha": 8,
-    "lora_bias": False,
-    "lora_dropout": 0.0,
-    "lora_ga_config": None,
-    "megatron_config": None,
-    "megatron_core": "megatron.core",
-    "modules_to_save": None,
-    "monteclora_config": None,
-    "peft_type": "LORA",
-    "peft_version": PEFT_VERSION,
-    "qalora_group_size": 16,
-    "r": 8,
-    "rank_pattern": {},
-    "revision": None,
-    "target_modules": None,
-    "target_parameters": None,
-    "task_type": None,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-    "use_dora": False,
-    "use_qalora": False,
-    "use_rslora": False,
-    "velora_config": None,
-}
-
-# Without effect on the function of a trained adapter over nn.Linear layers: who made it and for what, which
-# layers were searched for, how A and B started, and options of what must be off.
-_INDIFFERENT: Final = frozenset(
-    (
-        *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules"),
-        *("fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config"),
-        *("lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision"),
-        *("runtime_config", "target_modules", "task_type"),
-    )
+# Some 30,000 entries of rank_pattern.
+LARGEST_CONFIG: Final = 4 << 20
+_MOST_NAMES: Final = 1_000
+# In this order; a change makes all that was saved before look edited.
+_DIGESTED: Final = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("modules_to_save", "ensure_weight_tying"),
 )
-_READ: Final = frozenset(
-    (
-        *("alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_dropout"),
-        *("modules_to_save", "peft_type", "r", "rank_pattern", "use_rslora"),
-    )
-)
-# The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W at the start: A and B alone do not tell the model.
-_INITS_THAT_KEEP_W: Final = (True, False, "gaussian", "eva", "orthogonal")
-_LONGEST_PATTERN, _MOST_REPEATS, _MOST_CHOICES = 512, 3, 8
-
-_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +45,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
+    ties: bool = False  # ensure_weight_tying
 
     def __post_init__(self) -> None:
         config.check_rank(self.r)
@@ -111,18 +54,26 @@ class AdapterConfig:
         config.check_dropout(self.dropout)
         config.check_bool(self.rslora, "use_rslora")
         for key, r in self.rank_pattern.items():
-            config.check_rank(r, f"rank_pattern[{key!r}]")
+            config.check_rank(r, f"rank_pattern[{shown(key)}]")
         for key, alpha in self.alpha_pattern.items():
-            if config.check_alpha(alpha, f"alpha_pattern[{key!r}]") is None:
-                raise TypeError(f"alpha_pattern[{key!r}] must be a finite number; got None")
+            if config.check_alpha(alpha, f"alpha_pattern[{shown(key)}]") is None:
+                raise TypeError(f"alpha_pattern[{shown(key)}] must be a finite number; got None")
+
+    @cached_property
+    def _ranks(self) -> Patterns[int]:
+        return Patterns("rank_pattern", self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> Patterns[float]:
+        return Patterns("alpha_pattern", self.alpha_pattern)
 
     def rank(self, layer: str) -> int:
-        """r of a layer."""
-        return _by_pattern(self.rank_pattern, layer, self.r)
+        """r of a layer; ValueError where patterns take too long."""
+        return self._ranks.find(layer, self.r)
 
     def alpha_of(self, layer: str) -> float:
-        """Alpha of a layer."""
-        return float(_by_pattern(self.alpha_pattern, layer, self.alpha))
+        """Alpha of a layer; ValueError where patterns take too long."""
+        return float(self._alphas.find(layer, self.alpha))
 
     def dumps(self, **about: object) -> str:
         """The text of adapter_config.json.
@@ -140,7 +91,7 @@ class AdapterConfig:
             "alpha_pattern": {key: _short(alpha) for key, alpha in self.alpha_pattern.items()},
             "modules_to_save": list(self.modules_to_save) or None,
         }
-        return json.dumps({**_DEFAULTS, **own, **about}, indent=2, sort_keys=True)
+        return json.dumps({**DEFAULTS, **own, **about}, indent=2, sort_keys=True)
 
     @classmethod
     def loads(cls, text: str | bytes) -> AdapterConfig:
@@ -149,6 +100,8 @@ class AdapterConfig:
         Raises:
             AdapterError: If it is not JSON, or a key is missing, unsound or not supported.
         """
+        if len(text) > LARGEST_CONFIG:
+            raise AdapterError(f"adapter_config.json must be at most {LARGEST_CONFIG:,} bytes")
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -157,10 +110,10 @@ class AdapterConfig:
             ) from error
         if not isinstance(found, dict):
             raise AdapterError(f"adapter_config.json must hold an object; it holds a {type(found).__name__}")
-        _refuse_unsupported(found)
-        values = {**_DEFAULTS, **found}
+        check_supported(found)
+        values = {**DEFAULTS, **found}
         try:
-            return cls(
+            read = cls(
                 r=values["r"],
                 alpha=values["lora_alpha"],
                 dropout=values["lora_dropout"],
@@ -169,54 +122,37 @@ class AdapterConfig:
                 rank_pattern=_patterns("rank_pattern", values["rank_pattern"]),
                 alpha_pattern=_patterns("alpha_pattern", values["alpha_pattern"]),
                 modules_to_save=_names("modules_to_save", values["modules_to_save"]),
+                ties=bool(values["ensure_weight_tying"]),
             )
+            read._ranks, read._alphas  # noqa: B018 - unsound ones are told here
+            return read
         except (TypeError, ValueError) as error:
             raise AdapterError(f"adapter_config.json: {error}") from error
 
 
-def _refuse_unsupported(found: Mapping[str, Any]) -> None:
-    kind = found.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"peft_type must be 'LORA'; got {_shown(kind)}")
-    if (bias := found.get("bias", "none")) != "none":
-        raise AdapterError(f"bias must be 'none', as biases are frozen here; got {_shown(bias)}")
-    init = found.get("init_lora_weights", True)
-    if not any(init is known or (isinstance(init, str) and init == known) for known in _INITS_THAT_KEEP_W):
-        raise AdapterError(
-            f"init_lora_weights must be one that leaves W as it was, {_INITS_THAT_KEEP_W}; got "
-            f"{_shown(init)} (save with PEFT's path_initial_model_for_weight_conversion)"
-        )
-    for key in sorted(found.keys() - _INDIFFERENT - _READ):
-        if found[key] not in (None, False, "") and found[key] not in ({}, []):
-            raise AdapterError(f"{key} is not supported, nor ignored; got {_shown(found[key])}")
+def digest(text: str | bytes) -> str:
+    """A digest of what bears on the function in a sound adapter_config.json.
+
+    How that is written down, and what is without effect, leaves it the same.
+    """
+    found = json.loads(text)
+    read = {key: found.get(key, DEFAULTS[key]) for key in _DIGESTED}
+    # Of patterns, the first that matches counts: their order belongs to them, and is not sorted away.
+    return hashlib.sha256(json.dumps(_with_floats(read)).encode()).hexdigest()
+
+
+def _with_floats(value: Any) -> Any:
+    """Numbers in one form, so that 16 and 16.0 are the same."""
+    if isinstance(value, dict):
+        return {key: _with_floats(inner) for key, inner in value.items()}
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _patterns(key: str, value: object) -> Mapping[str, Any]:
-    """A pattern whose keys are expressions that match fast: a file may come from anyone."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise TypeError(f"{key} must be an object; got {_shown(value)}")
-    for expression in value:
-        # A repeated group can take exponential time, each further repeat one more power of the length, and
-        # each choice twice the time. Escaped ones count too: names of modules have none of these letters.
-        repeats, choices = (sum(map(expression.count, letters)) for letters in ("*+{", "?|"))
-        if (
-            len(expression) > _LONGEST_PATTERN
-            or repeats > _MOST_REPEATS
-            or choices > _MOST_CHOICES
-            or re.search(r"\)[*+{]", expression)
-        ):
-            raise ValueError(
-                f"{key} must have keys of at most {_LONGEST_PATTERN} letters, {_MOST_REPEATS} repeats and "
-                f"{_MOST_CHOICES} choices ('?', '|'), with no group repeated; got {_shown(expression)}"
-            )
-        try:
-            re.compile(expression)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"{key} must have regular expressions as keys; got {_shown(expression)}"
-            ) from error
+        raise TypeError(f"{key} must be an object; got {shown(value)}")
     return value
 
 
@@ -224,20 +160,11 @@ def _names(key: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise TypeError(f"{key} must be a list of names; got {_shown(value)}")
+        raise TypeError(f"{key} must be a list of names; got {shown(value)}")
+    if len(value) > _MOST_NAMES:
+        raise ValueError(f"{key} must have at most {_MOST_NAMES:,} names; got {len(value):,}")
     return tuple(value)
-
-
-def _by_pattern(patterns: Mapping[str, _Number], layer: str, otherwise: _Number) -> _Number:
-    """The number of the first key that matches, as PEFT chooses."""
-    found = (number for key, number in patterns.items() if matches_end(re.compile(key), layer))
-    return next(found, otherwise)
 
 
 def _short(number: float) -> int | float:
     return int(number) if float(number).is_integer() else float(number)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

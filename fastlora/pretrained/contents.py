@@ -5,31 +5,43 @@
 
 The config is adapter_config.json beside adapter_model.safetensors; in a single file it is the metadata's
 entry `adapter_config`. No model appears here; `load` fits the contents to one.
+
+Of two files, each appears at once, but not both: the tensors' metadata hold a digest of the config that was
+saved with them. A load beside a save waits for the second file. A config that does not fit and is older than
+the tensors is one that a save did not come to replace, an error; one that is younger was edited by hand,
+which is said and taken. Files without a digest, PEFT's, are taken as they are.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
 
-from fastlora.pretrained.adapter_config import AdapterConfig
+from fastlora.pretrained.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
 from fastlora.pretrained.errors import AdapterError
-from fastlora.pretrained.tensors import FLOATS, Header, TensorFile, open_tensors
+from fastlora.pretrained.foreign import check_layout
+from fastlora.pretrained.layout import FLOATS, Header
+from fastlora.pretrained.regular import open_regular
+from fastlora.pretrained.tensors import TensorFile, open_tensors
 from fastlora.shelf import Options
 
 CONFIG_FILE: Final = "adapter_config.json"
 TENSOR_FILE: Final = "adapter_model.safetensors"
 METADATA_KEY: Final = "adapter_config"
+DIGEST_KEY: Final = "fastlora_config_digest"
 
 _PREFIX: Final = "base_model.model."
-# Some 30,000 entries of rank_pattern.
-_LARGEST_CONFIG: Final = 4 << 20
 _LONGEST_NAME: Final = 256
+# A saver is between its two renames for microseconds, or was stopped there.
+_WAITS: Final = (0.001, 0.004, 0.015, 0.05, 0.15, 0.3)
 
 # Endings of tensors of what is not plain LoRA on linear layers; `base_layer` and the others follow `lora_`.
 _OTHERS: Final = {
@@ -64,37 +76,69 @@ class Contents:
     Attributes:
         config: Its config.
         file: Its tensors.
-        layers: {layer: LayerHeader}.
+        names: The layers that it has A and B of.
         plain: {key without prefix: Header} of what belongs to modules to save.
     """
 
     def __init__(self, config: AdapterConfig, file: TensorFile) -> None:
         self.config, self.file = config, file
+        self._saved_as: Mapping[str, str] = {}
+        self._sort()
+
+    def _sort(self) -> None:
         names: dict[str, set[str]] = {}
         self.plain: dict[str, Header] = {}
-        for key, header in file.headers.items():
+        for key, header in self.file.headers.items():
             layer, letter = _split(key)
             if letter:
                 names.setdefault(layer, set()).add(letter)
             else:
                 self.plain[layer] = header
+        for name in self.plain:
+            if ("lora_" in name or ".base_layer." in name) and not self._is_to_save(name):
+                raise AdapterError(f"{plain_key(name)!r} is no tensor of plain LoRA, and not supported")
         alone = [layer for layer, letters in names.items() if len(letters) < 2]
         if alone:
             raise AdapterError(f"each layer must have A and B; {alone[0]!r} has one of them")
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
-        if self.plain and not config.modules_to_save:
+        if self.plain and not self.config.modules_to_save:
             raise AdapterError(f"{next(iter(self.plain))!r} must belong to modules_to_save, which is empty")
-        self.layers = {layer: self._layer(layer) for layer in names}
+        self.names = tuple(names)
+
+    def _is_to_save(self, name: str) -> bool:
+        """Whether a module to save holds the tensor, though its name looks like LoRA's: "lora_head", say."""
+        parts = name.split(".")[:-1]
+        found = next((i for i, part in enumerate(parts) if "lora_" in part), None)
+        return found is not None and ".".join(parts[: found + 1]).endswith(self.config.modules_to_save)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerHeader]:
+        """{layer: LayerHeader}; the config's patterns are matched here, so names are to be checked before."""
+        try:
+            return {layer: self._layer(layer) for layer in self.names}
+        except AdapterError:
+            raise
+        except ValueError as error:
+            raise AdapterError(f"{CONFIG_FILE}: {error}") from error
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call layers and tensors of modules to save otherwise; {name: new name} of all.
+
+        Patterns go on to mean the old names, which they were written for.
+        """
+        self._saved_as = {new: old for old, new in names.items()}
+        keys: dict[str, str] = {}
+        for layer in self.names:
+            keys |= zip(layer_keys(layer), layer_keys(names[layer]), strict=True)
+        keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
+        self.file.rename(keys)
+        self._sort()
 
     def _layer(self, name: str) -> LayerHeader:
         A, B = (self.file.headers[key] for key in layer_keys(name))
-        # Patterns of the config are matched against it, in a time that grows with a power of its length.
-        if len(name) > _LONGEST_NAME:
-            raise AdapterError(
-                f"names of layers must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
-            )
-        r, config = self.config.rank(name), self.config
+        config, saved_as = self.config, self._saved_as.get(name, name)
+        r = config.rank(saved_as)
         if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != r or B.shape[1] != r:
             raise AdapterError(
                 f"A and B of {name!r} must be [{r}, K] and [N, {r}]; got {list(A.shape)}, {list(B.shape)}"
@@ -103,7 +147,7 @@ class Contents:
             raise AdapterError(
                 f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
             )
-        options = Options(r, config.alpha_of(name), config.dropout, config.rslora, config.init)
+        options = Options(r, config.alpha_of(saved_as), config.dropout, config.rslora, config.init)
         return LayerHeader(options, A.shape[1], B.shape[0], A.dtype)
 
 
@@ -117,28 +161,62 @@ def open_directory(directory: str | os.PathLike[str]) -> Iterator[Contents]:
         OSError: If a file cannot be opened.
     """
     folder = Path(directory)
+    for wait in (*_WAITS, 0):
+        # The config first: a save puts it in place last, so it is never of a later save than the tensors.
+        found = _read_config(folder)
+        with open_tensors(folder / TENSOR_FILE) as file:
+            if found.digest == file.metadata.get(DIGEST_KEY, found.digest):
+                yield Contents(found.config, file)
+                return
+            if found.written_ns > file.written_ns:
+                _warn_of_edit(folder)
+                yield Contents(found.config, file)
+                return
+        time.sleep(wait)
+    raise AdapterError(
+        f"{folder}: {CONFIG_FILE} and {TENSOR_FILE} do not belong together: a save was stopped between the "
+        "two, or one was put in place of another. Save the adapter again; or, if the config was edited on "
+        f"purpose, write it once more after {TENSOR_FILE}, as an edit is told by its younger date"
+    )
+
+
+class _Found(NamedTuple):
+    """A config as it was found."""
+
+    config: AdapterConfig
+    digest: str
+    written_ns: int
+
+
+def _read_config(folder: Path) -> _Found:
     path = folder / CONFIG_FILE
-    with path.open("rb") as file:
-        text = file.read(_LARGEST_CONFIG + 1)
-    if len(text) > _LARGEST_CONFIG:
-        raise AdapterError(f"{path}: must be at most {_LARGEST_CONFIG:,} bytes")
     if not (folder / TENSOR_FILE).exists() and (folder / "adapter_model.bin").exists():
         raise AdapterError(
             f"{folder}: must hold {TENSOR_FILE}; adapter_model.bin is a pickle, which may run any code (have "
             "its author save it as safetensors)"
         )
+    with open_regular(path) as file:
+        text = file.read(LARGEST_CONFIG + 1)
+        written_ns = os.fstat(file.fileno()).st_mtime_ns
     try:
-        config = AdapterConfig.loads(text)
+        return _Found(AdapterConfig.loads(text), digest(text), written_ns)
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from error
-    with open_tensors(folder / TENSOR_FILE) as tensors:
-        yield Contents(config, tensors)
+
+
+def _warn_of_edit(folder: Path) -> None:
+    warnings.warn(
+        f"{folder}: {CONFIG_FILE} was changed after it was saved with {TENSOR_FILE}; it is taken as it "
+        "is now",
+        stacklevel=5,
+    )
 
 
 @contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[Contents]:
     """Open an adapter in a single file; faults and errors are `open_directory`'s."""
     with open_tensors(path) as file:
+        check_layout(file.headers)
         if METADATA_KEY not in file.metadata:
             raise AdapterError(
                 f"must be a file that save_adapter wrote; its metadata have no {METADATA_KEY!r} entry (for "
@@ -161,8 +239,14 @@ def plain_key(name: str) -> str:
 def _split(key: str) -> tuple[str, str]:
     """(layer, "A" or "B"), or (name, "") for a tensor of a module to save."""
     if not key.startswith(_PREFIX):
+        check_layout([key])
         raise AdapterError(f"tensors must be named {_PREFIX}<name>, as PEFT names them; got {key!r}")
     name = key.removeprefix(_PREFIX)
+    # What it is compared with, near names of it among them, takes a time that grows with its length.
+    if len(name) > _LONGEST_NAME:
+        raise AdapterError(
+            f"names of tensors must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
+        )
     for ending, what in _OTHERS.items():
         if name == ending or name.endswith("." + ending):
             raise AdapterError(f"{key!r} is {what}, which is not supported")
@@ -171,6 +255,5 @@ def _split(key: str) -> tuple[str, str]:
             return "", letter
         if name.endswith(f".lora_{letter}.weight"):
             return name.removesuffix(f".lora_{letter}.weight"), letter
-    if "lora_" in name or ".base_layer." in name:
-        raise AdapterError(f"{key!r} is no tensor of plain LoRA, and not supported")
+    check_layout([key])
     return name, ""

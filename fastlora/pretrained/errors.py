@@ -1,5 +1,21 @@
 """What goes wrong with adapters on disk."""
 
+from typing import Final
+
+_LONGEST: Final = 1_000
+
 
 class AdapterError(ValueError):
-    """An adapter on disk is damaged, foreign or not supported, or does not fit the model."""
+    """An adapter on disk is damaged, foreign or not supported, or does not fit the model.
+
+    Names in its message may come from a hostile file: it is cut to some 1,000 characters, and what a terminal
+    would act on is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        # The end is kept, as what to do stands there.
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - 305]} ... {message[-300:]}"
+        super().__init__(
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)[:_LONGEST]
+        )

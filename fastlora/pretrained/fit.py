@@ -38,7 +38,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
     """
     modules, compiled = modules_by_name(model), compiled_modules(model)
     found: dict[str, nn.Linear] = {}
-    for path in contents.layers:
+    for path in contents.names:
         module = _module(modules, path)
         if not isinstance(module, FusedLoRALinear):
             try:
@@ -66,13 +66,14 @@ def same_layers(
         AdapterError: If layers or shapes differ, or the adapter is in use and merged.
     """
     own = layers_with(adapted, name)
-    missing = [path for path in own if path not in contents.layers]
+    missing = [path for path in own if path not in contents.names]
     if missing:
         raise AdapterError(f"must hold every LoRA layer of the model; it lacks {listed(missing)}")
-    for path, header in contents.layers.items():
+    for path in contents.names:
         if path not in own:
             near = near_names(path, own)
             raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
+    for path, header in contents.layers.items():
         wanted = [adapters_of(own[path])[name][2].r, *own[path].weight.shape]
         _check_shape(path, wanted, [header.options.r, header.out_features, header.in_features], "[r, N, K]")
     check_unmerged(own, name)
@@ -114,7 +115,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
         path = _saved_path(key, contents.config.modules_to_save, modules)
         if path not in paths:
             paths.append(path)
-    for path, layer in itertools.product(paths, contents.layers):
+    for path, layer in itertools.product(paths, contents.names):
         if f"{layer}.".startswith(f"{path}."):
             raise AdapterError(f"{path!r} must have no LoRA layers, as it is trained in full; got {layer!r}")
     known = [path for path, _ in saved_modules(model)]

@@ -47,7 +47,6 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         AdapterError: As by `load_pretrained`; or if the other adapter has further layers, a larger rank or
             modules to save. The model is as it was.
         ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
-        ImportError: If safetensors is not installed.
         OSError: If a file cannot be opened.
     """
     reshard(model)
@@ -60,7 +59,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
             raise AdapterError(
                 f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
             )
-        further = [path for path in contents.layers if path not in layers]
+        further = [path for path in contents.names if path not in layers]
         if further:
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
         values = [_values(contents, path, layer, name) for path, layer in layers.items()]

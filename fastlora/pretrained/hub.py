@@ -55,7 +55,7 @@ def push_to_hub(
     Raises:
         AdapterError: As by `save_pretrained`.
         ValueError: As by `save_pretrained`.
-        ImportError: If huggingface_hub or safetensors is not installed.
+        ImportError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
     """
     hub = _import_hub()
@@ -113,7 +113,7 @@ def from_pretrained(
         AdapterError: As by `load_pretrained`.
         ValueError: If a name is unsound, or `subfolder` leads out of the repository.
         FileNotFoundError: If the repository holds no adapter there.
-        ImportError: If huggingface_hub or safetensors is not installed.
+        ImportError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
     """
     inside = PurePosixPath(subfolder)

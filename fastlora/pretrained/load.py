@@ -52,7 +52,6 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
             layers (the key is named); do not fit the model; or hold NaN or infinity, also after conversion;
             or if a layer is merged. The model is as it was.
         ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
-        ImportError: If safetensors is not installed.
         OSError: If a file cannot be opened.
     """
     check_name(name)
@@ -74,7 +73,6 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
     Raises:
         AdapterError: As in `load_pretrained`.
         ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
-        ImportError: If safetensors is not installed.
         OSError: If the file cannot be opened.
     """
     check_name(name)

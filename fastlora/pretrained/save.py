@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from fastlora.adapters import active_adapter, adapter_names
 from fastlora.layers import existing_layers
 from fastlora.pretrained import describe
-from fastlora.pretrained.adapter_config import AdapterConfig
-from fastlora.pretrained.contents import CONFIG_FILE, METADATA_KEY, TENSOR_FILE, layer_keys, plain_key
-from fastlora.pretrained.tensors import serialized, write_whole
+from fastlora.pretrained.adapter_config import AdapterConfig, digest
+from fastlora.pretrained.contents import (
+    CONFIG_FILE,
+    DIGEST_KEY,
+    METADATA_KEY,
+    TENSOR_FILE,
+    layer_keys,
+    plain_key,
+)
+from fastlora.pretrained.drafts import write_together
+from fastlora.pretrained.layout import serialized
 from fastlora.residual import adapters_beside_whole
 from fastlora.saved import saved_modules
 from fastlora.shards import is_spread, reshard, whole
@@ -49,10 +57,12 @@ def save_pretrained(
     """Write adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
 
     The adapter "default" goes into the directory itself, any other one into a sub-directory of its name. Each
-    file appears whole or not at all, and nothing is written before everything is checked. Merged and disabled
-    layers are saved like any other. After `initialize`, an update is written as what it is beside the W from
-    before, plain LoRA of twice the rank. Modules to save go into each adapter, as PEFT has it. The format has
-    one dropout for all layers: where they differ, the largest is written, and a warning says so.
+    file appears whole or not at all, and nothing is written before everything is checked. A file that is
+    replaced keeps its permissions, and a link stays one. The tensors hold a digest of their config, by which
+    a load beside a save has the old adapter or the new one. Merged and disabled layers are saved like any
+    other. After `initialize`, an update is written as what it is beside the W from before, plain LoRA of
+    twice the rank. Modules to save go into each adapter, as PEFT has it. The format has one dropout for all
+    layers: where they differ, the largest is written, and a warning says so.
 
     Where parameters are spread over processes (FSDP2, tensor parallel), all of these must call it: adapters
     are gathered, and process 0 writes. Where each process has them whole, whoever calls it writes.
@@ -68,7 +78,6 @@ def save_pretrained(
     Raises:
         AdapterError: If a tensor holds NaN or infinity.
         ValueError: If there is no LoRA layer, no such adapter, or none is named.
-        ImportError: If safetensors is not installed.
         OSError: If a file cannot be written.
     """
     if isinstance(adapters, str) or (adapters is not None and not adapters):
@@ -78,14 +87,19 @@ def save_pretrained(
         name: _collect(model, name, base_model_name_or_path=base_model_name_or_path, task_type=task_type)
         for name in chosen
     }
-    written = {name: serialized(adapter.tensors, {}) for name, adapter in content.items()}
+    written = {
+        name: serialized(adapter.tensors, {DIGEST_KEY: digest(adapter.config)})
+        for name, adapter in content.items()
+    }
+    files: list[tuple[Path, bytes]] = []
     for name, adapter in content.items():
         if not adapter.writes:
             continue
         folder = Path(directory) if name == DEFAULT else Path(directory) / name
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / TENSOR_FILE, written[name])
-        write_whole(folder / CONFIG_FILE, adapter.config.encode())
+        # In this order: an older config beside new tensors tells a load that a save was stopped.
+        files += [(folder / TENSOR_FILE, written[name]), (folder / CONFIG_FILE, adapter.config.encode())]
+    write_together(files)
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -98,13 +112,12 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         AdapterError: As in `save_pretrained`.
         ValueError: If there is no LoRA layer.
-        ImportError: If safetensors is not installed.
         OSError: If the file cannot be written.
     """
     adapter = _collect(model, active_adapter(model))
     content = serialized(adapter.tensors, {METADATA_KEY: adapter.config})
     if adapter.writes:
-        write_whole(path, content)
+        write_together([(path, content)])
 
 
 def _collect(

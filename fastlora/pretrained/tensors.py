@@ -1,60 +1,70 @@
-"""One safetensors file: written whole or not at all, and read by its header first."""
+"""One safetensors file, opened once: its header is checked first, each tensor read when asked for."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from fastlora.pretrained.errors import AdapterError
-
-FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-_WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-_DTYPES = {**FLOATS, **_WHOLE, "BOOL": torch.bool}
-
-
-class Header(NamedTuple):
-    """What a file says of a tensor before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+from fastlora.pretrained.layout import LARGEST_HEADER, Entry, parse_header, tensor_from
+from fastlora.pretrained.regular import open_regular
 
 
 class TensorFile:
-    """An open safetensors file.
+    """An open safetensors file; a file that replaces it by name is not seen.
 
     Attributes:
         metadata: Its metadata.
         headers: {key: Header}.
+        written_ns: When it was last written to, in ns since the epoch.
     """
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.metadata: Mapping[str, str] = file.metadata() or {}
-        self.headers = {key: self._header(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    def __init__(self, file: BinaryIO) -> None:
+        state = os.fstat(file.fileno())
+        self._file, self._state = file, (state.st_size, state.st_mtime_ns)
+        self.written_ns = state.st_mtime_ns
+        size = int.from_bytes(file.read(8), "little")
+        if state.st_size < 8 or size > min(state.st_size - 8, LARGEST_HEADER):
+            raise AdapterError(
+                f"must be a whole safetensors file; of {state.st_size} bytes its header has {size}"
+            )
+        self._start = 8 + size
+        self.metadata: Mapping[str, str]
+        self.metadata, self._entries = parse_header(file.read(size), state.st_size - self._start)
+        self.headers = {key: entry.header for key, entry in self._entries.items()}
+        self._check_unchanged()
 
-    def _header(self, key: str) -> Header:
-        found = self._file.get_slice(key)
-        if found.get_dtype() not in _DTYPES:
-            raise AdapterError(f"{key} must be of {', '.join(_DTYPES)}; it is of {found.get_dtype()}")
-        return Header(tuple(found.get_shape()), _DTYPES[found.get_dtype()])
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give tensors other keys; {key: new key} of all."""
+        self._entries: dict[str, Entry] = {names[key]: entry for key, entry in self._entries.items()}
+        self.headers = {key: entry.header for key, entry in self._entries.items()}
 
     def read(self, key: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A tensor on a device and in a dtype.
 
         Raises:
-            AdapterError: If it is not finite, in the file or in this dtype.
+            AdapterError: If it is not finite, in the file or in this dtype; or the file was written to.
         """
-        tensor: Tensor = self._file.get_tensor(key).to(device=device, dtype=dtype)
+        entry = self._entries[key]
+        content = bytearray(entry.end - entry.begin)
+        self._file.seek(self._start + entry.begin)
+        self._file.readinto(content)  # type: ignore[attr-defined]
+        self._check_unchanged()
+        tensor = tensor_from(content, entry.header).to(device=device, dtype=dtype)
         if not tensor.isfinite().all():
             raise AdapterError(f"{key} must be finite in {dtype}; it holds NaN or infinity")
         return tensor
+
+    def _check_unchanged(self) -> None:
+        """Raise AdapterError where somebody wrote into this very file, as those do who replace none."""
+        state = os.fstat(self._file.fileno())
+        if (state.st_size, state.st_mtime_ns) != self._state:
+            raise AdapterError("must stay as it is while it is read; it was written to (load it again)")
 
 
 @contextmanager
@@ -62,70 +72,11 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     """Open a safetensors file; every fault in it, also later in the block, is an AdapterError naming it.
 
     Raises:
-        AdapterError: If the file is truncated, damaged or of another format.
-        ImportError: If safetensors is not installed.
+        AdapterError: If the file is truncated, damaged, of another format or no regular file.
         OSError: If the file cannot be opened.
     """
-    safetensors = _import_safetensors()
-    with Path(path).open("rb"):  # else a missing file or a directory is whatever safetensors makes of it
-        pass
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
+    with open_regular(path) as file:
+        try:
             yield TensorFile(file)
-    except safetensors.SafetensorError as error:
-        raise AdapterError(f"{os.fspath(path)}: must be a whole safetensors file; {error}") from error
-    except AdapterError as error:
-        raise AdapterError(f"{os.fspath(path)}: {error}") from error
-
-
-def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file.
-
-    Raises:
-        AdapterError: If a tensor holds NaN or infinity: the file could not be loaded.
-        ImportError: If safetensors is not installed.
-    """
-    safetensors = _import_safetensors()
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise AdapterError(f"{key} must be finite to be saved; it holds NaN or infinity")
-    # Copies: safetensors refuses tensors that share memory, and wants each contiguous.
-    own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    content: bytes = safetensors.torch.save(own, {"format": "pt", **metadata})
-    return content
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    It is written under another name in the same directory, flushed to the disk and renamed.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"path must be a file; {target} is a directory")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must lie in an existing directory; {target.parent} is none")
-    draft = target.with_name(f".fastlora-{secrets.token_hex(8)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _import_safetensors() -> Any:
-    try:
-        import numpy  # noqa: F401 - safetensors.torch writes with it, and does not require it
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            f'adapter files need {error.name}: pip install "fastlora-triton[adapters]"', name=error.name
-        ) from error
-    return safetensors
+        except AdapterError as error:
+            raise AdapterError(f"{os.fspath(path)}: {error}") from error

@@ -1,7 +1,6 @@
 """adapter_config.json: what is written, what is read, and what is refused by its key."""
 
 import json
-import time
 
 import pytest
 
@@ -118,7 +117,6 @@ def test_what_does_not_bear_on_a_trained_adapter_is_read_over(values):
         ("monteclora_config", {"samples": 2}),
         ("use_bdlora", {"nblocks": 2}),
         ("megatron_config", {"x": 1}),
-        ("ensure_weight_tying", True),
         ("a_switch_of_tomorrow", True),
         ("a_number_of_tomorrow", 0.5),
         ("init_lora_weights", "pissa"),
@@ -151,7 +149,11 @@ def test_what_is_not_plain_lora_is_refused_by_its_key(key, value):
         ("use_rslora", 1, "use_rslora must be True or False; got 1"),
         ("rank_pattern", [1], r"rank_pattern must be an object; got \[1\]"),
         ("rank_pattern", {"q": 0}, r"rank_pattern\['q'\] must be an int >= 1; got 0"),
-        ("rank_pattern", {"(": 1}, "rank_pattern must have regular expressions as keys; got '\\('"),
+        (
+            "rank_pattern",
+            {"(": 1},
+            r"rank_pattern must have regular expressions as keys, .*; '\(' has a group that is not",
+        ),
         ("alpha_pattern", {"q": "2"}, r"alpha_pattern\['q'\] must be a finite number"),
         ("alpha_pattern", {"q": None}, r"alpha_pattern\['q'\] must be a finite number; got None"),
         ("modules_to_save", "score", "modules_to_save must be a list of names; got 'score'"),
@@ -180,20 +182,6 @@ def test_an_unsound_value_is_named(key, value, message):
 def test_text_that_is_no_config_is_refused(text, message):
     with pytest.raises(AdapterError, match=message):
         AdapterConfig.loads(text)
-
-
-@pytest.mark.parametrize(
-    "evil",
-    [
-        *("(a+)+", "(a|a)*b", "(.*)*", ".*.*.*.*x", "((a)+){2}", "a" * 600),
-        *("a?" * 20 + "a" * 20 + "b", "(a|a)" * 20 + "b", "(a?)" * 20 + "a" * 20 + "b"),
-    ],
-)
-def test_a_pattern_that_could_take_forever_is_refused(evil):
-    start = time.process_time()
-    with pytest.raises(AdapterError, match="rank_pattern must have keys of at most"):
-        loads(rank_pattern={evil: 2}).rank("a" * 60)
-    assert time.process_time() - start < 1
 
 
 def test_a_long_value_is_shown_in_part():

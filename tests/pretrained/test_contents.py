@@ -59,7 +59,7 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
         ),
         (
             {f"{'x' * 257}.lora_{letter}.weight": torch.zeros(2, 2) for letter in "AB"},
-            "names of layers must have at most 256 letters; got 'x{40}'",
+            "names of tensors must have at most 256 letters; got 'x{40}'",
         ),
         ({"fc.lora_B.weight": None}, r"each layer must have A and B; 'fc' has one of them"),
         ({"fc.lora_A.weight": None, "fc.lora_B.weight": None}, r"must hold A and B of at least one layer"),
@@ -104,7 +104,7 @@ def test_a_config_of_absurd_size_is_not_read(tmp_path):
     write(tmp_path)
     with (tmp_path / "adapter_config.json").open("r+b") as file:
         file.truncate(5 << 20)
-    with pytest.raises(AdapterError, match=r"adapter_config.json: must be at most 4,194,304 bytes"):
+    with pytest.raises(AdapterError, match=r"adapter_config.json must be at most 4,194,304 bytes"):
         layers(tmp_path)
 
 

@@ -33,6 +33,10 @@ FUZZ = settings(
 )
 
 
+# Here the config is what is changed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*adapter_config.json was changed after it was saved")
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A directory that loads."""

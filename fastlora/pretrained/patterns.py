@@ -1,0 +1,113 @@
+"""rank_pattern and alpha_pattern of a file that may come from anyone: numbers of layers by expressions.
+
+Nearly all keys in use are names, and there can be thousands: these are looked up. The others are expressions,
+few, and all of them together may take so many steps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from fastlora.pretrained.expressions import LONGEST, Expression, Work
+
+_Number = TypeVar("_Number", int, float)
+
+# A name, its dots escaped or not; an unescaped one stands for any letter.
+_NAME: Final = re.compile(r"\^?(?:[\w.-]|\\[^a-zA-Z0-9])+")
+_MOST_EXPRESSIONS: Final = 256
+# Some 0.1 us each: half a second for the layers of a small model.
+_STEPS: Final = 2_000_000
+# Further ones for each layer, so that a large model is not refused what a small one is not.
+_STEPS_A_LAYER: Final = 5_000
+
+
+class _Shape(NamedTuple):
+    """What keys have in common that one look-up can find."""
+
+    whole: bool
+    length: int
+    wild: tuple[int, ...]
+
+
+class Patterns(Generic[_Number]):
+    """{key: number}, where the first key that matches a layer's name, or its end, counts, as PEFT has it.
+
+    Raises:
+        ValueError: If a key is no expression that can be matched in a bounded time, or there are too many.
+    """
+
+    def __init__(self, argument: str, numbers: Mapping[str, _Number]) -> None:
+        self._argument = argument
+        self._numbers = list(numbers.values())
+        self._names: dict[_Shape, dict[str, int]] = {}
+        self._expressions: list[tuple[int, Expression]] = []
+        self._work = Work(_STEPS)
+        for index, key in enumerate(numbers):
+            if len(key) <= LONGEST and _NAME.fullmatch(key):
+                shape, letters = _split(key)
+                self._names.setdefault(shape, {}).setdefault(letters, index)
+                continue
+            if len(self._expressions) == _MOST_EXPRESSIONS:
+                raise ValueError(
+                    f"{argument} must have at most {_MOST_EXPRESSIONS} keys that are no names; got more, "
+                    f"{key[:80]!r}"
+                )
+            try:
+                self._expressions.append((index, Expression(key, self._work)))
+            except ValueError as error:
+                raise ValueError(
+                    f"{argument} must have regular expressions as keys, without what looks back or ahead; "
+                    f"{key[:80]!r} {error}"
+                ) from error
+
+    def find(self, layer: str, otherwise: _Number) -> _Number:
+        """The number of a layer.
+
+        Raises:
+            ValueError: If all layers so far took too long together.
+        """
+        try:
+            self._work.left += _STEPS_A_LAYER
+            first = self._by_name(layer)
+            for index, expression in self._expressions:
+                if first is not None and index > first:
+                    break
+                if expression.matches(layer):
+                    first = index
+                    break
+        except ValueError as error:
+            raise ValueError(f"the keys of {self._argument} {error}") from error
+        return otherwise if first is None else self._numbers[first]
+
+    def _by_name(self, layer: str) -> int | None:
+        found: list[int] = []
+        starts = {len(layer) - dot.end(): False for dot in re.finditer(r"\.", layer)} | {len(layer): True}
+        for shape, keys in self._names.items():
+            if shape.length not in starts or (shape.whole and shape.length != len(layer)):
+                continue
+            self._work.take(1 + len(shape.wild))
+            end = layer[len(layer) - shape.length :]
+            index = keys.get(_masked(end, shape.wild))
+            if index is not None:
+                found.append(index)
+        return min(found, default=None)
+
+
+def _split(key: str) -> tuple[_Shape, str]:
+    whole = key.startswith("^")
+    letters, wild = "", []
+    for letter in re.findall(r"\\.|.", key.removeprefix("^")):
+        if letter == ".":
+            wild.append(len(letters))
+        letters += letter[-1]
+    places = tuple(wild)
+    return _Shape(whole, len(letters), places), _masked(letters, places)
+
+
+def _masked(letters: str, wild: tuple[int, ...]) -> str:
+    found = list(letters)
+    for place in wild:
+        found[place] = "."
+    return "".join(found)
