@@ -47,6 +47,8 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
                 raise AdapterError(str(error)) from error
         found[path] = cast(nn.Linear, module)
     _check_whole({path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)})
+    if contents.config.ties:
+        _check_untied(model, found)
     if len(set(found.values())) < len(found):
         raise AdapterError(
             "its layers must be modules of their own; some are one shared module in this model"
@@ -152,6 +154,21 @@ def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Modul
             return path
     near = near_names(key, modules)
     raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
+
+
+def _check_untied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
+    """Raise AdapterError where a weight is another module's too: PEFT gives that one the update as well."""
+    owners: dict[int, list[str]] = {}
+    for name, module in modules_by_name(model).items():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
+    for path, layer in layers.items():
+        others = [name for name in owners[id(layer.weight)] if name != path]
+        if others:
+            raise AdapterError(
+                f"ensure_weight_tying is not supported where a layer with LoRA is tied; {path!r} shares its "
+                f"weight with {listed(others)} (merge the adapter with PEFT)"
+            )
 
 
 def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:

@@ -15,9 +15,11 @@ from fastlora.layers import existing_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory
 from fastlora.pretrained.errors import AdapterError
+from fastlora.pretrained.renamed import fit_names
 from fastlora.shards import local, part_of, reshard
 from fastlora.shelf import DEFAULT, adapters_of, check_refillable
 from fastlora.targets import listed
+from fastlora.wrappers import modules_by_name
 
 
 class _Values(NamedTuple):
@@ -55,6 +57,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         raise ValueError(f"name must be an adapter of the model; got {name!r}")
     fit.check_unmerged(layers, name)
     with open_directory(directory) as contents:
+        fit_names(model, contents, modules_by_name(model))
         if contents.plain:
             raise AdapterError(
                 f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"

@@ -83,7 +83,7 @@ def push_to_hub(
 
 def from_pretrained(
     model: nn.Module,
-    repo_id: str,
+    repo_id: str | os.PathLike[str],
     *,
     name: str = DEFAULT,
     subfolder: str = "",
@@ -98,7 +98,7 @@ def from_pretrained(
 
     Args:
         model: As in `load_pretrained`.
-        repo_id: "user/name".
+        repo_id: "user/name", or a folder on this machine; where one exists, the hub is not asked.
         name: As in `load_pretrained`.
         subfolder: Where in the repository the adapter lies.
         revision: Branch, tag or commit; None means the main branch. A commit is sure to stay what it is.
@@ -112,13 +112,16 @@ def from_pretrained(
     Raises:
         AdapterError: As by `load_pretrained`.
         ValueError: If a name is unsound, or `subfolder` leads out of the repository.
-        FileNotFoundError: If the repository holds no adapter there.
+        FileNotFoundError: If the repository holds no adapter there, or `repo_id` is a path to nothing.
         ImportError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
     """
     inside = PurePosixPath(subfolder)
     if inside.is_absolute() or ".." in inside.parts:
         raise ValueError(f"subfolder must lie in the repository; got {subfolder!r}")
+    local = _local_folder(repo_id)
+    if local is not None:
+        return load_pretrained(model, local / inside, name=name)
     snapshot = _import_hub().snapshot_download(
         repo_id,
         revision=revision,
@@ -129,6 +132,30 @@ def from_pretrained(
         allow_patterns=[str(inside / CONFIG_FILE), str(inside / TENSOR_FILE)],
     )
     return load_pretrained(model, Path(snapshot) / inside, name=name)
+
+
+def _local_folder(repo_id: str | os.PathLike[str]) -> Path | None:
+    """The folder that is meant; None where it can only be a repository.
+
+    Raises:
+        OSError: If it can only be a path, and there is no such folder.
+    """
+    path = Path(repo_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise NotADirectoryError(f"repo_id must be a repository or a folder; {path} is a file (load_adapter)")
+    text = os.fspath(repo_id)
+    if (
+        not isinstance(repo_id, str)
+        or text.startswith((".", "~", "/"))
+        or "\\" in text
+        or text.count("/") > 1
+    ):
+        raise FileNotFoundError(
+            f"repo_id must be 'user/name' on the hub, or a folder that exists; {text[:200]!r} does not"
+        )
+    return None
 
 
 def _card(folder: Path) -> str:

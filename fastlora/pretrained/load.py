@@ -17,6 +17,7 @@ from fastlora.model import freeze, make_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory, open_file, plain_key
 from fastlora.pretrained.errors import AdapterError
+from fastlora.pretrained.renamed import fit_names
 from fastlora.replace import replace_modules
 from fastlora.saved import mark
 from fastlora.shards import local, part_of, reshard, whole
@@ -85,6 +86,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
 def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     """Read all, then change the model."""
     reshard(model)
+    fit_names(model, contents, modules_by_name(model))
     adapted = dict(lora_layers(model))
     known = bool(adapted) and name in adapter_names(model)
     layers: Mapping[str, nn.Linear]

@@ -24,10 +24,9 @@ _STEPS_A_LAYER: Final = 5_000
 
 
 class _Shape(NamedTuple):
-    """What keys have in common that one look-up can find."""
+    """What keys of one length have in common that one look-up can find."""
 
     whole: bool
-    length: int
     wild: tuple[int, ...]
 
 
@@ -41,13 +40,15 @@ class Patterns(Generic[_Number]):
     def __init__(self, argument: str, numbers: Mapping[str, _Number]) -> None:
         self._argument = argument
         self._numbers = list(numbers.values())
-        self._names: dict[_Shape, dict[str, int]] = {}
+        # {length: {shape: {letters: index}}}
+        self._names: dict[int, dict[_Shape, dict[str, int]]] = {}
         self._expressions: list[tuple[int, Expression]] = []
         self._work = Work(_STEPS)
         for index, key in enumerate(numbers):
             if len(key) <= LONGEST and _NAME.fullmatch(key):
                 shape, letters = _split(key)
-                self._names.setdefault(shape, {}).setdefault(letters, index)
+                shapes = self._names.setdefault(len(letters), {})
+                shapes.setdefault(shape, {}).setdefault(letters, index)
                 continue
             if len(self._expressions) == _MOST_EXPRESSIONS:
                 raise ValueError(
@@ -83,27 +84,29 @@ class Patterns(Generic[_Number]):
 
     def _by_name(self, layer: str) -> int | None:
         found: list[int] = []
-        starts = {len(layer) - dot.end(): False for dot in re.finditer(r"\.", layer)} | {len(layer): True}
-        for shape, keys in self._names.items():
-            if shape.length not in starts or (shape.whole and shape.length != len(layer)):
-                continue
-            self._work.take(1 + len(shape.wild))
-            end = layer[len(layer) - shape.length :]
-            index = keys.get(_masked(end, shape.wild))
-            if index is not None:
-                found.append(index)
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", layer))):
+            end = layer[start:]
+            for shape, keys in self._names.get(len(end), {}).items():
+                if shape.whole and start:
+                    continue
+                self._work.take(1 + len(shape.wild))
+                index = keys.get(_masked(end, shape.wild))
+                if index is not None:
+                    found.append(index)
         return min(found, default=None)
 
 
 def _split(key: str) -> tuple[_Shape, str]:
-    whole = key.startswith("^")
-    letters, wild = "", []
-    for letter in re.findall(r"\\.|.", key.removeprefix("^")):
-        if letter == ".":
-            wild.append(len(letters))
-        letters += letter[-1]
-    places = tuple(wild)
-    return _Shape(whole, len(letters), places), _masked(letters, places)
+    """A name's shape, and its letters, "." in the place of any."""
+    whole, key = key.startswith("^"), key.removeprefix("^")
+    wild: list[int] = []
+    escapes = 0
+    for found in re.finditer(r"\\.|\.", key):
+        if found[0] == ".":
+            wild.append(found.start() - escapes)
+        else:
+            escapes += 1
+    return _Shape(whole, tuple(wild)), re.sub(r"\\(.)", r"\1", key)
 
 
 def _masked(letters: str, wild: tuple[int, ...]) -> str:
