@@ -154,8 +154,11 @@ def test_everything_works_without_triton():
     assert run_without(["triton"], USE + SAVE + path) == "triton is not installed"
 
 
-def test_everything_with_adapter_files_works_without_any_extra():
-    assert run_without([*EXTRAS, "triton"], USE + SAVE + "print('done')") == "done"
+def test_everything_with_adapter_files_works_without_any_extra(tmp_path):
+    keep = f"fastlora.save_pretrained(net, {str(tmp_path)!r}); print('saved')"
+    assert run_without([*EXTRAS, "triton"], USE + SAVE + keep) == "saved"
+    found = pytest.importorskip("safetensors.torch").load_file(tmp_path / "adapter_model.safetensors")
+    assert set(found) == {f"base_model.model.{i}.lora_{x}.weight" for i in (0, 2) for x in "AB"}
 
 
 def test_pefts_models_without_peft_name_the_extra():

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from fastlora import AdapterError, LoRAConfig, add_adapter, from_pretrained, push_to_hub, set_adapter
+from fastlora import (
+    AdapterError,
+    LoRAConfig,
+    add_adapter,
+    from_pretrained,
+    push_to_hub,
+    save_pretrained,
+    set_adapter,
+)
 from tests.models import adapted, mlp
 from tests.pretrained import hub_server
 
@@ -138,3 +146,34 @@ def test_without_huggingface_hub_the_error_names_the_extra(base, monkeypatch):
     for use in (push_to_hub, from_pretrained):
         with pytest.raises(ImportError, match=r'needs huggingface_hub: pip install "fastlora-triton\[hub\]"'):
             use(base, "someone/adapter")
+
+
+def test_a_folder_on_this_machine_is_read_and_the_hub_is_not_asked(hub, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = adapted(copy.deepcopy(base))
+    save_pretrained(model, "someone/adapter")
+    save_pretrained(model, "a/local/folder/inside")
+    x = torch.randn(4, 6)
+    for where in (
+        {"repo_id": "someone/adapter"},
+        {"repo_id": "a/local/folder", "subfolder": "inside"},
+        {"repo_id": tmp_path / "a/local/folder/inside"},
+        {"repo_id": "./someone/adapter/"},
+    ):
+        assert torch.equal(from_pretrained(copy.deepcopy(base), **where)(x), model(x))
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("path", ["./nope", "../nope", "~/nope", "/nope", "a/local/nope", "a\\nope", "."])
+def test_a_path_to_nothing_is_said_and_the_hub_is_not_asked(hub, base, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = "adapter_config.json" if path == "." else "repo_id must be 'user/name' on the hub, or a folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        from_pretrained(base, path)
+    assert not hub.requests
+
+
+def test_a_single_file_for_a_repository_names_load_adapter(hub, base, tmp_path):
+    (tmp_path / "one.safetensors").touch()
+    with pytest.raises(NotADirectoryError, match="load_adapter"):
+        from_pretrained(base, tmp_path / "one.safetensors")
