@@ -13,7 +13,7 @@ from typing import cast
 from torch import nn
 
 from fastlora.changes import commit, exclusive
-from fastlora.config import LoRAConfig
+from fastlora.config import LoRAConfig, check_dtype
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.model import check_config, make_layers, options_for
@@ -235,4 +235,4 @@ def _at_start(target: Target, config: LoRAConfig) -> Adapter:
         rslora=config.rslora,
         init=config.init,
     )
-    return new_adapter(target.linear.weight, options, config.adapter_dtype)
+    return new_adapter(target.linear.weight, options, check_dtype("adapter_dtype", config.adapter_dtype))

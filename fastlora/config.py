@@ -17,12 +17,21 @@ FROM_WEIGHT: Final = ("pissa", "pissa-randomized", "olora")
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def shown(value: object, limit: int = 200) -> str:
+    """The repr of what a caller passed, for a message; cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of thousands of digits, say
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def check_rank(r: object, name: str = "r") -> int:
     """The rank, if it is an int >= 1; else TypeError or ValueError about `name`."""
     if isinstance(r, bool) or not isinstance(r, int):
-        raise TypeError(f"{name} must be an int >= 1; got {r!r}")
+        raise TypeError(f"{name} must be an int >= 1; got {shown(r)}")
     if r < 1:
-        raise ValueError(f"{name} must be an int >= 1; got {r}")
+        raise ValueError(f"{name} must be an int >= 1; got {shown(r)}")
     return r
 
 
@@ -30,7 +39,7 @@ def check_alpha(alpha: object, name: str = "alpha") -> float | None:
     """Alpha, if it is a finite number or None (meaning r); else TypeError or ValueError about `name`."""
     if alpha is None:
         return None
-    wanted = f"{name} must be a finite number or None (meaning r); got {alpha!r}"
+    wanted = f"{name} must be a finite number or None (meaning r); got {shown(alpha)}"
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise TypeError(wanted)
     try:
@@ -45,16 +54,16 @@ def check_alpha(alpha: object, name: str = "alpha") -> float | None:
 def check_dropout(dropout: object) -> float:
     """The dropout probability, if it lies in [0, 1); else TypeError or ValueError."""
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
-        raise TypeError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+        raise TypeError(f"dropout must be a probability in [0, 1); got {shown(dropout)}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+        raise ValueError(f"dropout must be a probability in [0, 1); got {shown(dropout)}")
     return float(dropout)
 
 
 def check_bool(value: object, name: str) -> bool:
     """The value, if it is True or False; else TypeError about `name`."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {value!r}")
+        raise TypeError(f"{name} must be True or False; got {shown(value)}")
     return value
 
 
@@ -62,15 +71,31 @@ def check_init(init: object) -> str:
     """The name of an initialization; else ValueError listing the known ones."""
     if init not in INITS:
         hint = " (it changes W: call fastlora.initialize after apply_lora)" if init in FROM_WEIGHT else ""
-        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}{hint}")
+        raise ValueError(f"init must be one of {', '.join(INITS)}; got {shown(init)}{hint}")
     return str(init)
 
 
-def check_dtype(name: str, dtype: object) -> None:
-    """Raise TypeError unless `dtype` is None or one that matrices can be multiplied in."""
-    if dtype is None or dtype in DTYPES:
-        return
-    raise TypeError(f"{name} must be {', '.join(map(str, DTYPES))} or None; got {dtype!r}")
+def check_dtype(name: str, dtype: object) -> torch.dtype | None:
+    """The dtype, if matrices can be multiplied in it, or None; else TypeError about `name`.
+
+    Names are taken too, such as "float32" and "torch.float32".
+    """
+    if isinstance(dtype, str):
+        found = {str(known): known for known in DTYPES}.get("torch." + dtype.removeprefix("torch."))
+    else:
+        found = next((known for known in DTYPES if dtype is known), None)
+    if found is None and dtype is not None:
+        raise TypeError(f"{name} must be {', '.join(map(str, DTYPES))} or None; got {shown(dtype)}")
+    return found
+
+
+def adapter_dtype_over(base: torch.dtype, chosen: torch.dtype | None = None) -> torch.dtype:
+    """Dtype of A and B over a weight: the chosen one, else the weight's, but fp32 over a 16-bit weight.
+
+    In 16 bits most of a small step's changes would be rounded away. PEFT chooses likewise
+    (`autocast_adapter_dtype`).
+    """
+    return chosen or torch.promote_types(base, torch.float32)
 
 
 def scaling(r: int, alpha: float, rslora: bool) -> float:
@@ -91,7 +116,8 @@ class LoRAConfig:
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
         init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal",
             where B starts as well (see `FusedLoRALinear`).
-        adapter_dtype: Dtype of A and B; None means each weight's own.
+        adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but fp32
+            over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
             sequence of names, each a whole name or the end of one ("q_proj" is "layers.0.attn.q_proj" too).
         exclude_modules: What to leave out of these; a regular expression or a sequence of names likewise.
@@ -112,7 +138,7 @@ class LoRAConfig:
     dropout: float = 0.0
     rslora: bool = False
     init: str = "gaussian"
-    adapter_dtype: torch.dtype | None = None
+    adapter_dtype: torch.dtype | str | None = None
     target_modules: str | Sequence[str] = ALL_LINEAR
     exclude_modules: str | Sequence[str] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
@@ -125,23 +151,23 @@ class LoRAConfig:
         check_dropout(self.dropout)
         check_bool(self.rslora, "rslora")
         check_init(self.init)
-        check_dtype("adapter_dtype", self.adapter_dtype)
         # Copies, so that a list or dict changed later does not change the config.
         own = object.__setattr__
+        own(self, "adapter_dtype", check_dtype("adapter_dtype", self.adapter_dtype))
         own(self, "target_modules", _names("target_modules", self.target_modules))
         if self.exclude_modules is not None:
             own(self, "exclude_modules", _names("exclude_modules", self.exclude_modules))
         if isinstance(self.modules_to_save, str):
-            raise TypeError(f"modules_to_save must be a sequence of names; got {self.modules_to_save!r}")
+            raise TypeError(f"modules_to_save must be a sequence of names; got {shown(self.modules_to_save)}")
         if self.modules_to_save is not None:
             own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
         own(self, "rank_pattern", _pattern("rank_pattern", self.rank_pattern))
         own(self, "alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
         for key, r in self.rank_pattern.items():
-            check_rank(r, f"rank_pattern[{key!r}]")
+            check_rank(r, f"rank_pattern[{shown(key)}]")
         for key, alpha in self.alpha_pattern.items():
-            if check_alpha(alpha, f"alpha_pattern[{key!r}]") is None:
-                raise TypeError(f"alpha_pattern[{key!r}] must be a finite number; got None")
+            if check_alpha(alpha, f"alpha_pattern[{shown(key)}]") is None:
+                raise TypeError(f"alpha_pattern[{shown(key)}] must be a finite number; got None")
 
     @property
     def targets_all_linear(self) -> bool:
@@ -155,16 +181,16 @@ def _names(argument: str, value: object) -> str | tuple[str, ...]:
         _check_regex(argument, value)
         return value
     if not isinstance(value, (Sequence, AbstractSet)) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{argument} must be a regular expression or a sequence of names; got {value!r}")
+        raise TypeError(f"{argument} must be a regular expression or a sequence of names; got {shown(value)}")
     names = tuple(sorted(value)) if isinstance(value, AbstractSet) else tuple(value)
     if not names or "" in names:
-        raise ValueError(f"{argument} must hold at least one name and no empty one; got {value!r}")
+        raise ValueError(f"{argument} must hold at least one name and no empty one; got {shown(value)}")
     return names
 
 
 def _pattern(argument: str, value: object) -> dict[str, object]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{argument} must map names or regular expressions to numbers; got {value!r}")
+        raise TypeError(f"{argument} must map names or regular expressions to numbers; got {shown(value)}")
     for key in value:
         _check_regex(f"{argument} key", key)
     return dict(value)
@@ -176,4 +202,4 @@ def _check_regex(argument: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{argument} must be a regular expression; got {pattern!r}: {error}") from error
+        raise ValueError(f"{argument} must be a regular expression; got {shown(pattern)}: {error}") from error

@@ -43,7 +43,8 @@ class FusedLoRALinear(nn.Linear):
             the first step on. PEFT turns these halves by a random rotation, whose rounding leaves an update.
         device: Where the parameters live.
         dtype: Dtype of W and b.
-        adapter_dtype: Dtype of A and B; None means `dtype`. fp32 on a 16-bit base keeps master weights.
+        adapter_dtype: Dtype of A and B, or its name; None means `dtype`, but fp32 where that has 16 bits, as in
+            PEFT: in 16 bits small steps would be rounded away.
 
     Attributes:
         enabled: Where False, forward applies W alone: after `initialize`, the W from before it.
@@ -82,10 +83,10 @@ class FusedLoRALinear(nn.Linear):
         init: str = "gaussian",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        adapter_dtype: torch.dtype | None = None,
+        adapter_dtype: torch.dtype | str | None = None,
     ) -> None:
         config.check_dtype("dtype", dtype)
-        config.check_dtype("adapter_dtype", adapter_dtype)
+        adapter_dtype = config.check_dtype("adapter_dtype", adapter_dtype)
         self._configure(r, alpha, dropout, rslora, init)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._add_adapter(adapter_dtype)
@@ -101,7 +102,7 @@ class FusedLoRALinear(nn.Linear):
         dropout: float = 0.0,
         rslora: bool = False,
         init: str = "gaussian",
-        adapter_dtype: torch.dtype | None = None,
+        adapter_dtype: torch.dtype | str | None = None,
     ) -> FusedLoRALinear:
         """Wrap an existing layer: the same weight and bias objects (now frozen), its hooks and its mode.
 
@@ -130,7 +131,7 @@ class FusedLoRALinear(nn.Linear):
     ) -> FusedLoRALinear:
         """`from_linear`, but W and b are not frozen yet: nothing of `linear` has changed."""
         check_plain_linear("linear", linear)
-        config.check_dtype("adapter_dtype", adapter_dtype)
+        adapter_dtype = config.check_dtype("adapter_dtype", adapter_dtype)
         layer = twin_of(linear, cls)
         layer._configure(r, alpha, dropout, rslora, init)
         layer._add_adapter(adapter_dtype)
@@ -147,7 +148,8 @@ class FusedLoRALinear(nn.Linear):
 
     def _add_adapter(self, dtype: torch.dtype | None) -> None:
         N, K = self.weight.shape
-        kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype or self.weight.dtype}
+        dtype = config.adapter_dtype_over(self.weight.dtype, dtype)
+        kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype}
         # Trained later, whatever mode this is called in.
         with torch.inference_mode(False):
             self.lora_A = nn.Parameter(torch.empty(self.r, K, **kind))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from fastlora import reference
+from fastlora.config import adapter_dtype_over
 
 
 class ReferenceLoRALinear(nn.Module):
@@ -25,7 +26,7 @@ class ReferenceLoRALinear(nn.Module):
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
         device: Where the parameters live.
         dtype: Dtype of W and b.
-        adapter_dtype: Dtype of A and B; None means `dtype`.
+        adapter_dtype: Dtype of A and B; None means `dtype`, but fp32 where that has 16 bits.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ReferenceLoRALinear(nn.Module):
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         self.weight = linear.weight.requires_grad_(False)
         self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
-        adapter_dtype = adapter_dtype or self.weight.dtype
+        adapter_dtype = adapter_dtype_over(self.weight.dtype, adapter_dtype)
         self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=adapter_dtype))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=adapter_dtype))
         nn.init.normal_(self.lora_A, std=1 / r)

@@ -109,9 +109,9 @@ def start(A: Tensor, B: Tensor, init: str) -> None:
 
 
 def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
-    """An adapter at its start for a weight [N, K], on its device; `dtype` None means the weight's."""
+    """An adapter at its start for a weight [N, K], on its device; `dtype` None: see `adapter_dtype_over`."""
     N, K = weight.shape
-    kind: dict[str, Any] = {"device": weight.device, "dtype": dtype or weight.dtype}
+    kind: dict[str, Any] = {"device": weight.device, "dtype": config.adapter_dtype_over(weight.dtype, dtype)}
     with torch.inference_mode(False):
         A, B = (
             nn.Parameter(torch.empty(options.r, K, **kind)),
@@ -124,8 +124,12 @@ def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> 
 def blank_adapter(weight: Tensor) -> Adapter:
     """What a layer holds while an adapter is in use that it has no part in: rank 1, zero, never trained."""
     N, K = weight.shape
+    dtype = config.adapter_dtype_over(weight.dtype)
     with torch.inference_mode(False):
-        A, B = (nn.Parameter(weight.new_zeros(shape), requires_grad=False) for shape in ((1, K), (N, 1)))
+        A, B = (
+            nn.Parameter(weight.new_zeros(shape, dtype=dtype), requires_grad=False)
+            for shape in ((1, K), (N, 1))
+        )
     return Adapter(A, B, Options(r=1, alpha=1.0, dropout=0.0, rslora=False, init="gaussian"), (False, False))
 
 

@@ -97,7 +97,7 @@ def test_a_frozen_layer_saves_nothing():
 
 @pytest.fixture(scope="module")
 def gpt3():
-    config = LoRAConfig(r=4, target_modules=["q", "v"])
+    config = LoRAConfig(r=4, target_modules=["q", "v"], adapter_dtype=torch.float16)
     return blueprint_budget(GPT3, config, tokens=2048, dtype=torch.float16)
 
 

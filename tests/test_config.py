@@ -45,6 +45,7 @@ def test_the_defaults_are_rank_8_on_all_linear_layers():
             r"adapter_dtype must be .*got torch.float8_e4m3fn",
         ),
         ({"adapter_dtype": "bf16"}, TypeError, r"adapter_dtype must be .*got 'bf16'"),
+        ({"adapter_dtype": "int8"}, TypeError, r"adapter_dtype must be .*got 'int8'"),
         ({"target_modules": []}, ValueError, r"target_modules must hold at least one name"),
         ({"target_modules": ["fc", ""]}, ValueError, r"target_modules must hold .* no empty one"),
         ({"target_modules": ""}, ValueError, r"target_modules must not be empty"),

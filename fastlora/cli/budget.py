@@ -39,7 +39,12 @@ _ROWS: dict[str, Callable[[Needs], int]] = {
 @click.option("--batch", type=int, default=1, help="Sequences in a batch.")
 @click.option("--tokens", type=int, default=2048, help="Tokens in a sequence.")
 @click.option("--dtype", type=_DTYPE, default="bfloat16", help="Of the model.")
-@click.option("--adapter-dtype", type=_DTYPE, help="Of A and B.  [default: the model's]", show_default=False)
+@click.option(
+    "--adapter-dtype",
+    type=_DTYPE,
+    help="Of A and B.  [default: the model's, but fp32 over 16 bits]",
+    show_default=False,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, in bytes, instead of a table.")
 def budget(
     model: str,

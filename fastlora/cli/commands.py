@@ -17,6 +17,7 @@ from fastlora.cli.info_table import print_info
 from fastlora.cli.job import carry_out
 from fastlora.cli.mlp import mlp
 from fastlora.cli.svd import svd
+from fastlora.config import adapter_dtype_over, check_dtype
 from fastlora.cost import Problem
 from fastlora.explain import Explanation, explain_problem
 from fastlora.gpus import GPUS
@@ -87,12 +88,16 @@ def mnist(digit: str, **chosen: Any) -> None:
 @click.option(
     "--dtype", type=_DTYPE, default="bfloat16", help="With --shape, of x and W.  [default: bfloat16]"
 )
-@click.option("--adapter-dtype", type=_DTYPE, help="With --shape, of A and B.  [default: that of x]")
+@click.option(
+    "--adapter-dtype",
+    type=_DTYPE,
+    help="With --shape, of A and B.  [default: that of x, but fp32 beside 16 bits]",
+)
 @click.option("--gpu", type=click.Choice(list(GPUS)), help="With --shape, a GPU other than this machine's.")
 def info(as_json: bool, shape: str | None, dtype: str, adapter_dtype: str | None, gpu: str | None) -> None:
     """Show versions, devices, and which code each device and dtype takes, and why."""
     if shape is not None:
-        explanation = _explain(shape, dtype, adapter_dtype or dtype, gpu)
+        explanation = _explain(shape, dtype, adapter_dtype, gpu)
         click.echo(json.dumps(explanation.as_dict(), indent=2) if as_json else str(explanation))
         return
     if gpu is not None or adapter_dtype is not None:
@@ -104,12 +109,13 @@ def info(as_json: bool, shape: str | None, dtype: str, adapter_dtype: str | None
         print_info(found, Console())
 
 
-def _explain(shape: str, dtype: str, adapter_dtype: str, gpu: str | None) -> Explanation:
+def _explain(shape: str, dtype: str, adapter_dtype: str | None, gpu: str | None) -> Explanation:
     sizes = shape.split(",")
     if len(sizes) != 4 or not all(size.strip().isdecimal() for size in sizes):
         raise click.UsageError(f"--shape must be four whole numbers M,K,N,r; got {shape!r}")
     M, K, N, r = map(int, sizes)
-    problem = Problem(M, K, N, r, getattr(torch, dtype), getattr(torch, adapter_dtype))
+    chosen = adapter_dtype_over(getattr(torch, dtype), check_dtype("--adapter-dtype", adapter_dtype))
+    problem = Problem(M, K, N, r, getattr(torch, dtype), chosen)
     try:
         return explain_problem(problem, gpu=gpu)
     except ValueError as error:

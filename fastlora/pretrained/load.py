@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlora.adapters import adapter_names, give_adapter
 from fastlora.changes import Commit, commit, exclusive
+from fastlora.config import adapter_dtype_over
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import lora_layers
 from fastlora.model import freeze, make_layers
@@ -31,8 +32,8 @@ _Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
     """Read an adapter that PEFT's or our `save_pretrained` wrote into a model, in place.
 
-    Into a model without LoRA, the layers are made as the adapter says, in its dtype, and all but the updates
-    and the modules to save is frozen, as by `apply_lora`. In a model with LoRA an adapter of a new name is
+    Into a model without LoRA, the layers are made as the adapter says, in its dtype (16-bit values in fp32,
+    as PEFT does), and all but the updates and the modules to save is frozen, as by `apply_lora`. In a model with LoRA an adapter of a new name is
     added and not put in use (see `set_adapter`). An adapter that the model has already must have the same
     layers and shapes: A and B are converted to its dtype and copied into its parameters, alpha and rslora
     come from the file, while dropout and what is trainable stay.
@@ -156,10 +157,10 @@ def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> l
 def _read_update(
     contents: Contents, path: str, layer: nn.Linear, name: str
 ) -> tuple[Tensor, Tensor, Options]:
-    """A and B in the dtype of the adapter that the layer has, else in the file's."""
+    """A and B in the dtype of the adapter that the layer has, else in the file's, but 16 bits in fp32."""
     header = contents.layers[path]
     own = adapters_of(layer) if isinstance(layer, FusedLoRALinear) else {}
-    dtype = own[name][0].dtype if name in own else header.dtype
+    dtype = own[name][0].dtype if name in own else adapter_dtype_over(header.dtype)
     A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
     return A, B, header.options
 

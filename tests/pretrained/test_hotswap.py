@@ -123,7 +123,7 @@ def test_a_fault_in_the_last_layer_changes_nothing(base, tmp_path):
     other = adapted(copy.deepcopy(base))
     nn.init.constant_(other[2].lora_B, 60_000.0)
     save_pretrained(other, tmp_path)
-    model = apply_lora(copy.deepcopy(base).half(), LoRAConfig(r=2, alpha=0.5))
+    model = apply_lora(copy.deepcopy(base).half(), LoRAConfig(r=2, alpha=0.5, adapter_dtype="float16"))
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(AdapterError, match=r"B of '2' must be finite in torch.float16 once scaled"):
         hot_swap(model, tmp_path)
