@@ -19,6 +19,7 @@ from fastlora.layers import existing_layers
 from fastlora.model import check_config, make_layers, options_for
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
+from fastlora.saved import inside, saved_modules
 from fastlora.shelf import (
     SLOTS,
     Adapter,
@@ -34,6 +35,7 @@ from fastlora.shelf import (
     take_off_shelf,
 )
 from fastlora.targets import Target, find_targets, listed
+from fastlora.tasks import check_task, task_heads
 from fastlora.writable import check_own
 
 
@@ -86,7 +88,10 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
             f"adapters; got {config.modules_to_save!r}"
         )
     known = set(layers.values())
-    targets = find_targets(model, config, adapted=known)
+    check_task(model, config.task_type)
+    saved = [module for _, module in saved_modules(model)]
+    heads = inside(task_heads(model, config.task_type)) & inside(saved)
+    targets = find_targets(model, config, adapted=known, trained=inside(saved), heads=heads)
     made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
     return give_adapter(model, name, made, make_layers(plain, name))

@@ -14,6 +14,7 @@ import torch
 ALL_LINEAR: Final = "all-linear"
 INITS: Final = ("gaussian", "kaiming", "orthogonal")
 FROM_WEIGHT: Final = ("pissa", "pissa-randomized", "olora")
+TASKS: Final = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -116,8 +117,8 @@ class LoRAConfig:
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
         init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal",
             where B starts as well (see `FusedLoRALinear`).
-        adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but fp32
-            over a 16-bit weight, as in PEFT.
+        adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but
+            fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
             sequence of names, each a whole name or the end of one ("q_proj" is "layers.0.attn.q_proj" too).
         exclude_modules: What to leave out of these; a regular expression or a sequence of names likewise.
@@ -126,6 +127,10 @@ class LoRAConfig:
         alpha_pattern: The same for alpha.
         modules_to_save: Names of modules that are trained in full beside the updates and saved with them,
             each a whole name or the end of one: a fresh classifier, say. They are trained in place.
+        task_type: PEFT's name of the task, such as "SEQ_CLS". The new head of a model for classification or
+            question answering is trained in full and saved as if it were in modules_to_save, whatever the
+            targets; layers in it are no targets. None means that the class of a Transformers model tells the
+            task; "FEATURE_EXTRACTION" leaves the head to the targets.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -144,6 +149,7 @@ class LoRAConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     modules_to_save: Sequence[str] | None = None
+    task_type: str | None = None
 
     def __post_init__(self) -> None:
         check_rank(self.r)
@@ -161,6 +167,8 @@ class LoRAConfig:
             raise TypeError(f"modules_to_save must be a sequence of names; got {shown(self.modules_to_save)}")
         if self.modules_to_save is not None:
             own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
+        if self.task_type is not None:
+            own(self, "task_type", _task(self.task_type))
         own(self, "rank_pattern", _pattern("rank_pattern", self.rank_pattern))
         own(self, "alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
         for key, r in self.rank_pattern.items():
@@ -173,6 +181,12 @@ class LoRAConfig:
     def targets_all_linear(self) -> bool:
         """Whether target_modules is "all-linear", in any case of letters."""
         return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
+
+
+def _task(value: object) -> str:
+    if value not in TASKS:
+        raise ValueError(f"task_type must be one of {', '.join(TASKS)} or None; got {shown(value)}")
+    return next(task for task in TASKS if task == value)  # PEFT's enumeration compares equal
 
 
 def _names(argument: str, value: object) -> str | tuple[str, ...]:

@@ -43,8 +43,8 @@ class FusedLoRALinear(nn.Linear):
             the first step on. PEFT turns these halves by a random rotation, whose rounding leaves an update.
         device: Where the parameters live.
         dtype: Dtype of W and b.
-        adapter_dtype: Dtype of A and B, or its name; None means `dtype`, but fp32 where that has 16 bits, as in
-            PEFT: in 16 bits small steps would be rounded away.
+        adapter_dtype: Dtype of A and B, or its name; None means `dtype`, but fp32 where that has 16 bits, as
+            in PEFT: in 16 bits small steps would be rounded away.
 
     Attributes:
         enabled: Where False, forward applies W alone: after `initialize`, the W from before it.

@@ -16,10 +16,11 @@ from fastlora.layers import check_model, existing_layers, lora_layers
 from fastlora.merging import check_mergeable, fold
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
-from fastlora.saved import can_train, find_modules_to_save, mark, saved_modules, unmark
+from fastlora.saved import can_train, find_modules_to_save, inside, mark, saved_modules, unmark
 from fastlora.shards import check_not_spread
 from fastlora.shelf import DEFAULT, SLOTS, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
+from fastlora.tasks import heads_to_train, remember_task
 from fastlora.twin import check_own_forward
 from fastlora.writable import check_own, check_trainable, check_writable
 
@@ -57,14 +58,15 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     """
     check_model(model)
     check_config(config)
-    saved = find_modules_to_save(model, config.modules_to_save)
-    targets = find_targets(model, config, trained={inner for module in saved for inner in module.modules()})
+    saved, heads = find_modules_to_save(model, config.modules_to_save), heads_to_train(model, config)
+    targets = find_targets(model, config, trained=inside([*saved, *heads]), heads=inside(heads))
     in_use = name_in_use(layer for _, layer in lora_layers(model))
     options = {target.linear: options_for(target, config) for target in targets}
     layers = make_layers(options, in_use or DEFAULT)
     with commit() as changing:
         model = replace_modules(model, layers.items())
-        mark(saved, changing)
+        mark([*saved, *heads], changing)
+        remember_task(model, config.task_type, changing)
         freeze(model)
     return model
 

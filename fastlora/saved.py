@@ -6,7 +6,7 @@ for every adapter, and it stays as trained where the updates are switched off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from torch import nn
@@ -18,6 +18,7 @@ from fastlora.wrappers import module_names
 from fastlora.writable import check_trainable as check_gradient
 
 _MARK: Final = "_trained_beside_lora"
+TASK: Final = "_lora_task_type"  # on the model itself: see tasks.py
 
 
 def find_modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[nn.Module]:
@@ -73,10 +74,16 @@ def can_train(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
 
 
+def inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """These modules and all that is in them."""
+    return {inner for module in modules for inner in module.modules()}
+
+
 def unmark(model: nn.Module, changing: Commit) -> None:
     """Forget all marks; the parameters stay as they are."""
     for module in model.modules():
         changing.drop(vars(module), _MARK)
+        changing.drop(vars(module), TASK)
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from torch import nn
 
-from fastlora.config import LoRAConfig
+from fastlora.config import LoRAConfig, shown
 from fastlora.layer import FusedLoRALinear
 from fastlora.linear_kinds import other_linear_kind
 from fastlora.twin import check_plain_linear
@@ -19,7 +19,7 @@ _Number = TypeVar("_Number", int, float)
 _Matcher = Callable[[str], bool]
 
 # Enough of a list of names for a message; a large model has thousands.
-_SHOWN = 8
+_SHOWN, _LONGEST = 8, 80
 
 
 class Target(NamedTuple):
@@ -44,6 +44,7 @@ def find_targets(
     *,
     adapted: Collection[nn.Module] = (),
     trained: Collection[nn.Module] = (),
+    heads: Collection[nn.Module] = (),
 ) -> list[Target]:
     """The layers that `config` means, in the model's order; the model is not changed.
 
@@ -54,6 +55,7 @@ def find_targets(
         config: What is meant.
         adapted: LoRA layers that take one more adapter, as a plain layer would.
         trained: Modules that are trained in full; an update to them would be pointless.
+        heads: Those of them that nobody named, so that a name may match them in passing, as in PEFT.
 
     Raises:
         TypeError: If a module that was named is not exactly an nn.Linear, or "all-linear" would leave linear
@@ -67,9 +69,15 @@ def find_targets(
         chosen = _all_linear(model, names, excluded, adapted, trained)
     else:
         matched = matched_modules("target_modules", config.target_modules, names)
-        chosen = [module for module in names if module in matched and module not in excluded]
+        chosen = [module for module in names if module in matched - excluded and module not in heads]
+        if not chosen and matched - excluded:
+            raise ValueError(
+                "target_modules must name layers besides the model's new head, which is trained in full and "
+                f"has {listed(names[module][0] for module in matched - excluded)} (task_type="
+                "'FEATURE_EXTRACTION' leaves it to the targets)"
+            )
         if not chosen:
-            raise ValueError(f"exclude_modules={config.exclude_modules!r} leaves none of target_modules")
+            raise ValueError(f"exclude_modules={shown(config.exclude_modules)} leaves none of target_modules")
         _check_named(names, chosen, adapted, trained)
     for module in chosen:
         if module not in adapted:
@@ -184,11 +192,11 @@ def matched_modules(
             parameter = _parameter_named(matches, names)
             if parameter is not None:
                 raise TypeError(
-                    f"{argument}: {pattern!r} must match a module; it is the parameter {parameter}"
+                    f"{argument}: {shown(pattern)} must match a module; it is the parameter {parameter}"
                 )
             linears = [own for module, own in names.items() if isinstance(module, nn.Linear)]
             near = near_names(pattern, _flat(linears or names.values()))
-            raise ValueError(f"{argument}: {pattern!r} must match a module; it matches none{hint}{near}")
+            raise ValueError(f"{argument}: {shown(pattern)} must match a module; it matches none{hint}{near}")
         found |= here
     return found
 
@@ -231,11 +239,11 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     """
     kind = other_linear_kind(name, module)
     if kind is not None:
-        raise TypeError(f"target {name!r} must be exactly an nn.Linear; it is a {kind}")
-    check_plain_linear(f"target {name!r}", module)
+        raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}")
+    check_plain_linear(f"target {shown(name)}", module)
     if module in compiled:
         raise TypeError(
-            f"target {name!r} must be compiled afterwards; torch.compile wrapped this layer already"
+            f"target {shown(name)} must be compiled afterwards; torch.compile wrapped this layer already"
         )
 
 
@@ -252,7 +260,9 @@ def _by_pattern(
         here = [module for module in chosen if any(matches_end(regex, name) for name in names[module])]
         if not here:
             near = near_names(key, _flat(names[module] for module in chosen))
-            raise ValueError(f"{argument}: {key!r} must match a layer that gets LoRA; it matches none{near}")
+            raise ValueError(
+                f"{argument}: {shown(key)} must match a layer that gets LoRA; it matches none{near}"
+            )
         for module in here:
             numbers.setdefault(module, number)
     return numbers
@@ -270,6 +280,6 @@ def _flat(groups: Iterable[list[str]]) -> list[str]:
 
 def listed(names: Iterable[str]) -> str:
     """The names for a message, cut where there are many."""
-    shown = list(names)
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(repr(name) for name in shown[:_SHOWN]) + more
+    every = list(names)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(shown(name, _LONGEST) for name in every[:_SHOWN]) + more

@@ -25,6 +25,7 @@ ORDER = (
     ("explain", "layers"),
     ("targets", "replace", "merging"),
     ("saved",),
+    ("tasks",),
     ("model",),
     ("adapters", "initialize", "lora_plus", "report"),
     ("analysis", "combine", "pretrained"),

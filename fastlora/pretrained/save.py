@@ -29,6 +29,7 @@ from fastlora.residual import adapters_beside_whole
 from fastlora.saved import saved_modules
 from fastlora.shards import is_spread, reshard, whole
 from fastlora.shelf import DEFAULT, Options
+from fastlora.tasks import task_of
 from fastlora.wrappers import modules_by_name
 
 
@@ -73,7 +74,8 @@ def save_pretrained(
         directory: Where to; it is made where it does not exist, and files of these names are replaced.
         adapters: Which; None means all.
         base_model_name_or_path: For the config; None means what a Transformers model says of itself.
-        task_type: For the config, such as "CAUSAL_LM".
+        task_type: For the config, such as "CAUSAL_LM"; None means what `LoRAConfig` named, or the model's
+            class where it tells a task and the head is saved.
 
     Raises:
         AdapterError: If a tensor holds NaN or infinity.
@@ -141,6 +143,7 @@ def _collect(
     known = modules_by_name(model)
     config = _config({layer: options for layer, (_, _, options) in layers.items()}, plain, known)
     inner = known[""]
+    task_type = task_of(model, task_type)
     text = config.dumps(
         target_modules=describe.target_modules(layers, known),
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
