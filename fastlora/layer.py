@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -136,6 +137,23 @@ class FusedLoRALinear(nn.Linear):
         layer._configure(r, alpha, dropout, rslora, init)
         layer._add_adapter(adapter_dtype)
         return layer
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """Nothing: it is here to stop PEFT, which would put a layer around this one as around nn.Linear.
+
+        Raises:
+            TypeError: If PEFT asks while it makes such a layer.
+            AttributeError: For everybody else.
+        """
+        caller = sys._getframe(1)
+        peft = caller.f_globals.get("__name__", "").startswith("peft.")
+        if peft and caller.f_code.co_name == "get_base_layer":
+            raise TypeError(
+                "PEFT cannot adapt a FusedLoRALinear, which has LoRA already: exclude it from "
+                "target_modules, or call fastlora.remove_lora first (merge=True keeps the update)"
+            )
+        raise AttributeError("FusedLoRALinear has no base_layer; its weight is W")
 
     def _configure(self, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> None:
         self.r = config.check_rank(r)

@@ -2,25 +2,67 @@
 
 from __future__ import annotations
 
-from torch import nn
+import re
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from fastlora import config
+
+# torch's own, whose weight nn.MultiheadAttention uses without calling it: left out by everybody.
+_LEFT_OUT: Final = nn.modules.linear.NonDynamicallyQuantizableLinear
+
+# What quantized linear layers are called, by the package or by the class; few are an nn.Linear.
+_QUANTIZING: Final = frozenset(
+    (
+        *(
+            "aqlm",
+            "auto_gptq",
+            "awq",
+            "bitsandbytes",
+            "eetq",
+            "flute",
+            "gptqmodel",
+            "hqq",
+            "optimum",
+            "quanto",
+        ),
+        *("compressed_tensors", "modelopt", "quark", "spqr_quant", "torchao", "vptq", "fp_quant"),
+    )
+)
+_QUANTIZED: Final = re.compile(
+    r"Linear(4|8)bit|Linear(FP|NF)4|(HQQ|Quant|QuantLinear|WQ|Q|Eetq|EETQ|Bit|FP8|Fp8|FP4|MXFP4|Higgs|Vptq|VQuant"
+    r"|SpQR|Spqr)(ized)?Linear"
+)
+# What keeps a tensor whose values are its own: shards, and stand-ins that hold none yet.
+_PLAIN_TENSORS: Final = frozenset(("Parameter", "DTensor", "FakeTensor", "FunctionalTensor"))
 
 
 def other_linear_kind(name: str, module: nn.Module) -> str | None:
     """What holds linear maps here that LoRA cannot be given to, as a phrase; None where nothing known does.
 
-    Known are the Conv1D of Transformers' GPT-2, whose weight is transposed, and the experts of a mixture that
-    are slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE.
+    Known are the Conv1D of Transformers' GPT-2, whose weight is transposed; the experts of a mixture that are
+    slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers, as of bitsandbytes,
+    HQQ or torchao; and the layers of PEFT.
 
     Args:
         name: The name that the module is registered under.
         module: Any module.
     """
     kind = type(module).__name__
+    if is_pefts(module):
+        return f"{kind} of PEFT, which has an adapter itself"
     if any(
         (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D")
         for cls in type(module).__mro__
     ):
         return f"{kind}, whose weight is [in, out]"
+    if _is_quantized(module):
+        return f"{kind}, which is quantized"
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear) and weight is not None and (why := odd_tensor(weight)):
+        return f"{kind}, whose weight is {why}"
     stacked = [
         f"{own} {list(parameter.shape)}"
         for own, parameter in module._parameters.items()
@@ -30,3 +72,42 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
     if stacked and "expert" in f"{name.rpartition('.')[2]} {kind}".lower():
         return f"{kind}, whose experts are 3-D parameters ({', '.join(stacked)})"
     return None
+
+
+def is_pefts(module: nn.Module) -> bool:
+    """Whether the module is a layer that PEFT put into a model, around one of the model's own."""
+    return any(
+        cls.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper") and cls.__module__.startswith("peft.")
+        for cls in type(module).__mro__
+    )
+
+
+def is_left_out_by_all(module: nn.Linear) -> bool:
+    """Whether a subclass of nn.Linear is torch's own that takes no LoRA anywhere."""
+    return isinstance(module, _LEFT_OUT)
+
+
+def odd_tensor(tensor: Tensor) -> str | None:
+    """What a weight is that is no plain matrix of numbers, as a phrase; None where it is one.
+
+    Quantization leaves tensors of its own classes in an nn.Linear, and sparsity its own layouts.
+    """
+    cls = type(tensor.data)
+    known = cls.__name__ in _PLAIN_TENSORS and cls.__module__.startswith("torch.")
+    if cls is not Tensor and not known:
+        return f"a {cls.__module__}.{cls.__qualname__}, as quantization makes them, and no plain tensor"
+    if tensor.layout is not torch.strided:
+        return f"in the layout {tensor.layout}"
+    return None if tensor.dtype in config.DTYPES else f"in {tensor.dtype}"
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    for cls in type(module).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if package in _QUANTIZING and "Linear" in cls.__name__:
+            return True
+        if cls.__module__.startswith("torch.ao.nn.quantized") and "Linear" in cls.__name__:
+            return True
+        if package != "torch" and _QUANTIZED.search(cls.__name__):
+            return True
+    return False

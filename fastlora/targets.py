@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar, cast
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from fastlora.config import LoRAConfig, shown
 from fastlora.layer import FusedLoRALinear
-from fastlora.linear_kinds import other_linear_kind
+from fastlora.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
 from fastlora.twin import check_plain_linear
 from fastlora.wrappers import compiled_modules, module_names
 
@@ -64,6 +65,7 @@ def find_targets(
             LoRA already or is trained in full.
     """
     names, compiled = module_names(model), compiled_modules(model)
+    _check_without_peft(names)
     excluded = matched_modules("exclude_modules", config.exclude_modules or (), names)
     if config.targets_all_linear:
         chosen = _all_linear(model, names, excluded, adapted, trained)
@@ -95,6 +97,16 @@ def find_targets(
     ]
 
 
+def _check_without_peft(names: Mapping[nn.Module, list[str]]) -> None:
+    theirs = [own[0] for module, own in names.items() if is_pefts(module)]
+    if theirs:
+        raise TypeError(
+            f"model must have no layers of PEFT to be given LoRA; it has {listed(theirs)} (apply_lora on the "
+            "model before get_peft_model, or as merge_and_unload gives it back; accelerate_peft of "
+            "fastlora.integrations.peft makes PEFT's own layers fast)"
+        )
+
+
 def near_names(pattern: str, names: Collection[str]) -> str:
     """A phrase with the names that look most like `pattern`, or else with what there is."""
     literal = re.sub(r"[^\w.]|\.(?=[*+?])", "", pattern).strip(".")
@@ -117,12 +129,14 @@ def _all_linear(
 
     Linear maps that are held otherwise are an error unless they are excluded: a model whose experts stay as
     they are is not what "all-linear" says. A subclass is left out, for its weight may be used without calling
-    it: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently ignored.
+    it: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently ignored. A warning
+    names those of others.
     """
-    _check_all_reached(names, {*excluded, *trained})
     heads = _output_heads(model)
+    _check_all_reached(names, {*excluded, *trained, *heads})
     chosen: list[nn.Module] = []
     left_out: dict[str, list[str]] = {}
+    strangers: list[str] = []
     for module, own in names.items():
         if not isinstance(module, nn.Linear):
             continue
@@ -136,6 +150,7 @@ def _all_linear(
             left_out.setdefault("with LoRA already", []).append(own[0])
         elif type(module) is not nn.Linear:
             left_out.setdefault("of a subclass", []).append(own[0])
+            strangers += [] if is_left_out_by_all(module) or module in heads else [own[0]]
         elif module in heads:
             left_out.setdefault("output head", []).append(own[0])
         else:
@@ -145,6 +160,12 @@ def _all_linear(
         raise ValueError(
             "target_modules='all-linear' must find modules that are exactly nn.Linear; it found none"
             + (f" (left out: {reasons})" if reasons else "")
+        )
+    if strangers:
+        warnings.warn(
+            f"target_modules='all-linear' leaves out {listed(strangers)}, of a subclass of nn.Linear that "
+            "may compute something else (name these in exclude_modules if that is meant)",
+            stacklevel=4,
         )
     return chosen
 

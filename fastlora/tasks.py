@@ -129,7 +129,7 @@ def heads_to_train(model: nn.Module, config: LoRAConfig) -> list[nn.Module]:
         kind = type(known[0] if known else unwrapped(model)).__name__
         warnings.warn(
             f"no head is known by its name in this {kind}; one that is new must be named in modules_to_save, "
-            "or it will be neither trained in full nor saved (task_type='FEATURE_EXTRACTION' if there is none)",
+            "or is neither trained in full nor saved (task_type='FEATURE_EXTRACTION' if there is none)",
             stacklevel=3,
         )
     return list(heads)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from fastlora import config
+from fastlora.linear_kinds import odd_tensor
 
 # Each module has its own; all else that was set on a module is handed on.
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -33,10 +34,18 @@ def check_plain_linear(name: str, module: object) -> None:
     if weight.dim() != 2 or weight.dtype not in config.DTYPES:
         kinds = ", ".join(map(str, config.DTYPES))
         raise TypeError(f"{name}.weight must be [N, K] in {kinds}; got {list(weight.shape)}, {weight.dtype}")
+    for own, tensor in (("weight", weight), ("bias", module.bias)):
+        if tensor is not None and (why := odd_tensor(tensor)):
+            raise TypeError(f"{name}.{own} must hold its numbers as they are; it is {why}")
 
 
 def check_own_forward(name: str, module: nn.Module) -> None:
     """Raise TypeError if calling the module runs something else than its class's forward."""
+    if "_hf_hook" in vars(module) or "_old_forward" in vars(module):
+        raise TypeError(
+            f"{name} must keep its class's forward; accelerate replaced this module's (apply LoRA first and "
+            "dispatch the model afterwards, or take its hooks off: accelerate.hooks.remove_hook_from_submodules)"
+        )
     if "forward" in vars(module):
         raise TypeError(f"{name} must keep its class's forward; this module's was replaced")
     if module._compiled_call_impl is not None:

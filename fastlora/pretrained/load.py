@@ -35,8 +35,8 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
     Into a model without LoRA, the layers are made as the adapter says, in its dtype (16-bit values in fp32,
     as in PEFT), and all but the updates and the modules to save is frozen, as by `apply_lora`. In a model
     with LoRA an adapter of a new name is added and not put in use (see `set_adapter`). An adapter that the
-    model has already must have the same layers and shapes: A and B are converted to its dtype and copied into its
-    parameters, alpha and rslora come from the file, while dropout and what is trainable stay.
+    model has already must have the same layers and shapes: A and B are converted to its dtype and copied into
+    its parameters, alpha and rslora come from the file, while dropout and what is trainable stay.
 
     Nothing but adapter_config.json and adapter_model.safetensors is read, and shapes are checked before any
     tensor is.

@@ -1,0 +1,135 @@
+"""Layers whose weight is no plain matrix of numbers are refused by what it is, and subclasses are named."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, lora_layers
+from tests.models import mlp
+
+
+class Int8Tensor(torch.Tensor):
+    """Stands for torchao's: integers and a scale behind the face of a float tensor."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32)
+
+    def __init__(self, values):
+        self.values = values
+
+    def __repr__(self):
+        return "Int8Tensor"
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten.detach.default:
+            return cls(args[0].values)
+        raise NotImplementedError(str(operator))
+
+
+def stand_in(name, module, base):
+    """A class called as a quantizing package's, which is not installed here."""
+    return type(name, (base,), {"__module__": module})
+
+
+class Packed(nn.Module):
+    def __init__(self, K, N):
+        super().__init__()
+        self.in_features, self.out_features = K, N
+        self.register_buffer("W_q", torch.zeros(K * N // 2, dtype=torch.uint8))
+
+
+def four_bit(layer):
+    layer.weight = nn.Parameter(torch.zeros(9, 1, dtype=torch.uint8), requires_grad=False)
+    return layer
+
+
+QUANTIZED = {
+    "bnb 4 bits": lambda: four_bit(stand_in("Linear4bit", "bitsandbytes.nn.modules", nn.Linear)(6, 3)),
+    "bnb 8 bits": lambda: stand_in("Linear8bitLt", "bitsandbytes.nn.modules", nn.Linear)(6, 3),
+    "hqq": lambda: stand_in("HQQLinear", "hqq.core.quantize", Packed)(6, 3),
+    "gptq": lambda: stand_in("TorchQuantLinear", "gptqmodel.nn_modules.qlinear.torch", Packed)(6, 3),
+    "unknown package": lambda: stand_in("WQLinear_GEMM", "somewhere.linear", Packed)(6, 3),
+    "unknown subclass": lambda: four_bit(stand_in("Tiny", "somewhere.linear", nn.Linear)(6, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_all_linear_refuses_a_model_that_is_partly_quantized(kind):
+    odd = QUANTIZED[kind]()
+    model = nn.ModuleDict({"plain": nn.Linear(6, 6), "odd": odd})
+    with pytest.raises(TypeError, match=rf"must reach every linear map.*{type(odd).__name__}.*: 'odd'"):
+        apply_lora(model, LoRAConfig())
+    with pytest.raises(
+        TypeError, match=rf"target 'odd' must be exactly an nn.Linear; it is a {type(odd).__name__}"
+    ):
+        apply_lora(model, LoRAConfig(target_modules=["odd"]))
+    assert not list(lora_layers(model))
+    apply_lora(model, LoRAConfig(exclude_modules=["odd"]))
+    assert [name for name, _ in lora_layers(model)] == ["plain"]
+
+
+def quantized_weight(layer):
+    layer.weight = nn.Parameter(
+        Int8Tensor(torch.zeros(layer.weight.shape, dtype=torch.int8)), requires_grad=False
+    )
+
+
+def fp8_weight(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def integer_weight(layer):
+    layer.weight = nn.Parameter(torch.ones(layer.weight.shape, dtype=torch.int8), requires_grad=False)
+
+
+def sparse_weight(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse(), requires_grad=False)
+
+
+WEIGHTS = {
+    quantized_weight: r"Int8Tensor, as quantization makes them",
+    fp8_weight: "torch.float8_e4m3fn",
+    integer_weight: "torch.int8",
+    sparse_weight: "layout torch.sparse_coo",
+}
+
+
+@pytest.mark.parametrize(("change", "what"), WEIGHTS.items(), ids=lambda each: getattr(each, "__name__", ""))
+def test_a_plain_layer_with_an_odd_weight_is_refused_by_what_it_is(change, what):
+    model = mlp()
+    change(model[2])
+    for config in (LoRAConfig(), LoRAConfig(target_modules=["0", "2"])):
+        with pytest.raises(TypeError, match=f"weight is .*{what}.*"):
+            apply_lora(model, config)
+    with pytest.raises(TypeError, match=rf"linear.weight must .*{what}"):
+        FusedLoRALinear.from_linear(model[2])
+    assert not list(lora_layers(model))
+
+
+class Special(nn.Linear):
+    pass
+
+
+def test_a_subclass_that_all_linear_leaves_out_is_named():
+    model = nn.ModuleDict({"plain": nn.Linear(3, 3), "own": Special(3, 3)})
+    with pytest.warns(UserWarning, match="leaves out 'own', of a subclass of nn.Linear"):
+        apply_lora(model, LoRAConfig())
+    assert type(model["own"]) is Special
+
+
+def test_a_subclass_that_is_excluded_or_torchs_own_is_not():
+    model = nn.ModuleDict(
+        {"plain": nn.Linear(4, 4), "own": Special(4, 4), "mha": nn.MultiheadAttention(4, 2)}
+    )
+    apply_lora(model, LoRAConfig(exclude_modules=["own"]))
+    assert [name for name, _ in lora_layers(model)] == ["plain"]
+
+
+def test_accelerates_hooks_are_named():
+    hooked = nn.Linear(3, 3)
+    hooked._hf_hook, hooked._old_forward = object(), hooked.forward
+    hooked.forward = hooked.forward
+    with pytest.raises(TypeError, match="accelerate replaced this module's .*dispatch the model afterwards"):
+        apply_lora(nn.Sequential(hooked), LoRAConfig())
