@@ -44,7 +44,8 @@ def check_own_forward(name: str, module: nn.Module) -> None:
     if "_hf_hook" in vars(module) or "_old_forward" in vars(module):
         raise TypeError(
             f"{name} must keep its class's forward; accelerate replaced this module's (apply LoRA first and "
-            "dispatch the model afterwards, or take its hooks off: accelerate.hooks.remove_hook_from_submodules)"
+            "dispatch the model afterwards, or take its hooks off by "
+            "accelerate.hooks.remove_hook_from_submodules)"
         )
     if "forward" in vars(module):
         raise TypeError(f"{name} must keep its class's forward; this module's was replaced")

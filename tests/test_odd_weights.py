@@ -131,5 +131,5 @@ def test_accelerates_hooks_are_named():
     hooked = nn.Linear(3, 3)
     hooked._hf_hook, hooked._old_forward = object(), hooked.forward
     hooked.forward = hooked.forward
-    with pytest.raises(TypeError, match="accelerate replaced this module's .*dispatch the model afterwards"):
+    with pytest.raises(TypeError, match=r"accelerate replaced this module's .*dispatch the model afterwards"):
         apply_lora(nn.Sequential(hooked), LoRAConfig())

@@ -27,6 +27,7 @@ from fastlora.writable import check_writable
 
 # {path: A, B and options}, as a file has them.
 _Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
+from fastlora.wrappers import modules_by_name
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:

@@ -31,7 +31,7 @@ def test_what_peft_gives_back_takes_lora():
 @pytest.mark.parametrize("changed", [lambda config: config, register], ids=["plain", "registered"])
 def test_peft_around_our_layers_is_refused(changed):
     model = adapted(mlp())
-    with pytest.raises(TypeError, match="PEFT cannot adapt a FusedLoRALinear.*remove_lora"):
+    with pytest.raises(TypeError, match=r"PEFT cannot adapt a FusedLoRALinear.*remove_lora"):
         get_peft_model(model, changed(LoraConfig(target_modules=["0"])))
     assert type(model[0]) is FusedLoRALinear
 

@@ -135,13 +135,13 @@ def test_feature_extraction_leaves_the_head_to_the_targets(tmp_path):
     save_pretrained(model, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "FEATURE_EXTRACTION"
     with pytest.raises(
-        ValueError, match="task_type 'SEQ_CLS' needs its head in the file.*'classifier' would"
+        ValueError, match=r"task_type 'SEQ_CLS' needs its head in the file.*'classifier' would"
     ):
         save_pretrained(model, tmp_path, task_type="SEQ_CLS")
 
 
 def test_targets_that_are_only_the_head_are_refused():
-    with pytest.raises(ValueError, match="besides the model's new head.*'classifier'.*FEATURE_EXTRACTION"):
+    with pytest.raises(ValueError, match=r"besides the model's new head.*'classifier'.*FEATURE_EXTRACTION"):
         apply_lora(build("BertForSequenceClassification"), LoRAConfig(target_modules=["classifier"]))
 
 
@@ -163,12 +163,12 @@ def test_the_named_task_is_remembered_until_lora_is_removed(tmp_path):
 
 
 def test_a_task_without_a_known_head_is_named():
-    with pytest.warns(UserWarning, match="no head is known by its name in this TiedLM.*modules_to_save"):
+    with pytest.warns(UserWarning, match=r"no head is known by its name in this TiedLM.*modules_to_save"):
         apply_lora(TiedLM(), LoRAConfig(r=2, task_type="SEQ_CLS"))
 
 
 def test_a_task_that_peft_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="task_type must be one of SEQ_CLS, .* or None; got 'CLS'"):
+    with pytest.raises(ValueError, match=r"task_type must be one of SEQ_CLS, .* or None; got 'CLS'"):
         LoRAConfig(task_type="CLS")
 
 
