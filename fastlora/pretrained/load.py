@@ -23,11 +23,11 @@ from fastlora.replace import replace_modules
 from fastlora.saved import mark
 from fastlora.shards import local, part_of, reshard, whole
 from fastlora.shelf import DEFAULT, Adapter, Options, adapters_of, check_name, check_refillable, shelf_of
+from fastlora.wrappers import modules_by_name
 from fastlora.writable import check_writable
 
 # {path: A, B and options}, as a file has them.
 _Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
-from fastlora.wrappers import modules_by_name
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
