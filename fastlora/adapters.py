@@ -94,7 +94,7 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     targets = find_targets(model, config, adapted=known, trained=inside(saved), heads=heads)
     made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
-    return give_adapter(model, name, made, make_layers(plain, name))
+    return give_adapter(model, name, made, make_layers(model, plain, name))
 
 
 @exclusive

@@ -17,7 +17,7 @@ from fastlora.split import Split
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 from fastlora.writable import check_own, check_own_writable
 
-_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling", "split")
+_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling", "split", "applied_as")
 _MERGED_FROM = ("weight", "lora_A", "lora_B")
 
 
@@ -52,6 +52,7 @@ class FusedLoRALinear(nn.Linear):
         adapter: Name of the adapter in use; None where the one in use has no part in this layer.
         start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
         split: How the layer is divided among processes; None where it is whole.
+        applied_as: Its name in the model when `apply_lora` or a load made it; "" otherwise.
 
     Raises:
         TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
@@ -69,6 +70,7 @@ class FusedLoRALinear(nn.Linear):
     start_B: Tensor | None
     start_scaling: float = 0.0
     split: Split | None = None
+    applied_as: str = ""
     _base_weight: Tensor | None
 
     def __init__(
@@ -176,6 +178,12 @@ class FusedLoRALinear(nn.Linear):
         self.register_buffer("start_A", None)
         self.register_buffer("start_B", None)
         shelf.start(self.lora_A, self.lora_B, self.init)
+        untrained.watch(self)
+
+    def __setstate__(self, state: Any) -> None:
+        """A copied or unpickled layer is watched as a made one is."""
+        super().__setstate__(state)
+        untrained.watch(self)
 
     def _freeze_base(self) -> None:
         """Freeze W and b, as a part of the commit at work or in one of its own."""
@@ -270,9 +278,8 @@ class FusedLoRALinear(nn.Linear):
             return lora_linear(x, W, b, A, B, self.scaling, dropout=dropout)
         if not x.is_nested and not _autocasts(x) and not torch._C._get_tracing_state():
             check_operands(x, W, b, A, B)
-        if kept is not None and self.enabled and A.requires_grad:
-            untrained.name_merged(self)
         if kept is not None or not self.enabled:
+            untrained.suspect(self)
             if self.enabled or self.start_A is None or self.start_B is None:
                 return F.linear(x, W, b)
             return reference.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)

@@ -22,6 +22,7 @@ from fastlora.shelf import DEFAULT, SLOTS, idle_parameters, name_in_use
 from fastlora.targets import Target, find_targets
 from fastlora.tasks import heads_to_train, remember_task
 from fastlora.twin import check_own_forward
+from fastlora.wrappers import module_names
 from fastlora.writable import check_own, check_trainable, check_writable
 
 
@@ -62,7 +63,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
     targets = find_targets(model, config, trained=inside([*saved, *heads]), heads=inside(heads))
     in_use = name_in_use(layer for _, layer in lora_layers(model))
     options = {target.linear: options_for(target, config) for target in targets}
-    layers = make_layers(options, in_use or DEFAULT)
+    layers = make_layers(model, options, in_use or DEFAULT)
     with commit() as changing:
         model = replace_modules(model, layers.items())
         mark([*saved, *heads], changing)
@@ -90,16 +91,17 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
 
 
 def make_layers(
-    options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
+    model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
 ) -> dict[nn.Linear, FusedLoRALinear]:
-    """A FusedLoRALinear for each plain layer, not yet in its place, the update named `adapter`.
+    """A FusedLoRALinear for each plain layer of a model, not yet in its place, the update named `adapter`.
 
     Nothing of the plain layers changes: W and b are to be frozen when theirs takes their place.
     """
+    names = module_names(model)
     layers: dict[nn.Linear, FusedLoRALinear] = {}
     for linear, chosen in options.items():
-        layers[linear] = FusedLoRALinear._beside(linear, **chosen)
-        layers[linear].adapter = adapter
+        layers[linear] = layer = FusedLoRALinear._beside(linear, **chosen)
+        layer.adapter, layer.applied_as = adapter, names[linear][0]
     return layers
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import nn
 
-from fastlora.layer import FusedLoRALinear
+from fastlora.config import shown
 from fastlora.layers import existing_layers
+from fastlora.untrained import idle_updates, why_untrained
+
+_NAMED: Final = 8
 
 
 def check_all_trained(model: nn.Module) -> None:
@@ -22,20 +27,12 @@ def check_all_trained(model: nn.Module) -> None:
         ValueError: If a layer's update has no gradient, naming each layer and the reason; or if there is no
             LoRA layer.
     """
-    idle = [
-        f"{name!r} ({_reason(layer)})"
-        for name, layer in existing_layers(model).items()
-        if any(each.requires_grad and each.grad is None for each in (layer.lora_A, layer.lora_B))
-    ]
+    names = {layer: name for name, layer in existing_layers(model).items()}
+    idle = [f"{shown(names[layer], 80)} ({why_untrained(layer)})" for layer in idle_updates(names)]
     if idle:
+        more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
         raise ValueError(
-            f"every trained update must take part in the loss; without a gradient: {', '.join(idle)}. Enable "
-            "or unmerge them, freeze their lora_A and lora_B before wrapping, or pass "
-            "find_unused_parameters=True"
+            "every trained update must take part in the loss; without a gradient: "
+            f"{', '.join(idle[:_NAMED])}{more}. Enable or unmerge them, freeze their "
+            "lora_A and lora_B before wrapping, or pass find_unused_parameters=True"
         )
-
-
-def _reason(layer: FusedLoRALinear) -> str:
-    if not layer.enabled:
-        return "disabled"
-    return "merged" if layer.merged else "not used by the loss"

@@ -191,7 +191,7 @@ def _made(
                 made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
         else:
             plain[layer] = {**options._asdict(), "adapter_dtype": A.dtype}
-    new = make_layers(plain, name)
+    new = make_layers(model, plain, name)
     for path, linear in layers.items():
         if linear in new:
             A, B, _ = updates[path]
