@@ -16,7 +16,8 @@ from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_dtype
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
-from fastlora.model import check_config, make_layers, options_for
+from fastlora.model import make_layers, options_for
+from fastlora.peft_config import as_config
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import inside, saved_modules
@@ -81,7 +82,7 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     """
     layers = existing_layers(model)
     check_new(model, name)
-    check_config(config)
+    config = as_config(model, config)
     if config.modules_to_save is not None:
         raise ValueError(
             "modules_to_save must be None for a further adapter, as modules are trained in place, for all "

@@ -7,13 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 ALL_LINEAR: Final = "all-linear"
 INITS: Final = ("gaussian", "kaiming", "orthogonal")
 FROM_WEIGHT: Final = ("pissa", "pissa-randomized", "olora")
+_PEFTS_NAMES: Final = {
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "rslora",
+    "init_lora_weights": "init",
+}
 TASKS: Final = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -131,6 +137,10 @@ class LoRAConfig:
             question answering is trained in full and saved as if it were in modules_to_save, whatever the
             targets; layers in it are no targets. None means that the class of a Transformers model tells the
             task; "FEATURE_EXTRACTION" leaves the head to the targets.
+        layers_to_transform: Index or indices of the layers to adapt, where target_modules is a sequence: the
+            first number in a module's name. None means all.
+        layers_pattern: What stands before that number ("layers", "h"), a regular expression or several; None
+            means anything.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -150,6 +160,18 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     modules_to_save: Sequence[str] | None = None
     task_type: str | None = None
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> LoRAConfig:
+        """Says what PEFT's names of options are called here."""
+        for theirs, ours in _PEFTS_NAMES.items():
+            if theirs in options:
+                raise TypeError(
+                    f"LoRAConfig has no {theirs}; it is called {ours} here (apply_lora takes a "
+                    "peft.LoraConfig too)"
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_rank(self.r)
@@ -169,6 +191,19 @@ class LoRAConfig:
             own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
         if self.task_type is not None:
             own(self, "task_type", _task(self.task_type))
+        own(self, "layers_to_transform", _indices(self.layers_to_transform))
+        if self.layers_pattern is not None:
+            patterns = _names("layers_pattern", self.layers_pattern)
+            own(self, "layers_pattern", (patterns,) if isinstance(patterns, str) else patterns)
+            for pattern in self.layers_pattern:
+                _check_regex("layers_pattern", pattern)
+        if self.layers_to_transform is None and self.layers_pattern is not None:
+            raise ValueError("layers_pattern goes with layers_to_transform, which is None")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                "layers_to_transform goes with target_modules that are a sequence of names; got "
+                f"{shown(self.target_modules)}"
+            )
         own(self, "rank_pattern", _pattern("rank_pattern", self.rank_pattern))
         own(self, "alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
         for key, r in self.rank_pattern.items():
@@ -181,6 +216,17 @@ class LoRAConfig:
     def targets_all_linear(self) -> bool:
         """Whether target_modules is "all-linear", in any case of letters."""
         return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
+
+
+def _indices(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    found = (value,) if isinstance(value, int) else value
+    if isinstance(found, (Sequence, AbstractSet)) and found and not isinstance(found, str):
+        indices = tuple(found)
+        if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in indices):
+            return indices
+    raise ValueError(f"layers_to_transform must be an int >= 0 or a sequence of such; got {shown(value)}")
 
 
 def _task(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from fastlora.config import LoRAConfig, check_bool
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import check_model, existing_layers, lora_layers
 from fastlora.merging import check_mergeable, fold
+from fastlora.peft_config import as_config
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import can_train, find_modules_to_save, inside, mark, saved_modules, unmark
@@ -25,9 +26,11 @@ from fastlora.twin import check_own_forward
 from fastlora.wrappers import module_names
 from fastlora.writable import check_own, check_trainable, check_writable
 
+_Model = TypeVar("_Model", bound=nn.Module)
+
 
 @exclusive
-def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
+def apply_lora(model: _Model, config: Any) -> _Model:
     """Give linear layers of a model a LoRA update, in place, and freeze all but the updates.
 
     What `config.modules_to_save` names is trained in full besides. Everything is checked before anything is
@@ -46,10 +49,11 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
 
     Args:
         model: Any module; it may itself be an nn.Linear.
-        config: Which layers, and what update.
+        config: Which layers, and what update: a LoRAConfig, or a peft.LoraConfig without fields that have no
+            meaning here.
 
     Returns:
-        The model; the new layer where the model itself is an nn.Linear.
+        The model; the new layer where the model itself is an nn.Linear (a FusedLoRALinear is one).
 
     Raises:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
@@ -58,24 +62,18 @@ def apply_lora(model: nn.Module, config: LoRAConfig) -> nn.Module:
             that was named has LoRA already, or a module to save shares a weight with the rest.
     """
     check_model(model)
-    check_config(config)
+    config = as_config(model, config)
     saved, heads = find_modules_to_save(model, config.modules_to_save), heads_to_train(model, config)
     targets = find_targets(model, config, trained=inside([*saved, *heads]), heads=inside(heads))
     in_use = name_in_use(layer for _, layer in lora_layers(model))
     options = {target.linear: options_for(target, config) for target in targets}
     layers = make_layers(model, options, in_use or DEFAULT)
     with commit() as changing:
-        model = replace_modules(model, layers.items())
+        applied = replace_modules(model, layers.items())
         mark([*saved, *heads], changing)
-        remember_task(model, config.task_type, changing)
-        freeze(model)
-    return model
-
-
-def check_config(config: object) -> None:
-    """Raise TypeError unless it is a LoRAConfig."""
-    if not isinstance(config, LoRAConfig):
-        raise TypeError(f"config must be a fastlora.LoRAConfig; got {config!r}")
+        remember_task(applied, config.task_type, changing)
+        freeze(applied)
+    return cast(_Model, applied)
 
 
 def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
@@ -198,11 +196,14 @@ def _enable(switches: Mapping[FusedLoRALinear, bool]) -> None:
 def freeze(model: nn.Module) -> None:
     """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
 
+    A part without LoRA layers is frozen whole: `freeze(model.lm_head)` takes `unfreeze(model.lm_head)` back.
+
     Raises:
-        ValueError: If there is no LoRA layer, so that nothing would be trained; or an update was made in
-            torch.inference_mode, and so cannot be trained.
+        TypeError: If `model` is not an nn.Module.
+        ValueError: If an update was made in torch.inference_mode, and so cannot be trained.
     """
-    layers = existing_layers(model)
+    check_model(model)
+    layers = dict(lora_layers(model))
     saved = [module for _, module in saved_modules(model)]
     for name, layer in layers.items():
         for slot in SLOTS:

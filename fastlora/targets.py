@@ -71,6 +71,7 @@ def find_targets(
         chosen = _all_linear(model, names, excluded, adapted, trained)
     else:
         matched = matched_modules("target_modules", config.target_modules, names)
+        matched = _at_layers(config, matched, names)
         chosen = [module for module in names if module in matched - excluded and module not in heads]
         if not chosen and matched - excluded:
             raise ValueError(
@@ -95,6 +96,31 @@ def find_targets(
         )
         for module in chosen
     ]
+
+
+def _at_layers(
+    config: LoRAConfig, matched: set[nn.Module], names: Mapping[nn.Module, list[str]]
+) -> set[nn.Module]:
+    """Of the matched modules those at the indices that the config names, if it does, as PEFT finds them."""
+    wanted = cast("tuple[int, ...] | None", config.layers_to_transform)
+    if wanted is None:
+        return matched
+    # PEFT's expressions, but that a number may also stand in the second place of a name ("layers.1.attn").
+    patterns = ["[^.]*"] if config.layers_pattern is None else config.layers_pattern
+    regexes = [re.compile(rf"(?:^|.*?\.)(?:{each})\.(?P<index>\d+)\.") for each in patterns]
+    found: dict[int, set[nn.Module]] = {}
+    for module in matched:
+        for name in names[module]:
+            match = next((match for regex in regexes if (match := regex.match(name))), None)
+            if match:
+                found.setdefault(int(match["index"]), set()).add(module)
+    missing = [index for index in wanted if index not in found]
+    if missing:
+        raise ValueError(
+            f"layers_to_transform must be indices of layers with target_modules; {shown(missing)} has none "
+            f"(there are {shown(sorted(found))})"
+        )
+    return {module for index in wanted for module in found[index]}
 
 
 def _check_without_peft(names: Mapping[nn.Module, list[str]]) -> None:

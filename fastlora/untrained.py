@@ -118,9 +118,9 @@ def _text(idle: list[Any], optimizer: str) -> str:
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     return (
         f"{optimizer} is to train the LoRA updates of {', '.join(named[:_NAMED])}{more}, which have no "
-        "gradient in this step. A layer trains where it is called, enabled and unmerged, and its output reaches the "
-        "loss; code that reads layer.weight itself, as TRL's SFTTrainer does with lm_head, leaves the update "
-        "out. Experts that got no tokens may yet get some; freeze what is not to be trained"
+        "gradient in this step. A layer trains where it is called, enabled and unmerged, and its output "
+        "reaches the loss; code that reads layer.weight itself, as TRL's SFTTrainer does with lm_head, "
+        "leaves the update out. Experts that got no tokens may yet get some; freeze what is not to be trained"
     )
 
 

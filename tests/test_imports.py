@@ -19,7 +19,7 @@ ORDER = (
     ("ops",),
     ("second_derivative",),
     ("autograd", "flops"),
-    ("linear_kinds", "shelf"),
+    ("linear_kinds", "peft_config", "shelf"),
     ("twin",),
     ("residual",),
     ("layer",),
