@@ -46,12 +46,11 @@ def write_together(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> Non
         _sweep(folder)
     with ExitStack() as undo:
         drafts: list[tuple[Path, Path]] = []
-        # The last first: a file is never older than those put in place after it.
-        for target, content in reversed(places):
+        for target, content in places:
             draft = target.with_name(_draft_name())
             undo.callback(draft.unlink, missing_ok=True)
             _write(draft, content, target)
-            drafts.insert(0, (draft, target))
+            drafts.append((draft, target))
         _put_in_place(drafts)
 
 
@@ -95,6 +94,10 @@ def _put_in_place(drafts: Sequence[tuple[Path, Path]]) -> None:
         # In one order everywhere, or two savers could wait for one another.
         for folder in sorted(folders):
             locks.enter_context(_alone_in(folder))
+        # All files of the later of two saves are the younger: they are dated now, the last first. So what a
+        # load finds of two saves never looks as if the older files had been edited.
+        for draft, _ in reversed(drafts):
+            os.utime(draft)
         try:
             for draft, target in drafts:
                 draft.replace(target)

@@ -192,7 +192,7 @@ class Expression:
         if _REPEAT.match(self._text, self._at) or self._text.startswith("+", self._at):
             raise ValueError("has a repeat of a repeat, or one that gives nothing back")
         if found[1]:
-            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[found[1]]  # type: ignore[return-value]
+            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[found[1]]
         least = int(found[2])
         most = least if not found[3] else int(found[4]) if found[4] else None
         if most is not None and most < least:

@@ -39,7 +39,7 @@ class Patterns(Generic[_Number]):
 
     def __init__(self, argument: str, numbers: Mapping[str, _Number]) -> None:
         self._argument = argument
-        self._numbers = list(numbers.values())
+        self._numbers: list[_Number] = list(numbers.values())
         # {length: {shape: {letters: index}}}
         self._names: dict[int, dict[_Shape, dict[str, int]]] = {}
         self._expressions: list[tuple[int, Expression]] = []

@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -76,7 +76,7 @@ def _renamings(model: nn.Module) -> list[_Renaming]:
     except ImportError:
         return found
     steps: list[Any] = [
-        step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)
+        step for step in get_model_conversion_mapping(cast(Any, model)) if isinstance(step, WeightRenaming)
     ]
     found.append(lambda key: _by_steps(steps, key))
     return found

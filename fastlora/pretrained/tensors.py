@@ -35,13 +35,14 @@ class TensorFile:
             )
         self._start = 8 + size
         self.metadata: Mapping[str, str]
+        self._entries: Mapping[str, Entry]
         self.metadata, self._entries = parse_header(file.read(size), state.st_size - self._start)
         self.headers = {key: entry.header for key, entry in self._entries.items()}
         self._check_unchanged()
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other keys; {key: new key} of all."""
-        self._entries: dict[str, Entry] = {names[key]: entry for key, entry in self._entries.items()}
+        self._entries = {names[key]: entry for key, entry in self._entries.items()}
         self.headers = {key: entry.header for key, entry in self._entries.items()}
 
     def read(self, key: str, device: torch.device, dtype: torch.dtype) -> Tensor:

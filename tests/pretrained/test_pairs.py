@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from fastlora import (
     save_adapter,
     save_pretrained,
 )
-from fastlora.pretrained import contents
+from fastlora.pretrained import contents, drafts
 from tests.models import mlp
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,8 @@ def stopped_between(folder):
 def edit(folder, **values):
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**config, **values}))
+    later = (folder / TENSORS).stat().st_mtime + 1  # clocks of file systems are coarse
+    os.utime(folder / CONFIG, (later, later))
 
 
 def test_a_save_that_was_stopped_between_its_files_is_no_adapter_and_the_next_one_is(tmp_path):
@@ -110,6 +113,24 @@ def test_a_config_that_was_edited_by_hand_is_taken_and_said(tmp_path):
         assert numbers(load_pretrained(mlp(), tmp_path)) == (6, 3)
 
 
+def test_of_two_saves_that_end_the_other_way_round_none_looks_edited(tmp_path, monkeypatch):
+    """The later one wrote its drafts first, and waited for the earlier one's renames."""
+    put, late = drafts._put_in_place, []
+
+    def put_in_place(written):
+        if not late:
+            late.append(True)
+            save_pretrained(made(3), tmp_path)  # begins later, ends earlier
+            time.sleep(0.02)
+        put(written)
+
+    monkeypatch.setattr(drafts, "_put_in_place", put_in_place)
+    save_pretrained(made(7), tmp_path / "late")
+    config, tensors = (tmp_path / name for name in (CONFIG, TENSORS))
+    assert (tmp_path / "late" / TENSORS).stat().st_mtime_ns > config.stat().st_mtime_ns
+    assert tensors.stat().st_mtime_ns >= config.stat().st_mtime_ns
+
+
 def test_an_edit_without_effect_is_not_worth_a_word(tmp_path):
     save_pretrained(made(3), tmp_path)
     edit(tmp_path, base_model_name_or_path="elsewhere/model", lora_alpha=3.0, inference_mode=False)
@@ -121,8 +142,8 @@ def test_tensors_without_a_digest_are_taken_as_they_are(tmp_path):
 
     save_pretrained(made(3), tmp_path)
     save_file(load_file(tmp_path / TENSORS), tmp_path / TENSORS, {"format": "pt"})
-    os.utime(tmp_path / CONFIG, (0, 0))
     edit(tmp_path, lora_alpha=6)
+    os.utime(tmp_path / CONFIG, (0, 0))
     assert numbers(load_pretrained(mlp(), tmp_path)) == (6, 3)
 
 
