@@ -104,7 +104,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     for key, tensor in saved.tensors.items():
         check_writable(tensor, repr(key))
     refills = _refills(layers, name, updates) if known else []
-    new, made = ({}, {}) if known else _made(name, layers, updates)
+    new, made = ({}, {}) if known else _made(model, name, layers, updates)
     writes = [(local(tensor), part_of(plain[key], tensor)) for key, tensor in saved.tensors.items()]
     with commit() as changing:
         for refill in refills:
@@ -177,7 +177,7 @@ def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
 
 
 def _made(
-    name: str, layers: Mapping[str, nn.Linear], updates: _Updates
+    model: nn.Module, name: str, layers: Mapping[str, nn.Linear], updates: _Updates
 ) -> tuple[dict[nn.Linear, FusedLoRALinear], dict[FusedLoRALinear, Adapter]]:
     """What takes the places of plain layers, and what further adapter others get, not yet in the model."""
     plain: dict[nn.Linear, dict[str, Any]] = {}
