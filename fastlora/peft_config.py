@@ -57,7 +57,7 @@ def _converted(model: nn.Module, theirs: Any) -> LoRAConfig:
             "peft.LoraConfig's init_lora_weights must be True, 'gaussian' or 'orthogonal' (PiSSA and OLoRA: "
             f"fastlora.initialize after apply_lora); got {shown(theirs.init_lora_weights)}"
         )
-    values = {name: getattr(theirs, name) or None for name in _SAME if hasattr(theirs, name)}
+    values: dict[str, Any] = {name: getattr(theirs, name) or None for name in _SAME if hasattr(theirs, name)}
     values |= {"layers_to_transform": _indices(theirs.layers_to_transform)}
     values |= {name: values[name] or {} for name in ("rank_pattern", "alpha_pattern")}
     values |= {ours: getattr(theirs, name) for name, ours in _RENAMED.items()}
