@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from fastlora import beside
 from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_bool
 from fastlora.layer import FusedLoRALinear
@@ -73,6 +74,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         mark([*saved, *heads], changing)
         remember_task(applied, config.task_type, changing)
         freeze(applied)
+        beside.install(applied, changing)
     return cast(_Model, applied)
 
 
@@ -142,6 +144,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     plain = {layer: layer._plain_twin() for layer in layers.values()}
     with commit() as changing:
         unmark(model, changing)
+        beside.uninstall(model, changing)
         result = replace_modules(model, plain.items())
         for layer in layers.values():
             if merge:

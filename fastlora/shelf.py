@@ -264,5 +264,10 @@ def name_missing(missing: list[str], prefix: str, adapter: str | None) -> None:
                 missing.append(_key(prefix, adapter, slot))
 
 
+def saved_name(adapter: str, slot: str) -> str:
+    """What A or B ("lora_A", "lora_B") of an adapter is called in its layer's state_dict."""
+    return slot if adapter == DEFAULT else _key("", adapter, slot)
+
+
 def _key(prefix: str, adapter: str, slot: str) -> str:
     return f"{prefix}{_SHELF}.{adapter}.{slot}"

@@ -25,7 +25,7 @@ ORDER = (
     ("layer",),
     ("explain", "layers"),
     ("targets", "replace", "merging"),
-    ("saved",),
+    ("saved", "beside"),
     ("tasks",),
     ("model",),
     ("adapters", "initialize", "lora_plus", "report"),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +89,7 @@ class Contents:
         names: dict[str, set[str]] = {}
         self.plain: dict[str, Header] = {}
         for key, header in self.file.headers.items():
-            layer, letter = _split(key)
+            layer, letter = _split(key, self.file.headers, self.config.modules_to_save)
             if letter:
                 names.setdefault(layer, set()).add(letter)
             else:
@@ -236,8 +236,8 @@ def plain_key(name: str) -> str:
     return _PREFIX + name
 
 
-def _split(key: str) -> tuple[str, str]:
-    """(layer, "A" or "B"), or (name, "") for a tensor of a module to save."""
+def _split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str, str]:
+    """(layer, "A" or "B"), or (name, "") for a tensor of a module to save, whatever names it has inside."""
     if not key.startswith(_PREFIX):
         check_layout([key])
         raise AdapterError(f"tensors must be named {_PREFIX}<name>, as PEFT names them; got {key!r}")
@@ -247,13 +247,21 @@ def _split(key: str) -> tuple[str, str]:
         raise AdapterError(
             f"names of tensors must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
         )
+    found = next((letter for letter in ("A", "B") if f".{name}".endswith(f".lora_{letter}.weight")), "")
+    layer = f".{name}".removesuffix(f".lora_{found}.weight").lstrip(".")
+    # A module to save has no LoRA layer inside. It may itself be called lora_A: then lora_B is not beside it.
+    is_pair = bool(found) and all(other in keys for other in layer_keys(layer))
+    if _is_inside(layer if is_pair else name.rpartition(".")[0], to_save):
+        return name, ""
     for ending, what in _OTHERS.items():
         if name == ending or name.endswith("." + ending):
             raise AdapterError(f"{key!r} is {what}, which is not supported")
-    for letter in ("A", "B"):
-        if name == f"lora_{letter}.weight":
-            return "", letter
-        if name.endswith(f".lora_{letter}.weight"):
-            return name.removesuffix(f".lora_{letter}.weight"), letter
+    if found:
+        return layer, found
     check_layout([key])
     return name, ""
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether one of these modules, given by the ends of their names, is this one or lies around it."""
+    return any(f".{module}." in f".{name}." for module in modules)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from fastlora import beside
 from fastlora.adapters import adapter_names, give_adapter
 from fastlora.changes import Commit, commit, exclusive
 from fastlora.config import adapter_dtype_over
@@ -118,6 +119,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
         if not adapted:
             mark(saved.modules, changing)
             freeze(model)
+            beside.install(model, changing)
     return model
 
 

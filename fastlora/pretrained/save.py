@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +24,13 @@ from fastlora.pretrained.contents import (
     plain_key,
 )
 from fastlora.pretrained.drafts import write_together
+from fastlora.pretrained.errors import AdapterError
+from fastlora.pretrained.full import modules_in_full
 from fastlora.pretrained.layout import serialized
 from fastlora.residual import adapters_beside_whole
-from fastlora.saved import saved_modules
 from fastlora.shards import is_spread, reshard, whole
-from fastlora.shelf import DEFAULT, Options
+from fastlora.shelf import DEFAULT, Options, saved_name
+from fastlora.targets import listed
 from fastlora.tasks import task_of
 from fastlora.wrappers import modules_by_name
 
@@ -89,6 +91,36 @@ def save_pretrained(
         name: _collect(model, name, base_model_name_or_path=base_model_name_or_path, task_type=task_type)
         for name in chosen
     }
+    _write(directory, content)
+
+
+def write_beside(
+    model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
+) -> None:
+    """Write all adapters beside a checkpoint; where they cannot be written, warn, for the checkpoint has all.
+
+    Args:
+        model: As in `save_pretrained`.
+        directory: The checkpoint's.
+        state: The whole state where the caller gathered it: then nothing is gathered here, as other processes
+            may not take part.
+        is_main_process: Whether this process writes.
+    """
+    try:
+        content = {name: _collect(model, name, state=state) for name in adapter_names(model)}
+        if is_main_process:
+            _write(directory, content)
+    except (AdapterError, ImportError, ValueError) as error:
+        if is_main_process:
+            for stale in (CONFIG_FILE, TENSOR_FILE):
+                (directory / stale).unlink(missing_ok=True)
+        warnings.warn(
+            f"{directory} holds the whole state, and no adapter that from_pretrained could read: {error}",
+            stacklevel=3,
+        )
+
+
+def _write(directory: str | os.PathLike[str], content: Mapping[str, _Adapter]) -> None:
     written = {
         name: serialized(adapter.tensors, {DIGEST_KEY: digest(adapter.config)})
         for name, adapter in content.items()
@@ -123,7 +155,12 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _collect(
-    model: nn.Module, name: str, *, base_model_name_or_path: str | None = None, task_type: str | None = None
+    model: nn.Module,
+    name: str,
+    *,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> _Adapter:
     reshard(model)
     layers = {
@@ -134,12 +171,19 @@ def _collect(
     if not layers:
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
     tensors: dict[str, Tensor] = {}
-    for layer, (A, B, _) in layers.items():
-        tensors.update(zip(layer_keys(layer), (A, B), strict=True))
-    plain = dict(saved_modules(model))
+    # {key in the file: key in the model's state}
+    places: dict[str, str] = {}
+    for layer, (A, B, options) in layers.items():
+        _check_here(layer, A, options)
+        keys = layer_keys(layer)
+        tensors.update(zip(keys, (A, B), strict=True))
+        slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in ("lora_A", "lora_B"))
+        places.update(zip(keys, slots, strict=True))
+    plain = modules_in_full(model)
     for path, module in plain.items():
-        prefix = f"{path}." if path else ""
-        tensors |= {plain_key(prefix + key): value for key, value in module.state_dict().items()}
+        for own, value in module.state_dict().items():
+            key = f"{path}.{own}".lstrip(".")
+            tensors[plain_key(key)], places[plain_key(key)] = value, key
     known = modules_by_name(model)
     config = _config({layer: options for layer, (_, _, options) in layers.items()}, plain, known)
     inner = known[""]
@@ -151,9 +195,35 @@ def _collect(
         auto_mapping=None if task_type else _class_of(inner),
     )
     spread = any(is_spread(tensor) for tensor in tensors.values())
+    if spread and state is not None:
+        return _Adapter(text, _from_state(state, tensors, places), writes=True)
     # On every process, and in the same order: gathering is a collective.
     gathered = {key: whole(tensor) for key, tensor in tensors.items()}
     return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
+
+
+def _check_here(layer: str, A: Tensor, options: Options) -> None:
+    """Raise ValueError where FSDP1 or DeepSpeed's ZeRO-3 has put an empty tensor in A's place."""
+    if A.ndim != 2 or A.shape[0] != options.r or not A.numel():
+        raise ValueError(
+            f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
+            "summon_full_params or DeepSpeed's GatheredParameters it is whole)"
+        )
+
+
+def _from_state(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], places: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The tensors as a caller gathered them."""
+    missing = [place for place in places.values() if place not in state]
+    if missing:
+        raise ValueError(f"state_dict must hold every adapter; it lacks {listed(missing)}")
+    for key, place in places.items():
+        if state[place].shape != tensors[key].shape:
+            raise ValueError(
+                f"{place!r} must be {list(tensors[key].shape)} in state_dict (initialize was used?)"
+            )
+    return {key: state[place] for key, place in places.items()}
 
 
 def _config(
