@@ -1,12 +1,14 @@
-"""The `save_pretrained` of Transformers' models with LoRA: it writes the adapter too, and no config.json.
+"""The `save_pretrained` of Transformers' models with LoRA: the adapter too, and no plain config.json.
 
-Transformers reads a directory with a config.json as a whole model, drops every lora key as unexpected and
-returns the untrained base. So such a directory must not have one: with adapter_config.json alone it reads
-back as base and adapter, or not at all. The whole state stays beside it, as Trainer resumes from that.
+Transformers reads a directory with a model's config.json as that model, drops every lora key as unexpected
+and returns the untrained base; without any config.json a model's class takes its default one, which is that
+of a real model. So the config.json here names a file of weights that does not exist: reading fails at once
+and says what to read instead. The whole state stays beside the adapter, as Trainer resumes from that.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,9 @@ from fastlora.changes import Commit
 from fastlora.layers import lora_layers
 
 _NAME = "save_pretrained"
+
+# `transformers_weights` is the file that Transformers reads in place of model.safetensors.
+_NO_MODEL = {"transformers_weights": "LoRA, not a model: load the base, then adapter_config.json.safetensors"}
 
 # (model, directory, state_dict, is_main_process); `pretrained`, which lies above, adds its own.
 writers: list[Callable[[nn.Module, Path, Mapping[str, Tensor] | None, bool], None]] = []
@@ -38,7 +43,7 @@ class SavePretrained:
         push_to_hub: bool = False,
         **options: Any,
     ) -> Any:
-        """As the class's, whose arguments it takes; with the adapters in PEFT's form for config.json.
+        """As the class's, whose arguments it takes; with the adapters, and a config.json that is none.
 
         Raises:
             ValueError: If push_to_hub is asked for, or the directory is the base model's own.
@@ -62,19 +67,20 @@ class SavePretrained:
             )
         if is_main_process:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / "config.json").unlink(missing_ok=True)
         for write in writers:
             write(model, directory, state_dict, is_main_process)
         config = vars(model.config)
-        config[_NAME] = _write_nothing
+        config[_NAME] = _write_no_model
         try:
             return original(model, save_directory, is_main_process, state_dict, **options)
         finally:
             del config[_NAME]
 
 
-def _write_nothing(*_: Any, **__: Any) -> None:
+def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
     """In place of a config's `save_pretrained`."""
+    text = json.dumps(_NO_MODEL, indent=2) + "\n"
+    (Path(directory) / "config.json").write_text(text, encoding="utf-8")
 
 
 def install(model: nn.Module, changing: Commit) -> None:

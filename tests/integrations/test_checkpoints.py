@@ -1,0 +1,158 @@
+"""Directories that Transformers writes of models with LoRA: the trained model reads back, or nothing."""
+
+import copy
+import json
+import pickle
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fastlora import LoRAConfig, add_adapter, apply_lora, load_pretrained, remove_lora, unfreeze
+from tests.integrations.architectures import inputs_of, tiny
+from tests.integrations.test_trainer import trained
+from tests.models import with_update
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A base model's directory."""
+    tiny("Llama").save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def read(directory):
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+
+
+def adapted_llama(base):
+    return with_update(apply_lora(read(base), LoRAConfig(r=2)))
+
+
+def logits(model):
+    torch.manual_seed(5)  # the same inputs each time
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_a_saved_model_with_lora_reads_back_in_peft_as_it_was(base, tmp_path):
+    model = adapted_llama(base)
+    expected = logits(model)
+    assert not torch.equal(expected, logits(read(base)))
+    model.save_pretrained(tmp_path / "out")
+    found = peft.PeftModel.from_pretrained(read(base), tmp_path / "out").eval()
+    torch.testing.assert_close(logits(found), expected)
+    assert torch.equal(logits(load_pretrained(read(base), tmp_path / "out")), expected)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+
+
+@pytest.mark.parametrize("with_peft", [True, False])
+def test_such_a_directory_is_not_read_as_the_base(base, tmp_path, monkeypatch, with_peft):
+    import transformers
+
+    adapted_llama(base).save_pretrained(tmp_path / "out")
+    if not with_peft:
+        monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: False)
+    with pytest.raises(OSError, match="adapter_config"):
+        read(tmp_path / "out")
+    with pytest.raises((OSError, ValueError)):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_checkpoints_of_trainer_hold_the_adapter_and_resume_to_the_bit(base, tmp_path):
+    model = adapted_llama(base)
+    again = copy.deepcopy(model)
+    whole = trained(model, tmp_path / "run", save_strategy="steps", save_steps=2)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    resumed = trained(again, tmp_path / "run", resume=str(checkpoint))
+    assert torch.equal(resumed, whole[2:])
+    last = load_pretrained(read(base), tmp_path / "run" / "checkpoint-4")
+    assert torch.equal(logits(last), logits(model.eval()))
+
+
+def test_several_adapters_lie_beside_the_checkpoint_and_it_resumes(base, tmp_path):
+    model = add_adapter(adapted_llama(base), "other", LoRAConfig(r=3))
+    again = copy.deepcopy(model)
+    whole = trained(model, tmp_path, save_strategy="steps", save_steps=2)
+    assert (tmp_path / "checkpoint-2" / "other" / "adapter_config.json").exists()
+    assert torch.equal(trained(again, tmp_path, resume=str(tmp_path / "checkpoint-2")), whole[2:])
+
+
+def test_a_given_state_dict_is_written_as_it_is(base, tmp_path):
+    model = adapted_llama(base)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "out", state_dict=dict(state))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+
+
+def test_another_process_than_the_main_one_writes_nothing(base, tmp_path):
+    adapted_llama(base).save_pretrained(tmp_path / "out", is_main_process=False)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_checkpoint_whose_adapter_cannot_be_written_says_so_and_is_whole(base, tmp_path):
+    model = adapted_llama(base)
+    model.save_pretrained(tmp_path / "out")
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+    with pytest.warns(UserWarning, match="q_proj.weight"):
+        model.save_pretrained(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
+    assert (
+        not list((tmp_path / "out").glob("*config.json"))
+        or not (tmp_path / "out" / "adapter_config.json").exists()
+    )
+
+
+def test_the_base_models_own_directory_and_an_upload_are_refused(base, tmp_path):
+    model = adapted_llama(base)
+    with pytest.raises(ValueError, match="own"):
+        model.save_pretrained(base)
+    with pytest.raises(ValueError, match=r"fastlora\.push_to_hub"):
+        model.save_pretrained(tmp_path / "out", push_to_hub=True)
+    assert torch.equal(logits(read(base)), logits(tiny("Llama")))
+
+
+def test_copies_save_themselves_and_a_model_without_lora_saves_as_ever(base, tmp_path):
+    model = adapted_llama(base)
+    for number, copied in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
+        nn.init.ones_(copied.model.layers[0].mlp.up_proj.lora_B)
+        copied.save_pretrained(tmp_path / str(number))
+        assert torch.equal(logits(load_pretrained(read(base), tmp_path / str(number))), logits(copied))
+    merged = remove_lora(model, merge=True)
+    merged.save_pretrained(tmp_path / "plain")
+    assert "save_pretrained" not in vars(merged)
+    assert torch.equal(logits(read(tmp_path / "plain")), logits(merged))
+
+
+def test_a_model_inside_another_saves_its_adapter_too(base, tmp_path):
+    class Scorer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = read(base)
+
+    scorer = apply_lora(Scorer(), LoRAConfig(r=2))
+    with_update(scorer)
+    scorer.backbone.save_pretrained(tmp_path / "out")
+    found = load_pretrained(read(base), tmp_path / "out")
+    assert torch.equal(logits(found), logits(scorer.backbone))
+
+
+def test_norms_that_were_unfrozen_are_in_the_adapter(base, tmp_path):
+    model = adapted_llama(base)
+    unfreeze(model)
+    nn.init.normal_(model.model.norm.weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path / "out")
+    assert torch.equal(logits(load_pretrained(read(base), tmp_path / "out")), logits(model))
