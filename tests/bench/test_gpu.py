@@ -1,4 +1,4 @@
-"""The GPU command as a dry run: every step, tiny, on the CPU."""
+"""The GPU command as a dry run: every step, tiny, on the CPU. Each step has a quick test in its own file."""
 
 import json
 import os
@@ -71,6 +71,7 @@ def content(out):
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_writes_results_tables_picture_and_log(dry):
     out, done = dry
     assert {path.name for path in out.iterdir()} == {
@@ -85,6 +86,7 @@ def test_a_dry_run_writes_results_tables_picture_and_log(dry):
     assert done.stderr == ""
 
 
+@pytest.mark.exhaustive
 def test_its_file_follows_the_schema(dry):
     found = content(dry[0])
     assert list(found) == [
@@ -99,6 +101,7 @@ def test_its_file_follows_the_schema(dry):
         assert set(row["shape"]) == {"M", "K", "N", "r"}
 
 
+@pytest.mark.exhaustive
 def test_nobody_can_take_its_times_for_results(dry):
     found = content(dry[0])
     assert found["device"]["kind"] == "cpu"
@@ -106,6 +109,7 @@ def test_nobody_can_take_its_times_for_results(dry):
     assert "mean nothing" in dry[1].stdout
 
 
+@pytest.mark.exhaustive
 def test_every_method_is_checked_and_timed_in_every_phase(dry):
     found = content(dry[0])
     absent = {"lorafusion", "transformer-engine"}
@@ -127,6 +131,7 @@ def test_every_method_is_checked_and_timed_in_every_phase(dry):
     assert {profile["method"] for profile in found["profiles"]} == here
 
 
+@pytest.mark.exhaustive
 def test_every_step_of_correctness_ran_or_says_why_not(dry):
     found = content(dry[0])["correctness"]
     assert set(found) == STEPS
@@ -137,6 +142,7 @@ def test_every_step_of_correctness_ran_or_says_why_not(dry):
     assert found["compile"]["summary"].startswith("4 variants")
 
 
+@pytest.mark.exhaustive
 def test_the_table_of_what_is_to_be_shown_is_there_and_unmeasured(dry):
     lines = (dry[0] / "summary.txt").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("what is to be shown"))

@@ -55,6 +55,7 @@ def test_where_there_is_none_the_result_says_so(nowhere, monkeypatch):
     assert found["summary"].startswith("not run: no compute-sanitizer on PATH")
 
 
+@pytest.mark.exhaustive
 @needs_interpreter
 def test_the_kernels_run_under_it_and_its_summary_is_kept(nowhere, monkeypatch):
     arguments = (

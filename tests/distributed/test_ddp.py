@@ -47,6 +47,7 @@ def test_two_processes_train_as_one_does(folder):
     trains_as_one_process()
 
 
+@pytest.mark.exhaustive
 @four.test
 def test_four_processes_train_as_one_does(folder):
     trains_as_one_process()

@@ -44,7 +44,10 @@ def workers(launcher):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found by Linux's /proc")
 @pytest.mark.parametrize(
     ("example", "checkpoint", "steps"),
-    [("ddp_digits.py", "checkpoint.pt", 40), ("fsdp_llama.py", "latest", 30)],
+    [
+        ("ddp_digits.py", "checkpoint.pt", 40),
+        pytest.param("fsdp_llama.py", "latest", 30, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run_whose_worker_dies_ends_with_the_losses_of_an_undisturbed_one(
     tmp_path, example, checkpoint, steps

@@ -38,8 +38,14 @@ def test_every_example_is_tested():
 
 @pytest.mark.parametrize(
     "launcher",
-    [(), ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--main_process_port", 0)],
-    ids=["alone", "two processes"],
+    [
+        pytest.param((), id="alone"),
+        pytest.param(
+            ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--main_process_port", 0),
+            id="two processes",
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
 )
 def test_the_trainer_example_saves_a_model_that_transformers_loads(tmp_path, launcher):
     output = run(*launcher, EXAMPLES / "trainer.py", "--steps", 4, "--out", "out", cwd=tmp_path)

@@ -8,9 +8,10 @@ import pytest
 
 from fastlora_kernels import gate, offline
 from fastlora_kernels.tables import ARCHITECTURES, load_table
+from tests.cases import quick
 
 
-@pytest.mark.parametrize("architecture", offline.TARGETS)
+@pytest.mark.parametrize("architecture", quick(offline.TARGETS, "sm_90"))
 def test_the_entries_that_most_shapes_take_compile_within_the_gate(architecture):
     # A process of its own: TRITON_INTERPRET replaces the kernels by interpreted ones in this one. The other
     # entries are the gate's own run, which takes minutes.

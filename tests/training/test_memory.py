@@ -9,6 +9,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import fastlora
 from fastlora import lora_linear
+from tests.cases import quick
 from tests.testing import operands
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
 
@@ -73,7 +74,7 @@ def test_saving_on_the_cpu_changes_no_bit():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", quick([0.0, 0.3], 0.3))
 def test_checkpointing_under_autocast_changes_no_bit(use_reentrant, dropout):
     model, x = net(dropout, adapter_dtype=torch.float32), batch()
 
@@ -98,7 +99,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", quick([0.0, 0.3], 0.3))
 def test_selective_checkpointing_changes_no_bit_whatever_is_kept(kept, dropout):
     model, x = net(dropout), batch(16)
     met = set()
@@ -118,7 +119,7 @@ def test_selective_checkpointing_changes_no_bit_whatever_is_kept(kept, dropout):
     assert met.isdisjoint((aten.mm.default, aten.addmm.default, aten.addmm_.default))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", quick([0.0, 0.3], 0.3))
 def test_no_operand_is_written_to(dropout):
     o = operands(16, 70, 41, 5, device=DEVICE)
     tensors = {"x": o.x, "W": o.W, "b": o.b, "A": o.A, "B": o.B, "dy": o.dy}
