@@ -85,7 +85,7 @@ def _gradients(
     backend: str | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     operands = (dy, x, W, A, B, p, s, dropout, seed)
-    need = {"need_dx": need_dx, "need_dA": need_dA, "need_dB": need_dB}
+    need: Any = {"need_dx": need_dx, "need_dA": need_dA, "need_dB": need_dB}
     if _is_plain_cpu(x, backend):
         return reference.backward(*operands, **need)
     plan = _kernel_plan("backward", backend, (x, W, dy), A, dropout, need_dx, need_dA, need_dB)
