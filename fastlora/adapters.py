@@ -162,14 +162,19 @@ def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """
     before = active_adapter(model)
     try:
-        set_adapter(model, name)
         try:
+            set_adapter(model, name)
             yield
         finally:
-            set_adapter(model, before)
+            _put_back(model, before)
     finally:  # again, as Ctrl-C may come before the first has begun
-        if active_adapter(model) != before:
-            set_adapter(model, before)
+        _put_back(model, before)
+
+
+@exclusive
+def _put_back(model: nn.Module, name: str) -> None:
+    if active_adapter(model) != name:
+        set_adapter(model, name)
 
 
 @exclusive

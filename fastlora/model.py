@@ -179,8 +179,8 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     """
     before = {layer: layer.enabled for layer in existing_layers(model).values()}
     try:
-        set_lora_enabled(model, False)
         try:
+            set_lora_enabled(model, False)
             yield
         finally:
             _enable(before)

@@ -2,19 +2,15 @@
 
 import copy
 import signal
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
-import fastlora
 from fastlora import (
     LoRAConfig,
     add_adapter,
     apply_lora,
-    changes,
     combine_adapters,
     delete_adapter,
     freeze,
@@ -33,11 +29,9 @@ from fastlora import (
     unmerge_lora,
     use_adapter,
 )
+from tests.interrupts import by_exception, by_signal, interrupted, lines_of, some
 from tests.models import adapted, mlp, with_update
 from tests.several_adapters import two
-
-OURS = str(Path(fastlora.__file__).parent)
-POINTS = 8
 
 
 def state(model):
@@ -62,43 +56,6 @@ def flags(module):
         for name, value in vars(module).items()
         if isinstance(value, (bool, int, float, str, tuple, type(None))) and name != "training"
     }
-
-
-class Interrupt:
-    """Runs something with an interrupt at the n-th line of fastlora's own code; counts the lines."""
-
-    def __init__(self, at, come):
-        self.at, self.come, self.lines = at, come, 0
-
-    def __call__(self, frame, event, _):
-        if not frame.f_code.co_filename.startswith(OURS):
-            return None
-        # No exception comes out of nowhere where signals are held back.
-        aside = self.come is by_exception and frame.f_code.co_filename == changes.__file__
-        if event == "line" and not aside:
-            self.lines += 1
-            if self.lines == self.at:
-                self.come()
-        return self
-
-
-def by_signal():
-    signal.raise_signal(signal.SIGINT)
-
-
-def by_exception():
-    raise KeyboardInterrupt
-
-
-def interrupted(change, model, at, come=by_signal):
-    """Do `change(model)`, interrupted at that line."""
-    sys.settrace(Interrupt(at, come))
-    try:
-        change(model)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
 
 
 def started():
@@ -190,21 +147,6 @@ def folder(tmp_path_factory):
     save_pretrained(adapted(mlp()), path / "all")
     save_adapter(adapted(mlp()), path / "file")
     return path
-
-
-def lines_of(make, change, come=by_signal):
-    watch, model = Interrupt(0, come), make()
-    sys.settrace(watch)
-    try:
-        change(model)
-    finally:
-        sys.settrace(None)
-    return watch.lines
-
-
-def some(lines, name):
-    """A few of the lines, from another one on for each change."""
-    return range(1 + sum(name.encode()) % 7, lines + 1, max(1, lines // POINTS))
 
 
 def assert_before_or_after(make, change, points, come=by_signal):

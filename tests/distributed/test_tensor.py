@@ -101,6 +101,17 @@ def test_a_disabled_update_leaves_the_plain_layer(folder):
 
 
 @two.test
+def test_an_update_merged_and_then_disabled_leaves_the_plain_layer(folder):
+    model, x = divided(net()), batches()[0].x
+    fastlora.set_lora_enabled(model, False)
+    expected = model(x)
+    fastlora.set_lora_enabled(model, True)
+    fastlora.merge_lora(model)
+    fastlora.set_lora_enabled(model, False)
+    assert torch.equal(model(x), expected)
+
+
+@two.test
 def test_plain_layers_take_the_same_styles(folder):
     model = divided(net(target_modules=["up"]))
     assert type(model.blocks[0].down) is nn.Linear
