@@ -33,6 +33,9 @@ from tests.interrupts import by_exception, by_signal, interrupted, lines_of, som
 from tests.models import adapted, mlp, with_update
 from tests.several_adapters import two
 
+# An interrupt between open and with leaves a file to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 
 def state(model):
     """All of a model that an interrupt could leave in the middle of a change; bits, not values."""

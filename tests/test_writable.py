@@ -221,10 +221,7 @@ def test_windows_that_share_entries_cannot():
 
 
 def test_no_module_is_in_training_mode_in_a_model_that_is_not(folder):
-    def net():
-        return two(first={"target_modules": ["0"]}).eval()
-
-    model = net()
+    model = adapted(mlp(), target_modules=["0"]).eval()
     add_adapter(model, "de", LoRAConfig(r=1))
     load_pretrained(model, folder / "all", name="es")
     set_adapter(model, "es")
