@@ -85,15 +85,14 @@ def _gradients(
     backend: str | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     operands = (dy, x, W, A, B, p, s, dropout, seed)
-    need: Any = {"need_dx": need_dx, "need_dA": need_dA, "need_dB": need_dB}
     if _is_plain_cpu(x, backend):
-        return reference.backward(*operands, **need)
+        return reference.backward(*operands, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
     plan = _kernel_plan("backward", backend, (x, W, dy), A, dropout, need_dx, need_dA, need_dB)
     if plan is None:
-        return reference.backward(*operands, **need)
+        return reference.backward(*operands, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
     from fastlora import launch
 
-    return launch.backward(*operands, plan, **need)
+    return launch.backward(*operands, plan, need_dx=need_dx, need_dA=need_dA, need_dB=need_dB)
 
 
 def _backward(

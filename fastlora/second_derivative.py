@@ -54,7 +54,8 @@ def _mask(x: Tensor, dropout: float, seed: Tensor, backend: str | None) -> Tenso
     M, K = x.shape
     one, W, A, p = x.new_ones(1, 1), x.new_zeros(1, K), x.new_ones(1, K), x.new_zeros(M, 1)
     need = (True, False, False)
-    dx: Tensor = lora_backward(x.new_ones(M, 1), x, W, A, one, p, 1.0, dropout, seed, *need, backend)[0]
+    dx: Tensor
+    dx, _, _ = lora_backward(x.new_ones(M, 1), x, W, A, one, p, 1.0, dropout, seed, *need, backend)
     _, kept_scale = dropout_constants(dropout)
     return dx.ne(0) * kept_scale
 
