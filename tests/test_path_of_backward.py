@@ -20,7 +20,6 @@ WAYS = {
     "plain": lambda net, x: net(x),
     "checkpoint": lambda net, x: checkpoint(net, x, use_reentrant=False),
     "reentrant checkpoint": lambda net, x: checkpoint(net, x, use_reentrant=True),
-    "autocast outside": lambda net, x: net(x),
     "compiled": lambda net, x: torch.compile(net, backend="aot_eager", fullgraph=True)(x),
 }
 

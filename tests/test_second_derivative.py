@@ -115,5 +115,5 @@ def test_aot_autograd_refuses_it_by_name():
     net, _ = nets()
     x = torch.randn(6, 7, requires_grad=True)
     compiled = torch.compile(net, backend="aot_eager")
-    with pytest.raises(RuntimeError, match="double backward|requires create_graph=False"):
+    with pytest.raises(RuntimeError, match=r"double backward|requires create_graph=False"):
         penalized(net, x, run=compiled)
