@@ -10,6 +10,9 @@ from torch import Tensor, nn
 SIZES: Final = (784, 1000, 2000, 10)
 LAYERS: Final = ("linear1", "linear2", "linear3")
 
+# No update of a layer has a higher rank than the smaller of its sides; this is the largest of the three.
+HIGHEST_RANK: Final = max(map(min, SIZES[:-1], SIZES[1:]))
+
 
 class DigitsMLP(nn.Module):
     """Three linear layers, of which LoRA replaces or parametrizes each.

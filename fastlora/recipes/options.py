@@ -11,6 +11,7 @@ import torch
 from fastlora.config import check_alpha, check_rank
 from fastlora.recipes.digits import CLASSES
 from fastlora.recipes.methods import METHODS
+from fastlora.recipes.mlp import HIGHEST_RANK
 
 AUTO: Final = "auto"
 DTYPES: Final = (torch.float32, torch.float64)
@@ -53,7 +54,7 @@ class MnistOptions:
     out: Path = Path("mnist-out")
 
     def __post_init__(self) -> None:
-        check_rank(self.rank, "rank")
+        check_layer_rank(self.rank, HIGHEST_RANK)
         if check_alpha(self.alpha) in (None, 0.0):
             raise ValueError(f"alpha must be a finite number other than 0; got {self.alpha!r}")
         if self.digit not in (AUTO, *range(CLASSES)) or isinstance(self.digit, bool):
@@ -89,11 +90,19 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def check_layer_rank(rank: object, highest: int) -> None:
+    """Raise TypeError or ValueError unless `rank` is one that an update of the net's layers can have."""
+    if check_rank(rank, "rank") > highest:
+        raise ValueError(
+            f"rank must be at most {highest}: no update of this net's layers has a higher one; got {rank}"
+        )
+
+
 def check_count(name: str, value: object, least: int) -> None:
     """Raise TypeError or ValueError about `name` unless it is an int of at least `least`."""
     wanted = f"{name} must be an int of at least {least}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(wanted)
-    # A torch.Generator takes no larger seed, and nobody counts so far.
-    if not least <= value < 2**62:
+    # A torch.Generator takes 64 bits, of which the jobs' streams need some; and nobody counts so far.
+    if not least <= value < 2**60:
         raise ValueError(wanted)

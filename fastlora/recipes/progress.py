@@ -24,7 +24,7 @@ class ConsoleProgress:
     def __call__(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
         """Yield `items`, `total` of them, under a bar called `what`."""
         if not self._console.is_terminal:
-            self._console.print(f"{what}: {total:,} batches")
+            self._console.print(f"{what}: {total:,} steps")
             yield from items
             return
         columns = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlora.recipes.methods import LoRAMethod
 from fastlora.recipes.mlp import LAYERS, DigitsMLP
+from fastlora.recipes.training import Track, untracked
 
 
 class WeightProofs(NamedTuple):
@@ -32,16 +33,20 @@ def clone_weights(net: DigitsMLP) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def prove_weights(net: DigitsMLP, method: LoRAMethod, base: Mapping[str, Tensor]) -> WeightProofs:
+def prove_weights(
+    net: DigitsMLP, method: LoRAMethod, base: Mapping[str, Tensor], track: Track = untracked
+) -> WeightProofs:
     """Compare the layers of a fine-tuned net with the weights from before.
 
     Args:
         net: With `method`'s updates; it is left with them switched on.
         method: How the net computes LoRA.
         base: The plain net's weights, from `clone_weights`.
+        track: Where progress is shown, a step for each layer.
     """
     frozen = enabled = disabled = True
-    for name, layer in zip(LAYERS, net.layers(), strict=True):
+    layers = list(zip(LAYERS, net.layers(), strict=True))
+    for name, layer in track(layers, "Prove", len(layers)):
         W = base[f"{name}.weight"]
         own, b, A, B, s = method.operands(layer)
         frozen &= torch.equal(own, W) and torch.equal(b, base[f"{name}.bias"])
@@ -60,9 +65,7 @@ def is_sum(weight: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> bool:
     error is at most (r + 2) roundings of |W| + |s| |B| |A| (Higham, Accuracy and Stability of Numerical
     Algorithms, section 3.1); twice that is allowed, since in fp64 the sum to compare with is rounded too.
     """
-    exact, size = W.double(), W.double().abs()
-    for a, b in zip(A.double(), B.double().t(), strict=True):
-        update = s * torch.outer(b, a)
-        exact, size = exact + update, size + update.abs()
+    A, B, whole = A.double(), B.double(), W.double()
+    exact, size = whole + s * (B @ A), whole.abs() + abs(s) * (B.abs() @ A.abs())
     error = (weight.double() - exact).abs()
     return bool((error <= (A.shape[0] + 2) * torch.finfo(weight.dtype).eps * size).all())

@@ -13,6 +13,9 @@ from fastlora.recipes.walkthrough.tasks import CLASSES, FEATURES
 ADAPTED: Final = ("seq.0", "seq.2")
 HEAD: Final = "seq.4"
 
+# The smaller side of the larger of the adapted layers, 2000 -> 200.
+HIGHEST_RANK: Final = 200
+
 
 class SumMLP(nn.Module):
     """Three linear layers, 442,602 parameters.

@@ -8,8 +8,9 @@ from typing import Final
 
 import torch
 
-from fastlora.config import check_alpha, check_rank
-from fastlora.recipes.options import AUTO, find_device
+from fastlora.config import check_alpha
+from fastlora.recipes.options import AUTO, check_layer_rank, find_device
+from fastlora.recipes.walkthrough.net import HIGHEST_RANK
 from fastlora.seeding import check_seed
 
 PEERS: Final = ("peft",)
@@ -42,7 +43,7 @@ class WalkOptions:
     out: Path = Path("mlp-out")
 
     def __post_init__(self) -> None:
-        check_rank(self.rank, "rank")
+        check_layer_rank(self.rank, HIGHEST_RANK)
         if check_alpha(self.alpha) in (None, 0.0):
             raise ValueError(f"alpha must be a finite number other than 0; got {self.alpha!r}")
         check_seed(self.seed)
