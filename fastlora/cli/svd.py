@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlora.lowrank import check_share
 from fastlora.recipes.matrices import CheckpointError, layer_weight, random_matrix
+from fastlora.recipes.options import check_count
 from fastlora.recipes.svd import PICTURE, RESULTS, SvdResult, run
 
 
@@ -21,7 +22,12 @@ from fastlora.recipes.svd import PICTURE, RESULTS, SvdResult, run
     help="Take a layer of this instead: a safetensors file, a folder of them, or a saved state_dict.",
 )
 @click.option("--layer", help="With --checkpoint, the name of a matrix or of its module.")
-@click.option("--rank", "r", type=int, help="Rank of the factors.  [default: that of the matrix]")
+@click.option(
+    "--rank",
+    "r",
+    type=int,
+    help="Rank of the factors.  [default: that of W, but at most what halves its parameters]",
+)
 @click.option("--energy", type=float, help="Or: the least rank that keeps this share of the energy, up to 1.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
 @click.option(
@@ -46,6 +52,7 @@ def svd(
     Without --checkpoint, W is random and of low rank.
     """
     try:
+        check_count("seed", seed, 0)
         if energy is not None:
             check_share(energy)
         W, source = _matrix(shape, true_rank, checkpoint, layer, seed)
@@ -56,7 +63,7 @@ def svd(
         raise click.UsageError(str(error)) from error
     except (ImportError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    _print(result, out)
+    _print(result, out, chosen=r is not None or energy is not None)
 
 
 def _matrix(
@@ -77,13 +84,17 @@ def _matrix(
     return random_matrix(N, K, rank, seed), f"random, of rank {rank}"
 
 
-def _print(result: SvdResult, out: Path) -> None:
+def _print(result: SvdResult, out: Path, *, chosen: bool) -> None:
     dense, factored, percent = result.parameters
+    kept = f"{result.r}, with {100 * result.energy:.6g}% of the energy"
+    if not chosen:
+        reason = "the rank of W" if result.r >= result.matrix_rank else "B and A are at most half of W"
+        kept += f" ({reason}; --rank or --energy choose another)"
     share = f"{percent:.1f}" if percent >= 1 else f"{percent:.3g}"
     for name, value in (
         ("W", f"{result.N} x {result.K}, {result.source}"),
         ("its rank", str(result.matrix_rank)),
-        ("rank r of B A", f"{result.r}, with {100 * result.energy:.6g}% of the energy"),
+        ("rank r of B A", kept),
         ("|W - B A|", f"{result.error:.3g}, {result.relative_error:.3g} of |W|"),
         ("least possible", f"{result.optimal_error:.3g} by any B A of rank {result.r} (Eckart and Young)"),
         ("parameters", f"{dense:,} of W, {factored:,} of B and A: {share}%"),

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from fastlora.backend import choose_path
+from fastlora import backend
 from fastlora.info import versions
 from fastlora.pretrained import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
@@ -24,6 +24,7 @@ from fastlora.recipes.extras import check_extras
 from fastlora.recipes.methods import LORA_METHODS, LoRAMethod
 from fastlora.recipes.mlp import DigitsMLP
 from fastlora.recipes.options import AUTO, MnistOptions
+from fastlora.recipes.outputs import staged
 from fastlora.recipes.picture import draw_picture
 from fastlora.recipes.proofs import clone_weights, prove_weights
 from fastlora.recipes.results import ADAPTER, PICTURE, RESULTS, MnistResult, Parameters
@@ -75,8 +76,13 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
         OSError: If a file cannot be read or written.
     """
     check_extras("the MNIST job", ("safetensors", "matplotlib"), "demo")
-    path = choose_path(options.torch_device(), options.dtype) if options.method == "fused" else None
-    options.out.mkdir(parents=True, exist_ok=True)
+    path = backend.choose_path(options.torch_device(), options.dtype) if options.method == "fused" else None
+    with staged(options.out, (RESULTS, ADAPTER, PICTURE)) as draft:
+        return _run(options, path, draft, track)
+
+
+def _run(options: MnistOptions, path: backend.Path | None, draft: Path, track: Track) -> MnistResult:
+    """The phases; files go into the folder `draft`."""
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         digits = read_digits(options)
@@ -94,16 +100,14 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
     off = proofs = adapter_bytes = None
     if tuned.method is not None:
         with timed(seconds, "prove"):
-            proofs = prove_weights(tuned.net, tuned.method, before)
+            proofs = prove_weights(tuned.net, tuned.method, before, track)
         with timed(seconds, "test"):
             tuned.method.enable_all(tuned.net, False)
             off = score(tuned.net, digits.test, what="Test with LoRA off", track=track)
         with timed(seconds, "save"):
-            adapter_bytes = save(options, base, tuned.net, tuned.method, options.out / ADAPTER)
+            adapter_bytes = save(options, base, tuned.net, tuned.method, draft / ADAPTER)
     with timed(seconds, "picture"):
-        draw_picture(
-            options.out / PICTURE, base_score.wrong, on.wrong, off and off.wrong, digit, tuned.losses
-        )
+        draw_picture(draft / PICTURE, base_score.wrong, on.wrong, off and off.wrong, digit, tuned.losses)
     result = MnistResult(
         options=options,
         train_digits=len(digits.train.labels),
@@ -122,7 +126,7 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
         seconds=seconds,
         versions=versions(),
     )
-    result.write(options.out / RESULTS)
+    result.write(draft / RESULTS)
     return result
 
 

@@ -43,7 +43,7 @@ def draw_spectrum(S: Sequence[float], shape: tuple[int, int], r: int, source: st
     values, loss = figure.subplots(1, 2)
     _draw_values(values, S, r)
     _draw_loss(loss, S, shape, r)
-    figure.suptitle(source, fontsize=12)
+    figure.suptitle(source, fontsize=12, parse_math=False)
     figure.savefig(path, format="png")
 
 

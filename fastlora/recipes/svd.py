@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlora import lowrank
+from fastlora.recipes.outputs import staged
 from fastlora.recipes.spectrum_picture import draw_spectrum
 
 RESULTS: Final = "results.json"
@@ -62,7 +63,8 @@ def run(W: Tensor, source: str, *, r: int | None, energy: float | None, seed: in
     Args:
         W: [N, K].
         source: What it is, in words.
-        r: The rank of the factors; None means W's numerical rank, or what `energy` takes.
+        r: The rank of the factors; None means what `energy` takes, or without it W's numerical rank, but none
+            at which B and A take more than half of W's parameters (rank 1 at least).
         energy: The share of the energy to keep, where r is None.
         seed: Of the x and b that y is computed for.
         out: Folder to write to; it is made.
@@ -75,15 +77,27 @@ def run(W: Tensor, source: str, *, r: int | None, energy: float | None, seed: in
     """
     if r is not None and energy is not None:
         raise ValueError(f"rank and energy must not both be given; got {r} and {energy}")
+    with staged(out, (RESULTS, PICTURE)) as draft:
+        result = _measure(W, source, r, energy, seed)
+        result.write(draft / RESULTS)
+        shape = (result.N, result.K)
+        title = f"{result.N} x {result.K}, {source}"
+        draw_spectrum(result.singular_values, shape, result.r, title, draft / PICTURE)
+    return result
+
+
+def _measure(W: Tensor, source: str, r: int | None, energy: float | None, seed: int) -> SvdResult:
     spectrum = lowrank.decompose(W)
     found = lowrank.numerical_rank(spectrum.S, W)
     if r is None:
-        r = max(1, found) if energy is None else lowrank.rank_for_energy(spectrum.S, energy)
+        # Without a wish, factors that save something: all of W's rank only where that is little.
+        most = W.numel() // (2 * sum(W.shape))
+        r = lowrank.rank_for_energy(spectrum.S, energy) if energy is not None else max(1, min(found, most))
     factors = spectrum.factors(r)
     N, K = W.shape
     norm = float(spectrum.S.double().norm())
     error, least = lowrank.reconstruction_error(W, factors), lowrank.optimal_error(spectrum.S, r)
-    result = SvdResult(
+    return SvdResult(
         source=source,
         N=N,
         K=K,
@@ -97,10 +111,6 @@ def run(W: Tensor, source: str, *, r: int | None, energy: float | None, seed: in
         y_error=_y_error(W.to(factors.A.dtype), factors, seed),
         singular_values=spectrum.S.tolist(),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    result.write(out / RESULTS)
-    draw_spectrum(result.singular_values, (N, K), r, f"{N} x {K}, {source}", out / PICTURE)
-    return result
 
 
 def _y_error(W: Tensor, factors: lowrank.Factors, seed: int) -> float:

@@ -67,6 +67,19 @@ def test_the_least_rank_that_keeps_the_energy_is_taken(tmp_path, energy, r):
     assert run(W, "by hand", r=None, energy=energy, seed=0, out=tmp_path).r == r
 
 
+@pytest.mark.parametrize(
+    ("shape", "true_rank", "r"), [((40, 30), 30, 8), ((40, 30), 3, 3), ((3, 2), 2, 1), ((1, 5), 1, 1)]
+)
+def test_without_a_wish_the_factors_take_at_most_half_of_the_matrix(tmp_path, shape, true_rank, r):
+    N, K = shape
+    done = invoke("--shape", f"{N},{K}", "--true-rank", true_rank, "--out", tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["r"] == r
+    assert r == 1 or found["parameters"]["percent"] <= 50
+    reason = "the rank of W" if r == true_rank else "B and A are at most half of W"
+    assert f"({reason}; --rank or --energy choose another)" in done.output
+
+
 def test_a_matrix_of_zeros_is_its_factors(tmp_path):
     found = run(torch.zeros(4, 3), "zeros", r=None, energy=None, seed=0, out=tmp_path)
     assert (found.matrix_rank, found.r, found.energy, found.relative_error, found.y_error) == (0, 1, 1, 0, 0)

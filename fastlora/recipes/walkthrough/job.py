@@ -9,14 +9,16 @@ first. The same steps can be taken by PEFT beside it, from the same seeds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from fastlora.backend import choose_path
+from fastlora import backend
 from fastlora.info import versions
 from fastlora.recipes.extras import check_extras
+from fastlora.recipes.outputs import staged
 from fastlora.recipes.timed import timed
 from fastlora.recipes.training import Track, untracked
 from fastlora.recipes.walkthrough.libraries import FASTLORA, PEFT
@@ -48,9 +50,14 @@ def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
     check_extras("the walk-through", ("safetensors", "matplotlib"), "demo")
     if options.peer == "peft":
         check_extras("--peer peft", ("peft",), "peft")
+    path = backend.choose_path(options.torch_device(), torch.float32)
+    with staged(options.out, (RESULTS, BASE, PICTURE)) as draft:
+        return _run(options, path, draft, track)
+
+
+def _run(options: WalkOptions, path: backend.Path, draft: Path, track: Track) -> WalkResult:
+    """The phases; files go into the folder `draft`."""
     device = options.torch_device()
-    path = choose_path(device, torch.float32)
-    options.out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     tasks = Tasks(
         sine_task(_generator(options.seed, "sine")), threshold_task(_generator(options.seed, "threshold"))
@@ -70,12 +77,12 @@ def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
         with timed(seconds, name):
             library = PEFT if name == "peft" else FASTLORA
             generators = Generators(*(_generator(options.seed, use) for use in Generators._fields))
-            walks[name] = walk(name, library, base, tasks, options, generators, track)
+            walks[name] = walk(name, library, base, tasks, replace(options, out=draft), generators, track)
     result = WalkResult(
         options=options,
         path=path,
         base_parameters=sum(tensor.numel() for tensor in base.parameters()),
-        base_bytes=_save_base(base, options.out / BASE),
+        base_bytes=_save_base(base, draft / BASE),
         pretrain=pretrain,
         pretrain_accuracy=share_right(base, tasks.sine.test),
         base_accuracy=share_right(base, tasks.threshold.test),
@@ -85,8 +92,8 @@ def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
         versions=versions(),
     )
     with timed(seconds, "picture"):
-        draw_picture(options.out / PICTURE, result)
-    result.write(options.out / RESULTS)
+        draw_picture(draft / PICTURE, result)
+    result.write(draft / RESULTS)
     return result
 
 
