@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastlora.activations import saved_bytes
 from fastlora.config import LoRAConfig
 from fastlora.model import apply_lora
+from fastlora.tables import Part, Shown, Table, decimal_size
 
 # Adam's: the running means of the gradient and of its square.
 _MOMENTS = 2
@@ -44,8 +45,8 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Full fine-tuning against LoRA.
+class Budget(Shown):
+    """Full fine-tuning against LoRA; `str()` of it is a table.
 
     Attributes:
         parameters: In the model without LoRA.
@@ -64,6 +65,17 @@ class Budget:
             "parameters": self.parameters,
             **{way: {**asdict(needs), "total": needs.total} for way, needs in ways.items()},
         }
+
+    def parts(self) -> Iterator[Part]:
+        """One table."""
+        full, lora = self.full, self.lora
+        rows: list[tuple[str, int, int, Callable[[int], str]]]
+        rows = [("trained parameters", full.trainable, lora.trainable, "{:,}".format)]
+        rows += [(name, part(full), part(lora), decimal_size) for name, part in _BYTES.items()]
+        yield Table(
+            ("", "full", "LoRA", "full / LoRA"),
+            [(name, shown(of), shown(to), _ratio(of, to)) for name, of, to, shown in rows],
+        )
 
 
 def training_budget(model: nn.Module, config: LoRAConfig, forward: Callable[[nn.Module], object]) -> Budget:
@@ -99,6 +111,23 @@ def _needs(model: nn.Module, forward: Callable[[nn.Module], object]) -> Needs:
         optimizer=_MOMENTS * _bytes(trained),
         activations=saved_bytes(lambda: forward(model), (*every, *model.buffers())),
     )
+
+
+_BYTES: dict[str, Callable[[Needs], int]] = {
+    "saved after training": lambda needs: needs.saved,
+    "weights": lambda needs: needs.weights,
+    "gradients": lambda needs: needs.gradients,
+    "optimizer (Adam)": lambda needs: needs.optimizer,
+    "saved activations": lambda needs: needs.activations,
+    "memory, all four": lambda needs: needs.total,
+}
+
+
+def _ratio(full: int, lora: int) -> str:
+    if not lora:
+        return ""
+    ratio = full / lora
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}"
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

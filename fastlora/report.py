@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from fastlora.layers import lora_layers
 from fastlora.shelf import idle_parameters
+from fastlora.tables import Part, Shown, Table
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class LayerParameters:
 
 
 @dataclass(frozen=True)
-class ParameterReport:
+class ParameterReport(Shown):
     """Counts of parameters; one that several modules share is counted once. `str()` of it is a table.
 
     Attributes:
@@ -62,26 +64,25 @@ class ParameterReport:
         """LoRA's parameters in percent of the model's without LoRA."""
         return 100 * self.lora / self.base if self.base else 0.0
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[Part]:
         """A table of the layers, and the sums under it."""
-        rows = [("layer", "shape", "r", "base", "LoRA")]
-        for layer in self.layers:
-            shape = f"{layer.in_features} -> {layer.out_features}"
-            name = layer.name or "(the model)"
-            rows.append((name, shape, str(layer.r), f"{layer.base:,}", f"{layer.lora:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        if self.layers:
+            yield Table(
+                ("layer", "shape", "r", "base", "LoRA"),
+                [
+                    (
+                        layer.name or "(the model)",
+                        f"{layer.in_features} -> {layer.out_features}",
+                        str(layer.r),
+                        f"{layer.base:,}",
+                        f"{layer.lora:,}",
+                    )
+                    for layer in self.layers
+                ],
             )
-            for row in rows
-        ]
-        sums = [
-            f"{self.base:,} base + {self.lora:,} LoRA = {self.total:,} parameters",
-            f"LoRA is {self.percent_of_base:.3f}% of the base",
-            f"{self.trainable:,} trainable, {self.percent:.3f}% of the total",
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *sums] if self.layers else sums)
+        yield f"{self.base:,} base + {self.lora:,} LoRA = {self.total:,} parameters"
+        yield f"LoRA is {self.percent_of_base:.3f}% of the base"
+        yield f"{self.trainable:,} trainable, {self.percent:.3f}% of the total"
 
 
 def parameter_report(model: nn.Module) -> ParameterReport:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     ("version", "activations", "config", "backend", "masks", "cost", "gpus", "shards", "split", "wrappers"),
     ("changes", "untrained", "writable"),
+    ("tables", "transformers_config"),
     ("reference", "seeding"),
     ("plan", "reference_layers", "lowrank"),
     ("launch",),

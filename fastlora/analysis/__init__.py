@@ -1,11 +1,12 @@
 """What updates did: how large they are, which directions of W they amplify, and how alike two are."""
 
 from fastlora.analysis.heatmaps import draw_similarity, draw_updates
-from fastlora.analysis.similarity import adapter_similarity, subspace_similarity
+from fastlora.analysis.similarity import Similarity, adapter_similarity, subspace_similarity
 from fastlora.analysis.updates import LayerUpdate, UpdateReport, amplification, effective_rank, update_report
 
 __all__ = [
     "LayerUpdate",
+    "Similarity",
     "UpdateReport",
     "adapter_similarity",
     "amplification",

@@ -6,11 +6,16 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fastlora.analysis.updates import UpdateReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MEASURES = (
     ("relative_norm", "‖ΔW‖ / ‖W‖"),
@@ -21,14 +26,17 @@ _MEASURES = (
 _MOST_NUMBERED = 24
 
 
-def draw_updates(report: UpdateReport, path: str | os.PathLike[str]) -> None:
-    """Draw a PNG: a heat map a measure, blocks of the model down and kinds of layers across.
+def draw_updates(report: UpdateReport, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draw a heat map a measure, blocks of the model down and kinds of layers across.
 
     The first number in a layer's name is its block; a layer without one is in the first row.
 
     Args:
         report: From `update_report`.
-        path: Where to write it.
+        path: Where to write it as a PNG; None writes nothing.
+
+    Returns:
+        A figure of its own, not one of pyplot's; a notebook shows it, `savefig` writes it elsewhere.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -45,20 +53,25 @@ def draw_updates(report: UpdateReport, path: str | os.PathLike[str]) -> None:
             block, kind = places[layer.name]
             cells[blocks.index(block)][kinds.index(kind)] = getattr(layer, measure)
         _draw(figure, axes, cells, title)
-        axes.set_xticks(range(len(kinds)), kinds, rotation=90 if len(kinds) > 1 else 0, fontsize=8)
+        axes.set_xticks(
+            range(len(kinds)), kinds, rotation=90 if len(kinds) > 1 else 0, fontsize=8, parse_math=False
+        )
         axes.set_yticks(
             range(len(blocks)), [str(block) if block >= 0 else "" for block in blocks], fontsize=8
         )
-    figure.suptitle(f"Updates of adapter “{report.adapter}”", fontsize=11)
-    figure.savefig(path, format="png")
+    figure.suptitle(f"Updates of adapter “{report.adapter}”", fontsize=11, parse_math=False)
+    return _written(figure, path)
 
 
-def draw_similarity(similarity: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Draw a PNG: a heat map φ(i, j) a layer, all on the scale from 0 to 1.
+def draw_similarity(similarity: Mapping[str, Tensor], path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draw a heat map φ(i, j) a layer, all on the scale from 0 to 1.
 
     Args:
         similarity: From `adapter_similarity`, or {title: [r1, r2]}; at most 36 of them can be told apart.
-        path: Where to write it.
+        path: Where to write it as a PNG; None writes nothing.
+
+    Returns:
+        A figure, as by `draw_updates`.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -83,14 +96,14 @@ def draw_similarity(similarity: Mapping[str, Tensor], path: str | os.PathLike[st
             extent=(0.5, r2 + 0.5, r1 + 0.5, 0.5),
             aspect="auto",
         )
-        axes.set_title(name or "the model", fontsize=9)
+        axes.set_title(name or "the model", fontsize=9, parse_math=False)
         axes.set_xlabel("j", fontsize=8)
         axes.set_ylabel("i", fontsize=8)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(_whole_numbers())
         axes.tick_params(labelsize=7)
     figure.colorbar(image, ax=list(grid.flat[: len(similarity)]), label="φ(i, j)", shrink=0.8)
-    figure.savefig(path, format="png")
+    return _written(figure, path)
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -127,7 +140,16 @@ def _whole_numbers() -> Any:
     return MaxNLocator(nbins=6, integer=True, min_n_ticks=1)
 
 
-def _figure(width: float, height: float) -> Any:
+def _written(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    if path is not None:
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png")
+        # Only now, so that a drawing that fails leaves an older picture whole.
+        Path(path).write_bytes(drawn.getvalue())
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
 from fastlora.lowrank import decompose
 from fastlora.residual import adapters_beside_whole
+from fastlora.tables import Part, Shown, Table
+
+
+class Similarity(Shown, dict[str, Tensor]):
+    """{layer: φ [r1, r2]}. `str()` of it is a table with two of the values, in a notebook too."""
+
+    def parts(self) -> Iterator[Part]:
+        """φ of the two first directions, and of the two whole spans."""
+        yield Table(
+            ("layer", "r1", "r2", "φ(1, 1)", "φ(r1, r2)"),
+            [
+                (name or "(the model)", *map(str, phi.shape), f"{phi[0, 0]:.4g}", f"{phi[-1, -1]:.4g}")
+                for name, phi in self.items()
+            ],
+        )
 
 
 def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
@@ -41,13 +58,13 @@ def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def adapter_similarity(model: nn.Module, first: str, second: str) -> dict[str, Tensor]:
+def adapter_similarity(model: nn.Module, first: str, second: str) -> Similarity:
     """`subspace_similarity` of A of two adapters, of any two ranks, in each layer that both have part in.
 
     Runs of different ranks or seeds are compared once they are loaded into one model under two names.
 
     Returns:
-        {layer: [r1, r2]}.
+        {layer: [r1, r2]}, a dict.
 
     Raises:
         ValueError: If there is no LoRA layer, no such adapter, no layer with both, or an A is not finite.
@@ -57,7 +74,7 @@ def adapter_similarity(model: nn.Module, first: str, second: str) -> dict[str, T
     both = {path: layer for path, layer in one.items() if path in other}
     if not both:
         raise ValueError(f"adapters must share a layer to be compared; {first!r} and {second!r} share none")
-    found = {}
+    found = Similarity()
     for path, layer in both.items():
         own = adapters_beside_whole(layer)
         found[path] = subspace_similarity(own[first][0], own[second][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.lowrank import Spectrum, decompose_product
 from fastlora.residual import adapters_beside_whole, whole_weight
+from fastlora.tables import Part, Shown, Table
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class LayerUpdate:
 
 
 @dataclass(frozen=True)
-class UpdateReport:
-    """An adapter, layer by layer. `str()` of it is a table.
+class UpdateReport(Shown):
+    """An adapter, layer by layer. `str()` of it is a table, in a notebook too.
 
     Attributes:
         adapter: Its name.
@@ -50,22 +52,25 @@ class UpdateReport:
     adapter: str
     layers: tuple[LayerUpdate, ...]
 
-    def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("layer", "shape", "r", "|ΔW|", "|ΔW|/|W|", "eff. rank", "amplification")
-        ]
-        for layer in self.layers:
-            N, K = layer.shape
-            measures = (layer.norm, layer.relative_norm, layer.effective_rank, layer.amplification)
-            rows.append(
-                (layer.name or "(the model)", f"{K} -> {N}", str(layer.r), *(f"{m:.4g}" for m in measures))
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for name, *cells in rows:
-            right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *right]))
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    def parts(self) -> Iterator[Part]:
+        """One table."""
+        yield Table(
+            ("layer", "shape", "r", "|ΔW|", "|ΔW|/|W|", "eff. rank", "amplification"),
+            [
+                (
+                    layer.name or "(the model)",
+                    f"{layer.shape[1]} -> {layer.shape[0]}",
+                    str(layer.r),
+                    *(
+                        f"{measure:.4g}"
+                        for measure in (
+                            layer.norm, layer.relative_norm, layer.effective_rank, layer.amplification
+                        )
+                    ),
+                )
+                for layer in self.layers
+            ],
+        )  # fmt: skip
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ differentiated once, not twice.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,14 @@ from fastlora.changes import commit, exclusive
 from fastlora.integrations.peft_layer import COUNTS, FastLinear
 from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
 from fastlora.integrations.peft_rules import operands_of
+from fastlora.tables import Part, Shown
 from fastlora.twin import check_own_forward
 
 __all__ = ["FastLinear", "SwapReport", "accelerate_peft", "forward_counts", "register", "undo"]
 
 
 @dataclass(frozen=True)
-class SwapReport:
+class SwapReport(Shown):
     """What `accelerate_peft` did to each of PEFT's layers; `str()` of it is a text for people.
 
     Attributes:
@@ -43,18 +45,19 @@ class SwapReport:
     stock: dict[str, str]
     kept: dict[str, str]
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[Part]:
+        """How many layers are fused, and each other one with its reason."""
         fused, layers = len(self.fused), len(self.fused) + len(self.stock) + len(self.kept)
         verb = "takes" if fused == 1 else "take"
-        lines = [f"{fused} of {layers} layers {verb} fastlora's fused forward"]
+        yield f"{fused} of {layers} layers {verb} fastlora's fused forward"
         for what, reasons in (
             ("swapped, but taking PEFT's own forward now", self.stock),
             ("not swapped", self.kept),
         ):
             if reasons:
-                lines.append(f"{len(reasons)} {what}:")
-                lines += [f"  {name or '(the model)'}: {why}" for name, why in reasons.items()]
-        return "\n".join(lines)
+                yield f"{len(reasons)} {what}:"
+                for name, why in reasons.items():
+                    yield f"  {name or '(the model)'}: {why}"
 
 
 @exclusive

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from fastlora.tables import Part, Table, as_html, as_text, decimal_size
+
 
 class Memory(NamedTuple):
-    """Bytes on the GPU that holds most.
+    """Bytes on the GPU that holds most; `str()` of it is a table.
 
     Attributes:
         weights: Of everything frozen.
@@ -30,6 +32,17 @@ class Memory(NamedTuple):
     def total(self) -> int:
         """All of them; activations come on top."""
         return sum(self)
+
+    def parts(self) -> list[Part]:
+        """One table."""
+        held = {**self._asdict(), "total": self.total}
+        return [Table(("per GPU", ""), [(name, decimal_size(size)) for name, size in held.items()])]
+
+    def __str__(self) -> str:
+        return as_text(self.parts())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.parts())
 
 
 def memory_per_gpu(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from fastlora import LoRAConfig, apply_lora
@@ -23,13 +24,15 @@ def is_png(path):
     ids=["blocks", "one layer", "updates of zero"],
 )
 def test_updates_are_drawn(tmp_path, model):
-    draw_updates(update_report(model()), tmp_path / "updates.png")
+    figure = draw_updates(update_report(model()), tmp_path / "updates.png")
+    assert isinstance(figure, Figure)
     assert is_png(tmp_path / "updates.png")
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_similarities_are_drawn(tmp_path, layers):
-    draw_similarity({f"layers.{i}": torch.rand(i + 1, 4) for i in range(layers)}, tmp_path / "alike")
+    alike = {f"layers.{i}": torch.rand(i + 1, 4) for i in range(layers)}
+    assert isinstance(draw_similarity(alike, tmp_path / "alike"), Figure)
     assert is_png(tmp_path / "alike")
 
 
@@ -51,3 +54,18 @@ def test_as_many_similarities_as_can_be_told_apart(tmp_path, layers):
 )
 def test_a_layers_first_number_is_its_block(name, place):
     assert heatmaps._place(name) == place
+
+
+def test_without_a_path_nothing_is_written_and_the_figure_can_be_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figures = (draw_updates(update_report(adapted(mlp()))), draw_similarity({"a": torch.rand(2, 2)}))
+    assert not list(tmp_path.iterdir())
+    figures[0].savefig(tmp_path / "own.svg")
+    assert (tmp_path / "own.svg").stat().st_size
+
+
+def test_a_name_is_no_formula(tmp_path):
+    """Matplotlib takes what stands between dollars as mathematics, and fails where it is none."""
+    model = adapted(nn.ModuleDict({r"$\nope{$": nn.Linear(3, 2)}))
+    draw_updates(update_report(model), tmp_path / "updates.png")
+    draw_similarity({r"$\nope{$": torch.rand(1, 1)}, tmp_path / "alike.png")
