@@ -15,6 +15,7 @@ from fastlora.cost import Cost, Problem
 from fastlora.gpus import GPUS, Gpu, find_gpu
 from fastlora.layer import FusedLoRALinear
 from fastlora.masks import dropout_constants
+from fastlora.tables import as_html
 
 if TYPE_CHECKING:
     from fastlora.plan import Plan
@@ -93,6 +94,9 @@ class Explanation:
             elif one.path != self.path:
                 lines.append(f"  torch: {one.path.why}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self).splitlines())
 
 
 def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None = None) -> Explanation:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
 import torch
 
 from fastlora.backend import BackendError, choose_path
+from fastlora.tables import Part, Shown, Table
 from fastlora.version import __version__
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,8 +53,8 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Info:
-    """Everything `fastlora info` shows.
+class Info(Shown):
+    """Everything `fastlora info` shows; `str()` of it is that text, in a notebook a table.
 
     Attributes:
         versions: Of the package, what it runs on and the system; None where something is missing.
@@ -63,6 +65,21 @@ class Info:
     versions: dict[str, str | None]
     settings: dict[str, str | None]
     devices: tuple[Device, ...]
+
+    def parts(self) -> Iterator[Part]:
+        """Versions and settings, then the paths of each device."""
+        facts = [(name, version or "none") for name, version in self.versions.items()]
+        facts += [(name, value or "not set") for name, value in self.settings.items()]
+        yield Table(("what runs", "version or setting"), facts, 2)
+        for device in self.devices:
+            yield ""
+            told = [f"{device.device}: {device.name}"]
+            if device.capability is not None:
+                told.append(f"capability {device.capability}")
+            if device.memory_bytes is not None:
+                told.append(f"{device.memory_bytes / 2**30:.1f} GiB")
+            yield ", ".join(told)
+            yield Table(("dtype", "path", "why"), [(p.dtype, p.path, p.why) for p in device.paths], 3)
 
 
 def collect_info() -> Info:
