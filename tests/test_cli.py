@@ -35,7 +35,7 @@ def test_a_run_prints_figures_proofs_and_files(short_run):
         "2,807,010 parameters in the net",
         "13,588 added by LoRA, 0.484% of the net's",
         "2,820,598 together",
-        "Train the base net: 400 batches",
+        "Train the base net: 400 steps",
         "✓ frozen weights are the base's, bit for bit",
         "✓ LoRA on: every effective weight is W + s B A, within rounding",
         "✓ LoRA off: every weight and every wrong count is exactly the base's",
@@ -129,6 +129,7 @@ def test_python_m_fastlora_is_the_command():
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_its_extra_it_names_it_in_one_line(monkeypatch, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(sys, "argv", ["fastlora", "mnist"])
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 1
@@ -154,7 +155,8 @@ def test_info_explains_a_shape_on_a_named_gpu():
         (["--shape", "1,2,3"], "four whole numbers M,K,N,r; got '1,2,3'"),
         (["--shape", "0,2,3,4"], "M must be at least 1; got 0"),
         (["--shape", "1,2,3,0"], "r must be an int >= 1; got 0"),
-        (["--gpu", "H200"], "--gpu and --adapter-dtype go with --shape"),
+        (["--gpu", "H200"], "--gpu goes with --shape"),
+        (["--dtype", "float16"], "--dtype goes with --shape"),
     ],
 )
 def test_info_refuses_what_it_cannot_explain(arguments, message):

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from rich.console import Console
 
 from fastlora.backend import BackendError, get_backend
 from fastlora.cli.budget import budget
-from fastlora.cli.info_table import print_info
+from fastlora.cli.group import Commands
+from fastlora.cli.info import DTYPES, InfoOptionError, answer
 from fastlora.cli.job import carry_out
 from fastlora.cli.mlp import mlp
 from fastlora.cli.svd import svd
-from fastlora.config import adapter_dtype_over, check_dtype
-from fastlora.cost import Problem
-from fastlora.explain import Explanation, explain_problem
 from fastlora.gpus import GPUS
-from fastlora.info import collect_info
 from fastlora.recipes.methods import METHODS
 from fastlora.recipes.mnist import run
 from fastlora.recipes.options import AUTO, MnistOptions
 from fastlora.recipes.summary import print_summary
 from fastlora.version import __version__
 
-_DTYPE = click.Choice(["float16", "bfloat16", "float32", "float64"])
+_DTYPE = click.Choice(DTYPES)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fastlora")
 def fastlora() -> None:
     """LoRA linear layers whose forward and backward each run as one fused Triton kernel."""
@@ -81,47 +74,22 @@ def mnist(digit: str, **chosen: Any) -> None:
 
 
 @fastlora.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option(
     "--shape", help="M,K,N,r: explain one layer and batch instead: code, tiles, bytes, FLOPs, floor."
 )
-@click.option(
-    "--dtype", type=_DTYPE, default="bfloat16", help="With --shape, of x and W.  [default: bfloat16]"
-)
-@click.option(
-    "--adapter-dtype",
-    type=_DTYPE,
-    help="With --shape, of A and B.  [default: that of x, but fp32 beside 16 bits]",
-)
+@click.option("--dtype", type=_DTYPE, help="With --shape, of x and W.  [default: bfloat16]")
+@click.option("--adapter-dtype", type=_DTYPE, help="With --shape, of A and B.  [default: that of x, but fp32 beside 16 bits]")
 @click.option("--gpu", type=click.Choice(list(GPUS)), help="With --shape, a GPU other than this machine's.")
-def info(as_json: bool, shape: str | None, dtype: str, adapter_dtype: str | None, gpu: str | None) -> None:
+def info(**chosen: Any) -> None:
     """Show versions, devices, and which code each device and dtype takes, and why."""
-    if shape is not None:
-        explanation = _explain(shape, dtype, adapter_dtype, gpu)
-        click.echo(json.dumps(explanation.as_dict(), indent=2) if as_json else str(explanation))
-        return
-    if gpu is not None or adapter_dtype is not None:
-        raise click.UsageError("--gpu and --adapter-dtype go with --shape")
-    found = collect_info()
-    if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
-    else:
-        print_info(found, Console())
-
-
-def _explain(shape: str, dtype: str, adapter_dtype: str | None, gpu: str | None) -> Explanation:
-    sizes = shape.split(",")
-    if len(sizes) != 4 or not all(size.strip().isdecimal() for size in sizes):
-        raise click.UsageError(f"--shape must be four whole numbers M,K,N,r; got {shape!r}")
-    M, K, N, r = map(int, sizes)
-    chosen = adapter_dtype_over(getattr(torch, dtype), check_dtype("--adapter-dtype", adapter_dtype))
-    problem = Problem(M, K, N, r, getattr(torch, dtype), chosen)
     try:
-        return explain_problem(problem, gpu=gpu)
-    except ValueError as error:
+        text = answer(**chosen)
+    except InfoOptionError as error:
         raise click.UsageError(str(error)) from error
     except BackendError as error:
         raise click.ClickException(str(error)) from error
+    click.echo(text)
 
 
 fastlora.add_command(budget)

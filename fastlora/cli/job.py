@@ -27,6 +27,9 @@ _EXPECTED = (
 )
 
 
+_WIDTH = 100
+
+
 class _Result(Protocol):
     @property
     def proved(self) -> bool: ...
@@ -56,6 +59,7 @@ def carry_out(
         result = run(options, ConsoleProgress(console))
     except _EXPECTED as error:
         raise click.ClickException(str(error)) from error
-    print_summary(result, console)
+    # Wide enough for the tables: in a narrow terminal or a pipe rich would cut their numbers off.
+    print_summary(result, Console(width=max(console.width, _WIDTH)))
     if not result.proved:
         raise click.ClickException("a proof failed")

@@ -1,0 +1,52 @@
+"""The group of all commands: whatever goes wrong in one ends in a short message, an interrupt in one word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
+_LONGEST = 1000
+
+
+class Commands(click.Group):
+    """A click group whose messages stay short, and which reports an interrupt as shells do."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """As click's, with short messages."""
+        with _short():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's, with short messages."""
+        with _short():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _short() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = shortened(error.message)  # type: ignore[misc]
+        raise
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    # torch says so by a RuntimeError on a CPU, by a subclass of it on a GPU.
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        said = f": {' '.join(str(error).split())}" if str(error) else ""
+        raise click.ClickException(shortened(f"not enough memory{said}", 300)) from error
+
+
+def shortened(message: str, longest: int = _LONGEST) -> str:
+    """The message, its middle left out where it is longer than that: its end says what would be right."""
+    if len(message) <= longest:
+        return message
+    half = (longest - 5) // 2
+    return f"{message[:half]} ... {message[-half:]}"
