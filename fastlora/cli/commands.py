@@ -79,7 +79,11 @@ def mnist(digit: str, **chosen: Any) -> None:
     "--shape", help="M,K,N,r: explain one layer and batch instead: code, tiles, bytes, FLOPs, floor."
 )
 @click.option("--dtype", type=_DTYPE, help="With --shape, of x and W.  [default: bfloat16]")
-@click.option("--adapter-dtype", type=_DTYPE, help="With --shape, of A and B.  [default: that of x, but fp32 beside 16 bits]")
+@click.option(
+    "--adapter-dtype",
+    type=_DTYPE,
+    help="With --shape, of A and B.  [default: that of x, but fp32 beside 16 bits]",
+)
 @click.option("--gpu", type=click.Choice(list(GPUS)), help="With --shape, a GPU other than this machine's.")
 def info(**chosen: Any) -> None:
     """Show versions, devices, and which code each device and dtype takes, and why."""
