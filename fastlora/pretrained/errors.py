@@ -13,9 +13,8 @@ class AdapterError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
+        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         # The end is kept, as what to do stands there.
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST - 305]} ... {message[-300:]}"
-        super().__init__(
-            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)[:_LONGEST]
-        )
+        super().__init__(message)

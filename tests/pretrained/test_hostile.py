@@ -125,3 +125,16 @@ def test_an_error_is_short_and_safe_to_print(tmp_path, config, tensors):
         load_pretrained(mlp(), tmp_path)
     assert len(str(caught.value)) <= 1_000
     assert str(caught.value).isprintable()
+
+
+def test_the_end_of_a_long_error_says_what_to_do_and_its_beginning_what_was_wrong():
+    said = str(AdapterError("must be short; got " + "x" * 5_000 + "\x1b[2J (save it again)"))
+    assert said.startswith("must be short; got x")
+    assert said.endswith("\\x1b[2J (save it again)")
+    assert len(said) <= 1_000
+
+
+def test_all_patterns_together_have_so_many_steps():
+    expressions = [f"{'(.|..|...)*' * 10}X{i}" for i in range(100)]
+    with pytest.raises(ValueError, match=r"rank_pattern.* take too long to match"):
+        Patterns("rank_pattern", dict.fromkeys(expressions, 3)).find(LAYERS[0], 2)
