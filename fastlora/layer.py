@@ -182,7 +182,7 @@ class FusedLoRALinear(nn.Linear):
 
     def __setstate__(self, state: Any) -> None:
         """A copied or unpickled layer is watched as a made one is."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         untrained.watch(self)
 
     def _freeze_base(self) -> None:
