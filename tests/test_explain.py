@@ -14,7 +14,8 @@ from fastlora_kernels.tables import Win
 
 
 def layer(**options):
-    return FusedLoRALinear(256, 512, r=16, **options)
+    """In one dtype unless told otherwise."""
+    return FusedLoRALinear(256, 512, r=16, **{"adapter_dtype": options.get("dtype"), **options})
 
 
 def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():

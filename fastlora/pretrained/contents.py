@@ -108,9 +108,9 @@ class Contents:
 
     def _is_to_save(self, name: str) -> bool:
         """Whether a module to save holds the tensor, though its name looks like LoRA's: "lora_head", say."""
-        parts = name.split(".")[:-1]
-        found = next((i for i, part in enumerate(parts) if "lora_" in part), None)
-        return found is not None and ".".join(parts[: found + 1]).endswith(self.config.modules_to_save)
+        parts = name.split(".")
+        around = (".".join(parts[:length]) for length in range(1, len(parts)))
+        return any(module.endswith(self.config.modules_to_save) for module in around)
 
     @cached_property
     def layers(self) -> dict[str, LayerHeader]:

@@ -26,7 +26,7 @@ _OURS: Final = (
     "save_pretrained"
 )
 # "lora_A.default.weight"; also without PEFT's prefix, as inject_adapter_in_model leaves it.
-_WITH_NAME: Final = re.compile(r"(?:^|\.)lora_[AB]\.[^.]+\.weight$")
+_WITH_NAME: Final = re.compile(r"(?:^|\.)lora_[AB]\.(?!lora_[AB]\.)[^.]+\.weight$")
 _COMPONENTS: Final = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "prior.")
 _DIFFUSERS_PARTS: Final = (".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.", ".lora_linear_layer.")
 
