@@ -30,6 +30,9 @@ _T = TypeVar("_T")
 # How often a commit began or ended in this process.
 moved = 0
 
+# Blocks that hold a lock stand on one line: where a trace function is at work (a debugger's, a test's),
+# signals are handled at the start of each line, and on the way out of a block its first line comes once more,
+# when nothing would give the lock back.
 _operations = threading.RLock()
 _commits = threading.RLock()
 _current: Commit | None = None
@@ -42,16 +45,14 @@ def exclusive(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @wraps(function)
     def alone(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        with _operations:
-            return function(*args, **kwargs)
+        with _operations: return function(*args, **kwargs)  # fmt: skip  # noqa: E701 - see _commits
 
     return alone
 
 
 def undisturbed(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The result of a computation beside which no commit is at work."""
-    with _commits:
-        return compute(x)
+    with _commits: return compute(x)  # fmt: skip  # noqa: E701 - see _commits
 
 
 class Commit:
@@ -122,24 +123,27 @@ class Commit:
 @contextmanager
 def commit() -> Iterator[Commit]:
     """Make changes that are all there afterwards, or none; within another commit, a part of that one."""
+    with _commits: yield from _committed()  # fmt: skip  # noqa: E701 - see _commits
+
+
+def _committed() -> Iterator[Commit]:
     global moved, _current
-    with _commits:
-        if _current is not None:
-            yield _current
-            return
-        with _SignalsHeld():
+    if _current is not None:
+        yield _current
+        return
+    with _SignalsHeld():
+        moved += 1
+        changes = _current = Commit()
+        try:
+            yield changes
+            changes._end()
+        except BaseException:
+            if not changes.ended:
+                changes._revert()
+            raise
+        finally:
+            _current = None
             moved += 1
-            changes = _current = Commit()
-            try:
-                yield changes
-                changes._end()
-            except BaseException:
-                if not changes.ended:
-                    changes._revert()
-                raise
-            finally:
-                _current = None
-                moved += 1
 
 
 class _SignalsHeld:

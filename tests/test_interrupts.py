@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import threading
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from fastlora import (
     LoRAConfig,
     add_adapter,
     apply_lora,
+    changes,
     combine_adapters,
     delete_adapter,
     freeze,
@@ -164,6 +166,7 @@ def assert_before_or_after(make, change, points, come=by_signal):
         model = copy.deepcopy(original)
         torch.manual_seed(1)
         interrupted(change, model, at, come)
+        assert_locks_are_free()
         now = state(model)
         assert now in (before, after), (at, difference(now, before), difference(now, after))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -171,6 +174,21 @@ def assert_before_or_after(make, change, points, come=by_signal):
             torch.manual_seed(1)
             change(model)
             assert state(model) == after, at
+
+
+def assert_locks_are_free():
+    """Whether another thread can take them, which this one always could."""
+    taken = []
+
+    def take():
+        for lock in (changes._operations, changes._commits):
+            taken.append(lock.acquire(timeout=10))
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    assert taken == [True, True]
 
 
 def difference(one, other):
