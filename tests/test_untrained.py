@@ -168,7 +168,7 @@ def test_a_merge_in_the_middle_of_training_is_named_once():
     merge_lora(model)
     with torch.no_grad():
         model(torch.ones(1, 6))
-    with pytest.warns(UserWarning, match=r"'0' \(merged\), '2' \(merged\)"):
+    with pytest.warns(UserWarning, match="a merged FusedLoRALinear"):
         step(model, optimizer)
     step(model, optimizer)
 
