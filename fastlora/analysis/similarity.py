@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
 from fastlora.lowrank import decompose
+from fastlora.reference import accumulation_dtype
 from fastlora.residual import adapters_beside_whole
 from fastlora.tables import Part, Shown, Table
 
@@ -46,15 +47,21 @@ def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
 
     Source: arXiv 2106.09685, section 7.2, equation 4.
     """
-    U, V = decompose(first).Vt, decompose(second).Vt
+    U, V = _directions(first), _directions(second)
     if U.shape[1] != V.shape[1]:
         raise ValueError(
             f"first and second must have the same number of columns; got {U.shape[1]} and {V.shape[1]}"
         )
-    kind = torch.promote_types(U.dtype, V.dtype)
-    shared = (U.to(kind) @ V.to(kind).t()).square().cumsum(0).cumsum(1)
+    kind = accumulation_dtype(torch.promote_types(first.dtype, second.dtype))
+    shared = (U @ V.t()).square().cumsum(0).cumsum(1)
     i, j = (torch.arange(1, size + 1, device=shared.device) for size in shared.shape)
-    return shared / torch.minimum(i[:, None], j[None, :])
+    return (shared / torch.minimum(i[:, None], j[None, :])).to(kind)
+
+
+def _directions(A: Tensor) -> Tensor:
+    """The right singular vectors of A, in fp64: rounding turns those with singular values close together."""
+    wide = isinstance(A, Tensor) and A.is_floating_point() and A.device.type != "mps"  # which has no fp64
+    return decompose(A.double() if wide else A).Vt
 
 
 @torch.no_grad()
