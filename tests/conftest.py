@@ -1,6 +1,7 @@
 """The kernels run in Triton's interpreter here, unless a GPU is at hand."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -24,6 +25,14 @@ def _backend_restored():
 
     with set_backend("auto"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    """Forget what a test compiled: Dynamo counts recompilations by code, and tests share that of the layer."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture

@@ -212,7 +212,6 @@ def test_a_tied_language_model_takes_several_adapters():
 def test_switching_between_adapters_of_one_rank_and_scaling_needs_no_new_compilation():
     model = two(second={"r": 2, "alpha": None})
     x = torch.randn(4, 6)
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     compiled(x)
     with torch.compiler.set_stance("fail_on_recompile"):

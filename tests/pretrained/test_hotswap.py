@@ -51,7 +51,6 @@ def test_the_model_computes_the_other_adapter_without_compiling_again(base, opti
     other = saved(base, tmp_path, **options)
     model = adapted(copy.deepcopy(base), r=4).eval()
     x = torch.randn(5, 6)
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     compiled(x)
     parameters = [(id(p), p.data_ptr()) for p in model.parameters()]
