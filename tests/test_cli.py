@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from fastlora import __version__, backend, set_backend
 from fastlora.cli import commands, main
 from fastlora.recipes import mnist as job
+from fastlora.recipes.digits import Digits, read_sample
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,10 +23,15 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
-    """A real run, cut short: one pass and 20 batches."""
+    """A real run, cut short: one pass over every tenth digit, and 20 batches."""
+    digits = read_sample()
+    few = digits._replace(train=Digits(*(tensor[::10] for tensor in digits.train)))
     out = tmp_path_factory.mktemp("out")
     options = {"epochs": 1, "batches": 20, "rank": 2, "digit": "auto", "device": "cpu", "out": out}
-    return invoke("mnist", *(part for name, value in options.items() for part in (f"--{name}", value))), out
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "read_sample", lambda: few)
+        return invoke("mnist", *arguments), out
 
 
 def test_a_run_prints_figures_proofs_and_files(short_run):
@@ -35,7 +41,7 @@ def test_a_run_prints_figures_proofs_and_files(short_run):
         "2,807,010 parameters in the net",
         "13,588 added by LoRA, 0.484% of the net's",
         "2,820,598 together",
-        "Train the base net: 400 steps",
+        "Train the base net: 40 steps",
         "✓ frozen weights are the base's, bit for bit",
         "✓ LoRA on: every effective weight is W + s B A, within rounding",
         "✓ LoRA off: every weight and every wrong count is exactly the base's",

@@ -49,7 +49,9 @@ def masked(o, D):
 
 @pytest.mark.parametrize(("dtype", "adapter_dtype"), KINDS, ids=str)
 @pytest.mark.parametrize(
-    "shape", quick([(70, 130, 90, 5), (33, 64, 128, 40), (3, 9, 7, 1)], (70, 130, 90, 5)), ids=str
+    "shape",
+    quick([(70, 130, 90, 5), (33, 64, 128, 40), (37, 70, 40, 5), (3, 9, 7, 1)], (37, 70, 40, 5)),
+    ids=str,
 )
 def test_forward_and_backward_use_the_same_mask(shape, dtype, adapter_dtype):
     o = operands(*shape, dtype=dtype, adapter_dtype=adapter_dtype, device=DEVICE)

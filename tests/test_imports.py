@@ -157,16 +157,14 @@ def test_everything_works_without_triton():
     assert run_without(["triton"], USE + SAVE + path) == "triton is not installed"
 
 
-def test_everything_with_adapter_files_works_without_any_extra(tmp_path):
+def test_without_any_extra_all_works_adapter_files_too_and_pefts_models_name_theirs(tmp_path):
     keep = f"fastlora.save_pretrained(net, {str(tmp_path)!r}); print('saved')"
-    assert run_without([*EXTRAS, "triton"], USE + SAVE + keep) == "saved"
+    code = "try:\n    import fastlora.integrations.peft\nexcept ImportError as error:\n    print(error)"
+    saved, without_peft = run_without([*EXTRAS, "triton"], f"{USE}{SAVE}{keep}\n{code}").splitlines()
+    assert saved == "saved"
+    assert without_peft.endswith('pip install "fastlora-triton[peft]"')
     found = pytest.importorskip("safetensors.torch").load_file(tmp_path / "adapter_model.safetensors")
     assert set(found) == {f"base_model.model.{i}.lora_{x}.weight" for i in (0, 2) for x in "AB"}
-
-
-def test_pefts_models_without_peft_name_the_extra():
-    code = "try:\n    import fastlora.integrations.peft\nexcept ImportError as error:\n    print(error)"
-    assert run_without(["peft"], code).endswith('pip install "fastlora-triton[peft]"')
 
 
 def test_importing_the_package_loads_neither_triton_nor_an_extra():

@@ -91,7 +91,7 @@ def shapes_that_nobody_listed(count):
     return holds
 
 
-@pytest.mark.parametrize("count", quick([4, 20], 4))
+@pytest.mark.parametrize("count", quick([3, 20], 3))
 def test_shapes_that_nobody_listed_are_within_the_budget_too(count):
     shapes_that_nobody_listed(count)()
 
@@ -150,7 +150,7 @@ def test_expanded_rows_and_gradients_are_read_through_zero_strides():
 
 @pytest.mark.parametrize("need", quick(itertools.product([False, True], repeat=3), *ALONE), ids=str)
 def test_only_what_is_asked_for_is_computed_and_it_is_the_same(need):
-    ops = operands(70, 130, 90, 20, device=DEVICE)
+    ops = operands(40, 72, 80, 20, device=DEVICE)
     names = ("dx", "dA", "dB")
     asked = dict(zip((f"need_{name}" for name in names), need, strict=True))
     whole, part = run(ops), run(ops, **asked)
@@ -159,7 +159,7 @@ def test_only_what_is_asked_for_is_computed_and_it_is_the_same(need):
 
 
 def test_the_same_call_gives_the_same_bits():
-    ops = operands(70, 130, 90, 40, dtype=torch.float16, device=DEVICE)
+    ops = operands(40, 72, 80, 40, dtype=torch.float16, device=DEVICE)
     first, second = run(ops), run(ops)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

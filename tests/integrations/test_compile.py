@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastlora import LoRAConfig, apply_lora, lora_layers
+from tests.cases import quick
 from tests.integrations.architectures import tiny
 from tests.models import with_update
 
@@ -19,11 +20,12 @@ def step(model, run, tokens):
     return [loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
 
 
-def test_a_llama_is_one_graph_and_texts_of_any_length_take_the_second_compilation():
+@pytest.mark.parametrize("layers", quick([1, 2], 1))
+def test_a_llama_is_one_graph_and_texts_of_any_length_take_the_second_compilation(layers):
     torch.compiler.reset()
-    model = tiny("Llama")
+    model = tiny("Llama", num_hidden_layers=layers)
     with_update(apply_lora(model, LoRAConfig(r=2, alpha=3, dropout=0.3))).train()
-    assert len(list(lora_layers(model))) == 14
+    assert len(list(lora_layers(model))) == 7 * layers
     counter = CompileCounterWithBackend("aot_eager")
     compiled, frames = torch.compile(model, fullgraph=True, backend=counter), []
     for length in (5, 9, 17, 12):

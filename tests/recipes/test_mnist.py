@@ -1,4 +1,4 @@
-"""The whole MNIST flow on real digits; one trained base serves all tests."""
+"""The whole MNIST flow on real digits; one trained base serves the quick tests."""
 
 import copy
 import json
@@ -7,14 +7,20 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.recipes import extras, mnist
+from fastlora.recipes import extras, mlp, mnist
 from fastlora.recipes.digits import DigitsError
 from fastlora.recipes.methods import LORA_METHODS
 from fastlora.recipes.options import MnistOptions
 from fastlora.recipes.training import Score, score
+from tests.cases import quick
 from tests.testing import assert_within_budget
 
 LORA = list(LORA_METHODS)
+WITH_PEERS = quick(LORA, "fused")
+# Of the runs that are compared with one another.
+BATCHES = 30
+# The net's sizes, and some that the interpreter is done with in seconds.
+NETS = quick([mlp.SIZES, (784, 40, 50, 10)], (784, 40, 50, 10))
 
 
 @pytest.fixture
@@ -33,19 +39,27 @@ def tune(base, digits, method, dtype=torch.float64, **options):
 
 @pytest.fixture(scope="session")
 def reference64(trained_base, digits):
-    return tune(trained_base, digits, "reference")
+    return tune(trained_base, digits, "reference", batches=BATCHES)
 
 
 @pytest.fixture(scope="session")
 def reference32(trained_base, digits):
-    return tune(trained_base, digits, "reference", torch.float32)
+    return tune(trained_base, digits, "reference", torch.float32, batches=BATCHES)
 
 
 def test_the_base_learns_the_digits(base, digits):
-    assert score(base, digits.test, what="").accuracy >= 0.93
+    assert score(base, digits.test, what="").accuracy >= 0.8
 
 
-@pytest.mark.parametrize("method", LORA)
+@pytest.mark.exhaustive
+def test_the_job_as_it_stands_learns_the_digits_and_then_the_nines(tmp_path):
+    result = mnist.run(MnistOptions(out=tmp_path))
+    assert result.base.accuracy >= 0.93
+    assert result.on.wrong[9] <= result.base.wrong[9] / 2
+    assert result.proved
+
+
+@pytest.mark.parametrize("method", WITH_PEERS)
 def test_every_way_to_compute_lora_gives_the_figures_of_the_job(trained_once, method, tmp_path):
     result = mnist.run(MnistOptions(method=method, out=tmp_path))
     assert result.parameters[:3] == (2_807_010, 6_794, 2_813_804)
@@ -84,7 +98,7 @@ def test_the_files_hold_what_the_run_found(trained_once, tmp_path):
     assert found["adapter_bytes"] == (tmp_path / "new" / "folder" / "adapter.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("method", LORA)
+@pytest.mark.parametrize("method", WITH_PEERS)
 def test_the_adapter_file_makes_the_fine_tuned_net_of_a_plain_one(
     trained_once, base, digits, method, tmp_path
 ):
@@ -98,13 +112,13 @@ def test_the_adapter_file_makes_the_fine_tuned_net_of_a_plain_one(
 
 def test_the_reference_moves_b_and_a(base, reference64):
     losses, adapters = reference64
-    assert losses.shape == (100,)
+    assert losses.shape == (BATCHES,)
     assert all(tensor.any() for tensor in adapters)
 
 
 @pytest.mark.parametrize("method", ["fused", "parametrize"])
 def test_in_fp64_the_methods_differ_by_rounding_alone(base, digits, reference64, method):
-    losses, adapters = tune(base, digits, method)
+    losses, adapters = tune(base, digits, method, batches=BATCHES)
     torch.testing.assert_close(losses, reference64[0], rtol=1e-9, atol=0)
     for tensor, truth in zip(adapters, reference64[1], strict=True):
         assert (tensor - truth).norm() <= 1e-9 * truth.norm()
@@ -112,13 +126,16 @@ def test_in_fp64_the_methods_differ_by_rounding_alone(base, digits, reference64,
 
 @pytest.mark.parametrize("method", ["fused", "parametrize"])
 def test_in_fp32_the_methods_stay_within_the_error_budget(base, digits, reference64, reference32, method):
-    losses, adapters = tune(base, digits, method, torch.float32)
+    losses, adapters = tune(base, digits, method, torch.float32, batches=BATCHES)
     assert_within_budget("losses", losses.float(), reference32[0], reference64[0])
     for tensor, torchs, truth in zip(adapters, reference32[1], reference64[1], strict=True):
         assert_within_budget("adapter", tensor, torchs, truth)
 
 
-def test_the_kernels_fine_tune_as_torch_does(base, digits):
+@pytest.mark.parametrize("sizes", NETS, ids=str)
+def test_the_kernels_fine_tune_as_torch_does(digits, monkeypatch, sizes):
+    monkeypatch.setattr(mlp, "SIZES", sizes)
+    base = mlp.DigitsMLP(0)
     few = {"batches": 3, "alpha": 2.0}
     truth = tune(base, digits, "reference", **few)
     torchs = tune(base, digits, "reference", torch.float32, **few)
