@@ -1,4 +1,4 @@
-"""One linear layer by every method, in pytest-benchmark's groups: `pytest bench --benchmark-only`.
+"""One linear layer by every method, in pytest-benchmark's groups: `pytest bench --benchmark-only -n 0`.
 
 Save and compare with --benchmark-save=NAME and --benchmark-compare. fastlora takes the path that the backend
 chooses on its own: torch on a CPU, the kernels on a GPU.

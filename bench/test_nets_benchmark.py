@@ -1,4 +1,4 @@
-"""Whole nets' training steps, in pytest-benchmark's groups: `pytest bench --benchmark-only`."""
+"""Whole nets' training steps, in pytest-benchmark's groups: `pytest bench --benchmark-only -n 0`."""
 
 import pytest
 import torch
