@@ -33,7 +33,7 @@ def _backend_restored():
 
 @pytest.fixture(autouse=True)
 def _compiled_anew():
-    """Forget what a test compiled: Dynamo counts recompilations by code, and tests share that of the layer."""
+    """Forget what a test compiled: Dynamo counts recompilations by code, and tests share the layer's."""
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
