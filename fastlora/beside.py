@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastlora.changes import Commit
+from fastlora.changes import Commit, exclusive
 from fastlora.layers import lora_layers
 
 _NAME = "save_pretrained"
@@ -35,6 +35,7 @@ class SavePretrained:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    @exclusive
     def __call__(
         self,
         save_directory: str | os.PathLike[str],

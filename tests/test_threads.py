@@ -15,6 +15,7 @@ from fastlora import (
     lora_layers,
     merge_lora,
     remove_lora,
+    save_pretrained,
     set_adapter,
     set_lora_enabled,
     unmerge_lora,
@@ -176,3 +177,21 @@ def test_a_child_forked_during_a_change_can_change_models_itself():
     thread.join()
     assert queue.get(timeout=30) == 0
     child.join()
+
+
+def test_a_save_beside_a_change_waits_for_its_end(tmp_path):
+    model = adapted(nn.Sequential(nn.Linear(4, 4)))
+    entered, saved = threading.Event(), threading.Event()
+
+    def save():
+        entered.wait()
+        save_pretrained(model, tmp_path)
+        saved.set()
+
+    @changes.exclusive
+    def change():
+        entered.set()
+        assert not saved.wait(0.2)
+
+    together(save, change)
+    assert saved.is_set()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.adapters import active_adapter, adapter_names
+from fastlora.changes import exclusive
 from fastlora.layers import existing_layers
 from fastlora.pretrained import describe
 from fastlora.pretrained.adapter_config import AdapterConfig, digest
@@ -26,11 +27,11 @@ from fastlora.pretrained.contents import (
 from fastlora.pretrained.drafts import write_together
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.full import modules_in_full
+from fastlora.pretrained.given import from_state, is_other
 from fastlora.pretrained.layout import serialized
 from fastlora.residual import adapters_beside_whole
 from fastlora.shards import is_spread, reshard, whole
 from fastlora.shelf import DEFAULT, Options, saved_name
-from fastlora.targets import listed
 from fastlora.tasks import task_of
 from fastlora.wrappers import modules_by_name
 
@@ -49,6 +50,7 @@ class _Adapter(NamedTuple):
     writes: bool
 
 
+@exclusive
 def save_pretrained(
     model: nn.Module,
     directory: str | os.PathLike[str],
@@ -94,6 +96,7 @@ def save_pretrained(
     _write(directory, content)
 
 
+@exclusive
 def write_beside(
     model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
 ) -> None:
@@ -102,8 +105,8 @@ def write_beside(
     Args:
         model: As in `save_pretrained`.
         directory: The checkpoint's.
-        state: The whole state where the caller gathered it: then nothing is gathered here, as other processes
-            may not take part.
+        state: What the caller wants written, an average of the weights, say; or the whole state where it was
+            gathered: then nothing is gathered here, as other processes may not take part.
         is_main_process: Whether this process writes.
     """
     try:
@@ -136,6 +139,7 @@ def _write(directory: str | os.PathLike[str], content: Mapping[str, _Adapter]) -
     write_together(files)
 
 
+@exclusive
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the adapter in use to one safetensors file: `save_pretrained`'s tensors, with its config inside.
 
@@ -195,8 +199,8 @@ def _collect(
         auto_mapping=None if task_type else _class_of(inner),
     )
     spread = any(is_spread(tensor) for tensor in tensors.values())
-    if spread and state is not None:
-        return _Adapter(text, _from_state(state, tensors, places), writes=True)
+    if state is not None and (spread or is_other(state, model, places)):
+        return _Adapter(text, from_state(state, tensors, places), writes=True)
     # On every process, and in the same order: gathering is a collective.
     gathered = {key: whole(tensor) for key, tensor in tensors.items()}
     return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
@@ -209,21 +213,6 @@ def _check_here(layer: str, A: Tensor, options: Options) -> None:
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
             "summon_full_params or DeepSpeed's GatheredParameters it is whole)"
         )
-
-
-def _from_state(
-    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], places: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """The tensors as a caller gathered them."""
-    missing = [place for place in places.values() if place not in state]
-    if missing:
-        raise ValueError(f"state_dict must hold every adapter; it lacks {listed(missing)}")
-    for key, place in places.items():
-        if state[place].shape != tensors[key].shape:
-            raise ValueError(
-                f"{place!r} must be {list(tensors[key].shape)} in state_dict (initialize was used?)"
-            )
-    return {key: state[place] for key, place in places.items()}
 
 
 def _config(

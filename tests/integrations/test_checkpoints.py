@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fastlora import LoRAConfig, add_adapter, apply_lora, load_pretrained, remove_lora, unfreeze
+from fastlora import LoRAConfig, add_adapter, apply_lora, load_pretrained, lora_layers, remove_lora, unfreeze
 from tests.integrations.architectures import inputs_of, tiny
-from tests.integrations.test_trainer import trained
+from tests.integrations.test_trainer import Tokens, trained
 from tests.models import with_update
 
 peft = pytest.importorskip("peft")
@@ -156,3 +156,48 @@ def test_norms_that_were_unfrozen_are_in_the_adapter(base, tmp_path):
         warnings.simplefilter("error")
         model.save_pretrained(tmp_path / "out")
     assert torch.equal(logits(load_pretrained(read(base), tmp_path / "out")), logits(model))
+
+
+def test_the_adapter_beside_a_given_state_dict_is_that_states(base, tmp_path):
+    model = adapted_llama(base)
+    average = copy.deepcopy(model)
+    for _, layer in lora_layers(average):
+        nn.init.normal_(layer.lora_B)
+    model.save_pretrained(tmp_path / "out", state_dict=average.state_dict())
+    found = load_pretrained(read(base), tmp_path / "out")
+    assert torch.equal(logits(found), logits(average))
+    assert not torch.equal(logits(found), logits(model))
+
+
+def test_a_given_state_dict_that_lacks_an_update_is_named(base, tmp_path):
+    model = adapted_llama(base)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="state_dict must hold every adapter; it lacks .*lora_A"):
+        model.save_pretrained(tmp_path / "out", state_dict=state)
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
+def test_trainer_ends_with_its_best_checkpoint(base, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = adapted_llama(base)
+    rate = {"learning_rate": 1.0}  # so that the first step is the best
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=3, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+        load_best_model_at_end=True, save_total_limit=1, report_to="none", use_cpu=True, disable_tqdm=True,
+        **rate,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=Tokens(), eval_dataset=Tokens())
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best is not None
+    assert torch.equal(logits(load_pretrained(read(base), best)), logits(model.eval()))
+
+
+def test_a_config_of_ones_own_reads_the_adapter_by_peft(base, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    model = adapted_llama(base)
+    model.save_pretrained(tmp_path / "out")
+    found = LlamaForCausalLM.from_pretrained(tmp_path / "out", config=read(base).config).eval()
+    torch.testing.assert_close(logits(found), logits(model))

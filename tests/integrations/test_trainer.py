@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils.data import Dataset
 
-from fastlora import lora_layers
+from fastlora import LoRAConfig, apply_lora, lora_layers
 from fastlora.integrations.peft import accelerate_peft, forward_counts, register
 from tests.integrations.architectures import pair, tiny
 from tests.testing import assert_within_budget
@@ -161,3 +161,12 @@ def test_the_sft_trainer_takes_a_registered_config(tmp_path):
     losses, trainer = fine_tuned(tiny("Llama"), tmp_path, peft_config=register(config))
     assert losses.unique().numel() == len(losses) == STEPS
     assert set(forward_counts(trainer.model)) == {"fused"}
+
+
+def test_the_sft_trainers_unused_head_is_named(tmp_path):
+    model = apply_lora(tiny("Llama"), LoRAConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.warns(UserWarning, match=r"updates of 'lm_head' \(not used by the loss\), which"):
+        fine_tuned(model, tmp_path)
+    layers = dict(lora_layers(model))
+    assert not layers.pop("lm_head").lora_B.any()  # so TRL reads the weight itself still
+    assert all(layer.lora_B.any() for layer in layers.values())
