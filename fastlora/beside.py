@@ -3,7 +3,9 @@
 Transformers reads a directory with a model's config.json as that model, drops every lora key as unexpected
 and returns the untrained base; without any config.json a model's class takes its default one, which is that
 of a real model. So the config.json here names a file of weights that does not exist: reading fails at once
-and says what to read instead. The whole state stays beside the adapter, as Trainer resumes from that.
+and says what to read instead. Only a config of the caller's own hides that: with PEFT installed the adapter
+is then read too; without, Transformers reads the base and reports every lora key as unexpected. The whole
+state stays beside the adapter, as Trainer resumes from that.
 """
 
 from __future__ import annotations
