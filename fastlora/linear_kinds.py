@@ -98,7 +98,9 @@ def odd_tensor(tensor: Tensor) -> str | None:
         return f"a {cls.__module__}.{cls.__qualname__}, as quantization makes them, and no plain tensor"
     if tensor.layout is not torch.strided:
         return f"in the layout {tensor.layout}"
-    return None if tensor.dtype in config.DTYPES else f"in {tensor.dtype}"
+    if tensor.dtype not in config.DTYPES:
+        return f"in {tensor.dtype}, not in one of {', '.join(map(str, config.DTYPES))}"
+    return None
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -44,12 +44,9 @@ _FOR: Final = re.compile(rf"For({'|'.join(_CLASSES)})(WithTeacher)?$")
 
 
 def remember_task(model: nn.Module, task: str | None, changing: Commit) -> None:
-    """Keep the task that a config named, for the files of this model; None forgets it."""
-    attributes = vars(unwrapped(model))
-    if task is None:
-        changing.drop(attributes, TASK)
-    else:
-        changing.put(attributes, TASK, task)
+    """Keep the task that a config named, for the files of this model, until LoRA is removed."""
+    if task is not None:
+        changing.put(vars(unwrapped(model)), TASK, task)
 
 
 def task_of(model: nn.Module, asked: str | None = None) -> str | None:

@@ -50,6 +50,7 @@ QUANTIZED = {
     "bnb 8 bits": lambda: stand_in("Linear8bitLt", "bitsandbytes.nn.modules", nn.Linear)(6, 3),
     "hqq": lambda: stand_in("HQQLinear", "hqq.core.quantize", Packed)(6, 3),
     "gptq": lambda: stand_in("TorchQuantLinear", "gptqmodel.nn_modules.qlinear.torch", Packed)(6, 3),
+    "known by its package": lambda: stand_in("MarlinLinear", "gptqmodel.nn_modules", Packed)(6, 3),
     "unknown package": lambda: stand_in("WQLinear_GEMM", "somewhere.linear", Packed)(6, 3),
     "unknown subclass": lambda: four_bit(stand_in("Tiny", "somewhere.linear", nn.Linear)(6, 3)),
 }
@@ -105,6 +106,16 @@ def test_a_plain_layer_with_an_odd_weight_is_refused_by_what_it_is(change, what)
             apply_lora(model, config)
     with pytest.raises(TypeError, match=rf"linear.weight must .*{what}"):
         FusedLoRALinear.from_linear(model[2])
+    assert not list(lora_layers(model))
+
+
+@pytest.mark.parametrize("weight", [None, nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1, 3, 5))])
+def test_a_weight_that_is_no_matrix_is_refused(weight):
+    model = mlp()
+    model[2].weight = weight
+    for change in (lambda: apply_lora(model, LoRAConfig()), lambda: FusedLoRALinear.from_linear(model[2])):
+        with pytest.raises(TypeError, match=r"weight must be \[N, K\]; got"):
+            change()
     assert not list(lora_layers(model))
 
 

@@ -210,9 +210,17 @@ def test_updates_made_in_inference_mode_are_trained_outside_it(change, folder):
     assert all(layer.lora_B.grad is not None for _, layer in lora_layers(model))
 
 
-@pytest.mark.parametrize("make", [torch.Tensor.t, lambda each: each[:, ::2], lambda each: each[:0]])
-def test_other_strides_can_be_written(make):
-    check_writable(make(torch.zeros(4, 6)), "W")
+OTHER_STRIDES = {
+    "turned": torch.Tensor.t,
+    "every other": lambda each: each[:, ::2],
+    "one row, with any stride": lambda each: each.as_strided((1, 6), (0, 1)),
+    "none at all": lambda each: each[:1, :1].expand(0, 6),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_STRIDES)
+def test_other_strides_can_be_written(kind):
+    check_writable(OTHER_STRIDES[kind](torch.zeros(4, 6)), "W")
 
 
 def test_windows_that_share_entries_cannot():

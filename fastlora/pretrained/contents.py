@@ -216,8 +216,8 @@ def _warn_of_edit(folder: Path) -> None:
 def open_file(path: str | os.PathLike[str]) -> Iterator[Contents]:
     """Open an adapter in a single file; faults and errors are `open_directory`'s."""
     with open_tensors(path) as file:
-        check_layout(file.headers)
         if METADATA_KEY not in file.metadata:
+            check_layout(file.headers)
             raise AdapterError(
                 f"must be a file that save_adapter wrote; its metadata have no {METADATA_KEY!r} entry (for "
                 "PEFT's directories there is load_pretrained)"

@@ -117,6 +117,32 @@ def test_pefts_trainable_parameters_are_ours_whatever_the_targets(targets):
         assert count == sum(parameter.numel() for parameter in peft.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        *[(task, head) for task in ("SEQ_CLS", "TOKEN_CLS") for head in ("classifier", "score")],
+        ("QUESTION_ANS", "qa_outputs"),
+    ],
+)
+def test_a_named_task_finds_its_head_by_name_in_any_model(task, head):
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), head: nn.Linear(3, 2), f"pre_{head}": nn.Tanh()})
+    assert heads(apply_lora(model, LoRAConfig(r=2, task_type=task))) == {head}
+
+
+def test_of_heads_in_one_another_the_outermost_is_trained():
+    inner = nn.ModuleDict({"score": nn.Linear(3, 2), "norm": nn.LayerNorm(3)})
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "classifier": inner})
+    assert heads(apply_lora(model, LoRAConfig(r=2, task_type="SEQ_CLS"))) == {"classifier"}
+
+
+def test_a_head_with_a_weight_of_the_body_is_refused():
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "classifier": nn.Linear(3, 3)})
+    model["classifier"].weight = model["body"].weight
+    with pytest.raises(ValueError, match="'classifier' shares one with 'body.weight'"):
+        apply_lora(model, LoRAConfig(r=2, task_type="SEQ_CLS"))
+    assert not list(lora_layers(model)) and model["body"].weight.requires_grad
+
+
 def test_a_subclass_a_wrapper_and_a_part_count_as_well(tmp_path):
     class Mine(transformers.BertForSequenceClassification):
         pass
@@ -138,6 +164,28 @@ def test_feature_extraction_leaves_the_head_to_the_targets(tmp_path):
         ValueError, match=r"task_type 'SEQ_CLS' needs its head in the file.*'classifier' would"
     ):
         save_pretrained(model, tmp_path, task_type="SEQ_CLS")
+
+
+def test_a_head_with_lora_is_left_to_it():
+    config = LoRAConfig(r=2, target_modules=["classifier"], task_type="FEATURE_EXTRACTION")
+    model = apply_lora(build("BertForSequenceClassification"), config)
+    apply_lora(model, LoRAConfig(r=2, target_modules=["query"]))
+    assert not heads(model)
+
+
+def test_a_task_that_only_the_class_tells_is_not_written_without_its_head(tmp_path):
+    config = LoRAConfig(r=2, target_modules=["query"], task_type="FEATURE_EXTRACTION")
+    save_pretrained(apply_lora(build("BertForSequenceClassification"), config), tmp_path)
+    save_pretrained(load_pretrained(build("BertForSequenceClassification"), tmp_path), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] is None
+
+
+def test_no_task_is_written_for_a_model_that_pefts_of_that_task_could_not_call(tmp_path):
+    class Sounds(transformers.BertForSequenceClassification):
+        main_input_name = "input_values"
+
+    save_pretrained(apply_lora(Sounds(transformers.BertConfig(**BERT)), LoRAConfig(r=2)), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] is None
 
 
 def test_targets_that_are_only_the_head_are_refused():
@@ -173,5 +221,8 @@ def test_a_task_that_peft_does_not_know_is_refused():
 
 
 def test_nobodys_head_stays_a_target():
-    model = nn.ModuleDict({"body": nn.Linear(3, 3), "classifier": nn.Linear(3, 2)})
+    class MineForSequenceClassification(nn.ModuleDict):
+        pass
+
+    model = MineForSequenceClassification({"body": nn.Linear(3, 3), "classifier": nn.Linear(3, 2)})
     assert [name for name, _ in lora_layers(apply_lora(model, LoRAConfig(r=2)))] == ["body", "classifier"]

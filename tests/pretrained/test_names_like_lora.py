@@ -30,6 +30,23 @@ class Around(nn.Module):
         return self.base_layer(x)
 
 
+def inside(*names):
+    """Linear layers in each other's place, by a name with dots: "lora_A.0"."""
+    module = nn.Linear(4, 4)
+    for name in reversed(names):
+        outer = Chain()
+        outer.add_module(name, module)
+        module = outer
+    return module
+
+
+class Chain(nn.Module):
+    def forward(self, x):
+        for child in self.children():
+            x = child(x)
+        return x
+
+
 def named(name, module):
     model = nn.Sequential()
     model.add_module("proj", nn.Linear(4, 4))
@@ -44,6 +61,9 @@ CASES = {
     "a head called lora_embedding_A": ("lora_embedding_A", nn.Linear(4, 4), ["proj"]),
     "a head with base_layer inside": ("head", Around(nn.Linear(4, 4)), ["proj"]),
     "a head with lora_A and lora_B inside": ("head", OwnLoRA(), ["proj"]),
+    "a head with lora_A.0 inside": ("head", inside("lora_A", "0"), ["proj"]),
+    "a head with kohya's names inside": ("head", inside("lora_down"), ["proj"]),
+    "a head with diffusers' names inside": ("head", inside("lora", "down"), ["proj"]),
     "an adapted layer called lora_A": ("lora_A", nn.Linear(4, 4), ["lora_A"]),
     "an adapted layer inside lora_B": ("lora_B", Around(nn.Linear(4, 4)), ["base_layer"]),
 }
