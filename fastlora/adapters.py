@@ -12,6 +12,7 @@ from typing import cast
 
 from torch import nn
 
+from fastlora.arguments import check_choice
 from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_dtype
 from fastlora.layer import FusedLoRALinear
@@ -233,9 +234,7 @@ def check_switchable(layers: Mapping[str, FusedLoRALinear]) -> None:
 
 
 def _check_known(model: nn.Module, name: object) -> None:
-    names = adapter_names(model)
-    if name not in names:
-        raise ValueError(f"adapter must be one of {', '.join(names)}; got {name!r}")
+    check_choice("adapter", name, adapter_names(model))
 
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:

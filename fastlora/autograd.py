@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlora import ops, reference, second_derivative  # noqa: F401 - the last makes the operator differentiable
 from fastlora.backend import backend_of_mask, get_backend
-from fastlora.config import check_dropout
+from fastlora.config import check_dropout, shown
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
@@ -137,9 +137,13 @@ def _check_scaling(s: object) -> float:
         return cast(float, s)
     if isinstance(s, bool) or not isinstance(s, Real):
         raise TypeError(f"s must be a number; got {type(s).__name__}")
-    if not math.isfinite(s):
-        raise ValueError(f"s must be finite; got {s!r}")
-    return float(s)
+    try:
+        number = float(s)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"s must be finite; got {shown(s)}")
+    return number
 
 
 def check_operands(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None:

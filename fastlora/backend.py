@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 
 import torch
 
+from fastlora.arguments import check_choice
+
 BACKENDS: Final = ("auto", "triton", "torch")
 KERNEL_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -40,12 +42,6 @@ class Path(NamedTuple):
     why: str
 
 
-def _checked(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {name!r}")
-    return name
-
-
 class set_backend:  # noqa: N801 - called like a function, as torch.set_grad_enabled is
     """Choose the code path, from now on or for a `with` block.
 
@@ -63,7 +59,7 @@ class set_backend:  # noqa: N801 - called like a function, as torch.set_grad_ena
 
     def __init__(self, name: str) -> None:
         global _backend
-        _checked(name, "backend")
+        check_choice("backend", name, BACKENDS)
         self.previous = get_backend()
         _backend = name
 
@@ -88,7 +84,7 @@ def get_backend() -> str:
     """
     global _backend
     if _backend is None:
-        _backend = _checked(os.environ.get("FASTLORA_BACKEND", "auto"), "FASTLORA_BACKEND")
+        _backend = check_choice("FASTLORA_BACKEND", os.environ.get("FASTLORA_BACKEND", "auto"), BACKENDS)
     return _backend
 
 
@@ -125,7 +121,7 @@ def choose_path(
         ValueError: If the setting is none of these.
         BackendError: If the setting is "triton" and the kernels cannot run there.
     """
-    setting = get_backend() if setting is None else _checked(setting, "backend")
+    setting = get_backend() if setting is None else check_choice("backend", setting, BACKENDS)
     if setting == "torch":
         return Path("torch", "the backend is set to torch")
     if gpu is not None:

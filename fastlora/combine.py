@@ -8,7 +8,7 @@ it as any matrix of a smaller rank is, by its singular value decomposition (Ecka
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastlora.adapters import adapter_names, check_new, give_adapter
 from fastlora.changes import exclusive
-from fastlora.config import check_rank
+from fastlora.config import check_rank, shown
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.lowrank import decompose_product
@@ -80,11 +80,14 @@ def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None,
 
 def _check_weights(weights: object, names: tuple[str, ...]) -> None:
     if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f"weights must map at least one adapter to its weight; got {weights!r}")
+        raise ValueError(f"weights must map at least one adapter to its weight; got {shown(weights)}")
     for name, weight in weights.items():
-        if name not in names:
-            raise ValueError(f"weights must name adapters of the model, {', '.join(names)}; got {name!r}")
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(
+                f"weights must name adapters of the model, {', '.join(names)}; got {shown(name)}"
+            )
+        wanted = f"weights[{name!r}] must be a finite number; got {shown(weight)}"
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise TypeError(f"weights[{name!r}] must be a finite number; got {weight!r}")
-        if not math.isfinite(weight):
-            raise ValueError(f"weights[{name!r}] must be a finite number; got {weight!r}")
+            raise TypeError(wanted)
+        if not abs(weight) <= sys.float_info.max:
+            raise ValueError(wanted)

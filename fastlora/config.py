@@ -76,8 +76,9 @@ def check_bool(value: object, name: str) -> bool:
 
 def check_init(init: object) -> str:
     """The name of an initialization; else ValueError listing the known ones."""
-    if init not in INITS:
-        hint = " (it changes W: call fastlora.initialize after apply_lora)" if init in FROM_WEIGHT else ""
+    if not isinstance(init, str) or init not in INITS:
+        from_weight = isinstance(init, str) and init in FROM_WEIGHT
+        hint = " (it changes W: call fastlora.initialize after apply_lora)" if from_weight else ""
         raise ValueError(f"init must be one of {', '.join(INITS)}; got {shown(init)}{hint}")
     return str(init)
 
@@ -190,7 +191,7 @@ class LoRAConfig:
         if self.modules_to_save is not None:
             own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
         if self.task_type is not None:
-            own(self, "task_type", _task(self.task_type))
+            own(self, "task_type", check_task_name(self.task_type))
         own(self, "layers_to_transform", _indices(self.layers_to_transform))
         if self.layers_pattern is not None:
             patterns = _names("layers_pattern", self.layers_pattern)
@@ -222,15 +223,16 @@ def _indices(value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
     found = (value,) if isinstance(value, int) else value
-    if isinstance(found, (Sequence, AbstractSet)) and found and not isinstance(found, str):
+    if isinstance(found, (Sequence, AbstractSet)) and found and not isinstance(found, (str, bytes)):
         indices = tuple(found)
         if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in indices):
             return indices
     raise ValueError(f"layers_to_transform must be an int >= 0 or a sequence of such; got {shown(value)}")
 
 
-def _task(value: object) -> str:
-    if value not in TASKS:
+def check_task_name(value: object) -> str:
+    """PEFT's name of a task, as a plain string; else ValueError listing the known ones."""
+    if not isinstance(value, str) or value not in TASKS:
         raise ValueError(f"task_type must be one of {', '.join(TASKS)} or None; got {shown(value)}")
     return next(task for task in TASKS if task == value)  # PEFT's enumeration compares equal
 

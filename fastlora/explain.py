@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastlora.arguments import check_choice, check_size
 from fastlora.backend import Path, choose_path
-from fastlora.config import check_rank
+from fastlora.config import check_rank, shown
 from fastlora.cost import Cost, Problem
 from fastlora.gpus import GPUS, Gpu, find_gpu
 from fastlora.layer import FusedLoRALinear
@@ -117,17 +119,24 @@ def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None =
     """
     if not isinstance(layer, FusedLoRALinear):
         raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
-    if not x_shape or x_shape[-1] != layer.in_features:
-        raise ValueError(f"x_shape must be [..., K={layer.in_features}]; got {list(x_shape)}")
-    M = 1
-    for size in x_shape[:-1]:
-        M *= size
+    M = math.prod(_rows_of(x_shape, layer.in_features))
     dtypes = (layer.weight.dtype, layer.lora_A.dtype)
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
     dropout = layer.dropout if layer.training else 0.0
     return explain_problem(
         problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=layer.weight.detach()
     )
+
+
+def _rows_of(x_shape: object, K: int) -> tuple[int, ...]:
+    """The sizes before the last one, which is K."""
+    wanted = f"x_shape must be [..., K={K}]; got {shown(x_shape)}"
+    if not isinstance(x_shape, Sequence) or isinstance(x_shape, (str, bytes)):
+        raise TypeError(wanted)
+    sizes = tuple(check_size(f"x_shape[{at}]", size, least=1) for at, size in enumerate(x_shape))
+    if not sizes or sizes[-1] != K:
+        raise ValueError(wanted)
+    return sizes[:-1]
 
 
 def explain_problem(
@@ -160,8 +169,8 @@ def explain_problem(
 
     if device is None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if gpu is not None and gpu not in GPUS:
-        raise ValueError(f"gpu must be one of {', '.join(GPUS)}; got {gpu!r}")
+    if gpu is not None:
+        check_choice("gpu", gpu, GPUS)
     path = choose_path(device, problem.dtype, gpu=gpu)
     architecture = ""
     if path.name != "torch":

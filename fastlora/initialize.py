@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import lowrank, reference
+from fastlora.arguments import check_choice
 from fastlora.changes import commit, exclusive
 from fastlora.config import FROM_WEIGHT
 from fastlora.layer import FusedLoRALinear
@@ -50,8 +51,7 @@ def initialize(model: nn.Module, start: str) -> None:
             that is not finite or is shared with another module; or W, A or B is computed from others (by a
             parametrization, say) or cannot be written in place.
     """
-    if start not in _STARTS:
-        raise ValueError(f"start must be one of {', '.join(_STARTS)}; got {start!r}")
+    check_choice("start", start, _STARTS)
     layers = existing_layers(model)
     _check_startable(model, layers)
     # Whatever fails in a decomposition or a difference fails before the first W is changed.

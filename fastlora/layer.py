@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora import changes, config, reference, residual, shards, shelf, untrained
+from fastlora.arguments import check_size
 from fastlora.autograd import check_operands, lora_linear
 from fastlora.changes import commit, exclusive
 from fastlora.split import Split
@@ -90,6 +91,9 @@ class FusedLoRALinear(nn.Linear):
     ) -> None:
         config.check_dtype("dtype", dtype)
         adapter_dtype = config.check_dtype("adapter_dtype", adapter_dtype)
+        in_features = check_size("in_features", in_features)
+        out_features = check_size("out_features", out_features)
+        config.check_bool(bias, "bias")
         self._configure(r, alpha, dropout, rslora, init)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._add_adapter(adapter_dtype)
@@ -350,6 +354,7 @@ class FusedLoRALinear(nn.Linear):
             ValueError: If W + s B A is wanted and holds NaN or infinity; or if W or b is computed from
                 others, by a parametrization, say.
         """
+        config.check_bool(merge, "merge")
         check_own_forward("layer", self)
         check_own(self, ("weight", "bias"), "the layer")
         if merge:

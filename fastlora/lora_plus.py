@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 from torch import nn
 
+from fastlora.config import shown
 from fastlora.layers import existing_layers
 
 
@@ -46,8 +47,8 @@ def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str
 
 
 def _check_positive(name: str, value: object) -> None:
-    wanted = f"{name} must be a positive, finite number; got {value!r}"
+    wanted = f"{name} must be a positive, finite number; got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(wanted)
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value <= sys.float_info.max:
         raise ValueError(wanted)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from fastlora import reference
-from fastlora.config import adapter_dtype_over
+from fastlora import config, reference
+from fastlora.arguments import check_size
 
 
 class ReferenceLoRALinear(nn.Module):
@@ -44,15 +42,20 @@ class ReferenceLoRALinear(nn.Module):
         adapter_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        config.check_dtype("dtype", dtype)
+        in_features = check_size("in_features", in_features)
+        out_features = check_size("out_features", out_features)
+        config.check_bool(bias, "bias")
+        self.scaling = _scaling(r, alpha, rslora)
+        self.dropout = config.check_dropout(dropout)
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         self.weight = linear.weight.requires_grad_(False)
         self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
-        adapter_dtype = adapter_dtype_over(self.weight.dtype, adapter_dtype)
+        chosen = config.check_dtype("adapter_dtype", adapter_dtype)
+        adapter_dtype = config.adapter_dtype_over(self.weight.dtype, chosen)
         self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=adapter_dtype))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=adapter_dtype))
         nn.init.normal_(self.lora_A, std=1 / r)
-        self.scaling = (r if alpha is None else alpha) / (math.sqrt(r) if rslora else r)
-        self.dropout = dropout
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,6 +79,13 @@ class ReferenceLoRALinear(nn.Module):
         if not self.enabled:
             return self.weight
         return reference.effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
+
+
+def _scaling(r: int, alpha: float | None, rslora: bool = False) -> float:
+    """s of a rank and an alpha, both checked."""
+    config.check_rank(r)
+    alpha = config.check_alpha(alpha)
+    return config.scaling(r, float(r) if alpha is None else alpha, config.check_bool(rslora, "rslora"))
 
 
 class LoRAParametrization(nn.Module):
@@ -106,10 +116,13 @@ class LoRAParametrization(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        config.check_dtype("dtype", dtype)
+        in_features = check_size("in_features", in_features)
+        out_features = check_size("out_features", out_features)
+        self.scaling = _scaling(r, alpha)
         self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=dtype))
         nn.init.normal_(self.lora_A, std=1 / r)
-        self.scaling = (r if alpha is None else alpha) / r
         self.enabled = True
 
     def forward(self, W: Tensor) -> Tensor:

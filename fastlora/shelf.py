@@ -25,6 +25,7 @@ from fastlora.writable import check_own_writable
 DEFAULT = "default"
 SLOTS = ("lora_A", "lora_B")
 _SHELF = "adapters"
+_LONGEST_NAME = 100  # a directory is called so, and file systems stop at 255
 _ORTHOGONAL_STD = 0.1  # PEFT's
 
 
@@ -82,10 +83,13 @@ class Shelf(nn.ModuleDict):
 
 def check_name(name: object) -> str:
     """The name, if it can be a key of a state_dict and a directory; else TypeError or ValueError."""
-    wanted = f"adapter name must be letters, digits, '_' and '-', not starting with '-'; got {name!r}"
+    wanted = (
+        f"adapter name must be letters, digits, '_' and '-', at most {_LONGEST_NAME}, not starting with '-'; "
+        f"got {config.shown(name)}"
+    )
     if not isinstance(name, str):
         raise TypeError(wanted)
-    if re.fullmatch(r"\w[\w-]*", name, re.ASCII) is None:
+    if len(name) > _LONGEST_NAME or re.fullmatch(r"\w[\w-]*", name, re.ASCII) is None:
         raise ValueError(wanted)
     if hasattr(Shelf, name) or name == "training":
         raise ValueError(f"adapter name must not be an attribute of nn.ModuleDict; got {name!r}")

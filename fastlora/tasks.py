@@ -15,7 +15,7 @@ from typing import Final
 from torch import nn
 
 from fastlora.changes import Commit
-from fastlora.config import LoRAConfig, shown
+from fastlora.config import LoRAConfig, check_task_name, shown
 from fastlora.layer import FusedLoRALinear
 from fastlora.saved import TASK, check_trainable, saved_modules
 from fastlora.targets import listed
@@ -62,6 +62,8 @@ def task_of(model: nn.Module, asked: str | None = None) -> str | None:
         ValueError: If `asked` is a task whose head is in the model but would not be saved.
     """
     inner = unwrapped(model)
+    if asked is not None:
+        asked = check_task_name(asked)
     check_task(model, asked)
     task = asked or vars(inner).get(TASK)
     if task is None:

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each line imports from lines above it only. A new module is given its place here.
 ORDER = (
-    ("version", "activations", "config", "backend", "masks", "cost", "gpus", "shards", "split", "wrappers"),
-    ("changes", "untrained", "writable"),
+    ("version", "activations", "config", "masks", "cost", "gpus", "shards", "split", "wrappers"),
+    ("arguments", "backend", "changes", "untrained", "writable"),
     ("tables", "transformers_config"),
     ("reference", "seeding"),
     ("plan", "reference_layers", "lowrank"),

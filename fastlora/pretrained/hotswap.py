@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastlora.adapters import adapter_names
+from fastlora.arguments import check_choice, check_path
 from fastlora.changes import commit, exclusive
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
@@ -52,9 +54,10 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         OSError: If a file cannot be opened.
     """
     reshard(model)
-    layers = fit.layers_with(existing_layers(model), name)
-    if not layers:
-        raise ValueError(f"name must be an adapter of the model; got {name!r}")
+    adapted = existing_layers(model)
+    check_choice("name", name, adapter_names(model))
+    check_path("directory", directory)
+    layers = fit.layers_with(adapted, name)
     fit.check_unmerged(layers, name)
     with open_directory(directory) as contents:
         fit_names(model, contents, modules_by_name(model))

@@ -14,6 +14,9 @@ from typing import Any, Final
 
 from torch import nn
 
+from fastlora.arguments import check_path, check_text
+from fastlora.config import check_bool, shown
+from fastlora.layers import check_model
 from fastlora.pretrained.contents import CONFIG_FILE, TENSOR_FILE
 from fastlora.pretrained.load import load_pretrained
 from fastlora.pretrained.save import save_pretrained
@@ -59,6 +62,8 @@ def push_to_hub(
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
     """
     hub = _import_hub()
+    if check_text("repo_id", repo_id) is None:
+        raise TypeError("repo_id must be 'user/name'; got None")
     with TemporaryDirectory() as made:
         folder = Path(made)
         save_pretrained(
@@ -116,6 +121,14 @@ def from_pretrained(
         ImportError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
     """
+    check_model(model)
+    check_path("repo_id", repo_id)
+    if not isinstance(subfolder, str) or "\0" in subfolder:
+        raise TypeError(f"subfolder must be a string, the path of a folder; got {shown(subfolder)}")
+    check_text("revision", revision)
+    if cache_dir is not None:
+        check_path("cache_dir", cache_dir)
+    check_bool(local_files_only, "local_files_only")
     inside = PurePosixPath(subfolder)
     if inside.is_absolute() or ".." in inside.parts:
         raise ValueError(f"subfolder must lie in the repository; got {subfolder!r}")

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fastlora import beside
 from fastlora.adapters import adapter_names, give_adapter
+from fastlora.arguments import check_path
 from fastlora.changes import Commit, commit, exclusive
 from fastlora.config import adapter_dtype_over
 from fastlora.layer import FusedLoRALinear
-from fastlora.layers import lora_layers
+from fastlora.layers import check_model, lora_layers
 from fastlora.model import freeze, make_layers
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory, open_file, plain_key
@@ -58,7 +59,9 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
         ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
         OSError: If a file cannot be opened.
     """
+    check_model(model)
     check_name(name)
+    check_path("directory", directory)
     with open_directory(directory) as contents:
         return _load(model, contents, name)
 
@@ -79,7 +82,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
         ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
         OSError: If the file cannot be opened.
     """
+    check_model(model)
     check_name(name)
+    check_path("path", path)
     with open_file(path) as contents:
         return _load(model, contents, name)
 

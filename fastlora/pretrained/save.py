@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.adapters import active_adapter, adapter_names
+from fastlora.arguments import check_choice, check_path, check_text
 from fastlora.changes import exclusive
+from fastlora.config import shown
 from fastlora.layers import existing_layers
 from fastlora.pretrained import describe
 from fastlora.pretrained.adapter_config import AdapterConfig, digest
@@ -86,9 +88,13 @@ def save_pretrained(
         ValueError: If there is no LoRA layer, no such adapter, or none is named.
         OSError: If a file cannot be written.
     """
-    if isinstance(adapters, str) or (adapters is not None and not adapters):
-        raise ValueError(f"adapters must be a sequence of names, or None for all; got {adapters!r}")
-    chosen = adapter_names(model) if adapters is None else tuple(adapters)
+    check_path("directory", directory)
+    check_text("base_model_name_or_path", base_model_name_or_path)
+    chosen = names = adapter_names(model)
+    if adapters is not None:
+        if not isinstance(adapters, Sequence) or isinstance(adapters, (str, bytes)) or not adapters:
+            raise ValueError(f"adapters must be a sequence of names, or None for all; got {shown(adapters)}")
+        chosen = tuple(check_choice("adapters", name, names) for name in adapters)
     content = {
         name: _collect(model, name, base_model_name_or_path=base_model_name_or_path, task_type=task_type)
         for name in chosen
@@ -152,6 +158,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: If there is no LoRA layer.
         OSError: If the file cannot be written.
     """
+    check_path("path", path)
     adapter = _collect(model, active_adapter(model))
     content = serialized(adapter.tensors, {METADATA_KEY: adapter.config})
     if adapter.writes:
