@@ -1,15 +1,17 @@
 """Run the suite against the newest releases of the ecosystem, and print what broke.
 
-    python scripts/check_newest.py [--out FILE] [--index URL] [-- pytest's arguments]
+    python scripts/check_newest.py [--doc] [--index URL | --python FILE] [-- pytest's arguments]
 
 The test extra pins what was tested; this finds out what to pin next. A fresh environment in a temporary
 folder gets torch first (from --index, such as that of PyTorch's CPU builds, or from pip's own), then the
 newest release of each package that pip can put together with the others, then this repository without pins.
+--python takes an environment that is there instead. --doc writes the table into docs/compatibility.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +20,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOC = ROOT / "docs" / "compatibility.md"
+MARKS = ("<!-- found -->", "<!-- end of found -->")
 ECOSYSTEM = (
     *(
         "torch",
@@ -65,8 +69,9 @@ def versions(python: Path) -> dict[str, str]:
 
 def broken(output: str) -> list[tuple[str, str]]:
     """(test, what it says) of each line in pytest's short summary."""
-    lines = re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", output, re.MULTILINE)
-    return [(test, what or "") for test, what in lines]
+    # The summary alone: logs that a failure quotes have lines with ERROR too. A test's id may hold spaces.
+    summary = output.rpartition("short test summary info")[2]
+    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", summary, re.MULTILINE)
 
 
 def blame(test: str, what: str) -> str:
@@ -74,39 +79,61 @@ def blame(test: str, what: str) -> str:
     return next((name for name in BLAMED if name in test or name in what.lower()), "torch")
 
 
-def table(found: dict[str, str], faults: list[tuple[str, str]], closing: str) -> str:
+def table(found: dict[str, str], faults: list[tuple[str, str]]) -> str:
     """Library, version, and what broke, in Markdown."""
     lines = ["| library | version | what broke |", "|---|---|---|"]
     for name, version in found.items():
         names = [f"`{test.rpartition('/')[2]}`" for test, what in faults if blame(test, what) == name]
         lines.append(f"| {name} | {version} | {', '.join(names) or 'nothing'} |")
-    python = ".".join(map(str, sys.version_info[:3]))
-    return "\n".join([*lines, "", f"Python {python}; pytest closed with: {closing}"])
+    return "\n".join(lines)
+
+
+def with_found(page: str, text: str) -> str:
+    """The page with the text between the marks."""
+    before, _, rest = page.partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise ValueError(f"{DOC.name} must have the lines {MARKS[0]} and {MARKS[1]}")
+    return f"{before}{MARKS[0]}\n{text}\n{mark}{after}"
+
+
+def check(python: Path, arguments: list[str]) -> tuple[int, str]:
+    """Run the tests with this Python; pytest's exit status, and the table with what was run."""
+    command = ["pytest", "-rfE", "-p", "no:cacheprovider", *arguments]
+    # Tests start processes of their own, which must find this repository too.
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [str(python), "-m", *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    version = subprocess.run([str(python), "-V"], capture_output=True, text=True, check=True).stdout.strip()
+    closing = f"{version}, `{' '.join(command)}`: {lines[-1].strip('= ') if lines else 'nothing'}"
+    return done.returncode, f"{table(versions(python), broken(done.stdout))}\n\n{closing}"
 
 
 def main() -> int:
     """Install, test, print; the exit status is pytest's."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--index", help="where torch comes from; pip's own index by default")
-    parser.add_argument("--out", type=Path, help="a file for the table, beside standard output")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--index", help="where torch comes from; pip's own index by default")
+    where.add_argument("--python", type=Path, help="run this Python as it is; nothing is installed")
+    parser.add_argument("--doc", action="store_true", help="write the table into docs/compatibility.md")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        python = install(Path(scratch) / "env", options.index)
-        done = subprocess.run(
-            [str(python), "-m", "pytest", "-rfE", "-o", "addopts=--strict-markers", *options.pytest],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        lines = done.stdout.strip().splitlines()
-        text = table(versions(python), broken(done.stdout), lines[-1] if lines else "nothing")
+        python = options.python or install(Path(scratch) / "env", options.index)
+        status, text = check(python, options.pytest)
     print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    return done.returncode
+    if options.doc:
+        page = DOC.read_text(encoding="utf-8")
+        DOC.write_text(with_found(page, text), encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":
