@@ -8,12 +8,11 @@ from fastlora.adapters import (
     set_adapter,
     use_adapter,
 )
-from fastlora.autograd import lora_linear
-from fastlora.backend import BackendError, get_backend, set_backend
 from fastlora.combine import combine_adapters
 from fastlora.config import LoRAConfig
 from fastlora.explain import Explanation, explain
-from fastlora.flops import flop_formulas
+from fastlora.formula.autograd import lora_linear
+from fastlora.formula.flops import flop_formulas
 from fastlora.initialize import initialize
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import lora_layers
@@ -39,6 +38,7 @@ from fastlora.pretrained import (
 )
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 from fastlora.report import ParameterReport, parameter_report
+from fastlora.routes.backend import BackendError, get_backend, set_backend
 from fastlora.version import __version__
 
 __all__ = [

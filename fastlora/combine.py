@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fastlora.adapters import adapter_names, check_new, give_adapter
 from fastlora.changes import exclusive
 from fastlora.config import check_rank, shown
+from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.lowrank import decompose_product
-from fastlora.reference import accumulation_dtype
 from fastlora.shelf import Adapter, Options, adapters_of
 
 

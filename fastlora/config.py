@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Final
+from numbers import Real
+from typing import Any, Final, cast
 
 import torch
 
@@ -55,6 +56,21 @@ def check_alpha(alpha: object, name: str = "alpha") -> float | None:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(wanted)
+    return number
+
+
+def check_scaling(s: object) -> float:
+    """The scaling s as a float, if it is a finite real number; else TypeError or ValueError."""
+    if isinstance(s, torch.SymFloat):
+        return cast(float, s)
+    if isinstance(s, bool) or not isinstance(s, Real):
+        raise TypeError(f"s must be a number; got {type(s).__name__}")
+    try:
+        number = float(s)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"s must be finite; got {shown(s)}")
     return number
 
 

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from fastlora.arguments import check_choice, check_size
-from fastlora.backend import Path, choose_path
 from fastlora.config import check_rank, shown
 from fastlora.cost import Cost, Problem
 from fastlora.gpus import GPUS, Gpu, find_gpu
 from fastlora.layer import FusedLoRALinear
-from fastlora.masks import dropout_constants
+from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
 from fastlora.tables import as_html
 
 if TYPE_CHECKING:
-    from fastlora.plan import Plan
+    from fastlora.routes.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class PassExplanation:
     """
 
     name: str
-    path: Path
+    path: Route
     plan: Plan | None
     cost: Cost
     floor_us: float | None
@@ -54,7 +53,7 @@ class Explanation:
     """
 
     problem: Problem
-    path: Path
+    path: Route
     gpu: str | None
     passes: tuple[PassExplanation, ...]
 
@@ -164,32 +163,41 @@ def explain_problem(
         if size < 1:
             raise ValueError(f"{name} must be at least 1; got {size}")
     check_rank(problem.r)
-    # The tile table is read only where it is needed.
-    from fastlora.plan import Needs, architecture_of, is_aligned, route_for
-
     if device is None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if gpu is not None:
         check_choice("gpu", gpu, GPUS)
-    path = choose_path(device, problem.dtype, gpu=gpu)
-    architecture = ""
-    if path.name != "torch":
-        architecture = architecture_of(device) if gpu is None else GPUS[gpu].architecture
+    named = gpu is not None
+    aligned = W is None or is_aligned(W)
+    x, dy = (torch.empty(problem.M, C, dtype=problem.dtype, device="meta") for C in (problem.K, problem.N))
+    architecture = "" if gpu is None else GPUS[gpu].architecture
+    decision = decide_for(
+        problem,
+        device,
+        dropout=dropout,
+        aligned=aligned and is_aligned(x),
+        gpu=gpu,
+        architecture=architecture,
+    )
     if gpu is None and device.type == "cuda":
         gpu = find_gpu(torch.cuda.get_device_name(device))
-    M, K, N, r, dtype, adapter_dtype = problem
-    x, dy = (torch.empty(M, C, dtype=dtype, device="meta") for C in (K, N))
-    W = torch.empty(N, K, dtype=dtype, device="meta") if W is None else W
-    needs = Needs(dropout_constants(dropout)[0] > 0)
     passes = []
-    for name, read in (("forward", (x, W)), ("backward", (x, W, dy))):
-        aligned = all(map(is_aligned, read))
-        route = route_for(
-            name, path, architecture, dtype, adapter_dtype, (M, K, N, r), needs, aligned=aligned
-        )
+    for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
+        plan = None
+        if route.is_fused:  # the tile table is read only where it is needed
+            from fastlora.routes.plan import architecture_of, plan_for
+
+            plan = plan_for(
+                name,
+                architecture or architecture_of(device),
+                problem,
+                dropout=dropout,
+                aligned=aligned and all(map(is_aligned, rows)),
+            )
         cost: Cost = getattr(problem, name)()
-        floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
-        passes.append(PassExplanation(name, route.path, route.plan, cost, floor))
+        floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
+        passes.append(PassExplanation(name, route, plan, cost, floor))
+    path = route_on(device, problem.dtype, gpu=gpu if named else None)
     return Explanation(problem, path, gpu, tuple(passes))
 
 

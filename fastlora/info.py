@@ -10,7 +10,8 @@ from importlib import metadata
 
 import torch
 
-from fastlora.backend import BackendError, choose_path
+from fastlora.routes.backend import BackendError
+from fastlora.routes.decide import route_on
 from fastlora.tables import Part, Shown, Table
 from fastlora.version import __version__
 
@@ -138,7 +139,7 @@ def _paths(device: torch.device) -> tuple[PathTaken, ...]:
 def _path(device: torch.device, dtype: torch.dtype) -> PathTaken:
     name = str(dtype).removeprefix("torch.")
     try:
-        path = choose_path(device, dtype)
+        path = route_on(device, dtype)
     except BackendError as error:
         return PathTaken(name, "error", str(error))
     return PathTaken(name, path.name, path.why)

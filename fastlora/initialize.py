@@ -16,10 +16,12 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fastlora import lowrank, reference
+from fastlora import lowrank
 from fastlora.arguments import check_choice
 from fastlora.changes import commit, exclusive
 from fastlora.config import FROM_WEIGHT
+from fastlora.formula import oracle
+from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.lowrank import Factors
@@ -79,7 +81,7 @@ def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:
 
 def _left(layer: FusedLoRALinear, factors: Factors) -> Tensor:
     """W - s B A, with A and B as they are rounded already; their rounding then cancels."""
-    return reference.effective_weight(layer.weight, factors.A, factors.B, -layer.scaling)
+    return oracle.effective_weight(layer.weight, factors.A, factors.B, -layer.scaling)
 
 
 def _pissa(W: Tensor, r: int, s: float) -> Factors:
@@ -96,7 +98,7 @@ def _scaled(factors: Factors, s: float) -> Factors:
 
 
 def _olora(W: Tensor, r: int, s: float) -> Factors:
-    Q, R = torch.linalg.qr(W.to(reference.accumulation_dtype(W.dtype)))
+    Q, R = torch.linalg.qr(W.to(accumulation_dtype(W.dtype)))
     return Factors(Q[:, :r], R[:r])
 
 

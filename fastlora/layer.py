@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import changes, config, reference, residual, shards, shelf, untrained
+from fastlora import changes, config, residual, shards, shelf, untrained
 from fastlora.arguments import check_size
-from fastlora.autograd import check_operands, lora_linear
 from fastlora.changes import commit, exclusive
+from fastlora.formula import oracle
+from fastlora.formula.autograd import lora_linear
+from fastlora.formula.operands import autocasts, check_base
 from fastlora.split import Split
 from fastlora.twin import check_own_forward, check_plain_linear, twin_of
 from fastlora.writable import check_own, check_own_writable
@@ -277,17 +279,15 @@ class FusedLoRALinear(nn.Linear):
                 stacklevel=3,
             )
             W, b = W.detach(), None if b is None else b.detach()
-        if self.enabled and kept is None and not x.is_nested:
+        if self.enabled and kept is None:
             dropout = self.dropout if self.training else 0.0
             return lora_linear(x, W, b, A, B, self.scaling, dropout=dropout)
-        if not x.is_nested and not _autocasts(x) and not torch._C._get_tracing_state():
-            check_operands(x, W, b, A, B)
-        if kept is not None or not self.enabled:
-            untrained.suspect(self)
-            if self.enabled or self.start_A is None or self.start_B is None:
-                return F.linear(x, W, b)
-            return reference.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
-        return reference.unfused(x, W, b, A, B, self.scaling, dropout=self.dropout, training=self.training)
+        untrained.suspect(self)
+        if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
+            check_base(x, W, b)
+        if self.enabled or self.start_A is None or self.start_B is None:
+            return F.linear(x, W, b)
+        return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
 
     @exclusive
     @torch.no_grad()
@@ -382,7 +382,7 @@ class FusedLoRALinear(nn.Linear):
         return residual.frozen_weight(self)
 
     def _sum(self) -> Tensor:
-        return reference.effective_weight(self._base(), self.lora_A, self.lora_B, self.scaling)
+        return oracle.effective_weight(self._base(), self.lora_A, self.lora_B, self.scaling)
 
     def _finite_sum(self) -> Tensor:
         total = self._sum()
@@ -428,8 +428,3 @@ class FusedLoRALinear(nn.Linear):
             own = {prefix + "lora_A", prefix + "lora_B"}
             missing[:] = [name for name in missing if name not in own]
         shelf.name_missing(missing, prefix, self.adapter)
-
-
-def _autocasts(x: Tensor) -> bool:
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlora.config import check_rank
-from fastlora.reference import accumulation_dtype
+from fastlora.formula.operands import accumulation_dtype
 
 # Columns drawn beyond those asked for; Halko et al., section 4.2, take 5 to 10.
 _OVERSAMPLING = 10

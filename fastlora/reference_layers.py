@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from fastlora import config, reference
+from fastlora import config
 from fastlora.arguments import check_size
+from fastlora.formula import oracle
 
 
 class ReferenceLoRALinear(nn.Module):
@@ -62,7 +63,7 @@ class ReferenceLoRALinear(nn.Module):
         """[..., K] -> [..., N]."""
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
-        return reference.unfused(
+        return oracle.unfused(
             x,
             self.weight,
             self.bias,
@@ -78,7 +79,7 @@ class ReferenceLoRALinear(nn.Module):
         """The [N, K] weight that forward applies: W + s B A while enabled, W otherwise."""
         if not self.enabled:
             return self.weight
-        return reference.effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
+        return oracle.effective_weight(self.weight, self.lora_A, self.lora_B, self.scaling)
 
 
 def _scaling(r: int, alpha: float | None, rslora: bool = False) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlora import reference
+from fastlora.formula import oracle
 from fastlora.shelf import Options, adapters_of
 
 
@@ -30,7 +30,7 @@ def whole_weight(layer: Any) -> Tensor:
     W = frozen_weight(layer).detach()
     if layer.start_A is None:
         return W.clone()
-    return reference.effective_weight(W, layer.start_A, layer.start_B, layer.start_scaling)
+    return oracle.effective_weight(W, layer.start_A, layer.start_B, layer.start_scaling)
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.backend import choose_path
+from fastlora.routes.decide import route_on
 
 CPU = torch.device("cpu")
 
 
 def test_auto_takes_torch_on_a_cpu_and_says_why():
-    path = choose_path(CPU, torch.float32)
+    path = route_on(CPU, torch.float32)
     assert path.name == "torch"
     assert path.why
 
@@ -22,7 +22,7 @@ def test_auto_takes_torch_on_a_cpu_and_says_why():
 def test_triton_on_cpu_tensors_takes_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with fastlora.set_backend("triton"):
-        assert choose_path(CPU, torch.float32).name == "interpreter"
+        assert route_on(CPU, torch.float32).name == "interpreter"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_triton_where_it_cannot_run_is_an_error_with_the_reason(monkeypatch, int
 
 
 def test_a_device_without_kernels_takes_torch():
-    assert choose_path(torch.device("mps"), torch.float32).name == "torch"
+    assert route_on(torch.device("mps"), torch.float32).name == "torch"
 
 
 def test_the_setting_ends_with_its_block_even_after_an_error():

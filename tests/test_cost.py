@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastlora.cost import Cost, Problem
-from fastlora.reference import unfused
+from fastlora.formula.oracle import unfused
 from tests.testing import operands
 
 PROBLEM = Problem(6, 8, 10, 4, torch.float16, torch.float32)

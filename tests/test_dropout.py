@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import fastlora
-from fastlora import FusedLoRALinear, ops
+from fastlora import FusedLoRALinear
+from fastlora.formula import operators
 from tests.cases import quick
 from tests.testing import assert_within_budget, operands, relative_error, split_eps
 
@@ -34,7 +35,7 @@ def read_mask(M, K, dtype, seed):
     x, W = ones(M, K), torch.zeros(1, K, device=DEVICE, dtype=dtype)
     p = torch.zeros(M, 1, device=DEVICE)
     need = (True, False, False)
-    dx, _, _ = ops.lora_backward(ones(M, 1), x, W, ones(1, K), ones(1, 1), p, 1.0, RATE, seed, *need)
+    dx, _, _ = operators.lora_backward(ones(M, 1), x, W, ones(1, K), ones(1, 1), p, 1.0, RATE, seed, *need)
     return dx
 
 
@@ -56,9 +57,9 @@ def masked(o, D):
 def test_forward_and_backward_use_the_same_mask(shape, dtype, adapter_dtype):
     o = operands(*shape, dtype=dtype, adapter_dtype=adapter_dtype, device=DEVICE)
     seed = torch.tensor([12345], device=DEVICE)
-    y, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, RATE, seed)
+    y, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, RATE, seed)
     need = (True, True, True)
-    dx, dA, dB = ops.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, RATE, seed, *need)
+    dx, dA, dB = operators.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, RATE, seed, *need)
     D = read_mask(*o.x.shape, dtype, seed).double()
     # The mask's two values: 0, and the scale up to one rounding of the dtype and one of the rate to 2^-16.
     scale = D.max()

@@ -8,7 +8,8 @@ from fastlora import FusedLoRALinear, explain
 from fastlora.cost import Problem
 from fastlora.explain import explain_problem
 from fastlora.gpus import GPUS, find_gpu
-from fastlora.plan import plan_for, reload_tables
+from fastlora.routes.decide import reload_tables
+from fastlora.routes.plan import plan_for
 from fastlora_kernels import configs
 from fastlora_kernels.tables import Win
 
@@ -22,7 +23,7 @@ def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
     found = explain((4, 64, 256), layer(dtype=torch.bfloat16), gpu="H200")
     assert found.path.name == "triton"
     forward, backward = found.passes
-    assert forward.plan == plan_for("forward", "sm_90", torch.bfloat16, torch.bfloat16, (256, 256, 512, 16))
+    assert forward.plan == plan_for("forward", "sm_90", found.problem)
     # Of p one program a tile: four steps of 64 along K are too few to cut.
     assert forward.plan.shape_class == "square"
     assert forward.plan.tasks == {"p": 2, "y": 2 * 4}

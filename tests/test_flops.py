@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastlora import flop_formulas, lora_linear
-from fastlora.reference import unfused
+from fastlora.formula.oracle import unfused
 from tests.testing import operands
 
 

@@ -11,15 +11,16 @@ ROOT = Path(__file__).parents[1]
 
 # Each line imports from lines above it only. A new module is given its place here.
 ORDER = (
-    ("version", "activations", "config", "masks", "cost", "gpus", "shards", "split", "wrappers"),
-    ("arguments", "backend", "changes", "untrained", "writable"),
+    ("version", "activations", "config", "cost", "gpus", "shards", "split", "wrappers"),
+    ("arguments", "changes", "untrained", "writable"),
     ("tables", "transformers_config"),
-    ("reference", "seeding"),
-    ("plan", "reference_layers", "lowrank"),
-    ("launch",),
-    ("ops",),
-    ("second_derivative",),
-    ("autograd", "flops"),
+    ("formula.operands", "formula.oracle", "formula.masks", "routes.backend", "seeding"),
+    ("routes.plan", "reference_layers", "lowrank"),
+    ("routes.decide",),
+    ("routes.fused", "routes.cpu", "routes.vendor"),
+    ("formula.operators",),
+    ("formula.second_derivative", "formula.flops"),
+    ("formula.autograd",),
     ("linear_kinds", "peft_config", "shelf"),
     ("twin",),
     ("residual",),
@@ -37,15 +38,25 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
+KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels" / "fastlora_kernels").glob("*.py"))
 
 
+# Packages whose modules have places of their own: the formula's operands lie below the routes, its operators above.
+SPLIT = ("formula", "routes")
+
+
+def place(*names):
+    """The entry of ORDER that the first of these names belong to."""
+    return ".".join(names[:2] if names[0] in SPLIT else names[:1])
+
+
 def part(path):
     """The module or subpackage of fastlora that a file belongs to."""
-    return path.relative_to(ROOT / "fastlora").with_suffix("").parts[0]
+    return place(*path.relative_to(ROOT / "fastlora").with_suffix("").parts)
 
 
 def imports(path, *, inside_functions=True):
@@ -67,21 +78,21 @@ def foreign(path, **options):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_nothing_imports_upward(path):
-    if part(path) == "__init__":
+    if part(path).endswith("__init__"):
         return
     assert part(path) in LEVEL, f"give {part(path)} its place in ORDER"
     for name in imports(path):
         package, *inner = name.split(".")
-        if package == "fastlora" and inner[0] != part(path):
-            assert LEVEL[inner[0]] < LEVEL[part(path)], f"{part(path)} must not import {inner[0]}"
+        if package == "fastlora" and (other := place(*inner)) != part(path):
+            assert LEVEL[other] < LEVEL[part(path)], f"{part(path)} must not import {other}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
-    if part(path) == "launch":
+    if part(path) == "routes.fused":
         allowed |= {"triton", "fastlora_kernels"}
-    if part(path) == "plan":
+    if part(path) == "routes.plan":
         allowed |= {"fastlora_kernels"}
     if path.stem == "peft_package":
         allowed |= {"peft"}
@@ -89,17 +100,15 @@ def test_importing_a_module_needs_torch_alone(path):
         assert foreign(path, inside_functions=False) <= allowed
 
 
-def test_the_reference_knows_nothing_but_torch_and_its_masks():
-    assert foreign(ROOT / "fastlora" / "masks.py") == {"torch"}
-    known = set(imports(ROOT / "fastlora" / "reference.py"))
-    ours = {name for name in known if name.startswith("fastlora.")}
-    assert {name.rsplit(".", 1)[0] for name in ours} == {"fastlora.masks"}
-    assert foreign(ROOT / "fastlora" / "reference.py") == {"torch", "fastlora"}
+def test_the_oracle_knows_torch_alone():
+    for name in ("oracle", "masks", "operands"):
+        assert foreign(ROOT / "fastlora" / "formula" / f"{name}.py") == {"torch"}
 
 
-def test_only_launch_knows_of_triton_and_only_plan_besides_of_the_tile_table():
-    assert {part(path) for path in MODULES if "triton" in foreign(path)} <= {"launch"}
-    assert {part(path) for path in MODULES if "fastlora_kernels" in foreign(path)} <= {"launch", "plan"}
+def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
+    knows = {name: {part(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
+    assert knows["triton"] <= {"routes.fused"}
+    assert knows["fastlora_kernels"] <= {"routes.fused", "routes.plan"}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
@@ -153,7 +162,7 @@ EXTRAS = ["safetensors", "huggingface_hub", "peft", "transformers", "click", "ri
 
 
 def test_everything_works_without_triton():
-    path = "print(fastlora.backend.choose_path(x.device, x.dtype).why)"
+    path = "print(fastlora.routes.decide.route_on(x.device, x.dtype).why)"
     assert run_without(["triton"], USE + SAVE + path) == "triton is not installed"
 
 

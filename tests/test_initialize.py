@@ -9,7 +9,7 @@ from torch import nn
 
 import fastlora
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, initialize, lora_layers
-from fastlora.reference import unfused
+from fastlora.formula.oracle import unfused
 from tests.models import Shared, TiedLM, adapted, mlp
 from tests.started import DTYPES, STARTS, rescaled, started, trained, wide_mlp
 from tests.testing import assert_within_budget, relative_error

@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastlora import launch, reference
+from fastlora.formula.operands import EVERYTHING, Needs
+from fastlora.routes import cpu, fused
 from tests.cases import quick
 from tests.testing import (
     Operands,
@@ -50,9 +51,9 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 ALONE = [(True, False, False), (False, True, False), (False, False, True)]
 
 
-def run(ops: Operands, **need: bool) -> dict[str, torch.Tensor | None]:
-    y, p = launch.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
-    dx, dA, dB = launch.backward(ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s, **need)
+def run(ops: Operands, needs: Needs = EVERYTHING) -> dict[str, torch.Tensor | None]:
+    y, p = fused.forward(ops.call())
+    dx, dA, dB = fused.backward(ops.call(), ops.dy, p, needs)
     return {"y": y, "p": p, "dx": dx, "dA": dA, "dB": dB}
 
 
@@ -152,8 +153,7 @@ def test_expanded_rows_and_gradients_are_read_through_zero_strides():
 def test_only_what_is_asked_for_is_computed_and_it_is_the_same(need):
     ops = operands(40, 72, 80, 20, device=DEVICE)
     names = ("dx", "dA", "dB")
-    asked = dict(zip((f"need_{name}" for name in names), need, strict=True))
-    whole, part = run(ops), run(ops, **asked)
+    whole, part = run(ops), run(ops, Needs(*need))
     for name, wanted in zip(names, need, strict=True):
         assert torch.equal(part[name], whole[name]) if wanted else part[name] is None
 
@@ -182,7 +182,7 @@ def test_a_row_of_infinities_stays_in_its_row():
 
 def test_the_reference_and_the_kernels_return_the_same_dtypes_and_shapes():
     ops = operands(5, 7, 9, 3, dtype=torch.float16, adapter_dtype=torch.float32, device=DEVICE)
-    y, p = reference.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
+    y, p = cpu.forward(ops.call())
     ours = run(ops)
     assert (ours["y"].dtype, ours["y"].shape) == (y.dtype, y.shape)
     assert (ours["p"].dtype, ours["p"].shape) == (p.dtype, p.shape)
@@ -193,8 +193,8 @@ def test_the_reference_and_the_kernels_return_the_same_dtypes_and_shapes():
 def test_offsets_past_two_to_the_31_are_right():
     M, K = 70_000, 32_768
     ops = operands(M, K, 16, 4, dtype=torch.bfloat16, device=DEVICE)
-    y, p = launch.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
-    dx, _, _ = launch.backward(ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s)
+    y, p = fused.forward(ops.call())
+    dx, _, _ = fused.backward(ops.call(), ops.dy, p, EVERYTHING)
     last = Operands(ops.x[-64:], ops.W, ops.b, ops.A, ops.B, ops.s, ops.dy[-64:])
     torchs, truth = gradients(last), oracle(last)
     assert_within_budget("y", y[-64:], torchs["y"], truth["y"])

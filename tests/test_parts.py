@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from fastlora import launch
-from fastlora.plan import Needs, Plan, architecture_of, plan_for
+from fastlora.formula.operands import EVERYTHING
+from fastlora.routes import fused
+from fastlora.routes.decide import problem_of
+from fastlora.routes.plan import Plan, architecture_of, plan_for
 from fastlora_kernels.tables import ARCHITECTURES, Tile, load_table
 from tests.cases import quick
 from tests.testing import Operands, assert_within_budget, gradients, operands, oracle, split_eps
@@ -15,8 +17,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def plans(ops: Operands, tile: Tile | None = None) -> tuple[Plan, Plan]:
-    shape = (*ops.x.shape, ops.W.shape[0], ops.A.shape[0])
-    where = (architecture_of(DEVICE), ops.x.dtype, ops.A.dtype, shape, Needs(), tile)
+    where = (architecture_of(DEVICE), problem_of(ops.call()), EVERYTHING, tile)
     return plan_for("forward", *where), plan_for("backward", *where)
 
 
@@ -27,8 +28,8 @@ def with_parts(plan: Plan, **parts: int) -> Plan:
 
 
 def run(ops: Operands, forward: Plan, backward: Plan) -> dict[str, torch.Tensor]:
-    y, p = launch.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s, plan=forward)
-    dx, dA, dB = launch.backward(ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s, plan=backward)
+    y, p = fused.forward(ops.call(), forward)
+    dx, dA, dB = fused.backward(ops.call(), ops.dy, p, EVERYTHING, backward)
     return {"y": y, "p": p, "dx": dx, "dA": dA, "dB": dB}
 
 

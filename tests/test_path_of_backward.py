@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fastlora
-from fastlora import FusedLoRALinear, ops
-from fastlora.backend import BackendError
+from fastlora import FusedLoRALinear
+from fastlora.formula import operators
+from fastlora.routes.backend import BackendError
 from tests.testing import operands
 
 pytestmark = [
@@ -76,10 +77,10 @@ def test_the_operators_take_the_backend_they_are_given_and_no_other_name():
     o, seed = operands(5, 7, 9, 3), torch.tensor([7])
     call = (o.x, o.W, o.b, o.A, o.B, o.s, 0.5, seed)
     with fastlora.set_backend("triton"):
-        kernels = ops.lora_forward(*call)
-    assert torch.equal(ops.lora_forward(*call, "triton")[0], kernels[0])
-    assert not torch.equal(ops.lora_forward(*call, "torch")[0], kernels[0])
+        kernels = operators.lora_forward(*call)
+    assert torch.equal(operators.lora_forward(*call, "triton")[0], kernels[0])
+    assert not torch.equal(operators.lora_forward(*call, "torch")[0], kernels[0])
     with pytest.raises(ValueError, match="backend must be one of auto, triton, torch; got 'cuda'"):
-        ops.lora_forward(*call, "cuda")
+        operators.lora_forward(*call, "cuda")
     with pytest.raises(BackendError, match="float64"):
-        ops.lora_forward(*(t.double() for t in call[:5]), *call[5:], "triton")
+        operators.lora_forward(*(t.double() for t in call[:5]), *call[5:], "triton")

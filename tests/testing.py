@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastlora.reference import unfused
+from fastlora.formula.operands import Operands as Call
+from fastlora.formula.operands import plain
+from fastlora.formula.oracle import unfused
 
 
 @dataclass
@@ -27,6 +29,11 @@ class Operands:
     B: Tensor
     s: float
     dy: Tensor
+
+    def call(self, dropout: float = 0.0, seed: Tensor | None = None) -> Call:
+        """The bundle that the library's passes take."""
+        base = plain(self.W)
+        return Call(self.x, base, self.b, self.A, self.B, self.s, dropout, seed)
 
     def to(self, dtype: torch.dtype) -> Operands:
         """Every tensor converted."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
+from fastlora.formula.operands import accumulation_dtype
 from fastlora.lowrank import decompose
-from fastlora.reference import accumulation_dtype
 from fastlora.residual import adapters_beside_whole
 from fastlora.tables import Part, Shown, Table
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from fastlora.backend import BackendError, get_backend
 from fastlora.cli.budget import budget
 from fastlora.cli.group import Commands
 from fastlora.cli.info import DTYPES, InfoOptionError, answer
@@ -19,6 +18,7 @@ from fastlora.recipes.methods import METHODS
 from fastlora.recipes.mnist import run
 from fastlora.recipes.options import AUTO, MnistOptions
 from fastlora.recipes.summary import print_summary
+from fastlora.routes.backend import BackendError, get_backend
 from fastlora.version import __version__
 
 _DTYPE = click.Choice(DTYPES)

@@ -8,12 +8,12 @@ from typing import Protocol, TypeVar
 import click
 from rich.console import Console
 
-from fastlora.backend import BackendError
 from fastlora.pretrained import AdapterError
 from fastlora.recipes.download import DownloadError
 from fastlora.recipes.extras import MissingExtraError
 from fastlora.recipes.idx import DigitsError
 from fastlora.recipes.progress import ConsoleProgress
+from fastlora.routes.backend import BackendError
 
 # What can go wrong without a fault in the program; anything else keeps its traceback.
 _EXPECTED = (

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 
 import torch
 
-from fastlora import backend
 from fastlora.info import versions
 from fastlora.pretrained import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
@@ -30,6 +29,7 @@ from fastlora.recipes.proofs import clone_weights, prove_weights
 from fastlora.recipes.results import ADAPTER, PICTURE, RESULTS, MnistResult, Parameters
 from fastlora.recipes.timed import timed
 from fastlora.recipes.training import BATCH, Score, Track, constant, falling, fit, score, untracked
+from fastlora.routes.decide import Route, route_on
 
 BASE_RATE: Final = 1e-3
 
@@ -76,12 +76,12 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
         OSError: If a file cannot be read or written.
     """
     check_extras("the MNIST job", ("safetensors", "matplotlib"), "demo")
-    path = backend.choose_path(options.torch_device(), options.dtype) if options.method == "fused" else None
+    path = route_on(options.torch_device(), options.dtype) if options.method == "fused" else None
     with staged(options.out, (RESULTS, ADAPTER, PICTURE)) as draft:
         return _run(options, path, draft, track)
 
 
-def _run(options: MnistOptions, path: backend.Path | None, draft: Path, track: Track) -> MnistResult:
+def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -> MnistResult:
     """The phases; files go into the folder `draft`."""
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fastlora import backend
 from fastlora.recipes.options import MnistOptions
 from fastlora.recipes.training import Score
+from fastlora.routes.decide import Route
 
 RESULTS: Final = "results.json"
 ADAPTER: Final = "adapter.safetensors"
@@ -58,7 +58,7 @@ class MnistResult:
     options: MnistOptions
     train_digits: int
     test_digits: int
-    path: backend.Path | None
+    path: Route | None
     digit: int
     parameters: Parameters
     base: Score

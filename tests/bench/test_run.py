@@ -4,13 +4,13 @@ import os
 import time
 
 import pytest
+from fastlora.plan import reload_tables
 
 from bench import gpu
 from bench.gpu import fresh_results, main
 from bench.results import Results
 from bench.run import Run
 from bench.settings import DRY
-from fastlora.plan import reload_tables
 
 SMALL = DRY._replace(
     measurements=tuple(one._replace(methods=("frozen", "unfused")) for one in DRY.measurements)

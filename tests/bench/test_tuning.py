@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
+from fastlora.plan import reload_tables
 
 from bench import contest, tuning
 from bench.candidates import SHAPES, candidates
 from bench.contest import LIBRARY, Outcome
 from bench.environment import environment
-from fastlora.plan import reload_tables
 from fastlora_kernels import configs, tables
 from fastlora_kernels.tables import ARCHITECTURES, Tile, Win, load_table, read_table
 

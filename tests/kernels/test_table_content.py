@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fastlora.plan import reload_tables
+from fastlora.routes.decide import reload_tables
 from fastlora_kernels.tables import FOLDER, load_table, read_table
 
 SQUARE = ("entries", "half", "square")

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastlora
-from fastlora import FusedLoRALinear, lora_linear, ops
-from fastlora.backend import choose_path
-from fastlora.reference import unfused
+from fastlora import FusedLoRALinear, lora_linear
+from fastlora.formula import operators
+from fastlora.formula.oracle import unfused
+from fastlora.routes.decide import route_on
 from tests.cases import quick
 from tests.testing import assert_within_budget, operands, oracle, split_eps
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
@@ -35,7 +36,7 @@ def needs_kernels_for(dtype):
     """Skip where the kernels were asked for and cannot multiply this dtype."""
     if fastlora.get_backend() == "triton":
         with fastlora.set_backend("auto"):
-            runs = choose_path(torch.device(DEVICE), dtype).name == "triton"
+            runs = route_on(torch.device(DEVICE), dtype).name == "triton"
         if not runs and dtype == torch.bfloat16:
             pytest.skip("Triton's interpreter multiplies bf16 wrongly")
 
@@ -80,13 +81,13 @@ def test_the_operators_called_as_they_stand_follow_autocast_in_the_forward_alone
     needs_kernels_for(torch.bfloat16)
     o = operands(6, 7, 5, 2, device=DEVICE)
     half = [tensor.bfloat16() for tensor in (o.x, o.W, o.b)]
-    wanted = ops.lora_forward(*half, o.A, o.B, o.s, 0.0, None)
-    _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
+    wanted = operators.lora_forward(*half, o.A, o.B, o.s, 0.0, None)
+    _, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
     operands_back = (o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.0, None, True, True, True)
-    gradients = ops.lora_backward(*operands_back)
+    gradients = operators.lora_backward(*operands_back)
     with torch.autocast(DEVICE, torch.bfloat16):
-        assert same_bits(ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None), wanted)
-        assert same_bits(ops.lora_backward(*operands_back), gradients)
+        assert same_bits(operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None), wanted)
+        assert same_bits(operators.lora_backward(*operands_back), gradients)
 
 
 @pytest.mark.parametrize("base", [torch.float32, torch.float16], ids=str)

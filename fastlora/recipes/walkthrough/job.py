@@ -15,7 +15,6 @@ from typing import Final
 
 import torch
 
-from fastlora import backend
 from fastlora.info import versions
 from fastlora.recipes.extras import check_extras
 from fastlora.recipes.outputs import staged
@@ -28,6 +27,7 @@ from fastlora.recipes.walkthrough.picture import draw_picture
 from fastlora.recipes.walkthrough.results import BASE, PICTURE, RESULTS, Walk, WalkResult
 from fastlora.recipes.walkthrough.tasks import sine_task, threshold_task
 from fastlora.recipes.walkthrough.walk import Generators, Tasks, share_right, train_epochs, walk
+from fastlora.routes.decide import Route, route_on
 
 PRETRAIN_EPOCHS: Final = 20
 
@@ -50,12 +50,12 @@ def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
     check_extras("the walk-through", ("safetensors", "matplotlib"), "demo")
     if options.peer == "peft":
         check_extras("--peer peft", ("peft",), "peft")
-    path = backend.choose_path(options.torch_device(), torch.float32)
+    path = route_on(options.torch_device(), torch.float32)
     with staged(options.out, (RESULTS, BASE, PICTURE)) as draft:
         return _run(options, path, draft, track)
 
 
-def _run(options: WalkOptions, path: backend.Path, draft: Path, track: Track) -> WalkResult:
+def _run(options: WalkOptions, path: Route, draft: Path, track: Track) -> WalkResult:
     """The phases; files go into the folder `draft`."""
     device = options.torch_device()
     seconds: dict[str, float] = {}

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fastlora import backend
 from fastlora.recipes.walkthrough.libraries import Counts
 from fastlora.recipes.walkthrough.options import WalkOptions
+from fastlora.routes.decide import Route
 
 RESULTS: Final = "results.json"
 BASE: Final = "base.safetensors"
@@ -96,7 +96,7 @@ class WalkResult:
     """
 
     options: WalkOptions
-    path: backend.Path
+    path: Route
     base_parameters: int
     base_bytes: int
     pretrain: list[float]

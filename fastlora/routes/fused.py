@@ -10,44 +10,30 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastlora.backend import BackendError
-from fastlora.masks import dropout_constants
-from fastlora.plan import Needs, Plan, is_aligned, make_plan
+from fastlora.formula.masks import dropout_constants
+from fastlora.formula.operands import EVERYTHING, Needs, Operands
+from fastlora.routes.backend import BackendError
+from fastlora.routes.decide import is_aligned, problem_of
+from fastlora.routes.plan import Plan, architecture_of, plan_for
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.forward import forward_kernel
 
 
-def forward(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    s: float,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
-    plan: Plan | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ in one launch.
 
     Args:
-        x: [M, K], fp16, bf16 or fp32, any strides, not empty.
-        W: [N, K] in x's dtype.
-        b: [N] in x's dtype, or None.
-        A: [r, K], fp16, bf16 or fp32.
-        B: [N, r] in A's dtype.
-        s: The scaling.
-        dropout: Probability of dropping an entry of x_d, to the nearest 2^-16.
-        seed: [1] int64, the seed of the mask; needed where dropout > 0.
+        o: Of fp16, bf16 or fp32, any strides, not empty; the mask's probability is rounded to 2^-16.
         plan: How to launch, instead of what the tile table says; of this very shape and dropout.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32.
     """
-    (M, K), N, r = x.shape, W.shape[0], A.shape[0]
-    threshold, kept_scale = dropout_constants(dropout)
+    x, (W,), b, A, B, s, seed = o.x, o.base.tensors, o.b, o.A, o.B, o.s, o.seed
+    M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
+    threshold, kept_scale = dropout_constants(o.dropout)
     aligned = is_aligned(x) and is_aligned(W)
-    plan = plan or make_plan("forward", x, W, A, Needs(dropout=threshold > 0), aligned=aligned)
+    plan = plan or _plan("forward", o, EVERYTHING, aligned)
     tile = plan.tile
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
@@ -103,53 +89,36 @@ def forward(
 
 
 def backward(
+    o: Operands,
     dy: Tensor,
-    x: Tensor,
-    W: Tensor,
-    A: Tensor,
-    B: Tensor,
     p: Tensor,
-    s: float,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
+    needs: Needs,
     plan: Plan | None = None,
-    *,
-    need_dx: bool = True,
-    need_dA: bool = True,
-    need_dB: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx = dy W + D * (q A), dA = qᵀ x_d and dB = s dyᵀ p with q = s dy B, those needed, in one launch.
 
     Args:
+        o: As `forward` was given them; the seed gives the same mask D again.
         dy: [M, N] in x's dtype, any strides, not empty.
-        x: [M, K].
-        W: [N, K].
-        A: [r, K].
-        B: [N, r].
         p: [M, r] as `forward` returned it.
-        s: The scaling.
-        dropout: As in `forward`.
-        seed: As in `forward`; it gives the same mask D again.
+        needs: What is computed.
         plan: As in `forward`.
-        need_dx: Whether x needs its gradient.
-        need_dA: Whether A needs its gradient.
-        need_dB: Whether B needs its gradient.
 
     Returns:
         (dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype), None where not needed.
     """
-    if not (need_dx or need_dA or need_dB):
+    if not any(needs):
         return None, None, None
-    (M, K), N, r = x.shape, W.shape[0], A.shape[0]
-    threshold, kept_scale = dropout_constants(dropout)
+    x, (W,), A, B, s, seed = o.x, o.base.tensors, o.A, o.B, o.s, o.seed
+    M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
+    threshold, kept_scale = dropout_constants(o.dropout)
     aligned = is_aligned(dy) and is_aligned(x) and is_aligned(W)
-    needs = Needs(threshold > 0, need_dx, need_dA, need_dB)
-    plan = plan or make_plan("backward", x, W, A, needs, aligned=aligned)
+    plan = plan or _plan("backward", o, needs, aligned)
     tile = plan.tile
-    dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if need_dx else None
-    dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if need_dA else None
-    dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if need_dB else None
-    q = torch.empty(M, r, device=x.device, dtype=torch.float32) if need_dx or need_dA else p
+    dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if needs.dx else None
+    dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if needs.dA else None
+    dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if needs.dB else None
+    q = torch.empty(M, r, device=x.device, dtype=torch.float32) if needs.dx or needs.dA else p
     num_rows = triton.cdiv(M, tile.rows)
     workspace = torch.zeros(2 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and aligned
@@ -196,9 +165,9 @@ def backward(
             BLOCK_K=tile.out,
             BLOCK_R=plan.block_r,
             GROUP=tile.group,
-            NEED_DX=need_dx,
-            NEED_DA=need_dA,
-            NEED_DB=need_dB,
+            NEED_DX=needs.dx,
+            NEED_DA=needs.dA,
+            NEED_DB=needs.dB,
             DROPOUT=threshold > 0,
             CUT=plan.parts["dx"] > 1,
             TMA=tma,
@@ -208,6 +177,11 @@ def backward(
             **plan.options,
         )
     return dx, dA, dB
+
+
+def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:
+    architecture = architecture_of(o.x.device)
+    return plan_for(direction, architecture, problem_of(o), needs, dropout=o.dropout, aligned=aligned)
 
 
 def _scratch(plan: Plan, *names: str, instead: Tensor) -> Tensor:

@@ -6,18 +6,16 @@ Needs no Triton and no GPU, so that `explain` can tell what another machine woul
 from __future__ import annotations
 
 import functools
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from fastlora.backend import Path, get_backend
+from fastlora.cost import Problem
+from fastlora.formula.masks import dropout_constants
+from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora_kernels import configs
 from fastlora_kernels.configs import num_blocks
-from fastlora_kernels.tables import Tile, load_table
-
-# TMA addresses memory in units of 16 bytes.
-_TMA_ALIGNMENT: Final = 16
+from fastlora_kernels.tables import Entry, Tile, load_table
 
 
 class Plan(NamedTuple):
@@ -34,8 +32,6 @@ class Plan(NamedTuple):
         store_columns: Columns of the block that a y or dx tile is stored by.
         split: Whether A and B are wider than x.
         precision: Of fp32 products: "ieee" or "tf32".
-        library: Whether the vendor's matrix product was measured to be faster for this class, in this dtype
-            and at this rank, with adapters in x's dtype, without dropout, with every gradient needed.
         options: Compiler options.
     """
 
@@ -48,7 +44,6 @@ class Plan(NamedTuple):
     store_columns: int
     split: bool
     precision: str
-    library: bool
     options: dict[str, int | bool]
 
     @property
@@ -72,109 +67,14 @@ class Plan(NamedTuple):
         )
 
 
-class Needs(NamedTuple):
-    """What a pass computes besides its formula's plain part.
-
-    Attributes:
-        dropout: Whether the low-rank branch has dropout.
-        dx: Whether x needs its gradient.
-        dA: Whether A needs its gradient.
-        dB: Whether B needs its gradient.
-    """
-
-    dropout: bool = False
-    dx: bool = True
-    dA: bool = True
-    dB: bool = True
-
-
-_EVERYTHING: Final = Needs()
-
-
-class Route(NamedTuple):
-    """The code that one pass takes.
-
-    Attributes:
-        path: Its name, and why.
-        plan: How the kernels are launched; None where torch computes.
-    """
-
-    path: Path
-    plan: Plan | None
-
-
-def route_for(
-    direction: str,
-    path: Path,
-    architecture: str,
-    dtype: torch.dtype,
-    adapter_dtype: torch.dtype,
-    shape: tuple[int, ...],
-    needs: Needs = _EVERYTHING,
-    *,
-    aligned: bool = True,
-    setting: str | None = None,
-) -> Route:
-    """Where a pass goes: the one place that decides, for the passes and for `explain`.
-
-    Args:
-        direction: "forward" or "backward".
-        path: What `backend.choose_path` says of the device and dtype.
-        architecture: The tile table's name; unused where `path` is torch.
-        dtype: Of x.
-        adapter_dtype: Of A.
-        shape: (M, K, N, r).
-        needs: What the call computes.
-        aligned: Whether TMA can address the operands.
-        setting: The backend's, as `choose_path` was given it.
-    """
-    if path.name == "torch":
-        return Route(path, None)
-    if 0 in shape:
-        return Route(Path("torch", "an operand is empty"), None)
-    plan = plan_for(direction, architecture, dtype, adapter_dtype, shape, needs, aligned=aligned)
-    if plan.library and (setting or get_backend()) != "triton":
-        why = f"the vendor's matrix product was measured to be faster for {plan.shape_class!r} shapes"
-        return Route(Path("torch", why), None)
-    return Route(path, plan)
-
-
-def is_aligned(matrix: Tensor) -> bool:
-    """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
-    stride, inner = matrix.stride()
-    row_bytes = stride * matrix.element_size()
-    return (
-        inner == 1
-        and row_bytes > 0
-        and row_bytes % _TMA_ALIGNMENT == 0
-        and matrix.data_ptr() % _TMA_ALIGNMENT == 0
-    )
-
-
-def make_plan(direction: str, x: Tensor, W: Tensor, A: Tensor, needs: Needs, *, aligned: bool = True) -> Plan:
-    """The plan of a call.
-
-    Args:
-        direction: "forward" or "backward".
-        x: [M, K].
-        W: [N, K].
-        A: [r, K].
-        needs: What the call computes.
-        aligned: Whether TMA can address the operands.
-    """
-    shape = (*x.shape, W.shape[0], A.shape[0])
-    return plan_for(direction, architecture_of(x.device), x.dtype, A.dtype, shape, needs, aligned=aligned)
-
-
 def plan_for(
     direction: str,
     architecture: str,
-    dtype: torch.dtype,
-    adapter_dtype: torch.dtype,
-    shape: tuple[int, ...],
-    needs: Needs = _EVERYTHING,
+    problem: Problem,
+    needs: Needs = EVERYTHING,
     tile: Tile | None = None,
     *,
+    dropout: float = 0.0,
     aligned: bool = True,
 ) -> Plan:
     """The plan for an architecture of the tile tables, whatever machine this is.
@@ -182,16 +82,40 @@ def plan_for(
     Args:
         direction: "forward" or "backward".
         architecture: The table's name.
-        dtype: Of x.
-        adapter_dtype: Of A.
-        shape: (M, K, N, r).
-        needs: What the call computes.
+        problem: Shape and dtypes.
+        needs: What a backward pass computes.
         tile: Instead of the table's.
+        dropout: Probability of dropping an entry of x_d.
         aligned: Whether TMA can address the operands.
     """
-    exact = torch.get_float32_matmul_precision() == "highest"
-    precision = "ieee" if exact else "tf32"
-    return _cached_plan(direction, architecture, dtype, adapter_dtype, shape, needs, tile, precision, aligned)
+    dropped = dropout_constants(dropout)[0] > 0
+    return _cached_plan(direction, architecture, problem, needs, tile, dropped, _precision(), aligned)
+
+
+def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:
+    """The class of shapes for which the vendor's matrix product was measured to be faster; None where not.
+
+    It was measured without dropout, with every gradient needed; and counts for its own dtypes and rank.
+    """
+    name, entry, _ = _entry_of(direction, architecture, problem, _precision(), aligned)
+    dtypes = _name(problem.dtype), _name(problem.adapter_dtype)
+    return name if configs.beaten(entry, direction, *dtypes, problem.r) else None
+
+
+def _precision() -> str:
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _entry_of(
+    direction: str, architecture: str, problem: Problem, precision: str, aligned: bool
+) -> tuple[str, Entry, str]:
+    """The class of the output's shape, what the table says of it, and the kind of elements."""
+    table = configs.table_of(architecture)
+    kind = configs.element_kind(torch.finfo(problem.dtype).bits, precision)
+    columns = problem.N if direction == "forward" else problem.K
+    tma = aligned and configs.takes_tma(architecture, kind)
+    name = configs.shape_class(table, kind, problem.M, columns, direction, tma=tma)
+    return name, table.entries[kind][name], kind
 
 
 # Lengths of sequences vary from batch to batch, hence the size.
@@ -199,23 +123,19 @@ def plan_for(
 def _cached_plan(
     direction: str,
     architecture: str,
-    dtype: torch.dtype,
-    adapter_dtype: torch.dtype,
-    shape: tuple[int, ...],
+    problem: Problem,
     needs: Needs,
     tile: Tile | None,
+    dropped: bool,
     precision: str,
     aligned: bool,
 ) -> Plan:
-    M, K, N, r = shape
-    kind = configs.element_kind(torch.finfo(dtype).bits, precision)
-    split = torch.finfo(adapter_dtype).bits > torch.finfo(dtype).bits
+    name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
+    shape = problem[:4]
+    split = torch.finfo(problem.adapter_dtype).bits > torch.finfo(problem.dtype).bits
     table = configs.table_of(architecture)
-    tma = aligned and configs.takes_tma(architecture, kind)
-    name = configs.shape_class(table, kind, M, N if direction == "forward" else K, direction, tma=tma)
-    entry = table.entries[kind][name]
     tile = tile or getattr(entry, direction)
-    block_r = configs.rank_block(r, architecture, kind, split)
+    block_r = configs.rank_block(problem.r, architecture, kind, split)
     if direction == "forward":
         tiles, steps = _forward_tiles(tile, block_r, shape)
     else:
@@ -229,12 +149,10 @@ def _cached_plan(
         block_r=block_r,
         tasks={name: count * parts[name] for name, count in tiles.items()},
         parts=parts,
-        tma=tma,
-        store_columns=configs.store_columns(tile, direction, needs.dropout),
+        tma=aligned and configs.takes_tma(architecture, kind),
+        store_columns=configs.store_columns(tile, direction, dropped),
         split=split,
         precision=precision,
-        library=needs == _EVERYTHING
-        and configs.beaten(entry, direction, _name(dtype), _name(adapter_dtype), r),
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
 
@@ -278,8 +196,8 @@ def architecture_of(device: torch.device) -> str:
     )
 
 
-def reload_tables() -> None:
-    """Read the tile tables anew, after FASTLORA_TABLES or its files have changed."""
+def forget_plans() -> None:
+    """Read the tile tables anew."""
     load_table.cache_clear()
     architecture_of.cache_clear()
     _cached_plan.cache_clear()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlora.masks import dropout_constants
-from fastlora.ops import lora_backward
+from fastlora.formula.masks import dropout_constants
+from fastlora.formula.operators import lora_backward
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastlora import LoRAParametrization, ReferenceLoRALinear, reference
+from fastlora import LoRAParametrization, ReferenceLoRALinear
+from fastlora.formula.operands import EVERYTHING, Needs
+from fastlora.formula.oracle import effective_weight
+from fastlora.routes import cpu, vendor
 from tests.testing import assert_within_budget, gradients, operands, oracle
 
 KINDS = [
@@ -17,25 +20,43 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("route", [cpu, vendor], ids=["cpu", "vendor"])
 @pytest.mark.parametrize(("dtype", "adapter_dtype"), KINDS, ids=str)
 @pytest.mark.parametrize(
     "shape", [(70, 33, 17, 5), (3, 9, 130, 2), (1100, 20, 30, 24), (10, 1030, 520, 2)], ids=str
 )
-def test_the_hand_written_backward_is_within_the_budget(shape, dtype, adapter_dtype):
+def test_the_hand_written_backward_is_within_the_budget(shape, dtype, adapter_dtype, route):
     ops = operands(*shape, dtype=dtype, adapter_dtype=adapter_dtype)
-    y, p = reference.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
-    dx, dA, dB = reference.backward(ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s)
+    y, p = route.forward(ops.call())
+    dx, dA, dB = route.backward(ops.call(), ops.dy, p, EVERYTHING)
     torchs, truth = gradients(ops), oracle(ops)
     for name, result in {"y": y, "dx": dx, "dA": dA, "dB": dB}.items():
         assert_within_budget(name, result, torchs[name], truth[name])
     assert (dA.dtype, dB.dtype) == (ops.A.dtype, ops.B.dtype)
 
 
-def test_gradients_nobody_asked_for_are_not_computed():
-    ops = operands(5, 7, 9, 3)
-    _, p = reference.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
-    given = (ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s)
-    assert reference.backward(*given, need_dx=False, need_dA=False, need_dB=False) == (None, None, None)
+@pytest.mark.parametrize("route", [cpu, vendor], ids=["cpu", "vendor"])
+@pytest.mark.parametrize("alone", range(3))
+def test_gradients_nobody_asked_for_are_not_computed(route, alone):
+    ops, seed = operands(5, 7, 9, 3), torch.tensor([3])
+    call = ops.call(0.4, seed)
+    _, p = route.forward(call)
+    whole = route.backward(call, ops.dy, p, EVERYTHING)
+    found = route.backward(call, ops.dy, p, Needs(*(alone == which for which in range(3))))
+    assert [one is not None for one in found] == [alone == which for which in range(3)]
+    assert torch.equal(found[alone], whole[alone])
+
+
+def test_with_dropout_both_routes_of_torch_drop_the_same_entries():
+    ops, seed = operands(40, 70, 9, 3), torch.tensor([3])
+    call = ops.call(0.4, seed)
+    (y, p), (other_y, other_p) = cpu.forward(call), vendor.forward(call)
+    torch.testing.assert_close(y, other_y)
+    torch.testing.assert_close(p, other_p)
+    for one, other in zip(
+        cpu.backward(call, ops.dy, p, EVERYTHING), vendor.backward(call, ops.dy, p, EVERYTHING), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_wide_adapters_make_no_copy_of_x_however_long_it_is():
@@ -51,8 +72,8 @@ def test_wide_adapters_make_no_copy_of_x_however_long_it_is():
             return result
 
     with Largest():
-        _, p = reference.forward(ops.x, ops.W, ops.b, ops.A, ops.B, ops.s)
-        reference.backward(ops.dy, ops.x, ops.W, ops.A, ops.B, p, ops.s)
+        _, p = cpu.forward(ops.call())
+        cpu.backward(ops.call(), ops.dy, p, EVERYTHING)
     assert 0 < largest < ops.x.numel() // 2
 
 
@@ -61,7 +82,7 @@ def test_the_parametrization_is_w_plus_the_update_and_w_itself_when_off():
     W = linear.weight.detach().clone()
     lora = LoRAParametrization.register(linear, r=2, alpha=3)
     nn.init.normal_(lora.lora_B)
-    expected = reference.effective_weight(W, lora.lora_A, lora.lora_B, 1.5)
+    expected = effective_weight(W, lora.lora_A, lora.lora_B, 1.5)
     torch.testing.assert_close(linear.weight, expected)
     lora.enabled = False
     assert torch.equal(linear.weight, W)

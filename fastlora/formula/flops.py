@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastlora import ops  # noqa: F401 - it defines the operators
+from fastlora.formula import operators  # noqa: F401 - it defines the operators
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:

@@ -7,9 +7,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fastlora
-from fastlora import ops
-from fastlora.backend import Path
-from fastlora.plan import reload_tables
+from fastlora.formula import operators
+from fastlora.routes import decide
+from fastlora.routes.decide import Route, reload_tables
 from fastlora_kernels import configs
 from fastlora_kernels.tables import Win
 from tests.cases import quick
@@ -28,7 +28,7 @@ BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 def test_the_forward_operator_passes_opcheck(backend, bias, dropout):
     o = operands(5, 7, 9, 3, bias=bias)
     with fastlora.set_backend(backend):
-        torch.library.opcheck(ops.lora_forward, (o.x, o.W, o.b, o.A, o.B, o.s, *dropout))
+        torch.library.opcheck(operators.lora_forward, (o.x, o.W, o.b, o.A, o.B, o.s, *dropout))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -39,8 +39,8 @@ def test_the_forward_operator_passes_opcheck(backend, bias, dropout):
 def test_the_backward_operator_passes_opcheck(backend, need, dropout):
     o = operands(5, 7, 9, 3)
     with fastlora.set_backend(backend):
-        _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, *dropout)
-        torch.library.opcheck(ops.lora_backward, (o.dy, o.x, o.W, o.A, o.B, p, o.s, *dropout, *need))
+        _, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, *dropout)
+        torch.library.opcheck(operators.lora_backward, (o.dy, o.x, o.W, o.A, o.B, p, o.s, *dropout, *need))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,7 +71,7 @@ def test_a_compiler_sees_the_operators_whole():
         return graph.forward
 
     torch.compile(layer, fullgraph=True, backend=collect)(torch.randn(3, 7)).sum().backward()
-    assert {ops.lora_forward, ops.lora_backward} <= targets
+    assert {operators.lora_forward, operators.lora_backward} <= targets
 
 
 def trained(model):
@@ -116,8 +116,8 @@ def library_forward(monkeypatch):
         for kind, classes in configs.INTERPRETER.entries.items()
     }
     monkeypatch.setattr(configs, "INTERPRETER", configs.INTERPRETER._replace(entries=entries))
-    monkeypatch.setattr(ops, "choose_path", lambda *_: Path("triton", "a test says so"))
-    monkeypatch.setattr(ops, "_is_plain_cpu", lambda *_: False)
+    monkeypatch.setattr(decide, "_kernels_on", lambda *_: Route("triton", "a test says so"))
+    monkeypatch.setattr(decide, "_ON_A_CPU", {})
     reload_tables()
     yield
     reload_tables()
@@ -126,26 +126,26 @@ def library_forward(monkeypatch):
 @pytest.fixture
 def launches(monkeypatch):
     """The names of the passes that the kernels ran."""
-    from fastlora import launch
+    from fastlora.routes import fused
 
     seen = []
     for name in ("forward", "backward"):
-        run = getattr(launch, name)
+        run = getattr(fused, name)
 
         def spy(*args, name=name, run=run, **kwargs):
             seen.append(name)
             return run(*args, **kwargs)
 
-        monkeypatch.setattr(launch, name, spy)
+        monkeypatch.setattr(fused, name, spy)
     return seen
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
 def test_a_pass_for_which_the_table_measured_the_library_goes_there(library_forward, launches):
     o = operands(5, 7, 9, 3)
-    y, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
+    y, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
     assert launches == []
-    found = ops.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.0, None, True, True, True)
+    found = operators.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.0, None, True, True, True)
     assert launches == ["backward"]
     torchs, truth = gradients(o), oracle(o)
     for name, result in zip(("y", "dx", "dA", "dB"), (y, *found), strict=True):
@@ -156,8 +156,8 @@ def test_a_pass_for_which_the_table_measured_the_library_goes_there(library_forw
 def test_with_dropout_both_passes_go_to_the_kernels_whose_mask_is_theirs(library_forward, launches):
     o = operands(5, 7, 9, 3)
     seed = torch.tensor([7])
-    _, p = ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.25, seed)
-    ops.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.25, seed, True, True, True)
+    _, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.25, seed)
+    operators.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.25, seed, True, True, True)
     assert launches == ["forward", "backward"]
 
 
@@ -165,7 +165,7 @@ def test_with_dropout_both_passes_go_to_the_kernels_whose_mask_is_theirs(library
 def test_the_kernels_asked_for_by_name_run_whatever_was_measured(library_forward, launches):
     o = operands(5, 7, 9, 3)
     with fastlora.set_backend("triton"):
-        ops.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
+        operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
     assert launches == ["forward"]
 
 

@@ -1,0 +1,135 @@
+"""What one call computes with, checked once at the public edge and passed on whole."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BaseWeight(NamedTuple):
+    """A frozen W [N, K], in the format in which it is kept.
+
+    Attributes:
+        format: "plain": `tensors` holds W itself, strided as it may be.
+        tensors: What it is kept in.
+        N: Columns of y.
+        K: Columns of x.
+        dtype: The dtype that W stands for, x's.
+    """
+
+    format: str
+    tensors: tuple[Tensor, ...]
+    N: int
+    K: int
+    dtype: torch.dtype
+
+
+def plain(W: Tensor) -> BaseWeight:
+    """A W [N, K] that is a matrix of numbers."""
+    N, K = W.shape
+    return BaseWeight("plain", (W,), N, K, W.dtype)
+
+
+class Operands(NamedTuple):
+    """The operands of y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b.
+
+    Attributes:
+        x: [M, K].
+        base: W [N, K].
+        b: [N] in x's dtype, or None.
+        A: [r, K], in any floating dtype.
+        B: [N, r], in A's dtype.
+        s: The scaling.
+        dropout: Probability with which an entry of x_d is dropped; what is kept is scaled by 1 / (1 - dropout).
+        seed: [1] int64, the seed of the mask; None without dropout.
+    """
+
+    x: Tensor
+    base: BaseWeight
+    b: Tensor | None
+    A: Tensor
+    B: Tensor
+    s: float
+    dropout: float = 0.0
+    seed: Tensor | None = None
+
+
+class Needs(NamedTuple):
+    """Which gradients a backward pass is asked for."""
+
+    dx: bool = True
+    dA: bool = True
+    dB: bool = True
+
+
+EVERYTHING = Needs()
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of p, q and every accumulator: fp32, and fp64 for an fp64 input."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[..., K] -> [M, K]; one dimension is one row."""
+    dims = x.dim()
+    if dims == 2:
+        return x
+    return x.flatten(0, -2) if dims > 2 else x.unsqueeze(0)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast would have nn.Linear take this x in another dtype."""
+    if not torch._C._is_any_autocast_enabled() or not x.is_floating_point() or x.dtype == torch.float64:
+        return False
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def check_tensors(x: object, W: object, b: object, A: object, B: object) -> None:
+    """Raise TypeError, naming it, where an operand is no Tensor."""
+    for name, tensor in (("x", x), ("W", W), ("A", A), ("B", B)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")
+    if b is not None and not isinstance(b, Tensor):
+        raise TypeError(f"b must be a Tensor or None; got {type(b).__name__}")
+
+
+def check_base(x: Tensor, W: Tensor, b: Tensor | None) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless x Wᵀ + b can be computed."""
+    if W.dim() != 2:
+        raise ValueError(f"W must have shape [N, K]; got {list(W.shape)}")
+    N, K = W.shape
+    if x.dim() == 0 or x.shape[-1] != K:
+        raise ValueError(f"x must have shape [..., K={K}]; got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, in W's dtype {W.dtype}; got {x.dtype}")
+    if x.dtype != W.dtype:
+        raise TypeError(f"x must have W's dtype {W.dtype}; got {x.dtype}")
+    if b is not None and (b.shape != (N,) or b.dtype != W.dtype):
+        raise ValueError(f"b must have shape [N={N}] and W's dtype {W.dtype}; got {list(b.shape)}, {b.dtype}")
+    if W.device != x.device or (b is not None and b.device != x.device):
+        _refuse_device(x, W=W, b=b)
+
+
+def check_adapter(x: Tensor, N: int, A: Tensor, B: Tensor) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless s (x Aᵀ) Bᵀ is [..., N]."""
+    K = x.shape[-1]
+    if A.dim() != 2 or A.shape[1] != K:
+        raise ValueError(f"A must have shape [r, K={K}]; got {list(A.shape)}")
+    if B.shape != (N, A.shape[0]):
+        raise ValueError(f"B must have shape [N={N}, r={A.shape[0]}]; got {list(B.shape)}")
+    if not A.is_floating_point():
+        raise TypeError(f"A must be floating point; got {A.dtype}")
+    if B.dtype != A.dtype:
+        raise TypeError(f"B must have A's dtype {A.dtype}; got {B.dtype}")
+    if A.device != x.device or B.device != x.device:
+        _refuse_device(x, A=A, B=B)
+
+
+def _refuse_device(x: Tensor, **others: Tensor | None) -> None:
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}; got {tensor.device}")

@@ -1,0 +1,58 @@
+"""LoRA in plain torch, written to be read: what every other code path is held to.
+
+    forward    p  = x_d Aᵀ                [M, r]
+               y  = x Wᵀ + s p Bᵀ + b     [M, N]
+    backward   q  = s dy B                [M, r]
+               dB = s dyᵀ p               [N, r]
+               dA = qᵀ x_d                [r, K]
+               dx = dy W + D * (q A)      [M, K]
+
+x_d = D * x is x after LoRA dropout, with D the mask over 1 - dropout; without dropout x itself.
+
+LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def unfused(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    *,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> Tensor:
+    """The formula as most libraries write it: separate torch ops, differentiated by autograd.
+
+    Args:
+        x: [..., K].
+        W: [N, K].
+        b: [N] or None.
+        A: [r, K]; x is converted to its dtype for the low-rank branch, as PEFT does.
+        B: [N, r].
+        s: The scaling, alpha / r.
+        dropout: Probability with which an entry of x is dropped on the low-rank branch.
+        training: Whether dropout acts.
+
+    Returns:
+        y [..., N] in x's dtype.
+    """
+    x_d = F.dropout(x, dropout, training)
+    update = F.linear(F.linear(x_d.to(A.dtype), A), B) * s
+    y = F.linear(x, W, b)
+    return y + update.to(y.dtype)
+
+
+def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """W + s B A [N, K], summed in fp32 (fp64 for fp64) and rounded once to W's dtype."""
+    accumulate = torch.float64 if W.dtype == torch.float64 else torch.float32
+    total = torch.addmm(W.to(accumulate), B.to(accumulate), A.to(accumulate), alpha=s)
+    return total.to(W.dtype)

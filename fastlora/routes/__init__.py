@@ -1,0 +1,1 @@
+"""The code that computes a call: which one, why, and each of them."""

@@ -1,0 +1,242 @@
+"""Which code computes a call, and why: decided here alone, once a call, for both passes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlora.arguments import check_choice
+from fastlora.cost import Problem
+from fastlora.formula.operands import EVERYTHING, Needs, Operands
+from fastlora.routes.backend import BACKENDS, BackendError, get_backend
+
+KERNEL_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
+
+# bf16 matrix units came with compute capability 8.0; the tile table starts there.
+_OLDEST_CUDA: Final = (8, 0)
+# TMA addresses memory in units of 16 bytes.
+_TMA_ALIGNMENT: Final = 16
+
+
+class Route(NamedTuple):
+    """The code that computes a pass.
+
+    Attributes:
+        name: "triton", "interpreter" (the same kernels on a CPU) or "torch".
+        why: The reason, as a phrase for people.
+    """
+
+    name: str
+    why: str
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it is the kernels."""
+        return self.name != "torch"
+
+
+class Decision(NamedTuple):
+    """The routes of one call.
+
+    Attributes:
+        forward: Of its forward pass.
+        backward: Of its backward pass, which draws the same dropout mask.
+    """
+
+    forward: Route
+    backward: Route
+
+
+def decide(o: Operands, needs: Needs = EVERYTHING, setting: str | None = None) -> Decision:
+    """The code that computes a call.
+
+    Args:
+        o: Its operands.
+        needs: The gradients that will be asked for.
+        setting: "auto", "triton" or "torch"; None means the one in force.
+
+    Raises:
+        ValueError: If the setting is none of these.
+        BackendError: If the setting is "triton" and the kernels cannot take the operands.
+    """
+    setting = get_backend() if setting is None else setting
+    x, base = o.x, o.base
+    if x.is_cpu and (decision := _ON_A_CPU.get(setting)) is not None:
+        return decision
+    aligned = is_aligned(x) and all(map(is_aligned, base.tensors))
+    return decide_for(problem_of(o), x.device, needs, setting, dropout=o.dropout, aligned=aligned)
+
+
+def decide_for(
+    problem: Problem,
+    device: torch.device,
+    needs: Needs = EVERYTHING,
+    setting: str | None = None,
+    *,
+    dropout: float = 0.0,
+    aligned: bool = True,
+    gpu: str | None = None,
+    architecture: str = "",
+) -> Decision:
+    """The code that computes a call of this description.
+
+    Args:
+        problem: Shape and dtypes.
+        device: Device of x.
+        needs: The gradients that will be asked for.
+        setting: As in `decide`.
+        dropout: As in `Operands`.
+        aligned: Whether TMA can address x and W.
+        gpu: Name of a GPU that can run the kernels, to tell of it instead of the device.
+        architecture: That GPU's tile table.
+
+    Raises:
+        ValueError: As in `decide`.
+        BackendError: As in `decide`.
+    """
+    setting = get_backend() if setting is None else setting
+    interpret = os.environ.get("TRITON_INTERPRET") == "1"
+    exact = torch.get_float32_matmul_precision() == "highest"
+    dropped = dropout > 0
+    return _decided(problem, device, needs, setting, dropped, aligned, gpu, architecture, interpret, exact)
+
+
+# Lengths of sequences vary from batch to batch, hence the size.
+@functools.lru_cache(maxsize=8192)
+def _decided(
+    problem: Problem,
+    device: torch.device,
+    needs: Needs,
+    setting: str,
+    dropped: bool,
+    aligned: bool,
+    gpu: str | None,
+    architecture: str,
+    interpret: bool,
+    exact: bool,
+) -> Decision:
+    route = route_on(device, problem.dtype, setting, gpu=gpu)
+    if not route.is_fused:
+        return Decision(route, route)
+    if 0 in problem[:4]:
+        empty = Route("torch", "an operand is empty")
+        return Decision(empty, empty)
+    if setting == "triton" or dropped:
+        return Decision(route, route)
+    from fastlora.routes.plan import architecture_of, vendor_won
+
+    architecture = architecture or architecture_of(device)
+    measured = {
+        direction: vendor_won(direction, architecture, problem, aligned=aligned)
+        for direction in ("forward", "backward")
+        if direction == "forward" or needs == EVERYTHING
+    }
+    forward, backward = (
+        Route("torch", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
+        if (won := measured.get(direction))
+        else route
+        for direction in ("forward", "backward")
+    )
+    return Decision(forward, backward)
+
+
+def route_on(
+    device: torch.device, dtype: torch.dtype, setting: str | None = None, *, gpu: str | None = None
+) -> Route:
+    """The code that tensors of this device and dtype take, whatever their shape.
+
+    Args:
+        device: Device of x.
+        dtype: Dtype of x.
+        setting: As in `decide`.
+        gpu: As in `decide_for`.
+
+    Raises:
+        ValueError: As in `decide`.
+        BackendError: As in `decide`.
+    """
+    setting = get_backend() if setting is None else check_choice("backend", setting, BACKENDS)
+    if setting == "torch":
+        return _ASKED_FOR
+    if gpu is not None:
+        route = Route("triton", f"as on an {gpu}") if dtype in KERNEL_DTYPES else _no_kernel_for(dtype)
+    else:
+        route = _kernels_on(device.type, device.index, dtype, os.environ.get("TRITON_INTERPRET") == "1")
+    if setting == "triton":
+        if not route.is_fused:
+            raise BackendError(f"backend 'triton' cannot run {dtype} tensors on {gpu or device}: {route.why}")
+        return route
+    if route.name == "interpreter":
+        return Route("torch", "on a CPU torch is faster than Triton's interpreter")
+    return route
+
+
+def problem_of(o: Operands) -> Problem:
+    """Shape and dtypes of a call."""
+    base = o.base
+    return Problem(o.x.shape[0], base.K, base.N, o.A.shape[0], base.dtype, o.A.dtype)
+
+
+def is_aligned(matrix: Tensor) -> bool:
+    """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
+    stride, inner = matrix.stride()
+    row_bytes = stride * matrix.element_size()
+    return (
+        inner == 1
+        and row_bytes > 0
+        and row_bytes % _TMA_ALIGNMENT == 0
+        and matrix.data_ptr() % _TMA_ALIGNMENT == 0
+    )
+
+
+def reload_tables() -> None:
+    """Read the tile tables anew, after FASTLORA_TABLES or its files have changed."""
+    from fastlora.routes.plan import forget_plans
+
+    forget_plans()
+    _decided.cache_clear()
+
+
+_ASKED_FOR: Final = Route("torch", "the backend is set to torch")
+_PLAIN_CPU: Final = Route("torch", "a CPU runs the kernels only where the backend is set to triton")
+# Said before anything is looked up: here a microsecond counts.
+_ON_A_CPU: Final = {
+    "auto": Decision(_PLAIN_CPU, _PLAIN_CPU),
+    "torch": Decision(_ASKED_FOR, _ASKED_FOR),
+}
+
+
+@functools.lru_cache(maxsize=256)
+def _kernels_on(device: str, index: int | None, dtype: torch.dtype, interpret: bool) -> Route:
+    if importlib.util.find_spec("triton") is None:
+        return Route("torch", "triton is not installed")
+    if dtype not in KERNEL_DTYPES:
+        return _no_kernel_for(dtype)
+    if device == "cuda":
+        return _on_gpu(index)
+    if device != "cpu":
+        return Route("torch", f"the kernels run on CUDA and ROCm devices, not on {device!r}")
+    if not interpret:
+        return Route("torch", "a CPU runs the kernels only in Triton's interpreter (TRITON_INTERPRET=1)")
+    if dtype == torch.bfloat16:
+        return Route("torch", "Triton's interpreter multiplies bf16 wrongly; use fp16 or fp32 there")
+    return Route("interpreter", "CPU tensors with TRITON_INTERPRET=1")
+
+
+def _no_kernel_for(dtype: torch.dtype) -> Route:
+    return Route("torch", f"the kernels take fp16, bf16 and fp32, not {dtype}")
+
+
+def _on_gpu(index: int | None) -> Route:
+    name = torch.cuda.get_device_name(index)
+    if torch.version.hip is not None:
+        return Route("triton", f"{name} is a ROCm device")
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _OLDEST_CUDA:
+        return Route("torch", f"{name} has compute capability {capability}, the kernels need 8.0")
+    return Route("triton", f"{name} has compute capability {capability}")
