@@ -45,7 +45,7 @@ MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels" / "fastlora_kernels").glob("*.py"))
 
 
-# Packages whose modules have places of their own: the formula's operands lie below the routes, its operators above.
+# Their modules have places of their own: the formula's operands lie below the routes, its operators above.
 SPLIT = ("formula", "routes")
 
 

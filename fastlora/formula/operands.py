@@ -42,7 +42,7 @@ class Operands(NamedTuple):
         A: [r, K], in any floating dtype.
         B: [N, r], in A's dtype.
         s: The scaling.
-        dropout: Probability with which an entry of x_d is dropped; what is kept is scaled by 1 / (1 - dropout).
+        dropout: Probability with which an entry of x_d is dropped; what is kept is scaled to make up for it.
         seed: [1] int64, the seed of the mask; None without dropout.
     """
 

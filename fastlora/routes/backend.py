@@ -1,4 +1,4 @@
-"""The user's setting of the code that computes the formula, process-wide, from FASTLORA_BACKEND or `set_backend`:
+"""The setting of which code computes the formula, one for the process: FASTLORA_BACKEND or `set_backend`.
 
 auto     the kernels on a GPU that can run them, torch elsewhere
 triton   the kernels; on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1), else an error

@@ -1,7 +1,7 @@
-"""The formula by the vendor's matrix products: for GPUs and dtypes without kernels, and where these are slower.
+"""The formula by the vendor's matrix products: for devices without kernels, and where these are slower.
 
-It is written for few launches. Adapters wider than x are multiplied in their own dtype, which takes a copy of x
-in that dtype for the time of one product.
+It is written for few launches. Adapters wider than x are multiplied in their own dtype, which takes a copy of
+x in that dtype for the time of one product.
 """
 
 from __future__ import annotations
