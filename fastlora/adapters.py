@@ -12,9 +12,12 @@ from typing import cast
 
 from torch import nn
 
+from fastlora.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.arguments import check_choice
 from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_dtype
+from fastlora.ddp import note_change
+from fastlora.in_use import check_switchable, name_in_use, put_idle, switch
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.model import make_layers, options_for
@@ -22,23 +25,9 @@ from fastlora.peft_config import as_config
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import inside, saved_modules
-from fastlora.shelf import (
-    SLOTS,
-    Adapter,
-    Options,
-    adapters_of,
-    blank_adapter,
-    check_name,
-    exchange,
-    name_in_use,
-    new_adapter,
-    put_on_shelf,
-    shelf_of,
-    take_off_shelf,
-)
+from fastlora.shards import reshard
 from fastlora.targets import Target, find_targets, listed
 from fastlora.tasks import check_task, task_heads
-from fastlora.writable import check_own
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
@@ -48,7 +37,7 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
         ValueError: If there is no LoRA layer.
     """
     layers = existing_layers(model).values()
-    found = dict.fromkeys(name for layer in layers for name in adapters_of(layer))
+    found = dict.fromkeys(name for layer in layers for name in layer.adapters)
     in_use = name_in_use(layers)
     return tuple(sorted(found, key=lambda name: name != in_use))
 
@@ -106,24 +95,24 @@ def give_adapter(
     made: Mapping[FusedLoRALinear, Adapter],
     new: Mapping[nn.Linear, FusedLoRALinear],
 ) -> nn.Module:
-    """Put a new adapter on the shelves of LoRA layers, and of layers made of plain ones; nothing is checked.
+    """Give a new adapter to LoRA layers, and to layers made of plain ones; nothing is checked.
 
     Args:
         model: A model with LoRA layers.
         name: The new adapter's.
         made: Its part in layers that have LoRA.
-        new: What takes the places of plain layers; `make_layers` made it, with its part in use.
+        new: What takes the places of plain layers; `make_layers` made it with the new adapter alone, in use.
 
     Returns:
         The model.
     """
-    blanks = {layer: blank_adapter(layer.weight) for layer in new.values()}
+    in_use = active_adapter(model)
     with commit() as changing:
-        for layer, blank in blanks.items():
-            exchange(layer, None, blank, changing)
+        for layer in new.values():
+            switch(layer, in_use, changing)
             layer._freeze_base()
         for layer, adapter in made.items():
-            put_on_shelf(layer, name, adapter, changing)
+            put_idle(layer, name, adapter, changing)
         return replace_modules(model, new.items())
 
 
@@ -131,26 +120,24 @@ def give_adapter(
 def set_adapter(model: nn.Module, name: str) -> None:
     """Put an adapter in use; the one that was is frozen and loses its gradient.
 
-    What was trained of an adapter is trained again when it comes back. DistributedDataParallel remembers
-    which parameters are trained, so a switch must come before it.
+    What was trained of an adapter is trained again when it comes back. A DistributedDataParallel around the
+    model follows at its next forward pass, given the wrapper or the model in it, if all processes switch. An
+    optimizer must be given the parameters of each adapter that it is to train.
 
     Raises:
         ValueError: If there is no such adapter, or a layer is merged, or A or B is computed from others (by a
             parametrization, say).
-        TypeError: If a parameter is sharded; a switch must come before sharding.
+        TypeError: If FullyShardedDataParallel holds A and B; parameters that `fully_shard` or tensor parallel
+            has divided can be switched.
     """
     layers = existing_layers(model)
     _check_known(model, name)
-    check_switchable(layers)
-    blanks = {
-        layer: blank_adapter(layer.weight) for layer in layers.values() if name not in adapters_of(layer)
-    }
+    reshard(model)
+    _check_switchable(layers, name)
     with commit() as changing:
+        note_change(model, changing)
         for layer in layers.values():
-            if layer in blanks:
-                exchange(layer, None, blanks[layer], changing)
-            elif layer.adapter != name:
-                exchange(layer, name, take_off_shelf(layer, name, changing), changing)
+            switch(layer, name, changing)
 
 
 @contextmanager
@@ -197,14 +184,11 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
             f"adapter {name!r} must not be in use to be deleted (set_adapter another first, or remove_lora)"
         )
     plain = {
-        layer: layer.to_linear(merge=False)
-        for layer in layers.values()
-        if layer.adapter is None and set(shelf_of(layer)) == {name}
+        layer: layer.to_linear(merge=False) for layer in layers.values() if set(layer.adapters) == {name}
     }
     with commit() as changing:
         for layer in layers.values():
-            if name in shelf_of(layer):
-                take_off_shelf(layer, name, changing)
+            changing.drop(layer.adapters._modules, name)
         return replace_modules(model, plain.items())
 
 
@@ -215,22 +199,14 @@ def check_new(model: nn.Module, name: object) -> None:
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
 
 
-def check_switchable(layers: Mapping[str, FusedLoRALinear]) -> None:
-    """Raise unless A and B of the layers can be exchanged for others."""
+def _check_switchable(layers: Mapping[str, FusedLoRALinear], adapter: str) -> None:
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
         raise ValueError(
             f"layers must be unmerged to switch adapters; merged: {listed(merged)} (unmerge_lora)"
         )
     for name, layer in layers.items():
-        check_own(layer, SLOTS, f"layer {name!r}")
-        for slot in SLOTS:
-            kind = type(getattr(layer, slot))
-            if kind is not nn.Parameter:
-                raise TypeError(
-                    f"{slot} of layer {name!r} must be a plain nn.Parameter to be exchanged; it is a "
-                    f"{kind.__name__} (switch adapters before sharding)"
-                )
+        check_switchable(layer, adapter, f"layer {name!r}")
 
 
 def _check_known(model: nn.Module, name: object) -> None:
@@ -238,11 +214,5 @@ def _check_known(model: nn.Module, name: object) -> None:
 
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
-    options = Options(
-        r=target.r,
-        alpha=float(target.r) if target.alpha is None else float(target.alpha),
-        dropout=config.dropout,
-        rslora=config.rslora,
-        init=config.init,
-    )
+    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init)
     return new_adapter(target.linear.weight, options, check_dtype("adapter_dtype", config.adapter_dtype))

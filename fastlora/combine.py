@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fastlora.adapter import Adapter, Options, adapters_of
 from fastlora.adapters import adapter_names, check_new, give_adapter
 from fastlora.changes import exclusive
 from fastlora.config import check_rank, shown
@@ -21,7 +22,6 @@ from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.lowrank import decompose_product
-from fastlora.shelf import Adapter, Options, adapters_of
 
 
 @exclusive

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import lowrank
+from fastlora.adapter import SLOTS
 from fastlora.arguments import check_choice
 from fastlora.changes import commit, exclusive
 from fastlora.config import FROM_WEIGHT
@@ -28,7 +29,6 @@ from fastlora.lowrank import Factors
 from fastlora.merging import check_unshared, fold
 from fastlora.residual import check_whole
 from fastlora.shards import all_finite
-from fastlora.shelf import SLOTS, adapters_of
 from fastlora.writable import check_own_writable
 
 
@@ -110,11 +110,13 @@ _STARTS: Final[Mapping[str, Callable[[Tensor, int, float], Factors]]] = dict(
 def _check_startable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
     check_whole(layers, "it can be called once")
     for name, layer in layers.items():
-        check_own_writable(layer, ("weight", *SLOTS), f"layer {name!r}")
+        check_own_writable(layer, ("weight",), f"layer {name!r}")
+        for adapter in layer.adapters.values():
+            check_own_writable(adapter, SLOTS, f"layer {name!r}")
         smaller = min(layer.weight.shape)
         if layer.merged:
             raise ValueError(f"layer {name!r} must be unmerged to be started from W (unmerge_lora)")
-        if len(adapters_of(layer)) != 1 or layer.adapter is None:
+        if len(layer.adapters) != 1 or layer.adapter is None:
             raise ValueError(f"layer {name!r} must have one adapter to be started from W, which all share")
         if layer.r > smaller:
             raise ValueError(

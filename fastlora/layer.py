@@ -10,26 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import changes, config, residual, shards, shelf, untrained
+from fastlora import changes, config, untrained
+from fastlora.adapter import DEFAULT, Options, new_adapter
 from fastlora.arguments import check_size
-from fastlora.changes import commit, exclusive
+from fastlora.changes import commit
 from fastlora.formula import oracle
 from fastlora.formula.autograd import lora_linear
 from fastlora.formula.operands import autocasts, check_base
-from fastlora.split import Split
-from fastlora.twin import check_own_forward, check_plain_linear, twin_of
-from fastlora.writable import check_own, check_own_writable
-
-_OWN_ATTRIBUTES = (*shelf.OPTIONS, "enabled", "adapter", "start_scaling", "split", "applied_as")
-_MERGED_FROM = ("weight", "lora_A", "lora_B")
+from fastlora.layer_state import StoredLinear
+from fastlora.twin import check_plain_linear, twin_of
 
 
-class FusedLoRALinear(nn.Linear):
+class FusedLoRALinear(StoredLinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
 
-    It stands in for nn.Linear: the same attributes, shapes and state_dict names (`weight`, `bias`), with
-    `lora_A` [r, in_features] and `lora_B` [out_features, r] beside them. A checkpoint of the plain layer
-    loads into it. The update starts at exactly zero.
+    It stands in for nn.Linear: the same attributes, shapes and state_dict names (`weight`, `bias`). Beside
+    these, `adapters` holds its updates by name, each with `lora_A` [r, in_features] and `lora_B`
+    [out_features, r]; one is in use at a time. A checkpoint of the plain layer loads into it. The update
+    starts at exactly zero.
 
     Nested tensors go through separate torch ops, not the fused kernels. Inside nn.TransformerEncoderLayer,
     whose inference fast path calls no linear layer, put it by `apply_lora`.
@@ -52,7 +50,9 @@ class FusedLoRALinear(nn.Linear):
 
     Attributes:
         enabled: Where False, forward applies W alone: after `initialize`, the W from before it.
-        adapter: Name of the adapter in use; None where the one in use has no part in this layer.
+        adapters: All adapters by name; each stays there, whichever is in use.
+        lora_A, lora_B, r, alpha, dropout, rslora, init, scaling: The adapter's in use, to read and, but for
+            `scaling`, to assign; None where that one has no part in this layer.
         start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
         split: How the layer is divided among processes; None where it is whole.
         applied_as: Its name in the model when `apply_lora` or a load made it; "" otherwise.
@@ -64,17 +64,6 @@ class FusedLoRALinear(nn.Linear):
 
     Source: arXiv 2106.09685, section 4.1.
     """
-
-    weight: nn.Parameter
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-    adapter: str | None = shelf.DEFAULT
-    start_A: Tensor | None
-    start_B: Tensor | None
-    start_scaling: float = 0.0
-    split: Split | None = None
-    applied_as: str = ""
-    _base_weight: Tensor | None
 
     def __init__(
         self,
@@ -96,9 +85,9 @@ class FusedLoRALinear(nn.Linear):
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
         config.check_bool(bias, "bias")
-        self._configure(r, alpha, dropout, rslora, init)
+        options = Options.checked(r, alpha, dropout, rslora, init)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._add_adapter(adapter_dtype)
+        self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype))
         self._freeze_base()
 
     @classmethod
@@ -123,27 +112,28 @@ class FusedLoRALinear(nn.Linear):
                 `check_plain_linear`), or as in the constructor.
             ValueError: As in the constructor.
         """
-        layer = cls._beside(linear, r, alpha, dropout, rslora, init, adapter_dtype)
+        layer = cls._beside(
+            linear,
+            r=r,
+            alpha=alpha,
+            dropout=dropout,
+            rslora=rslora,
+            init=init,
+            adapter_dtype=adapter_dtype,
+        )
         layer._freeze_base()
         return layer
 
     @classmethod
     def _beside(
-        cls,
-        linear: nn.Linear,
-        r: int,
-        alpha: float | None,
-        dropout: float,
-        rslora: bool,
-        init: str,
-        adapter_dtype: torch.dtype | str | None,
+        cls, linear: nn.Linear, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
     ) -> FusedLoRALinear:
         """`from_linear`, but W and b are not frozen yet: nothing of `linear` has changed."""
         check_plain_linear("linear", linear)
         adapter_dtype = config.check_dtype("adapter_dtype", adapter_dtype)
+        checked = Options.checked(**options)
         layer = twin_of(linear, cls)
-        layer._configure(r, alpha, dropout, rslora, init)
-        layer._add_adapter(adapter_dtype)
+        layer._begin(name, new_adapter(layer.weight, checked, adapter_dtype))
         return layer
 
     @property
@@ -163,74 +153,12 @@ class FusedLoRALinear(nn.Linear):
             )
         raise AttributeError("FusedLoRALinear has no base_layer; its weight is W")
 
-    def _configure(self, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> None:
-        self.r = config.check_rank(r)
-        alpha = config.check_alpha(alpha)
-        self.alpha = float(r) if alpha is None else alpha
-        self.dropout = config.check_dropout(dropout)
-        self.rslora = config.check_bool(rslora, "rslora")
-        self.init = config.check_init(init)
-        self.enabled = True
-
-    def _add_adapter(self, dtype: torch.dtype | None) -> None:
-        N, K = self.weight.shape
-        dtype = config.adapter_dtype_over(self.weight.dtype, dtype)
-        kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype}
-        # Trained later, whatever mode this is called in.
-        with torch.inference_mode(False):
-            self.lora_A = nn.Parameter(torch.empty(self.r, K, **kind))
-            self.lora_B = nn.Parameter(torch.empty(N, self.r, **kind))
-        self.register_buffer("_base_weight", None, persistent=False)
-        self.register_buffer("start_A", None)
-        self.register_buffer("start_B", None)
-        shelf.start(self.lora_A, self.lora_B, self.init)
-        untrained.watch(self)
-
-    def __setstate__(self, state: Any) -> None:
-        """A copied or unpickled layer is watched as a made one is."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        untrained.watch(self)
-
     def _freeze_base(self) -> None:
         """Freeze W and b, as a part of the commit at work or in one of its own."""
         with commit() as changing:
             changing.freeze(self.weight)
             if self.bias is not None:
                 changing.freeze(self.bias)
-
-    @exclusive
-    @torch.no_grad()
-    def reset_adapter(self) -> None:
-        """Start the update anew: at zero by `init`, or at what `initialize` took out of W.
-
-        Raises:
-            ValueError: If A or B cannot be written in place.
-        """
-        check_own_writable(self, shelf.SLOTS, "the layer")
-        A, B = self.start_A, self.start_B
-        if A is None or B is None:
-            A, B = torch.empty_like(self.lora_A), torch.empty_like(self.lora_B)
-            shelf.start(A, B, self.init)
-        with commit() as changing:
-            changing.write(self.lora_A, A)
-            changing.write(self.lora_B, B)
-
-    def reset_parameters(self) -> None:
-        """Start W, b, A and B anew; what builds a model on "meta" calls it after `to_empty`."""
-        super().reset_parameters()
-        if "lora_A" in self._parameters:  # nn.Linear's constructor calls this before there is an adapter
-            self._base_weight = self.start_A = self.start_B = None
-            self.reset_adapter()
-
-    @property
-    def scaling(self) -> float:
-        """s, the factor of the update."""
-        return config.scaling(self.r, self.alpha, self.rslora)
-
-    @property
-    def merged(self) -> bool:
-        """Whether `weight` holds W + s B A at present."""
-        return self._base_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer.
@@ -263,10 +191,18 @@ class FusedLoRALinear(nn.Linear):
 
     def _computed(self, x: Tensor) -> Tensor:
         own: dict[str, Any] = self._parameters  # not through __getattr__, which takes 0.6 us for each
+        active, A, B = self._active, None, None
         try:
-            W, b, A, B = own["weight"], own["bias"], own["lora_A"], own["lora_B"]
-        except KeyError:  # parametrized, pruned, or a view of a flat parameter
-            W, b, A, B = self.weight, self.bias, self.lora_A, self.lora_B
+            W, b = own["weight"], own["bias"]
+            if active is not None:
+                if active._forward_pre_hooks or "forward" in vars(active):
+                    A, B = active()
+                else:
+                    A, B = active._parameters["lora_A"], active._parameters["lora_B"]
+        except KeyError:  # parametrized, pruned, a view of a flat parameter, or nn.DataParallel's replica
+            W, b = self.weight, self.bias
+            if active is not None:
+                A, B = self.adapters[active.name]()
         kept = self._buffers["_base_weight"]
         if kept is not None and not self.enabled:
             W = kept
@@ -279,9 +215,9 @@ class FusedLoRALinear(nn.Linear):
                 stacklevel=3,
             )
             W, b = W.detach(), None if b is None else b.detach()
-        if self.enabled and kept is None:
-            dropout = self.dropout if self.training else 0.0
-            return lora_linear(x, W, b, A, B, self.scaling, dropout=dropout)
+        if active is not None and A is not None and B is not None and kept is None and self.enabled:
+            dropout = active.dropout if self.training else 0.0
+            return lora_linear(x, W, b, A, B, active.scaling, dropout=dropout)
         untrained.suspect(self)
         if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
             check_base(x, W, b)
@@ -289,142 +225,9 @@ class FusedLoRALinear(nn.Linear):
             return F.linear(x, W, b)
         return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
 
-    @exclusive
-    @torch.no_grad()
-    def effective_weight(self) -> Tensor:
-        """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else W.
-
-        That W is exact, but after `initialize`: then it is what is left and what was taken out, rounded once.
-        """
-        if self.enabled and not self.merged:
-            return self._sum()
-        return self.weight.detach().clone() if self.enabled else residual.whole_weight(self)
-
-    @exclusive
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Add s B A into `weight`, summed in fp32 and rounded once; W is kept aside for `unmerge`.
-
-        While merged, forward is one plain linear and A and B receive no gradient. Merging twice changes
-        nothing.
-
-        Raises:
-            ValueError: If the sum holds NaN or infinity, or `weight` is computed from others (by a
-                parametrization, say) or cannot be written in place; it is as it was.
-        """
-        if self.merged:
-            return
-        check_own_writable(self, ("weight",), "the layer")
-        total = self._finite_sum()
-        with torch.inference_mode(False):
-            base = self.weight.detach().clone()
-        with commit() as changing:
-            changing.put(self._buffers, "_base_weight", base)
-            changing.write(self.weight, total, before=base)
-
-    @exclusive
-    def unmerge(self) -> None:
-        """Put W back, bit for bit. Unmerging twice changes nothing.
-
-        Raises:
-            ValueError: If `weight` cannot be written any more.
-        """
-        if self.merged:
-            check_own_writable(self, ("weight",), "the layer")
-            with commit() as changing:
-                changing.then(self._put_back)
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        if self._base_weight is not None:
-            self.weight.copy_(self._base_weight)
-            self._base_weight = None
-
-    @exclusive
-    @torch.no_grad()
-    def to_linear(self, merge: bool = True) -> nn.Linear:
-        """A plain nn.Linear with this layer's bias object, hooks and mode; this layer stays as it is.
-
-        Args:
-            merge: Whether its weight is W + s B A (a new, frozen parameter) or W: this layer's own parameter,
-                or a copy of W while that parameter holds the merged weight.
-
-        Raises:
-            TypeError: If this layer's forward was replaced.
-            ValueError: If W + s B A is wanted and holds NaN or infinity; or if W or b is computed from
-                others, by a parametrization, say.
-        """
-        config.check_bool(merge, "merge")
-        check_own_forward("layer", self)
-        check_own(self, ("weight", "bias"), "the layer")
-        if merge:
-            weight = nn.Parameter(self._finite_sum(), requires_grad=False)
-        elif self._base_weight is not None:
-            weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
-        else:
-            weight = self.weight
-        linear = self._plain_twin()
-        linear.weight = weight
-        return linear
-
-    def _plain_twin(self) -> nn.Linear:
-        """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""
-        return twin_of(self, nn.Linear, without=_OWN_ATTRIBUTES)
-
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script calls first, on this layer and on every model around it."""
         raise TypeError(
             "torch.jit.script cannot compile FusedLoRALinear, whose passes run in a Python function; "
             "use torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
         )
-
-    def _base(self) -> Tensor:
-        return residual.frozen_weight(self)
-
-    def _sum(self) -> Tensor:
-        return oracle.effective_weight(self._base(), self.lora_A, self.lora_B, self.scaling)
-
-    def _finite_sum(self) -> Tensor:
-        total = self._sum()
-        if not total.is_meta and not shards.all_finite(total):
-            raise ValueError(
-                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
-            )
-        return total
-
-    def extra_repr(self) -> str:
-        """nn.Linear's, and the update's."""
-        parts = [super().extra_repr(), f"r={self.r}, alpha={self.alpha:g}"]
-        if self.dropout:
-            parts.append(f"dropout={self.dropout:g}")
-        parts += [name for name, on in (("rslora", self.rslora), ("merged", self.merged)) if on]
-        parts += [] if self.enabled else ["disabled"]
-        parts += [] if self.adapter == shelf.DEFAULT else [f"adapter={self.adapter}"]
-        return ", ".join(parts)
-
-    @exclusive
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """A checkpoint always holds W, merged or not: adding the update again on loading would be wrong."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._base_weight is not None:
-            destination[prefix + "weight"] = self._base_weight
-        shelf.rename_saved(destination, prefix, self.adapter)
-
-    @exclusive
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint without A and B, the plain layer's, leaves the update as it is.
-
-        A merged layer is unmerged first: its weight would not fit what is loaded.
-        """
-        missing: list[str] = args[2]
-        plain = not any(name.startswith((prefix + "lora_", prefix + "adapters.")) for name in state_dict)
-        shelf.rename_loaded(state_dict, prefix, self.adapter)
-        if any(prefix + name in state_dict for name in _MERGED_FROM):
-            self.unmerge()
-        with commit():
-            super()._load_from_state_dict(state_dict, prefix, *args)
-        if plain and prefix + "weight" in state_dict:
-            shelf.keep_idle(state_dict, prefix, self)
-            own = {prefix + "lora_A", prefix + "lora_B"}
-            missing[:] = [name for name in missing if name not in own]
-        shelf.name_missing(missing, prefix, self.adapter)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastlora.adapter import SLOTS
 from fastlora.config import shown
 from fastlora.layers import existing_layers
 
@@ -35,7 +36,8 @@ def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str
     _check_positive("lr", lr)
     _check_positive("ratio", ratio)
     layers = existing_layers(model).values()
-    side = {id(layer.lora_A): "lora_A" for layer in layers} | {id(layer.lora_B): "lora_B" for layer in layers}
+    updates = [each for layer in layers for each in layer.adapters.values()]
+    side = {id(getattr(each, slot)): slot for each in updates for slot in SLOTS}
     groups: dict[str, dict[str, Any]] = {
         name: {"params": [], "lr": rate, "name": name}
         for name, rate in (("lora_A", lr), ("lora_B", lr * ratio), ("others", lr))

@@ -86,7 +86,10 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> 
     """
     for name, layer in layers.items():
         check_own_writable(layer, ("weight",), f"layer {name!r}")
-        if not layer.lora_A.is_meta and not (all_finite(layer.lora_A) and all_finite(layer.lora_B)):
+        active = layer.active
+        if active is None or active.lora_A.is_meta:
+            continue
+        if not (all_finite(active.lora_A) and all_finite(active.lora_B)):
             raise ValueError(
                 f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
             )

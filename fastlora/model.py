@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from fastlora import beside
+from fastlora.adapter import DEFAULT, SLOTS
 from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_bool
+from fastlora.ddp import note_change
+from fastlora.in_use import idle_parameters, name_in_use
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import check_model, existing_layers, lora_layers
 from fastlora.merging import check_mergeable, fold
@@ -19,8 +22,7 @@ from fastlora.peft_config import as_config
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import can_train, find_modules_to_save, inside, mark, saved_modules, unmark
-from fastlora.shards import check_not_spread
-from fastlora.shelf import DEFAULT, SLOTS, idle_parameters, name_in_use
+from fastlora.shards import check_not_spread, reshard
 from fastlora.targets import Target, find_targets
 from fastlora.tasks import heads_to_train, remember_task
 from fastlora.twin import check_own_forward
@@ -100,8 +102,8 @@ def make_layers(
     names = module_names(model)
     layers: dict[nn.Linear, FusedLoRALinear] = {}
     for linear, chosen in options.items():
-        layers[linear] = layer = FusedLoRALinear._beside(linear, **chosen)
-        layer.adapter, layer.applied_as = adapter, names[linear][0]
+        layers[linear] = layer = FusedLoRALinear._beside(linear, name=adapter, **chosen)
+        layer.applied_as = names[linear][0]
     return layers
 
 
@@ -207,17 +209,22 @@ def freeze(model: nn.Module) -> None:
     """
     check_model(model)
     layers = dict(lora_layers(model))
+    reshard(model)
     saved = [module for _, module in saved_modules(model)]
-    for name, layer in layers.items():
-        for slot in SLOTS:
-            check_trainable(getattr(layer, slot), f"{slot} of layer {name!r}")
+    updates = {
+        f"{slot} of layer {name!r}": getattr(layer.active, slot)
+        for name, layer in layers.items()
+        if layer.active is not None
+        for slot in SLOTS
+    }
+    for what, tensor in updates.items():
+        check_trainable(tensor, what)
     with commit() as changing:
+        note_change(model, changing)
         for parameter in model.parameters():
             changing.freeze(parameter)
-        for layer in layers.values():
-            trains = layer.adapter is not None
-            changing.assign(layer.lora_A, "requires_grad", trains)
-            changing.assign(layer.lora_B, "requires_grad", trains)
+        for tensor in updates.values():
+            changing.assign(tensor, "requires_grad", True)
         mark(saved, changing)
 
 
@@ -230,9 +237,11 @@ def unfreeze(model: nn.Module) -> None:
     Raises:
         ValueError: If a parameter was made in torch.inference_mode, and so cannot be trained.
     """
+    layers = dict(lora_layers(model))
+    reshard(model)
     frozen = {
         id(tensor)
-        for _, layer in lora_layers(model)
+        for layer in layers.values()
         for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
     }
     chosen = {
@@ -243,5 +252,6 @@ def unfreeze(model: nn.Module) -> None:
     for name, parameter in chosen.items():
         check_trainable(parameter, name)
     with commit() as changing:
+        note_change(model, changing)
         for parameter in chosen.values():
             changing.assign(parameter, "requires_grad", True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from fastlora.changes import Commit, commit
+from fastlora.ddp import note_change
 from fastlora.layer import FusedLoRALinear
 
 
@@ -22,6 +23,7 @@ def replace_modules(model: nn.Module, replacements: Iterable[tuple[nn.Module, nn
     """
     new = dict(replacements)
     with commit() as changing:
+        note_change(model, changing)
         for module in list(model.modules()):
             for name, child in module._modules.items():
                 if child is not None and child in new:

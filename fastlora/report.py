@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastlora.layers import lora_layers
-from fastlora.shelf import idle_parameters
 from fastlora.tables import Part, Shown, Table
 
 
@@ -20,7 +19,7 @@ class LayerParameters:
         name: Its name in the model.
         in_features: K.
         out_features: N.
-        r: Rank of its update.
+        r: Rank of its update; 0 where it has no part in the adapter in use.
         base: Parameters in W and b.
         lora: Parameters in A and B of the adapter in use.
     """
@@ -92,9 +91,7 @@ def parameter_report(model: nn.Module) -> ParameterReport:
         TypeError: If `model` is not an nn.Module.
     """
     layers = list(lora_layers(model))
-    own = {
-        id(tensor) for _, layer in layers for tensor in (layer.lora_A, layer.lora_B, *idle_parameters(layer))
-    }
+    own = {id(tensor) for _, layer in layers for tensor in layer.adapters.parameters()}
     parameters = list(model.parameters())
     return ParameterReport(
         base=sum(p.numel() for p in parameters if id(p) not in own),
@@ -103,11 +100,11 @@ def parameter_report(model: nn.Module) -> ParameterReport:
         layers=tuple(
             LayerParameters(
                 name=name,
-                in_features=layer.lora_A.shape[1],
-                out_features=layer.lora_B.shape[0],
-                r=layer.r,
+                in_features=layer.in_features,
+                out_features=layer.out_features,
+                r=layer.r or 0,
                 base=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
-                lora=layer.lora_A.numel() + layer.lora_B.numel(),
+                lora=0 if layer.active is None else sum(p.numel() for p in layer.active.parameters()),
             )
             for name, layer in layers
         ),

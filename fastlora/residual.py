@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlora.adapter import Options, adapters_of
 from fastlora.formula import oracle
-from fastlora.shelf import Options, adapters_of
 
 
 def frozen_weight(layer: Any) -> Tensor:

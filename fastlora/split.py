@@ -29,8 +29,8 @@ class Operands(NamedTuple):
 
     W: Tensor
     b: Tensor | None
-    A: Tensor
-    B: Tensor
+    A: Tensor | None
+    B: Tensor | None
 
 
 class Split(Enum):
@@ -40,7 +40,7 @@ class Split(Enum):
     ROWS = "rows"
 
     def local(self, W: Any, b: Any, A: Any, B: Any) -> Operands:
-        """This process's parts of a layer's DTensors, differentiable in A and B.
+        """This process's parts of a layer's DTensors, differentiable in A and B; None where these are None.
 
         Args:
             W: [N, K], divided over the processes of its one-dimensional mesh.
@@ -52,13 +52,20 @@ class Split(Enum):
         group = mesh.get_group()
         if self is Split.COLUMNS:
             own_b = None if b is None else b.to_local()
-            return Operands(W.to_local(), own_b, _summed_gradient(A, group), B.to_local())
+            return Operands(W.to_local(), own_b, _summed_gradient(A, group), _own(B))
         own_b = b.to_local() if b is not None and mesh.get_local_rank() == 0 else None
-        return Operands(W.to_local(), own_b, A.to_local(), _summed_gradient(B, group))
+        return Operands(W.to_local(), own_b, _own(A), _summed_gradient(B, group))
 
 
-def _summed_gradient(factor: Any, group: distributed.ProcessGroup) -> Tensor:
+def _own(factor: Any) -> Tensor | None:
+    """This process's part of a factor."""
+    return None if factor is None else cast(Tensor, factor.to_local())
+
+
+def _summed_gradient(factor: Any, group: distributed.ProcessGroup) -> Tensor | None:
     """A factor that each process has whole, whose gradient is the sum of theirs."""
+    if factor is None:
+        return None
     return cast(Tensor, _SummedGradient.apply(factor.to_local(), group))  # type: ignore[no-untyped-call]
 
 

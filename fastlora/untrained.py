@@ -104,7 +104,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
-    slots = (layer._parameters.get(slot) for slot in _SLOTS)
+    active = vars(layer)["_active"]
+    slots = (None if active is None else active._parameters.get(slot) for slot in _SLOTS)
     return [parameter for parameter in slots if parameter is not None and parameter.requires_grad]
 
 

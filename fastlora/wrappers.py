@@ -23,6 +23,8 @@ _PACKAGES: Final = frozenset(("torch", "deepspeed"))
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of every module, by every path to it, wrappers' parts left out of the names.
 
+    What a LoRA layer holds its adapters in is left out: no name of the model's, or of a pattern, means it.
+
     A wrapper and what it wraps have one name; the wrapper comes first.
     """
     return _walk(model, "")
@@ -58,7 +60,7 @@ def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     yield name, module
     holds = _is_holder(module)
     for own, child in module._modules.items():
-        if child is None:
+        if child is None or getattr(type(child), "is_inside_a_layer", False):
             continue
         inside = own in _INNER_NAMES or (holds and own == "module")
         yield from _walk(child, name if inside else f"{name}.{own}".lstrip("."))

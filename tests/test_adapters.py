@@ -9,6 +9,7 @@ from torch import nn
 from fastlora import (
     LoRAConfig,
     active_adapter,
+    adapter,
     adapter_names,
     add_adapter,
     apply_lora,
@@ -19,12 +20,11 @@ from fastlora import (
     parameter_report,
     remove_lora,
     set_adapter,
-    shelf,
     unfreeze,
     unmerge_lora,
     use_adapter,
 )
-from fastlora.shelf import adapters_of
+from fastlora.adapter import adapters_of
 from tests.models import Block, TiedLM, adapted, mlp
 from tests.several_adapters import alone, filled, same_state, two
 
@@ -106,7 +106,8 @@ def test_unfreezing_leaves_idle_adapters_frozen():
     model = two(second={"target_modules": ["0"]})
     set_adapter(model, "fr")
     unfreeze(model)
-    assert not any(p.requires_grad for p in (model[2].lora_A, *model[0].adapters.parameters()))
+    idle = [model[0].adapters["default"], model[2].adapters["default"]]
+    assert not any(p.requires_grad for each in idle for p in each.parameters())
 
 
 def test_the_context_manager_puts_the_adapter_back_also_after_an_error():
@@ -267,7 +268,7 @@ def test_an_adapter_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
         raise torch.OutOfMemoryError("no memory")
 
     weight.requires_grad_(True)
-    monkeypatch.setattr(shelf, "start", fail)
+    monkeypatch.setattr(adapter, "start", fail)
     with pytest.raises(torch.OutOfMemoryError):
         add_adapter(model, "fr", LoRAConfig(target_modules=["q_proj", "v_proj"]))
     assert adapter_names(model) == ("default",)

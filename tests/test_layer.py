@@ -105,7 +105,10 @@ def test_a_nested_batch_gives_what_its_parts_give():
 def test_the_weight_and_the_bias_are_frozen_and_get_no_gradient():
     layer = trained()
     layer(torch.randn(4, 5)).sum().backward()
-    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {
+        "adapters.default.lora_A",
+        "adapters.default.lora_B",
+    }
     assert layer.weight.grad is None
     assert layer.bias.grad is None
     assert layer.lora_A.grad.norm() > 0

@@ -58,7 +58,7 @@ def test_the_state_dict_of_a_merged_layer_holds_w():
     assert all(torch.equal(state[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("keys", [["weight", "bias"], ["lora_A", "lora_B"]])
+@pytest.mark.parametrize("keys", [["weight", "bias"], ["adapters.default.lora_A", "adapters.default.lora_B"]])
 def test_loading_into_a_merged_layer_unmerges_it(keys):
     layer, other = trained(), trained()
     expected = {**layer.state_dict(), **{key: other.state_dict()[key] for key in keys}}

@@ -48,7 +48,8 @@ def test_its_state_dict_saves_and_loads_with_weights_only():
     torch.save(layer.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert list(state) == ["weight", "bias", "lora_A", "lora_B"]
+    assert list(state) == ["weight", "bias", "adapters.default.lora_A", "adapters.default.lora_B"]
+    assert list(state) == [name for name, _ in layer.named_parameters()]
     other.load_state_dict(state)
     x = torch.randn(4, 5)
     assert torch.equal(other(x), layer(x))
@@ -72,12 +73,12 @@ def test_a_checkpoint_of_the_plain_layer_loads_strictly_and_leaves_the_update(as
 def test_the_plain_layer_takes_a_lora_checkpoint_but_for_a_and_b():
     linear, layer = nn.Linear(5, 3), trained()
     keys = linear.load_state_dict(layer.state_dict(), strict=False)
-    assert keys.unexpected_keys == ["lora_A", "lora_B"]
+    assert keys.unexpected_keys == ["adapters.default.lora_A", "adapters.default.lora_B"]
     assert not keys.missing_keys
     assert torch.equal(linear.weight, layer.weight)
 
 
-@pytest.mark.parametrize("lost", ["lora_A", "lora_B", "weight", "bias"])
+@pytest.mark.parametrize("lost", ["adapters.default.lora_A", "adapters.default.lora_B", "weight", "bias"])
 def test_half_a_checkpoint_does_not_load_strictly(lost):
     layer = trained()
     state = layer.state_dict()
@@ -101,3 +102,17 @@ def test_a_merged_layer_moved_to_another_dtype_unmerges_to_the_moved_weight():
     layer.bfloat16()
     layer.unmerge()
     assert torch.equal(layer.weight, W.bfloat16())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_with_the_names_of_before_loads_strictly(assign):
+    layer, other = trained(), trained()
+    state = {name.rpartition(".")[2]: value for name, value in layer.state_dict().items()}
+    assert list(state) == ["weight", "bias", "lora_A", "lora_B"]
+    other.load_state_dict(state, assign=assign)
+    assert list(state) == ["weight", "bias", "lora_A", "lora_B"]
+    x = torch.randn(4, 5)
+    assert torch.equal(other(x), layer(x))
+    del state["lora_A"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"adapters\.default\.lora_A"'):
+        other.load_state_dict(state)

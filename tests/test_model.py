@@ -10,6 +10,7 @@ import fastlora
 from fastlora import (
     FusedLoRALinear,
     LoRAConfig,
+    adapter,
     apply_lora,
     freeze,
     lora_disabled,
@@ -17,7 +18,6 @@ from fastlora import (
     merge_lora,
     remove_lora,
     set_lora_enabled,
-    shelf,
     unfreeze,
     unmerge_lora,
 )
@@ -74,7 +74,9 @@ def test_alpha_left_out_is_each_layers_own_rank():
 def test_apply_freezes_all_but_the_updates():
     model = adapted(TiedLM())
     assert trainable(model) == {
-        f"{name}.{letter}" for name, _ in lora_layers(model) for letter in ("lora_A", "lora_B")
+        f"{name}.adapters.default.{letter}"
+        for name, _ in lora_layers(model)
+        for letter in ("lora_A", "lora_B")
     }
     frozen = {name: p.clone() for name, p in model.named_parameters() if "lora" not in name}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -136,8 +138,8 @@ def test_a_layer_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
     model = mlp()
     model(torch.randn(2, 6)).sum().backward()
     before, grads = snapshot(model), [p.grad for p in model.parameters()]
-    make = failing_at(2, shelf.start)
-    monkeypatch.setattr(shelf, "start", make)
+    make = failing_at(2, adapter.start)
+    monkeypatch.setattr(adapter, "start", make)
     with pytest.raises(InjectedError):
         apply_lora(model, LoRAConfig(r=2))
     assert snapshot(model) == before

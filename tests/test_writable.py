@@ -34,12 +34,17 @@ class Doubled(nn.Module):
         return 2 * tensor
 
 
+def owner(layer, slot):
+    """The module that holds this parameter of a LoRA layer."""
+    return layer.active if slot.startswith("lora") else layer
+
+
 def parametrized(module, slot):
-    parametrize.register_parametrization(module, slot, Doubled())
+    parametrize.register_parametrization(owner(module, slot), slot, Doubled())
 
 
 def pruned(module, slot):
-    prune.random_unstructured(module, slot, amount=1)
+    prune.random_unstructured(owner(module, slot), slot, amount=1)
 
 
 def expanded(module, slot):

@@ -19,6 +19,7 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor import parallel as torch_parallel
 
+from fastlora.adapter import SLOTS
 from fastlora.changes import commit
 from fastlora.layer import FusedLoRALinear
 from fastlora.shards import check_not_spread
@@ -77,7 +78,9 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
     size = getattr(layer, features)
     if size % mesh.size():
         raise ValueError(f"{features} must be a multiple of the {mesh.size()} processes; got {size}")
-    check_own(layer, ("weight", "bias", "lora_A", "lora_B"), "layer")
+    check_own(layer, ("weight", "bias"), "layer")
+    for adapter in layer.adapters.values():
+        check_own(adapter, SLOTS, "layer")
     if layer.merged:
         raise ValueError("layer must be unmerged to be divided (unmerge_lora)")
     if layer.start_A is not None:
@@ -89,13 +92,12 @@ def _divide(
     style: Any, layer: FusedLoRALinear, mesh: DeviceMesh, split: Split, dims: dict[str, int | None]
 ) -> nn.Module:
     """Divide each parameter along its dimension (None: whole everywhere), and give forward its layouts."""
-    divided: dict[str, nn.Parameter] = {}
-    for slot, dim in dims.items():
-        parameter = layer._parameters[slot]
-        if parameter is not None:
-            placement = Replicate() if dim is None else Shard(dim)
+    divided: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for module in (layer, *layer.adapters.values()):
+        for slot, parameter in module.named_parameters(recurse=False):
+            placement = Replicate() if (dim := dims[slot]) is None else Shard(dim)
             value = distribute_tensor(parameter, mesh, [placement], src_data_rank=style.src_data_rank)
-            divided[slot] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+            divided.append((module, slot, nn.Parameter(value, requires_grad=parameter.requires_grad)))
 
     # Any: what these return takes the place of x and y, but torch declares them to return None.
     own_input: Any = partial(_own_input, split, style.input_layouts)
@@ -103,8 +105,8 @@ def _divide(
     with commit() as changing:
         for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
             changing.keep(hooks)
-        changing.keep(layer._parameters)
-        layer._parameters.update(divided)
+        for module, slot, parameter in divided:
+            changing.put(module._parameters, slot, parameter)
         changing.put(vars(layer), "split", split)
         return distribute_module(layer, mesh, None, own_input, laid_out)
 

@@ -25,13 +25,13 @@ from typing import Final, NamedTuple
 
 import torch
 
+from fastlora.adapter import Options
 from fastlora.pretrained.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.foreign import check_layout
 from fastlora.pretrained.layout import FLOATS, Header
 from fastlora.pretrained.regular import open_regular
 from fastlora.pretrained.tensors import TensorFile, open_tensors
-from fastlora.shelf import Options
 
 CONFIG_FILE: Final = "adapter_config.json"
 TENSOR_FILE: Final = "adapter_model.safetensors"

@@ -13,7 +13,6 @@ from fastlora.pretrained.contents import Contents
 from fastlora.pretrained.errors import AdapterError
 from fastlora.residual import check_whole
 from fastlora.saved import check_trainable, saved_modules
-from fastlora.shelf import adapters_of
 from fastlora.targets import check_adaptable, listed, near_names
 from fastlora.wrappers import compiled_modules, modules_by_name
 
@@ -76,7 +75,7 @@ def same_layers(
             near = near_names(path, own)
             raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
     for path, header in contents.layers.items():
-        wanted = [adapters_of(own[path])[name][2].r, *own[path].weight.shape]
+        wanted = [own[path].adapters[name].r, *own[path].weight.shape]
         _check_shape(path, wanted, [header.options.r, header.out_features, header.in_features], "[r, N, K]")
     check_unmerged(own, name)
     return own
@@ -84,7 +83,7 @@ def same_layers(
 
 def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, FusedLoRALinear]:
     """{path in files: layer} of the layers that have part in an adapter."""
-    return {path: layer for path, layer in adapted.items() if name in adapters_of(layer)}
+    return {path: layer for path, layer in adapted.items() if name in layer.adapters}
 
 
 def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fastlora.layer import FusedLoRALinear
+from fastlora.layers import lora_layers
 from fastlora.saved import check_trainable, saved_modules
 from fastlora.targets import listed
 from fastlora.wrappers import module_names
@@ -23,7 +23,7 @@ def modules_in_full(model: nn.Module) -> dict[str, nn.Module]:
     """
     found = dict(saved_modules(model))
     inside = {id(inner) for module in found.values() for inner in module.modules()}
-    updates = {id(part) for part in _parts_of_updates(model)}
+    layers = {id(inner) for _, layer in lora_layers(model) for inner in layer.modules()}
     refused: list[str] = []
     for module, (name, *_) in module_names(model).items():
         trained = [
@@ -31,12 +31,10 @@ def modules_in_full(model: nn.Module) -> dict[str, nn.Module]:
             for kind, parameter in module._parameters.items()
             if parameter is not None and parameter.requires_grad
         ]
-        if not trained or id(module) in inside or id(module) in updates:
+        if not trained or id(module) in inside:
             continue
-        if isinstance(module, FusedLoRALinear):
-            trained = [each for each in trained if not each.endswith(("lora_A", "lora_B"))]
-            refused += trained
-        elif not name or isinstance(module, _NO_FORWARD) or not _stands_alone(model, name, module):
+        stands_alone = bool(name) and id(module) not in layers and not isinstance(module, _NO_FORWARD)
+        if not stands_alone or not _can_be_written(model, name, module):
             refused += trained
         else:
             found[name] = module
@@ -50,13 +48,7 @@ def modules_in_full(model: nn.Module) -> dict[str, nn.Module]:
     return _outermost(found)
 
 
-def _parts_of_updates(model: nn.Module) -> list[nn.Module]:
-    """The modules inside LoRA layers, which hold adapters that are not in use."""
-    layers = (module for module in model.modules() if isinstance(module, FusedLoRALinear))
-    return [inner for layer in layers for inner in layer.modules() if inner is not layer]
-
-
-def _stands_alone(model: nn.Module, name: str, module: nn.Module) -> bool:
+def _can_be_written(model: nn.Module, name: str, module: nn.Module) -> bool:
     try:
         check_trainable(model, name, module)
     except ValueError:

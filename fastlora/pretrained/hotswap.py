@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastlora.adapter import DEFAULT, SLOTS
 from fastlora.adapters import adapter_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.changes import commit, exclusive
@@ -19,9 +20,9 @@ from fastlora.pretrained.contents import Contents, layer_keys, open_directory
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.renamed import fit_names
 from fastlora.shards import local, part_of, reshard
-from fastlora.shelf import DEFAULT, adapters_of, check_refillable
 from fastlora.targets import listed
 from fastlora.wrappers import modules_by_name
+from fastlora.writable import check_own_writable
 
 
 class _Values(NamedTuple):
@@ -70,7 +71,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
         values = [_values(contents, path, layer, name) for path, layer in layers.items()]
     for path, layer in layers.items():
-        check_refillable(layer, name, f"layer {path!r}")
+        check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
     writes: list[tuple[Tensor, Tensor]] = []
     for own_A, own_B, A, B in values:
         padded_A = F.pad(A, (0, 0, 0, own_A.shape[0] - A.shape[0]))
@@ -82,7 +83,8 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
 
 
 def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) -> _Values:
-    own_A, own_B, own = adapters_of(layer)[name]
+    own = layer.adapters[name]
+    own_A, own_B = own.lora_A, own.lora_B
     if path not in contents.layers:
         zeros = (torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (own_A, own_B))
         return _Values(own_A, own_B, *zeros)

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from torch import nn
 
+from fastlora.adapter import DEFAULT
 from fastlora.arguments import check_path, check_text
 from fastlora.config import check_bool, shown
 from fastlora.layers import check_model
 from fastlora.pretrained.contents import CONFIG_FILE, TENSOR_FILE
 from fastlora.pretrained.load import load_pretrained
 from fastlora.pretrained.save import save_pretrained
-from fastlora.shelf import DEFAULT
 
 _CARD: Final = "README.md"
 

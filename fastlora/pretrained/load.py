@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import beside
+from fastlora.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
 from fastlora.adapters import adapter_names, give_adapter
 from fastlora.arguments import check_path
 from fastlora.changes import Commit, commit, exclusive
@@ -24,9 +25,8 @@ from fastlora.pretrained.renamed import fit_names
 from fastlora.replace import replace_modules
 from fastlora.saved import mark
 from fastlora.shards import local, part_of, reshard, whole
-from fastlora.shelf import DEFAULT, Adapter, Options, adapters_of, check_name, check_refillable, shelf_of
 from fastlora.wrappers import modules_by_name
-from fastlora.writable import check_writable
+from fastlora.writable import check_own_writable, check_writable
 
 # {path: A, B and options}, as a file has them.
 _Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
@@ -129,36 +129,28 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
 
 
 class _Refill(NamedTuple):
-    """Other values for an adapter of a layer; alpha and rslora are taken over, the rest stays."""
+    """Other values for an adapter; alpha and rslora are taken over, the rest stays."""
 
-    layer: FusedLoRALinear
-    name: str
+    adapter: Adapter
     parts: tuple[Tensor, Tensor]
     options: Options
 
     def into(self, changing: Commit) -> None:
         """Copy them, as a part of a commit."""
-        layer, name, parts, options = self
-        own_A, own_B, _ = adapters_of(layer)[name]
-        for own, part in zip((own_A, own_B), parts, strict=True):
-            changing.write(local(own), part)
-        if layer.adapter == name:
-            changing.put(vars(layer), "alpha", options.alpha)
-            changing.put(vars(layer), "rslora", options.rslora)
-        else:
-            kept = shelf_of(layer)[name]
-            taken_over = kept.options._replace(alpha=options.alpha, rslora=options.rslora)
-            changing.put(vars(kept), "options", taken_over)
+        adapter, parts, options = self
+        for slot, part in zip(SLOTS, parts, strict=True):
+            changing.write(local(getattr(adapter, slot)), part)
+        changing.put(vars(adapter), "alpha", options.alpha)
+        changing.put(vars(adapter), "rslora", options.rslora)
 
 
 def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> list[_Refill]:
     refills: list[_Refill] = []
     for path, found in layers.items():
-        layer = cast(FusedLoRALinear, found)
-        check_refillable(layer, name, f"layer {path!r}")
+        own = cast(FusedLoRALinear, found).adapters[name]
+        check_own_writable(own, SLOTS, f"layer {path!r}")
         A, B, options = updates[path]
-        own_A, own_B, _ = adapters_of(layer)[name]
-        refills.append(_Refill(layer, name, (part_of(A, own_A), part_of(B, own_B)), options))
+        refills.append(_Refill(own, (part_of(A, own.lora_A), part_of(B, own.lora_B)), options))
     return refills
 
 
@@ -167,8 +159,8 @@ def _read_update(
 ) -> tuple[Tensor, Tensor, Options]:
     """A and B in the dtype of the adapter that the layer has, else in the file's, but 16 bits in fp32."""
     header = contents.layers[path]
-    own = adapters_of(layer) if isinstance(layer, FusedLoRALinear) else {}
-    dtype = own[name][0].dtype if name in own else adapter_dtype_over(header.dtype)
+    own = isinstance(layer, FusedLoRALinear) and name in layer.adapters
+    dtype = layer.adapters[name].lora_A.dtype if own else adapter_dtype_over(header.dtype)
     A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
     return A, B, header.options
 
@@ -202,6 +194,6 @@ def _made(
     for path, linear in layers.items():
         if linear in new:
             A, B, _ = updates[path]
-            new[linear].lora_A.copy_(A)
-            new[linear].lora_B.copy_(B)
+            new[linear].adapters[name].lora_A.copy_(A)
+            new[linear].adapters[name].lora_B.copy_(B)
     return new, made

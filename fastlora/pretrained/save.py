@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastlora.adapter import DEFAULT, SLOTS, Options
 from fastlora.adapters import active_adapter, adapter_names
 from fastlora.arguments import check_choice, check_path, check_text
 from fastlora.changes import exclusive
 from fastlora.config import shown
+from fastlora.layer_state import saved_name
 from fastlora.layers import existing_layers
 from fastlora.pretrained import describe
 from fastlora.pretrained.adapter_config import AdapterConfig, digest
@@ -33,7 +35,6 @@ from fastlora.pretrained.given import from_state, is_other
 from fastlora.pretrained.layout import serialized
 from fastlora.residual import adapters_beside_whole
 from fastlora.shards import is_spread, reshard, whole
-from fastlora.shelf import DEFAULT, Options, saved_name
 from fastlora.tasks import task_of
 from fastlora.wrappers import modules_by_name
 
@@ -188,7 +189,7 @@ def _collect(
         _check_here(layer, A, options)
         keys = layer_keys(layer)
         tensors.update(zip(keys, (A, B), strict=True))
-        slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in ("lora_A", "lora_B"))
+        slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
     plain = modules_in_full(model)
     for path, module in plain.items():

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fastlora import LoRAConfig, add_adapter, apply_lora, initialize, lora_layers
+from fastlora.adapter import adapters_of
 from fastlora.analysis import amplification, effective_rank, update_report
-from fastlora.shelf import adapters_of
 from tests.models import adapted, mlp
 from tests.testing import assert_within_budget
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +22,8 @@ from tests.distributed.runs import (
     train,
     trained,
 )
+from tests.several_adapters import filled
+from tests.testing import assert_within_budget
 
 two, four = Processes(2), Processes(4)
 
@@ -124,3 +127,96 @@ def test_a_frozen_adapter_needs_no_search_for_unused_parameters(folder):
     fastlora.add_adapter(model, "other", fastlora.LoRAConfig(r=2))
     wrapped = DistributedDataParallel(model)
     assert_trained_alike(wrapped, averaged(train(wrapped, parts(batches()))))
+
+
+def both():
+    """The net with "default", in use, and "other", whose B is not zero."""
+    model = net()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        fastlora.add_adapter(
+            model, "other", fastlora.LoRAConfig(r=2, alpha=0.2, target_modules=["up", "head"])
+        )
+        return filled(model, "other")
+
+
+def other_of(model):
+    """{name: tensor} of all adapters called "other"."""
+    return {name: p for name, p in model.named_parameters() if ".other." in name}
+
+
+def alone_with_other(dtype):
+    model = both().to(dtype)
+    fastlora.set_adapter(model, "other")
+    return model, train(model, batches(dtype))
+
+
+def assert_other_trained_alike(model, losses):
+    (alone, alone_losses), (exact, exact_losses) = map(alone_with_other, (torch.float32, torch.float64))
+    assert_within_budget("losses", averaged(losses), alone_losses, exact_losses)
+    assert_updates_alike(model, trained(alone), trained(exact))
+
+
+@two.test
+def test_an_adapter_put_in_use_after_wrapping_is_trained_in_step(folder):
+    for static_graph, chosen in ((False, lambda wrapped: wrapped), (True, lambda wrapped: wrapped.module)):
+        wrapped = DistributedDataParallel(both(), static_graph=static_graph)
+        train(wrapped, parts(batches()))
+        fastlora.set_adapter(chosen(wrapped), "other")
+        assert_other_trained_alike(wrapped, train(wrapped, parts(batches())))
+        before = wrapped.reducer
+        fastlora.set_adapter(chosen(wrapped), "default")
+        fastlora.set_adapter(chosen(wrapped), "other")
+        loss_of(wrapped, batches()[0])
+        assert wrapped.reducer is before
+        assert not wrapped._forward_pre_hooks
+
+
+@two.test
+def test_an_adapter_made_after_wrapping_starts_and_trains_alike(folder):
+    wrapped = DistributedDataParallel(net())
+    torch.manual_seed(distributed.get_rank())
+    fastlora.add_adapter(wrapped.module, "other", fastlora.LoRAConfig(r=2))
+    fastlora.set_adapter(wrapped.module, "other")
+    train(wrapped, parts(batches()))
+    everywhere = [None, None]
+    distributed.all_gather_object(everywhere, {name: p.tolist() for name, p in other_of(wrapped).items()})
+    assert everywhere[0] == everywhere[1]
+
+
+@two.test
+def test_what_is_unfrozen_after_wrapping_is_trained_in_step(folder):
+    wrapped = DistributedDataParallel(net(target_modules=["up"]))
+    train(wrapped, parts(batches()))
+    fastlora.unfreeze(wrapped)
+    train(wrapped, parts(batches()))
+    everywhere = [None, None]
+    distributed.all_gather_object(everywhere, wrapped.module.head.weight.tolist())
+    assert everywhere[0] == everywhere[1]
+
+
+@two.test
+def test_one_process_may_switch_for_itself_and_back(folder):
+    wrapped = DistributedDataParallel(both())
+    train(wrapped, parts(batches()[:1]))
+    if distributed.get_rank() == 0:
+        with fastlora.use_adapter(wrapped.module, "other"), torch.no_grad():
+            wrapped.module(batches()[0].x)
+    train(wrapped, parts(batches()[1:]))
+    everywhere = [None, None]
+    distributed.all_gather_object(everywhere, {name: t.tolist() for name, t in trained(wrapped).items()})
+    assert everywhere[0] == everywhere[1]
+
+
+@two.test
+def test_a_hook_that_compresses_gradients_stays(folder):
+    wrapped, met = DistributedDataParallel(both()), []
+
+    def hook(state, bucket):
+        state.append(bucket.index())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    wrapped.register_comm_hook(met, hook)
+    fastlora.set_adapter(wrapped, "other")
+    assert_other_trained_alike(wrapped, train(wrapped, parts(batches())))
+    assert met

@@ -29,6 +29,7 @@ from tests.distributed.runs import (
     trained,
     whole,
 )
+from tests.several_adapters import filled
 from tests.testing import assert_within_budget
 
 two, four = Processes(2), Processes(4)
@@ -271,3 +272,31 @@ def torch_base():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return Net()
+
+
+@two.test
+def test_an_adapter_put_in_use_after_sharding_trains_as_in_one_process(folder):
+    def both(dtype=torch.float32):
+        model = net(dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            fastlora.add_adapter(model, "other", fastlora.LoRAConfig(r=2, target_modules=["up", "head"]))
+            return filled(model.to(dtype), "other")
+
+    def run(model, given):
+        train(model, parts(given[:1]))
+        fastlora.set_adapter(model, "other")
+        return train(model, parts(given))
+
+    model = sharded(both())
+    before = {name: whole(p) for name, p in model.named_parameters()}
+    losses = averaged(run(model, batches()))
+    alone, exact = both(), both(torch.float64)
+    for each in (alone, exact):
+        fastlora.set_adapter(each, "other")
+    alone_losses, exact_losses = train(alone, batches()), train(exact, batches(torch.float64))
+    assert_within_budget("losses", losses, alone_losses, exact_losses)
+    assert_updates_alike(model, trained(alone), trained(exact))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(whole(p), before[name])}
+    assert moved == trained(model).keys() | {n for n in before if ".default." in n}
+    assert not any(".default." in name for name in trained(model))

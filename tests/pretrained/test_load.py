@@ -14,6 +14,7 @@ from fastlora import (
     AdapterError,
     FusedLoRALinear,
     LoRAConfig,
+    adapter,
     add_adapter,
     apply_lora,
     load_adapter,
@@ -24,7 +25,6 @@ from fastlora import (
     save_pretrained,
     set_adapter,
     set_lora_enabled,
-    shelf,
 )
 from tests.models import Block, Shared, TiedLM, adapted, mlp
 
@@ -267,7 +267,7 @@ def test_a_layer_that_cannot_be_made_while_loading_changes_nothing(store, monkey
     def fail(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(shelf, "start", fail)
+    monkeypatch.setattr(adapter, "start", fail)
     with pytest.raises(torch.OutOfMemoryError):
         store.load(plain)
     assert_unchanged(plain, before)
