@@ -12,10 +12,10 @@ from pathlib import Path
 
 import triton
 
+from fastlora_kernels.compile_check.compiler import Resources, compile_kernel
+from fastlora_kernels.compile_check.occupancy import resident_programs
+from fastlora_kernels.compile_check.variants import TARGETS, Case, Variant
 from fastlora_kernels.configs import takes_tma
-from fastlora_kernels.gate import Case
-from fastlora_kernels.occupancy import resident_programs
-from fastlora_kernels.offline import TARGETS, Resources, Variant, compile_kernel
 from fastlora_kernels.tables import ARCHITECTURES, load_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "kernel-resources.md"
@@ -23,10 +23,11 @@ PAGE = Path(__file__).parent.parent / "docs" / "kernel-resources.md"
 HEAD = """# What the kernels take
 
 Written by `scripts/kernel_resources.py` with Triton {version}: adapters in the base's dtype, r = 16, no
-dropout, no bias, whole tiles; bf16 for "half", and TMA where the architecture has it. The gate holds more
-variants to the limits of their target (`python -m fastlora_kernels.gate --every-variant`). A tile is rows x
-columns of the output x step of the main loop. "Resident" is how many programs one multiprocessor can hold at
-a time, and what there is not enough of for one more; it is computed from the vendors' limits, not measured.
+dropout, no bias, no split-K; bf16 for "half", and TMA where the architecture has it. `python -m
+fastlora_kernels.compile_check --every-variant` holds more variants to the limits of their target. A tile is
+rows x columns of the output x step of the main loop. "Resident" is how many programs one multiprocessor can
+hold at a time, and what there is not enough of for one more; it is computed from the vendors' limits, not
+measured.
 
 | target | kind | class | pass | tile | warps | stages | registers | shared, KiB | resident |
 |---|---|---|---|---|---|---|---|---|---|
@@ -56,7 +57,7 @@ def row(case: Case, made: Resources) -> str:
     tile, target = case.tile, str(case.target.arch)
     resident, scarce = resident_programs(target, tile.num_warps, made.registers, made.shared)
     name = target if target.startswith("gfx") else f"sm_{target}"
-    shape = f"{tile.rows} x {tile.out} x {tile.inner}"
+    shape = f"{tile.block_m} x {tile.columns(case.direction)} x {tile.step(case.direction)}"
     cells = [name, case.kind, case.shape_class, case.direction, shape, tile.num_warps, tile.num_stages]
     cells += [made.registers, f"{made.shared / 1024:.1f}", f"{resident}, {scarce}"]
     return f"| {' | '.join(map(str, cells))} |"

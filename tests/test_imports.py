@@ -44,7 +44,7 @@ KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
-KERNELS = sorted((ROOT / "kernels" / "fastlora_kernels").glob("*.py"))
+KERNELS = sorted((ROOT / "kernels" / "fastlora_kernels").rglob("*.py"))
 
 
 # Their modules have places of their own: the formula's operands lie below the routes, its operators above.

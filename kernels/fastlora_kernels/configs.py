@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from fastlora_kernels.tables import ARCHITECTURES, Entry, Table, Tile, Win, load_table
+from fastlora_kernels.tables import ARCHITECTURES, Entry, Table, Tile, Win, load_table, tile_of
 
 _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_100": (10, 0)}
 
@@ -17,16 +17,23 @@ LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
 
 # Ranks beyond these are taken in several blocks, so that registers do not grow with the rank. fp32 elements
-# take twice the registers a rank; so do split adapters, and four times where the matrix units read their
-# operands from registers (mma.sync) rather than from shared memory (wgmma, tcgen05).
+# take twice the registers a rank; so do adapters wider than x, and four times where the matrix units read
+# their operands from registers (mma.sync) rather than from shared memory (wgmma, tcgen05).
 _RANKS: Final = 64
 _RANKS_FP32: Final = 32
-_RANKS_SPLIT: Final = {"sm_80": 16, "sm_86": 16, "sm_90": 32, "sm_100": 32, "gfx942": 32, "interpreter": 32}
+_RANKS_WIDE_ADAPTERS: Final = {
+    "sm_80": 16,
+    "sm_86": 16,
+    "sm_90": 32,
+    "sm_100": 32,
+    "gfx942": 32,
+    "interpreter": 32,
+}
 
-# Each part but the last has at least this many steps of its loop: fewer would not fill the pipeline.
+# Each split but the last has at least this many steps of its loop: fewer would not fill the pipeline.
 _FEWEST_STEPS: Final = 4
 
-# What the interpreter runs: small, so that small tests cross tile borders and cut tiles into parts.
+# What the interpreter runs: small, so that small tests cross tile borders and split tiles.
 INTERPRETER: Final = Table(
     multiprocessors=12,
     shared_memory=0,
@@ -34,8 +41,8 @@ INTERPRETER: Final = Table(
     entries={
         kind: {
             "square": Entry(
-                forward=Tile(rows=32, out=64, inner=64, group=2, num_warps=4, num_stages=1),
-                backward=Tile(rows=32, out=64, inner=64, group=2, num_warps=4, num_stages=1),
+                forward=tile_of("forward", 32, 64, 64, 2, 4, 1),
+                backward=tile_of("backward", 32, 64, 64, 2, 4, 1),
             )
         }
         for kind in ("half", "tf32", "ieee")
@@ -88,7 +95,8 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
         return "narrow"
     # By pointers a wide tile's addresses take more registers than there are: Triton 3.6.0 spilled 24 bytes.
     enough = (
-        "wide" in classes and num_tiles(getattr(classes["wide"], direction), M, C) >= table.multiprocessors
+        "wide" in classes
+        and num_tiles(getattr(classes["wide"], direction), direction, M, C) >= table.multiprocessors
     )
     if tma and enough:
         return "wide"
@@ -108,9 +116,9 @@ def beaten(entry: Entry, direction: str, dtype: str, adapter_dtype: str, r: int)
     return adapter_dtype == dtype and Win(direction, dtype, r) in entry.library
 
 
-def num_tiles(tile: Tile, M: int, C: int) -> int:
+def num_tiles(tile: Tile, direction: str, M: int, C: int) -> int:
     """Tiles of an output [M, C]."""
-    return num_blocks(M, tile.rows) * num_blocks(C, tile.out)
+    return num_blocks(M, tile.block_m) * num_blocks(C, tile.columns(direction))
 
 
 def num_blocks(size: int, block: int) -> int:
@@ -118,12 +126,12 @@ def num_blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def num_parts(table: Table, tiles: int, steps: int) -> int:
-    """Parts that each of these tiles, of so many loop steps, is cut into for all multiprocessors to work."""
+def split_k(table: Table, tiles: int, steps: int) -> int:
+    """Programs that share each of these tiles, of so many loop steps, for all multiprocessors to work."""
     if tiles == 0 or steps == 0:
         return 1
     most = max(1, min(table.multiprocessors // tiles, steps // _FEWEST_STEPS))
-    # All parts but the last are equally long; rounded up, fewer of them may do all the steps.
+    # All splits but the last are equally long; rounded up, fewer of them may do all the steps.
     return num_blocks(steps, num_blocks(steps, most))
 
 
@@ -141,15 +149,16 @@ def element_kind(bits: int, precision: str) -> str:
     return "half" if bits == 16 else precision
 
 
-def rank_block(r: int, architecture: str, kind: str, split: bool) -> int:
+def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool) -> int:
     """The block of ranks: a power of two, at least the 16 that a matrix instruction takes."""
-    most = _RANKS_SPLIT[architecture] if split else _RANKS if kind == "half" else _RANKS_FP32
+    most = _RANKS_WIDE_ADAPTERS[architecture] if wide_adapters else _RANKS if kind == "half" else _RANKS_FP32
     return min(max(16, 1 << (r - 1).bit_length()), most)
 
 
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
     """Columns of the block that is stored at once: under the dropout mask dx is stored in quarters."""
-    return tile.out // 4 if direction == "backward" and dropout else tile.out
+    columns = tile.columns(direction)
+    return columns // 4 if direction == "backward" and dropout else columns
 
 
 def launch_options(tile: Tile, backend: str) -> dict[str, int | bool]:

@@ -15,13 +15,15 @@ KINDS: Final = ("half", "tf32", "ieee")
 # program has at most 1,024 threads, 32 or 64 a warp. Under dropout a tile of dx is stored in quarters.
 _SIDES: Final = (16, 32, 64, 128, 256)
 _ALLOWED: Final = {
-    "rows": _SIDES,
-    "out": _SIDES[2:],
-    "inner": _SIDES,
+    "block_m": _SIDES,
+    "block_n": _SIDES,
+    "block_k": _SIDES,
     "group": range(1, 1025),
     "num_warps": (1, 2, 4, 8, 16),
     "num_stages": range(1, 9),
 }
+# Columns of the output, by direction.
+_ALLOWED_COLUMNS: Final = {"forward": {"block_n": _SIDES[2:]}, "backward": {"block_k": _SIDES[2:]}}
 _MULTIPROCESSORS: Final = range(1, 4097)
 _SHARED_MEMORY: Final = range(2**24 + 1)
 _RANKS: Final = range(1, 2**20)
@@ -32,23 +34,42 @@ class ContentError(ValueError):
 
 
 class Tile(NamedTuple):
-    """One program's share of a matrix product.
+    """One program's share of a matrix product: of y [M, N], summed over K, or of dx [M, K], summed over N.
 
     Attributes:
-        rows: Rows of the output tile (along M).
-        out: Columns of the output tile (N forward, K backward).
-        inner: Step of the main loop (along K forward, N backward); also the columns of a dB or dA tile.
+        block_m: Rows of the output tile.
+        block_n: Columns of a y tile; the step of the main loop backward, and the columns of a dB tile.
+        block_k: The step of the main loop forward; columns of a dx tile.
         group: Row tiles that share a band of L2.
         num_warps: Warps of a program.
         num_stages: Depth of the software pipeline.
     """
 
-    rows: int
-    out: int
-    inner: int
+    block_m: int
+    block_n: int
+    block_k: int
     group: int
     num_warps: int
     num_stages: int
+
+    @property
+    def block_k_dA(self) -> int:  # noqa: N802 - dA is the gradient of A
+        """Columns of a dA tile: as many as a dB tile has, which are few, so that there are many tiles."""
+        return self.block_n
+
+    def columns(self, direction: str) -> int:
+        """Columns of the output tile of a "forward" or a "backward" pass."""
+        return self.block_n if direction == "forward" else self.block_k
+
+    def step(self, direction: str) -> int:
+        """The step of the main loop of a "forward" or a "backward" pass."""
+        return self.block_k if direction == "forward" else self.block_n
+
+
+def tile_of(direction: str, rows: int, columns: int, step: int, *rest: int) -> Tile:
+    """A tile by its output's rows and columns and its main loop's step; `rest` is group, warps and stages."""
+    blocks = (columns, step) if direction == "forward" else (step, columns)
+    return Tile(rows, *blocks, *rest)
 
 
 class Win(NamedTuple):
@@ -84,7 +105,7 @@ class Table(NamedTuple):
     """One architecture's tiles.
 
     Attributes:
-        multiprocessors: Of its usual GPU; what few tiles are cut into parts for.
+        multiprocessors: Of its usual GPU; what few tiles are split for.
         shared_memory: Bytes that one program may take (CUDA programming guide, "compute capabilities"; the
             CDNA3 ISA guide for gfx942).
         measured: The results file, device and commit that chose the tiles; None if nothing was measured.
@@ -128,13 +149,15 @@ def _entry(place: str, content: object) -> Entry:
     wins = entry.get("library", [])
     if not isinstance(wins, list):
         raise ContentError(f"{place}.library must be a list; got {wins!r}")
-    forward, backward = (_tile(f"{place}.{name}", entry[name]) for name in ("forward", "backward"))
+    forward, backward = (_tile(place, name, entry[name]) for name in ("forward", "backward"))
     return Entry(forward, backward, tuple(_win(f"{place}.library", win) for win in wins))
 
 
-def _tile(place: str, content: object) -> Tile:
+def _tile(place: str, direction: str, content: object) -> Tile:
+    place = f"{place}.{direction}"
     values = _fields(place, content, Tile._fields)
-    return Tile(*(_number(f"{place}.{name}", values[name], _ALLOWED[name]) for name in Tile._fields))
+    allowed = _ALLOWED | _ALLOWED_COLUMNS[direction]
+    return Tile(*(_number(f"{place}.{name}", values[name], allowed[name]) for name in Tile._fields))
 
 
 def _win(place: str, content: object) -> Win:

@@ -2,7 +2,7 @@
 
 A table is data so that a tuning run can write a new one (`python -m bench.tuning`), to be committed with the
 measurement that chose it, or kept beside one's own code and named by FASTLORA_TABLES. Every entry of the
-package's compiles without a spill within its architecture's shared memory; the gate holds it (`gate.py`).
+package's compiles without a spill within its architecture's shared memory; `compile_check/` holds it to that.
 """
 
 import functools
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from fastlora_kernels.table_content import ContentError, Entry, Table, Tile, Win, read_content
+from fastlora_kernels.table_content import ContentError, Entry, Table, Tile, Win, read_content, tile_of
 
 __all__ = [
     "ARCHITECTURES",
@@ -22,6 +22,7 @@ __all__ = [
     "Win",
     "load_table",
     "read_table",
+    "tile_of",
     "write_table",
 ]
 

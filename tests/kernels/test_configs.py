@@ -68,24 +68,24 @@ def test_an_unknown_architecture_is_named():
 
 
 @pytest.mark.parametrize(
-    ("tiles", "steps", "parts"),
+    ("tiles", "steps", "count"),
     [(1, 64, 16), (16, 64, 8), (64, 64, 2), (128, 64, 1), (500, 64, 1), (1, 3, 1), (10, 16, 4), (0, 64, 1)],
 )
-def test_few_tiles_are_cut_for_all_multiprocessors_but_not_below_four_steps(tiles, steps, parts):
-    assert configs.num_parts(load_table("sm_90"), tiles, steps) == parts
+def test_few_tiles_are_split_for_all_multiprocessors_but_not_below_four_steps(tiles, steps, count):
+    assert configs.split_k(load_table("sm_90"), tiles, steps) == count
 
 
-def test_no_part_is_without_work():
+def test_no_split_is_without_work():
     for steps in range(1, 300):
-        parts = configs.num_parts(load_table("sm_90"), 1, steps)
-        assert (parts - 1) * configs.num_blocks(steps, parts) < steps
+        count = configs.split_k(load_table("sm_90"), 1, steps)
+        assert (count - 1) * configs.num_blocks(steps, count) < steps
 
 
 @pytest.mark.parametrize("r", [1, 3, 15, 16, 17, 24, 64, 65, 128, 1000])
 def test_rank_blocks_are_powers_of_two_that_cover_small_ranks_whole(r):
     for architecture in ARCHITECTURES:
-        for kind, split in (("half", False), ("half", True), ("ieee", False)):
-            block = configs.rank_block(r, architecture, kind, split)
+        for kind, wide_adapters in (("half", False), ("half", True), ("ieee", False)):
+            block = configs.rank_block(r, architecture, kind, wide_adapters)
             assert block >= 16
             assert block & (block - 1) == 0
             assert block >= min(r, 16)

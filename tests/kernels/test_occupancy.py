@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastlora_kernels import offline
-from fastlora_kernels.occupancy import LIMITS, resident_programs
+from fastlora_kernels.compile_check.occupancy import LIMITS, resident_programs
+from fastlora_kernels.compile_check.variants import TARGETS
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ def test_the_scarcest_resource_sets_how_many_programs_are_resident(
 
 
 def test_every_target_has_limits():
-    assert set(LIMITS) == {str(target.arch) for targets in offline.TARGETS.values() for target in targets}
+    assert set(LIMITS) == {str(target.arch) for targets in TARGETS.values() for target in targets}

@@ -38,11 +38,16 @@ def refusal(path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ((*SQUARE, "forward", "rows"), 0, "entries.half.square.forward.rows must be one of 16, 32"),
-        ((*SQUARE, "forward", "rows"), -16, "got -16"),
-        ((*SQUARE, "forward", "rows"), True, "got True"),
-        ((*SQUARE, "backward", "inner"), 48, "backward.inner must be one of 16, 32, 64, 128, 256; got 48"),
-        ((*SQUARE, "backward", "out"), 16.0, r"backward.out must be one of 64, 128, 256; got 16.0"),
+        ((*SQUARE, "forward", "block_m"), 0, "entries.half.square.forward.block_m must be one of 16, 32"),
+        ((*SQUARE, "forward", "block_m"), -16, "got -16"),
+        ((*SQUARE, "forward", "block_m"), True, "got True"),
+        (
+            (*SQUARE, "backward", "block_n"),
+            48,
+            "backward.block_n must be one of 16, 32, 64, 128, 256; got 48",
+        ),
+        ((*SQUARE, "backward", "block_k"), 16.0, r"backward.block_k must be one of 64, 128, 256; got 16.0"),
+        ((*SQUARE, "forward", "block_n"), 32, r"forward.block_n must be one of 64, 128, 256; got 32"),
         ((*SQUARE, "forward", "num_warps"), 7, "num_warps must be one of 1, 2, 4, 8, 16; got 7"),
         ((*SQUARE, "forward", "num_stages"), 0, "num_stages must be 1 to 8; got 0"),
         ((*SQUARE, "forward", "group"), 0, "group must be 1 to 1024; got 0"),

@@ -1,4 +1,4 @@
-"""The tile table compiles for its targets, and the gate that says so can say no."""
+"""The tile table compiles for its targets, and the check that says so can say no."""
 
 import os
 import subprocess
@@ -6,34 +6,36 @@ import sys
 
 import pytest
 
-from fastlora_kernels import gate, offline
+from fastlora_kernels.compile_check.compiler import Resources
+from fastlora_kernels.compile_check.rules import faults as faults_of
+from fastlora_kernels.compile_check.variants import TARGETS, Case, Variant, cases
 from fastlora_kernels.tables import ARCHITECTURES, load_table
 from tests.cases import quick
 
 
-@pytest.mark.parametrize("architecture", quick(offline.TARGETS, "sm_90"))
-def test_the_entries_that_most_shapes_take_compile_within_the_gate(architecture):
+@pytest.mark.parametrize("architecture", quick(TARGETS, "sm_90"))
+def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture):
     # A process of its own: TRITON_INTERPRET replaces the kernels by interpreted ones in this one. The other
-    # entries are the gate's own run, which takes minutes.
+    # entries are the check's own run, which takes minutes.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-m", "fastlora_kernels.gate", architecture, "--only", "half square"],
+        [sys.executable, "-m", "fastlora_kernels.compile_check", architecture, "--only", "half square"],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f" {4 * len(offline.TARGETS[architecture])} kernels within the gate" in done.stdout
+    assert f" {4 * len(TARGETS[architecture])} kernels within the rules" in done.stdout
 
 
-def test_the_gate_takes_every_entry_of_every_table_for_every_target():
+def test_the_check_takes_every_entry_of_every_table_for_every_target():
     found = {
         (case.architecture, case.kind, case.shape_class, case.direction, case.target)
-        for case in gate.cases(list(ARCHITECTURES), every_variant=False)
+        for case in cases(list(ARCHITECTURES), every_variant=False)
     }
     entries = [
-        len(classes) * len(offline.TARGETS[architecture])
+        len(classes) * len(TARGETS[architecture])
         for architecture in ARCHITECTURES
         for classes in load_table(architecture).entries.values()
     ]
@@ -41,7 +43,7 @@ def test_the_gate_takes_every_entry_of_every_table_for_every_target():
 
 
 def test_every_architecture_with_a_table_has_targets():
-    assert set(offline.TARGETS) == set(ARCHITECTURES)
+    assert set(TARGETS) == set(ARCHITECTURES)
 
 
 PTX = """
@@ -67,17 +69,17 @@ def after(text, start, old, new):
 
 
 def faults(**changed):
-    case = gate.Case(
+    case = Case(
         "sm_90",
         "half",
         "square",
         "forward",
         load_table("sm_90").entries["half"]["square"].forward,
-        offline.Variant(tma=True),
-        offline.TARGETS["sm_90"][0],
+        Variant(tma=True),
+        TARGETS["sm_90"][0],
     )
-    made = offline.Resources(shared=1024, registers=128, spill=0, assembly=PTX)
-    return gate.faults(case, made._replace(**changed))
+    made = Resources(shared=1024, registers=128, spill=0, assembly=PTX)
+    return faults_of(case, made._replace(**changed))
 
 
 def test_a_sound_kernel_has_no_fault():

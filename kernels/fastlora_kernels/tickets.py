@@ -1,12 +1,24 @@
-"""Tickets, the order of tiles, and the hand-over of p and q between programs of one launch.
+"""From a program to its task: the ticket that it draws, and what `tasks.py` says that ticket stands for.
 
 Every program draws a ticket when it starts, so tickets count programs in the order in which they start,
 whatever order the hardware dispatches them in. A task waits only for tasks with smaller tickets: those have
 started and run to their end without waiting for it, so no choice of grid or residency can deadlock.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
+from triton import knobs
+
+
+def on_device(count: Callable[..., Any]) -> Any:
+    """A function of tasks.py for device code to call.
+
+    The interpreter runs it as it stands: it refuses to make device code of what does not import Triton.
+    """
+    return count if knobs.runtime.interpret else triton.jit(count)
 
 
 @triton.jit
@@ -14,25 +26,6 @@ def take_ticket(ticket_ptr):
     """The number of programs of this launch that started before this one."""
     # Relaxed: a ticket orders starts, it hands over no data.
     return tl.atomic_add(ticket_ptr, 1, sem="relaxed")
-
-
-@triton.jit
-def publish(flag_ptr):
-    """Count one tile of these rows as stored; call it after its stores."""
-    # Every thread's stores come before the barrier, one thread's release after it: together they order the
-    # whole tile before the count.
-    tl.debug_barrier()
-    tl.atomic_add(flag_ptr, 1, sem="release")
-
-
-@triton.jit
-def wait_for(flag_ptr, count):
-    """Return once `count` tiles of these rows are stored; read them with cache_modifier=".cg"."""
-    # An atomic add of 0 compiles to a plain acquiring load. L1 is not coherent, hence ".cg" at the readers.
-    ready = tl.atomic_add(flag_ptr, 0, sem="acquire")
-    while ready < count:
-        ready = tl.atomic_add(flag_ptr, 0, sem="acquire")
-    tl.debug_barrier()
 
 
 @triton.jit

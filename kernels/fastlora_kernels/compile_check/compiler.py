@@ -1,0 +1,169 @@
+"""Compile the kernels for any GPU on any machine, and read what the compiler made of them."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastlora_kernels.backward import backward_kernel
+from fastlora_kernels.compile_check.variants import Variant
+from fastlora_kernels.configs import launch_options, rank_block, store_columns
+from fastlora_kernels.forward import forward_kernel
+from fastlora_kernels.tables import Tile
+
+# A size or stride of whole 16s, as the JIT finds most to be; "i32" stands for any.
+_SIXTEENS: Final = "i32 of 16s"
+
+
+class Constant(NamedTuple):
+    """An argument that the JIT makes a constant of: None, 1, or a constexpr."""
+
+    value: object
+
+
+class Resources(NamedTuple):
+    """What one compiled kernel takes.
+
+    Attributes:
+        shared: Bytes of shared memory a program.
+        registers: Registers a thread.
+        spill: Bytes of stack a thread; anything above 0 is a spill.
+        assembly: PTX or AMD assembly.
+    """
+
+    shared: int
+    registers: int
+    spill: int
+    assembly: str
+
+
+def compile_kernel(
+    direction: str, architecture: str, tile: Tile, variant: Variant, target: GPUTarget
+) -> Resources:
+    """Compile one pass for `target`.
+
+    Args:
+        direction: "forward" or "backward".
+        architecture: The tile table's name for the target.
+        tile: Block shapes, warps and stages.
+        variant: Dtypes, rank and how operands are loaded.
+        target: The GPU to compile for.
+    """
+    kernel = forward_kernel if direction == "forward" else backward_kernel
+    kinds = (_forward_kinds if direction == "forward" else _backward_kinds)(architecture, tile, variant)
+    constants: dict[tuple[int, ...], object] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
+    signature = {
+        name: _signature(kinds[name], (index,), constants, attributes)
+        for index, name in enumerate(kernel.arg_names)
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = launch_options(tile, target.backend)
+    compiled = triton.compile(source, target=target, options=options)
+    if target.backend == "cuda":
+        registers, spill = _cuda_resources(compiled.asm["cubin"])
+        return Resources(compiled.metadata.shared, registers, spill, compiled.asm["ptx"])
+    assembly = compiled.asm["amdgcn"]
+    registers = int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1])
+    spill = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)[1])
+    return Resources(compiled.metadata.shared, registers, spill, assembly)
+
+
+def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    """An argument's part of the signature; its constants and attributes are put into theirs."""
+    if isinstance(kind, Constant):
+        constants[path] = kind.value
+        return "constexpr"
+    if isinstance(kind, tuple):
+        return tuple(_signature(inner, (*path, i), constants, attributes) for i, inner in enumerate(kind))
+    if kind.startswith("*") or kind == _SIXTEENS:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if kind == _SIXTEENS else kind
+
+
+def _forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+    """The kind of every argument of the forward kernel."""
+    M, N, K = tile.block_m, tile.block_n, tile.block_k
+    return _kinds_of_both(architecture, tile, variant) | {
+        "x": _read(variant, M, K),
+        "W": _read(variant, N, K),
+        "b_ptr": f"*{variant.element}" if variant.bias else Constant(None),
+        "y": _written(variant, M, store_columns(tile, "forward", variant.dropout)),
+        "scratch_ptrs": ("*fp32", "*fp32" if variant.split_k else Constant(None)),
+        "split_p": "i32",
+        "split_y": "i32",
+    }
+
+
+def _backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+    """The kind of every argument of the backward kernel."""
+    M, N, K = tile.block_m, tile.block_n, tile.block_k
+    return _kinds_of_both(architecture, tile, variant) | {
+        "dy": _read(variant, M, N),
+        "x": _read(variant, M, tile.block_k_dA),
+        "W": _read(variant, N, K),
+        "q_ptr": "*fp32",
+        "dx": _written(variant, M, store_columns(tile, "backward", variant.dropout)),
+        "dA_ptr": f"*{variant.adapter}",
+        "dB_ptr": f"*{variant.adapter}",
+        "scratch_ptrs": ("*fp32", "*fp32" if variant.split_k else Constant(None), "*fp32"),
+        "split_q": "i32",
+        "split_dx": "i32",
+        "split_gradients": "i32",
+        "BLOCK_K_DA": Constant(tile.block_k_dA),
+    }
+
+
+def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+    adapter = (f"*{variant.adapter}", _SIXTEENS, Constant(1))
+    return {
+        "A": adapter,
+        "B": adapter,
+        "p_ptr": "*fp32",
+        "workspace_ptr": "*i32",
+        "seed_ptr": "*i64" if variant.dropout else Constant(None),
+        "threshold": "i32",
+        "kept_scale": "fp32",
+        "s": "fp32",
+        "M": "i32",
+        "N": _SIXTEENS,
+        "K": _SIXTEENS,
+        "r": "i32",
+        "BLOCK_M": Constant(tile.block_m),
+        "BLOCK_N": Constant(tile.block_n),
+        "BLOCK_K": Constant(tile.block_k),
+        "BLOCK_R": Constant(rank_block(variant.r, architecture, variant.kind, variant.wide_adapters)),
+        "GROUP": Constant(tile.group),
+        "PRECISION": Constant(variant.precision),
+    }
+
+
+def _read(variant: Variant, rows: int, columns: int) -> Any:
+    """A matrix that is read, [rows, columns] at a time."""
+    if variant.tma:
+        return f"tensordesc<{variant.element}[{rows}, {columns}]>"
+    return f"*{variant.element}", _SIXTEENS, Constant(1)
+
+
+def _written(variant: Variant, rows: int, columns: int) -> str:
+    """A matrix that is written, [rows, columns] at a time."""
+    if variant.stores_through_tma:
+        return f"tensordesc<{variant.element}[{rows}, {columns}]>"
+    return f"*{variant.element}"
+
+
+def _cuda_resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes a thread, from the compiled code itself."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])

@@ -1,0 +1,143 @@
+"""Which kernels are compiled: of every entry of the tile tables, the most demanding variants or all."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from triton.backends.compiler import GPUTarget
+
+from fastlora_kernels.configs import takes_tma
+from fastlora_kernels.tables import Tile, load_table
+
+TARGETS: Final = {
+    "sm_80": [GPUTarget("cuda", 80, 32)],
+    "sm_86": [GPUTarget("cuda", 86, 32), GPUTarget("cuda", 89, 32)],
+    "sm_90": [GPUTarget("cuda", 90, 32)],
+    "sm_100": [GPUTarget("cuda", 100, 32)],
+    "gfx942": [GPUTarget("hip", "gfx942", 64)],
+}
+
+
+class Variant(NamedTuple):
+    """What a kernel is specialized for, besides its tile.
+
+    Attributes:
+        element: "bf16", "fp16" or "fp32", the dtype of x, W and b.
+        adapter: The dtype of A and B.
+        r: The rank.
+        tma: Whether x, W and dy come through tensor descriptors.
+        precision: "tf32" or "ieee", for fp32.
+        dropout: Whether the low-rank branch has dropout.
+        bias: Whether there is a bias; of the forward.
+        split_k: Whether several programs share a y or dx tile.
+        tma_store: Whether y and dx go through tensor descriptors; None for as x, W and dy come.
+    """
+
+    element: str = "bf16"
+    adapter: str = "bf16"
+    r: int = 16
+    tma: bool = False
+    precision: str = "ieee"
+    dropout: bool = False
+    bias: bool = True
+    split_k: bool = False
+    tma_store: bool | None = None
+
+    @property
+    def stores_through_tma(self) -> bool:
+        """Whether y and dx go through tensor descriptors."""
+        return self.tma if self.tma_store is None else self.tma_store
+
+    @property
+    def kind(self) -> str:
+        """The element kind of the tile table."""
+        return self.precision if self.element == "fp32" else "half"
+
+    @property
+    def wide_adapters(self) -> bool:
+        """Whether A and B are wider than x."""
+        return self.adapter == "fp32" and self.element != "fp32"
+
+
+class Case(NamedTuple):
+    """One kernel to compile."""
+
+    architecture: str
+    kind: str
+    shape_class: str
+    direction: str
+    tile: Tile
+    variant: Variant
+    target: GPUTarget
+
+    def __str__(self) -> str:
+        variant = self.variant
+        return (
+            f"{self.target.arch} {self.kind} {self.shape_class}, {self.direction}, {variant.element} with "
+            f"{variant.adapter} adapters, r={variant.r}, {_way(variant)}"
+            f"{', dropout' if variant.dropout else ''}{', bias' if variant.bias else ''}"
+            f"{', split-K' if variant.split_k else ''}"
+        )
+
+
+def _way(variant: Variant) -> str:
+    loads, stores = ("TMA" if tma else "pointers" for tma in (variant.tma, variant.stores_through_tma))
+    return loads if loads == stores else f"loads by {loads}, stores by {stores}"
+
+
+def cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
+    """The kernels to compile: of each entry and target the most demanding variants, or all of them."""
+    for architecture in architectures:
+        for kind, classes in load_table(architecture).entries.items():
+            for (shape_class, entry), direction in itertools.product(
+                classes.items(), ("forward", "backward")
+            ):
+                tile = getattr(entry, direction)
+                where = (architecture, kind, shape_class, direction, tile)
+                yield from tile_cases(*where, every_variant=every_variant)
+
+
+def tile_cases(
+    architecture: str, kind: str, shape_class: str, direction: str, tile: Tile, *, every_variant: bool
+) -> Iterator[Case]:
+    """The kernels of one tile, whether or not it is in the table."""
+    make = all_variants if every_variant else demanding_variants
+    for target in TARGETS[architecture]:
+        # There are enough wide tiles for every multiprocessor: no programs share one.
+        for variant in make(
+            kind, direction, tma=takes_tma(architecture, kind), split_k=shape_class != "wide"
+        ):
+            yield Case(architecture, kind, shape_class, direction, tile, variant, target)
+
+
+def demanding_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> list[Variant]:
+    """Those that take most shared memory (p and q are fp32 in the pipeline) and most registers."""
+    bias = direction == "forward"
+    if kind == "half":
+        return [
+            Variant("bf16", adapter, 64, tma, dropout=True, bias=bias, split_k=split_k)
+            for adapter in ("bf16", "fp32")
+        ]
+    return [Variant("fp32", "fp32", 64, tma, kind, dropout=True, bias=bias, split_k=split_k)]
+
+
+def all_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> Iterator[Variant]:
+    """Every dtype, adapter dtype, way of loading, dropout and bias; then every block of ranks."""
+    dtypes = [("fp32", "fp32", kind)]
+    if kind == "half":
+        dtypes = [(x, adapter, "ieee") for x in ("bf16", "fp16") for adapter in (x, "fp32")]
+    # Where there is TMA, wide tiles, which no programs share, are taken with it only.
+    loads = ((True, False) if split_k else (True,)) if tma else (False,)
+    biases = (True, False) if direction == "forward" else (False,)
+    for (element, adapter, precision), load, dropout, bias in itertools.product(
+        dtypes, loads, (False, True), biases
+    ):
+        yield Variant(element, adapter, 64, load, precision, dropout, bias, split_k)
+    for (element, adapter, precision), r in itertools.product(dtypes[:2], (8, 24)):
+        yield Variant(element, adapter, r, tma, precision, bias=biases[0])
+    if tma:
+        # Rows of x and W start on 16 bytes where those of y do not, or the other way about.
+        for load in loads:
+            yield Variant(
+                *dtypes[0][:2], 64, load, dtypes[0][2], True, biases[0], split_k, tma_store=not load
+            )

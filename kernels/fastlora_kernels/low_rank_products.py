@@ -1,0 +1,105 @@
+"""The products with a side of only r: p and q tiles from [M, C], dB and dA tiles from its transpose.
+
+They are bound by memory, so several programs may share a tile (`split_k.py`). `source` is a matrix as in
+`tile_ops.py`; C stands for N or K.
+"""
+
+import triton
+import triton.language as tl
+
+from fastlora_kernels.dropout import drop
+from fastlora_kernels.split_k import split_range, sum_of_splits
+from fastlora_kernels.tile_ops import load_handed_over, load_tile
+
+
+@triton.jit
+def dot_adapter(block, v, acc, TWO_TERMS: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + block v, with v converted to block's dtype.
+
+    With TWO_TERMS an fp32 v on a 16-bit block is taken as a high and a low term of 16 bits: the adapter's
+    gradient then keeps fp32's accuracy at r times the small cost, and no fp32 copy of the block is made.
+    """
+    high = v.to(block.dtype)
+    acc = tl.dot(block, high, acc, input_precision=PRECISION)
+    if TWO_TERMS:
+        low = (v - high.to(tl.float32)).to(block.dtype)
+        acc = tl.dot(block, low, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def project_tile(
+    source,  # [M, C]: x or dy
+    right,  # [C, r], as (pointer, strides): Aᵀ or B
+    out_ptr,  # [M, r] contiguous fp32: p or q
+    split,  # a Split over C
+    mask,  # (seed, threshold) of the dropout mask on source, or None
+    s,
+    row,
+    rank,
+    M,
+    C,
+    r,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[row:, rank:] = s source right for BLOCK_M rows and BLOCK_R ranks.
+
+    Returns whether this program stored the tile, which the caller then publishes.
+    """
+    start, stop = split_range(C, split, BLOCK_C)
+    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for c in range(start, stop, BLOCK_C):
+        block = load_tile(source, row, c, M, C, BLOCK_M, BLOCK_C)
+        if mask is not None:
+            block = drop(block, mask[0], mask[1], row, c, BLOCK_M, BLOCK_C)
+        v = load_tile(right, c, rank, C, r, BLOCK_C, BLOCK_R)
+        WIDER: tl.constexpr = v.dtype.primitive_bitwidth > block.dtype.primitive_bitwidth
+        acc = dot_adapter(block, v, acc, WIDER, PRECISION)
+    has_sum, acc = sum_of_splits(acc, split, BLOCK_M, BLOCK_R)
+    if has_sum:
+        offs_m = row + tl.arange(0, BLOCK_M)
+        offs_r = rank + tl.arange(0, BLOCK_R)
+        inside = (offs_m < M)[:, None] & (offs_r < r)[None, :]
+        tl.store(out_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :], acc * s, mask=inside)
+    return has_sum
+
+
+@triton.jit
+def gradient_tile(
+    source,  # [M, C]: dy or x
+    small_ptr,  # [M, r] contiguous fp32: p or q
+    out,  # [C, r], as (pointer, strides): dB or dAᵀ
+    split,  # a Split over M
+    mask,  # (seed, threshold) of the dropout mask on source, or None
+    s,
+    column,
+    rank,
+    M,
+    C,
+    r,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[column:, rank:] = s sourceᵀ small, accumulated in fp32 in the order of the rows."""
+    start, stop = split_range(M, split, BLOCK_M)
+    acc = tl.zeros((BLOCK_C, BLOCK_R), dtype=tl.float32)
+    out_ptr, stride_c, stride_r = out
+    offs_r = rank + tl.arange(0, BLOCK_R)
+    for row in range(start, stop, BLOCK_M):
+        block = load_tile(source, row, column, M, C, BLOCK_M, BLOCK_C)
+        if mask is not None:
+            block = drop(block, mask[0], mask[1], row, column, BLOCK_M, BLOCK_C)
+        small = load_handed_over(small_ptr, row + tl.arange(0, BLOCK_M), offs_r, M, r)
+        WIDER: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth > block.dtype.primitive_bitwidth
+        acc = dot_adapter(tl.trans(block), small, acc, WIDER, PRECISION)
+    has_sum, acc = sum_of_splits(acc, split, BLOCK_C, BLOCK_R)
+    if has_sum:
+        offs_c = column + tl.arange(0, BLOCK_C)
+        offsets = offs_c.to(tl.int64)[:, None] * stride_c + offs_r.to(tl.int64)[None, :] * stride_r
+        inside = (offs_c < C)[:, None] & (offs_r < r)[None, :]
+        tl.store(out_ptr + offsets, (acc * s).to(out_ptr.dtype.element_ty), mask=inside)

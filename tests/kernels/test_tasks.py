@@ -1,0 +1,61 @@
+"""The tasks of a launch: every ticket is one split of one tile, and no two counters are the same."""
+
+import itertools
+
+import pytest
+
+from fastlora_kernels import tasks
+
+SHAPES = [(1, 1, 1, 1), (70, 130, 90, 20), (128, 64, 256, 128), (1000, 33, 17, 3)]
+NEEDS = list(itertools.product([False, True], repeat=3))
+
+
+def starts(record, lengths):
+    """Each field of a record of places, and the place where it ends by the length of what lies there."""
+    return [(getattr(record, name), getattr(record, name) + length) for name, length in lengths.items()]
+
+
+def assert_disjoint_and_filling(ranges, end):
+    assert sorted(ranges)[0][0] == 0
+    for (_, stop), (start, _) in itertools.pairwise([*sorted(ranges), (end, end)]):
+        assert stop == start
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_counters_of_a_forward_pass_fill_the_workspace_and_do_not_overlap(shape):
+    M, _, N, r = shape
+    tiles = tasks.forward_tiles(M, N, r, 32, 64, 16)
+    found = tasks.forward_counters(tiles)
+    ranges = starts(found, {"tickets": 1, "flags": tiles.rows, "p": tiles.p, "y": tiles.y})
+    assert_disjoint_and_filling(ranges, found.end)
+
+
+@pytest.mark.parametrize("need", NEEDS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_counters_of_a_backward_pass_fill_the_workspace_and_do_not_overlap(shape, need):
+    M, K, N, r = shape
+    tiles = tasks.backward_tiles(M, N, K, r, *need, 32, 64, 128, 16, 64)
+    found = tasks.backward_counters(tiles)
+    lengths = {"tickets": 1, "all_rows": 1, "flags": tiles.rows, "q": tiles.q, "dx": tiles.dx}
+    ranges = starts(found, lengths | {"gradients": tiles.dB + tiles.dA})
+    assert_disjoint_and_filling(ranges, found.end)
+
+
+def test_there_are_as_many_tiles_as_blocks_cover_what_is_computed():
+    assert tasks.forward_tiles(70, 90, 20, 32, 64, 16) == (3, 2, 2, 6, 6)
+    everything = tasks.backward_tiles(70, 90, 130, 20, True, True, True, 32, 64, 128, 16, 64)
+    assert everything == (3, 2, 2, 6, 6, 4, 6)
+    only_dB = tasks.backward_tiles(70, 90, 130, 20, False, False, True, 32, 64, 128, 16, 64)
+    assert (only_dB.q, only_dB.dx, only_dB.dB, only_dB.dA) == (0, 0, 4, 0)
+
+
+def test_y_tiles_follow_p_tiles():
+    tiles = tasks.forward_tiles(70, 90, 20, 32, 64, 16)
+    assert tasks.forward_tickets(tiles, 3, 2) == (18, 18 + 12)
+
+
+def test_gradients_stand_between_the_halves_of_dx():
+    tiles = tasks.backward_tiles(70, 90, 130, 20, True, True, True, 32, 64, 128, 16, 64)
+    found = tasks.backward_tickets(tiles, 2, 3, 5)
+    assert (found.dx, found.gradients, found.num_gradients) == (12, 12 + 9, 50)
+    assert found.end == 12 + 18 + 50
