@@ -213,14 +213,15 @@ def _plan_fields(plan: Plan) -> dict[str, object]:
         "tile": plan.tile._asdict(),
         "block_r": plan.block_r,
         "tasks": dict(plan.tasks),
-        "parts": dict(plan.parts),
+        "split_k": dict(plan.split_k),
     }
 
 
 def _launch_lines(plan: Plan) -> list[str]:
     tile = plan.tile
-    shape = f"{tile.rows} x {tile.out}, steps of {tile.inner}, {plan.block_r} ranks"
-    programs = ", ".join(_programs(name, count, plan.parts[name]) for name, count in plan.tasks.items())
+    columns, step = tile.columns(plan.direction), tile.step(plan.direction)
+    shape = f"{tile.block_m} x {columns}, steps of {step}, {plan.block_r} ranks"
+    programs = ", ".join(_programs(name, count, plan.split_k[name]) for name, count in plan.tasks.items())
     loads = "TMA" if plan.tma else "pointers"
     return [
         f"  1 launch after a memory set of its workspace; {plan.num_tasks:,} programs: {programs}",
@@ -228,8 +229,8 @@ def _launch_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _programs(name: str, count: int, parts: int) -> str:
-    return f"{count:,} of {name}" + (f" ({parts} a tile)" if parts > 1 else "")
+def _programs(name: str, count: int, split_k: int) -> str:
+    return f"{count:,} of {name}" + (f" ({split_k} a tile)" if split_k > 1 else "")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -28,7 +28,7 @@ def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
     assert forward.plan.shape_class == "square"
     assert forward.plan.tasks == {"p": 2, "y": 2 * 4}
     assert backward.plan.tasks == {"q": 2 * 2, "dx": 2 * 2 * 2, "dB": 8, "dA": 4}
-    assert backward.plan.parts == {"q": 2, "dx": 2, "dB": 1, "dA": 1}
+    assert backward.plan.split_k == {"q": 2, "dx": 2, "dB": 1, "dA": 1}
     assert "4 of q (2 a tile)" in str(found)
     assert forward.floor_us == pytest.approx(1e6 * forward.cost.moved / 4.8e12)
     assert "H200" in str(found)

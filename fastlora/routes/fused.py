@@ -1,8 +1,9 @@
-"""Host side of the kernels: describes the operands, allocates the workspace, launches once."""
+"""Host side of the kernels: describes the operands, allocates what the tasks share, launches once."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import triton
@@ -37,23 +38,19 @@ def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     tile = plan.tile
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
-    num_rows = triton.cdiv(M, tile.rows)
-    workspace = torch.zeros(1 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and aligned
-    tma_store = plan.tma and is_aligned(y)
     with _on_device(x):
         forward_kernel[(plan.num_tasks,)](
-            x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
-            W=TensorDescriptor.from_tensor(W, [tile.out, tile.inner]) if tma else W,
+            x=_read(x, (tile.block_m, tile.block_k), tma),
+            W=_read(W, (tile.block_n, tile.block_k), tma),
             b_ptr=None if b is None else b.contiguous(),
-            A_ptr=A,
-            B_ptr=B,
-            y=TensorDescriptor.from_tensor(y, [tile.rows, plan.store_columns]) if tma_store else y,
+            A=_read(A),
+            B=_read(B),
+            y=_written(y, (tile.block_m, plan.store_columns), plan.tma),
             p_ptr=p,
-            p_scratch_ptr=_scratch(plan, "p", instead=p),
-            y_scratch_ptr=_scratch(plan, "y", instead=p),
-            workspace_ptr=workspace,
-            seed_ptr=seed,
+            scratch_ptrs=(_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
+            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
+            seed_ptr=seed if threshold else None,
             threshold=threshold,
             kept_scale=kept_scale,
             s=s,
@@ -61,27 +58,13 @@ def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
             N=N,
             K=K,
             r=r,
-            num_p_parts=plan.parts["p"],
-            num_y_parts=plan.parts["y"],
-            stride_xm=x.stride(0),
-            stride_xk=x.stride(1),
-            stride_wn=W.stride(0),
-            stride_wk=W.stride(1),
-            stride_ar=A.stride(0),
-            stride_ak=A.stride(1),
-            stride_bn=B.stride(0),
-            stride_br=B.stride(1),
-            BLOCK_M=tile.rows,
-            BLOCK_N=tile.out,
-            BLOCK_K=tile.inner,
+            split_p=plan.split_k["p"],
+            split_y=plan.split_k["y"],
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
             BLOCK_R=plan.block_r,
             GROUP=tile.group,
-            HAS_BIAS=b is not None,
-            DROPOUT=threshold > 0,
-            CUT=plan.parts["y"] > 1,
-            TMA=tma,
-            TMA_STORE=tma_store,
-            SPLIT=plan.split,
             PRECISION=plan.precision,
             **plan.options,
         )
@@ -119,27 +102,26 @@ def backward(
     dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if needs.dA else None
     dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if needs.dB else None
     q = torch.empty(M, r, device=x.device, dtype=torch.float32) if needs.dx or needs.dA else p
-    num_rows = triton.cdiv(M, tile.rows)
-    workspace = torch.zeros(2 + num_rows + plan.num_arrivals(), device=x.device, dtype=torch.int32)
     tma = plan.tma and aligned
-    tma_store = plan.tma and dx is not None and is_aligned(dx)
     with _on_device(x):
         backward_kernel[(plan.num_tasks,)](
-            dy=TensorDescriptor.from_tensor(dy, [tile.rows, tile.inner]) if tma else dy,
-            x=TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]) if tma else x,
-            W=TensorDescriptor.from_tensor(W, [tile.inner, tile.out]) if tma else W,
-            A_ptr=A,
-            B_ptr=B,
+            dy=_read(dy, (tile.block_m, tile.block_n), tma),
+            x=_read(x, (tile.block_m, tile.block_k_dA), tma),
+            W=_read(W, (tile.block_n, tile.block_k), tma),
+            A=_read(A),
+            B=_read(B),
             p_ptr=p,
             q_ptr=q,
-            dx=TensorDescriptor.from_tensor(dx, [tile.rows, plan.store_columns]) if tma_store else dx,
+            dx=None if dx is None else _written(dx, (tile.block_m, plan.store_columns), plan.tma),
             dA_ptr=dA,
             dB_ptr=dB,
-            q_scratch_ptr=_scratch(plan, "q", instead=p),
-            dx_scratch_ptr=_scratch(plan, "dx", instead=p),
-            gradient_scratch_ptr=_scratch(plan, "dB", "dA", instead=p),
-            workspace_ptr=workspace,
-            seed_ptr=seed,
+            scratch_ptrs=(
+                _scratch(plan, x, "q", otherwise=p),
+                _scratch(plan, x, "dx"),
+                _scratch(plan, x, "dB", "dA", otherwise=p),
+            ),
+            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
+            seed_ptr=seed if threshold else None,
             threshold=threshold,
             kept_scale=kept_scale,
             s=s,
@@ -147,32 +129,15 @@ def backward(
             N=N,
             K=K,
             r=r,
-            num_q_parts=plan.parts["q"],
-            num_dx_parts=plan.parts["dx"],
-            num_gradient_parts=plan.parts["dA"],
-            stride_dym=dy.stride(0),
-            stride_dyn=dy.stride(1),
-            stride_xm=x.stride(0),
-            stride_xk=x.stride(1),
-            stride_wn=W.stride(0),
-            stride_wk=W.stride(1),
-            stride_ar=A.stride(0),
-            stride_ak=A.stride(1),
-            stride_bn=B.stride(0),
-            stride_br=B.stride(1),
-            BLOCK_M=tile.rows,
-            BLOCK_N=tile.inner,
-            BLOCK_K=tile.out,
+            split_q=plan.split_k["q"],
+            split_dx=plan.split_k["dx"],
+            split_gradients=plan.split_k["dA"],
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
             BLOCK_R=plan.block_r,
+            BLOCK_K_DA=tile.block_k_dA,
             GROUP=tile.group,
-            NEED_DX=needs.dx,
-            NEED_DA=needs.dA,
-            NEED_DB=needs.dB,
-            DROPOUT=threshold > 0,
-            CUT=plan.parts["dx"] > 1,
-            TMA=tma,
-            TMA_STORE=tma_store,
-            SPLIT=plan.split,
             PRECISION=plan.precision,
             **plan.options,
         )
@@ -184,10 +149,22 @@ def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:
     return plan_for(direction, architecture, problem_of(o), needs, dropout=o.dropout, aligned=aligned)
 
 
-def _scratch(plan: Plan, *names: str, instead: Tensor) -> Tensor:
-    """Memory for the parts of these tiles; `instead`, which is then not touched, where they are whole."""
+def _read(matrix: Tensor, block: tuple[int, int] = (0, 0), tma: bool = False) -> Any:
+    """A matrix for a kernel to read: a descriptor of blocks, or its pointer and strides."""
+    if tma:
+        return TensorDescriptor.from_tensor(matrix, list(block))
+    return matrix, *matrix.stride()
+
+
+def _written(matrix: Tensor, block: tuple[int, int], tma: bool) -> Any:
+    """A contiguous matrix to be written: a descriptor of blocks where it is aligned, or its pointer."""
+    return TensorDescriptor.from_tensor(matrix, list(block)) if tma and is_aligned(matrix) else matrix
+
+
+def _scratch(plan: Plan, x: Tensor, *names: str, otherwise: Tensor | None = None) -> Tensor | None:
+    """Memory for the splits of these tiles; where no programs share one, `otherwise`, as nobody uses it."""
     size = plan.scratch_size(*names)
-    return torch.empty(size, device=instead.device, dtype=torch.float32) if size else instead
+    return torch.empty(size, device=x.device, dtype=torch.float32) if size else otherwise
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -6,6 +6,7 @@ Needs no Triton and no GPU, so that `explain` can tell what another machine woul
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,58 +14,58 @@ import torch
 from fastlora.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs
-from fastlora_kernels import configs
+from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
-from fastlora_kernels.tables import Entry, Tile, load_table
+from fastlora_kernels.tables import Entry, Table, Tile, load_table
 
 
 class Plan(NamedTuple):
     """How a call is launched.
 
     Attributes:
+        direction: "forward" or "backward".
         shape_class: The class of the output's shape in the tile table.
         tile: Block shapes, warps and stages.
         block_r: Block of ranks.
         tasks: Programs of the launch by what they compute: "p" and "y" forward; "q", "dx", "dA" and "dB"
             backward.
-        parts: How many of these programs share a tile, by the same names.
+        split_k: How many of these programs share a tile, by the same names.
+        num_tasks: Programs of the launch.
+        workspace: int32 counters that the programs share.
         tma: Whether operands come through tensor descriptors, and results go where they are aligned.
         store_columns: Columns of the block that a y or dx tile is stored by.
-        split: Whether A and B are wider than x.
+        wide_adapters: Whether A and B are wider than x.
         precision: Of fp32 products: "ieee" or "tf32".
         options: Compiler options.
     """
 
+    direction: str
     shape_class: str
     tile: Tile
     block_r: int
     tasks: dict[str, int]
-    parts: dict[str, int]
+    split_k: dict[str, int]
+    num_tasks: int
+    workspace: int
     tma: bool
     store_columns: int
-    split: bool
+    wide_adapters: bool
     precision: str
     options: dict[str, int | bool]
 
-    @property
-    def num_tasks(self) -> int:
-        """Programs of the launch."""
-        return sum(self.tasks.values())
-
-    def num_arrivals(self) -> int:
-        """Counters that the parts of tiles need."""
-        return sum(count // self.parts[name] for name, count in self.tasks.items())
-
     def scratch_size(self, *names: str) -> int:
-        """fp32 elements that the parts of these tiles take together; 0 where the tiles are whole."""
+        """fp32 elements that the splits of these tiles take together; 0 where no programs share one."""
         tile = self.tile
-        columns = {"y": tile.out, "dx": tile.out}
-        rows = {"dA": tile.inner, "dB": tile.inner}
-        return sum(
-            self.tasks[name] * rows.get(name, tile.rows) * columns.get(name, self.block_r)
-            for name in names
-            if self.parts[name] > 1
-        )
+        sizes = {
+            "p": (tile.block_m, self.block_r),
+            "y": (tile.block_m, tile.block_n),
+            "q": (tile.block_m, self.block_r),
+            "dx": (tile.block_m, tile.block_k),
+            "dB": (tile.block_n, self.block_r),
+            "dA": (tile.block_k_dA, self.block_r),
+        }
+        shared = (name for name in names if self.split_k[name] > 1)
+        return sum(self.tasks[name] * math.prod(sizes[name]) for name in shared)
 
 
 def plan_for(
@@ -131,27 +132,24 @@ def _cached_plan(
     aligned: bool,
 ) -> Plan:
     name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
-    shape = problem[:4]
-    split = torch.finfo(problem.adapter_dtype).bits > torch.finfo(problem.dtype).bits
     table = configs.table_of(architecture)
+    wide_adapters = torch.finfo(problem.adapter_dtype).bits > torch.finfo(problem.dtype).bits
     tile = tile or getattr(entry, direction)
-    block_r = configs.rank_block(problem.r, architecture, kind, split)
-    if direction == "forward":
-        tiles, steps = _forward_tiles(tile, block_r, shape)
-    else:
-        tiles, steps = _backward_tiles(tile, block_r, shape, needs)
-    parts = {name: configs.num_parts(table, count, steps[name]) for name, count in tiles.items()}
-    if direction == "backward":  # the tiles of dB and dA stand in one row, cut alike
-        parts["dB"] = parts["dA"] = configs.num_parts(table, tiles["dB"] + tiles["dA"], steps["dA"])
+    block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters)
+    make_tasks = _forward_tasks if direction == "forward" else _backward_tasks
+    split_k, programs, num_tasks, workspace = make_tasks(table, tile, block_r, problem, needs)
     return Plan(
+        direction=direction,
         shape_class=name,
         tile=tile,
         block_r=block_r,
-        tasks={name: count * parts[name] for name, count in tiles.items()},
-        parts=parts,
+        tasks=programs,
+        split_k=split_k,
+        num_tasks=num_tasks,
+        workspace=workspace,
         tma=aligned and configs.takes_tma(architecture, kind),
         store_columns=configs.store_columns(tile, direction, dropped),
-        split=split,
+        wide_adapters=wide_adapters,
         precision=precision,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
@@ -161,26 +159,38 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _forward_tiles(tile: Tile, block_r: int, shape: tuple[int, ...]) -> tuple[dict[str, int], dict[str, int]]:
-    """How many tiles there are of each kind, and how many steps the loop of each has."""
-    M, K, N, r = shape
-    tiles = {"p": num_blocks(M, tile.rows) * num_blocks(r, block_r), "y": configs.num_tiles(tile, M, N)}
-    return tiles, dict.fromkeys(tiles, num_blocks(K, tile.inner))
+class _Tasks(NamedTuple):
+    split_k: dict[str, int]
+    programs: dict[str, int]
+    num_tasks: int
+    workspace: int
 
 
-def _backward_tiles(
-    tile: Tile, block_r: int, shape: tuple[int, ...], needs: Needs
-) -> tuple[dict[str, int], dict[str, int]]:
-    M, K, N, r = shape
-    ranks = num_blocks(r, block_r)
-    tiles = {
-        "q": num_blocks(M, tile.rows) * ranks * (needs.dx or needs.dA),
-        "dx": configs.num_tiles(tile, M, K) * needs.dx,
-        "dB": num_blocks(N, tile.inner) * ranks * needs.dB,
-        "dA": num_blocks(K, tile.inner) * ranks * needs.dA,
-    }
-    along_N, along_M = num_blocks(N, tile.inner), num_blocks(M, tile.rows)
-    return tiles, {"q": along_N, "dx": along_N, "dB": along_M, "dA": along_M}
+def _forward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, needs: Needs) -> _Tasks:
+    M, K, N, r = problem[:4]
+    tiles = tasks.forward_tiles(M, N, r, tile.block_m, tile.block_n, block_r)
+    steps = num_blocks(K, tile.block_k)
+    split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("p", "y")}
+    return _Tasks(
+        split_k,
+        {name: getattr(tiles, name) * count for name, count in split_k.items()},
+        tasks.forward_tickets(tiles, *split_k.values()).end,
+        tasks.forward_counters(tiles).end,
+    )
+
+
+def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, needs: Needs) -> _Tasks:
+    M, K, N, r = problem[:4]
+    blocks = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
+    tiles = tasks.backward_tiles(M, N, K, r, *needs, *blocks)
+    steps = num_blocks(N, tile.block_n)
+    split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("q", "dx")}
+    # The tiles of dB and dA stand in one row, split alike.
+    gradients = configs.split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
+    end = tasks.backward_tickets(tiles, *split_k.values(), gradients).end
+    split_k |= {"dB": gradients, "dA": gradients}
+    programs = {name: getattr(tiles, name) * count for name, count in split_k.items()}
+    return _Tasks(split_k, programs, end, tasks.backward_counters(tiles).end)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,114 @@
+"""Tiles that several programs share give what others give, and every tile of the tables can be shared."""
+
+import pytest
+import torch
+
+from fastlora.formula.operands import EVERYTHING
+from fastlora.routes import fused
+from fastlora.routes.decide import problem_of
+from fastlora.routes.plan import Plan, architecture_of, plan_for
+from fastlora_kernels.tables import ARCHITECTURES, load_table, tile_of
+from tests.cases import quick
+from tests.testing import Operands, assert_within_budget, gradients, operands, oracle, split_eps
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def plans(ops: Operands, shape: tuple[int, int, int] | None = None) -> tuple[Plan, Plan]:
+    """How the passes are launched, with tiles of (rows, columns, step) where `shape` is given."""
+    where = (architecture_of(DEVICE), problem_of(ops.call()))
+    return tuple(
+        plan_for(direction, *where, tile=None if shape is None else tile_of(direction, *shape, 2, 8, 2))
+        for direction in ("forward", "backward")
+    )
+
+
+def with_split_k(plan: Plan, **counts: int) -> Plan:
+    """The same tiles, each shared by so many programs; not shared where nothing is said."""
+    tiles = {name: count // plan.split_k[name] for name, count in plan.tasks.items()}
+    split_k = dict.fromkeys(tiles, 1) | counts
+    tasks = {name: count * split_k[name] for name, count in tiles.items()}
+    return plan._replace(split_k=split_k, tasks=tasks, num_tasks=sum(tasks.values()))
+
+
+def run(ops: Operands, forward: Plan, backward: Plan) -> dict[str, torch.Tensor]:
+    y, p = fused.forward(ops.call(), forward)
+    dx, dA, dB = fused.backward(ops.call(), ops.dy, p, EVERYTHING, backward)
+    return {"y": y, "p": p, "dx": dx, "dA": dA, "dB": dB}
+
+
+def assert_matches_fp64(ops: Operands, forward: Plan, backward: Plan) -> None:
+    ours, torchs, truth = run(ops, forward, backward), gradients(ops), oracle(ops)
+    for name, result in ours.items():
+        assert_within_budget(name, result, torchs[name], truth[name], extra=split_eps(ops))
+
+
+# (M, K, N): long where the tiles of that kind sum.
+LONG = {
+    "p": (20, 150, 24),
+    "y": (20, 150, 24),
+    "q": (20, 24, 154),
+    "dx": (20, 24, 154),
+    "gradients": (150, 20, 24),
+}
+
+
+@pytest.mark.parametrize("count", quick([2, 3, 7], 7))
+@pytest.mark.parametrize("shape", quick([None, (150, 150, 154)], None), ids=str)
+@pytest.mark.parametrize("name", LONG)
+def test_each_kind_of_tile_may_be_shared_by_several_programs(name, shape, count):
+    # 7 splits of 5 steps leave some of them empty.
+    ops = operands(*(shape or LONG[name]), 40, device=DEVICE)
+    forward, backward = plans(ops)
+    counts = {"dA": count, "dB": count} if name == "gradients" else {name: count}
+    if name in ("p", "y"):
+        assert_matches_fp64(ops, with_split_k(forward, **counts), with_split_k(backward))
+    else:
+        assert_matches_fp64(ops, with_split_k(forward), with_split_k(backward, **counts))
+
+
+def test_few_rows_of_a_long_contraction_are_split_by_themselves():
+    ops = operands(5, 520, 264, 8, dtype=torch.float16, device=DEVICE)
+    forward, backward = plans(ops)
+    assert forward.split_k["p"] > 1
+    assert forward.split_k["y"] > 1
+    assert_matches_fp64(ops, forward, backward)
+
+
+def test_splits_are_added_in_the_same_order_every_time():
+    ops = operands(40, 140, 136, 20, dtype=torch.float16, device=DEVICE)
+    forward, backward = plans(ops)
+    plans_ = (
+        with_split_k(forward, p=3, y=4),
+        with_split_k(backward, q=3, dx=4, dA=2, dB=2),
+    )
+    first, second = run(ops, *plans_), run(ops, *plans_)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def tiles_of_the_tables() -> list[tuple[int, int, int]]:
+    """(rows, columns, step) of every tile."""
+    entries = [
+        entry
+        for architecture in ARCHITECTURES
+        for classes in load_table(architecture).entries.values()
+        for entry in classes.values()
+    ]
+    # Warps and stages mean nothing to the interpreter; on a GPU the table's own are compiled.
+    shapes = {
+        (tile.block_m, tile.columns(direction), tile.step(direction))
+        for entry in entries
+        for direction, tile in (("forward", entry.forward), ("backward", entry.backward))
+    }
+    return sorted(shapes)
+
+
+@pytest.mark.parametrize("shape", quick(tiles_of_the_tables(), tiles_of_the_tables()[0]), ids=str)
+def test_every_tile_of_the_tables_is_right_split_and_not(shape):
+    rows, columns, step = shape
+    ops = operands(rows + 5, 2 * step + 8, columns + 16, 24, dtype=torch.float16, device=DEVICE)
+    forward, backward = plans(ops, shape)
+    assert_matches_fp64(ops, with_split_k(forward), with_split_k(backward))
+    assert_matches_fp64(ops, with_split_k(forward, p=2, y=2), with_split_k(backward, q=2, dx=2, dA=2, dB=2))
