@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastlora_kernels.tables import Tile
+from fastlora_kernels.tables import Tile, tile_of
 
 # (M, K, N). A class is judged by the geometric mean over its shapes, forward and backward by those whose
 # output is of the class.
@@ -19,7 +19,7 @@ SHAPES: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
 # In a dry run, which the interpreter runs: one class for all.
 DRY_SHAPES: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {"square": ((24, 24, 16),)}
 
-# (rows, out, inner, num_warps, num_stages)
+# (rows, columns, step, num_warps, num_stages)
 _TRIED: Final[dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
     "few": (
         (16, 64, 128, 4, 4),
@@ -58,13 +58,13 @@ _TRIED: Final[dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
 }
 
 
-def candidates(shape_class: str, current: Tile) -> tuple[Tile, ...]:
+def candidates(shape_class: str, direction: str, current: Tile) -> tuple[Tile, ...]:
     """The tile in the table first, then the others to try: shapes, warps and stages, then bands of L2."""
-    shapes = [Tile(rows, out, inner, current.group, *rest) for rows, out, inner, *rest in _TRIED[shape_class]]
+    shapes = [tile_of(direction, *tried[:3], current.group, *tried[3:]) for tried in _TRIED[shape_class]]
     bands = [current._replace(group=group) for group in (4, 16)] if shape_class == "wide" else []
     return tuple(dict.fromkeys([current, *shapes, *bands]))
 
 
-def dry_candidates(shape_class: str, current: Tile) -> tuple[Tile, ...]:
+def dry_candidates(shape_class: str, direction: str, current: Tile) -> tuple[Tile, ...]:
     """Two tiles: enough to go through every step."""
-    return (current, current._replace(rows=16))
+    return (current, current._replace(block_m=16))

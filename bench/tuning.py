@@ -62,7 +62,7 @@ def fields(table: Table, *, dry: bool) -> Iterator[Field]:
                 if shape_class(table, "half", M, N if direction == "forward" else K, direction) == name
             )
             if shapes:
-                yield Field(name, direction, propose(name, getattr(entry, direction)), shapes)
+                yield Field(name, direction, propose(name, direction, getattr(entry, direction)), shapes)
 
 
 def tune(device: torch.device, out: Path, seconds: float, commit: str | None = None) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _write(
 def fitting_winner(
     architecture: str, field: Field, outcomes: Sequence[Outcome]
 ) -> tuple[Tile, bool, list[str]]:
-    """`winner` among the tiles that the gate lets pass, and why others that won were turned down.
+    """`winner` among the tiles that compile within the rules, and why others that won were turned down.
 
     A contest has few ranks, no dropout and adapters in x's dtype; an entry of the table serves calls with
     more as well, which take more shared memory and registers.
@@ -139,15 +139,16 @@ def fitting_winner(
 
 
 def _faults(architecture: str, field: Field, tile: Tile) -> list[str]:
-    """What the gate finds in the most demanding variants of a tile; nothing in the interpreter."""
-    from fastlora_kernels import gate  # Triton reads TRITON_INTERPRET when it is imported
+    """What is wrong with a tile's most demanding variants, compiled; nothing in the interpreter."""
+    # Triton reads TRITON_INTERPRET when it is imported.
+    from fastlora_kernels.compile_check import rules, variants
 
     if architecture not in ARCHITECTURES:
         return []
-    cases = gate.tile_cases(
+    cases = variants.tile_cases(
         architecture, "half", field.shape_class, field.direction, tile, every_variant=False
     )
-    return [f"{line}: {fault}" for line, found in map(gate.check, cases) for fault in found]
+    return [f"{line}: {fault}" for line, found in map(rules.check, cases) for fault in found]
 
 
 def winner(tiles: Sequence[Tile], outcomes: Sequence[Outcome]) -> tuple[Tile, bool]:

@@ -74,7 +74,7 @@ def test_a_choice_changes_one_pass_of_one_class():
 def test_every_class_of_every_table_has_candidates_and_shapes_of_that_class(architecture):
     table = load_table(architecture)
     for shape_class, entry in table.entries["half"].items():
-        tried = candidates(shape_class, entry.forward)
+        tried = candidates(shape_class, "forward", entry.forward)
         assert tried[0] == entry.forward
         assert len(tried) > 2
 
