@@ -6,10 +6,10 @@ from fastlora_kernels.tables import (
     ARCHITECTURES,
     FOLDER,
     Entry,
-    Tile,
     Win,
     load_table,
     read_table,
+    tile_of,
     write_table,
 )
 
@@ -22,12 +22,12 @@ def test_a_table_is_written_as_it_is_committed(architecture, tmp_path):
 
 
 def test_a_measured_choice_survives_the_file(tmp_path):
-    tile = Tile(64, 128, 32, 4, 8, 2)
+    forward, backward = (tile_of(each, 64, 128, 32, 4, 8, 2) for each in ("forward", "backward"))
     measured = {"device": "a GPU", "commit": "abc", "results": "bench/results/x.json"}
     table = load_table("sm_90")
     entries = {
         **table.entries,
-        "half": {"square": Entry(tile, tile, library=(Win("backward", "bfloat16", 16),))},
+        "half": {"square": Entry(forward, backward, library=(Win("backward", "bfloat16", 16),))},
     }
     table = table._replace(measured=measured, entries=entries)
     write_table(table, tmp_path / "table.json")
