@@ -174,7 +174,7 @@ def _forward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, nee
     return _Tasks(
         split_k,
         {name: getattr(tiles, name) * count for name, count in split_k.items()},
-        tasks.forward_tickets(tiles, *split_k.values()).end,
+        tasks.forward_tickets(tiles, split_k["p"], split_k["y"]).end,
         tasks.forward_counters(tiles).end,
     )
 
@@ -187,7 +187,7 @@ def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, ne
     split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("q", "dx")}
     # The tiles of dB and dA stand in one row, split alike.
     gradients = configs.split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
-    end = tasks.backward_tickets(tiles, *split_k.values(), gradients).end
+    end = tasks.backward_tickets(tiles, split_k["q"], split_k["dx"], gradients).end
     split_k |= {"dB": gradients, "dA": gradients}
     programs = {name: getattr(tiles, name) * count for name, count in split_k.items()}
     return _Tasks(split_k, programs, end, tasks.backward_counters(tiles).end)

@@ -1,11 +1,11 @@
 """What a launch consists of: its tiles, the tickets that stand for them, and the counters that they share.
 
 Plain arithmetic, stated once: the host sizes a launch by it, and device code, where a ticket is drawn, finds
-its task by it (`on_device` in tickets.py). So only what both Python and Triton can run stands here, and no
-helper, as Triton calls none. All numbers are positive, where `//` means the same to both.
+its task by it (`on_device` in tickets.py). So only what both Python and Triton can run stands here: no helper,
+as Triton calls none but its own, no `bool` among the annotations, which Triton reads too, and `//` on
+positive numbers alone, where it means the same to both.
 
-A tile of the contraction-bound kinds may be shared by several programs, split-K; then it has one ticket for
-each split.
+A tile may be shared by several programs (split-K, `split_k.py`); it has a ticket for each of them.
 """
 
 from typing import NamedTuple
@@ -122,7 +122,7 @@ class BackwardCounters(NamedTuple):
     end: int
 
 
-def forward_tiles(M, N, r, BLOCK_M, BLOCK_N, BLOCK_R):
+def forward_tiles(M: int, N: int, r: int, BLOCK_M: int, BLOCK_N: int, BLOCK_R: int) -> ForwardTiles:
     """The ForwardTiles of a pass."""
     rows = (M + BLOCK_M - 1) // BLOCK_M
     columns = (N + BLOCK_N - 1) // BLOCK_N
@@ -130,13 +130,13 @@ def forward_tiles(M, N, r, BLOCK_M, BLOCK_N, BLOCK_R):
     return ForwardTiles(rows=rows, columns=columns, ranks=ranks, p=rows * ranks, y=rows * columns)
 
 
-def forward_tickets(tiles, split_p, split_y):
+def forward_tickets(tiles: ForwardTiles, split_p: int, split_y: int) -> ForwardTickets:
     """The ForwardTickets of these tiles, each shared by so many programs."""
     y = tiles.p * split_p
     return ForwardTickets(y=y, end=y + tiles.y * split_y)
 
 
-def forward_counters(tiles):
+def forward_counters(tiles: ForwardTiles) -> ForwardCounters:
     """The ForwardCounters of these tiles."""
     flags = 1
     p = flags + tiles.rows
@@ -144,7 +144,20 @@ def forward_counters(tiles):
     return ForwardCounters(tickets=0, flags=flags, p=p, y=y, end=y + tiles.y)
 
 
-def backward_tiles(M, N, K, r, need_dx, need_dA, need_dB, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, BLOCK_K_DA):
+def backward_tiles(
+    M: int,
+    N: int,
+    K: int,
+    r: int,
+    need_dx: int,
+    need_dA: int,
+    need_dB: int,
+    BLOCK_M: int,
+    BLOCK_N: int,
+    BLOCK_K: int,
+    BLOCK_R: int,
+    BLOCK_K_DA: int,
+) -> BackwardTiles:
     """The BackwardTiles of a pass that computes what is needed."""
     rows = (M + BLOCK_M - 1) // BLOCK_M
     columns = (K + BLOCK_K - 1) // BLOCK_K
@@ -160,7 +173,9 @@ def backward_tiles(M, N, K, r, need_dx, need_dA, need_dB, BLOCK_M, BLOCK_N, BLOC
     )
 
 
-def backward_tickets(tiles, split_q, split_dx, split_gradients):
+def backward_tickets(
+    tiles: BackwardTiles, split_q: int, split_dx: int, split_gradients: int
+) -> BackwardTickets:
     """The BackwardTickets of these tiles, each shared by so many programs."""
     dx = tiles.q * split_q
     num_dx = tiles.dx * split_dx
@@ -170,7 +185,7 @@ def backward_tickets(tiles, split_q, split_dx, split_gradients):
     )
 
 
-def backward_counters(tiles):
+def backward_counters(tiles: BackwardTiles) -> BackwardCounters:
     """The BackwardCounters of these tiles."""
     flags = 2
     q = flags + tiles.rows
