@@ -1,9 +1,9 @@
 """What a launch consists of: its tiles, the tickets that stand for them, and the counters that they share.
 
 Plain arithmetic, stated once: the host sizes a launch by it, and device code, where a ticket is drawn, finds
-its task by it (`on_device` in tickets.py). So only what both Python and Triton can run stands here: no helper,
-as Triton calls none but its own, no `bool` among the annotations, which Triton reads too, and `//` on
-positive numbers alone, where it means the same to both.
+its task by it (`on_device` in tickets.py). So only what both Python and Triton can run stands here: no
+helper, as Triton calls none but its own, no `bool` among the annotations, which Triton reads too, and `//`
+on positive numbers alone, where it means the same to both.
 
 A tile may be shared by several programs (split-K, `split_k.py`); it has a ticket for each of them.
 """
