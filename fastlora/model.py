@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fastlora import beside
+from fastlora import beside, buffers
 from fastlora.adapter import DEFAULT, SLOTS
 from fastlora.changes import commit, exclusive
 from fastlora.config import LoRAConfig, check_bool
@@ -38,7 +38,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
 
     What `config.modules_to_save` names is trained in full besides. Everything is checked before anything is
     changed. Every other parameter, those of norms and embeddings included, is frozen and loses its gradient;
-    buffers such as running means still move in training mode.
+    buffers such as running means still move in training mode, and a save names those that did.
 
     With target_modules="all-linear", each module that is exactly an nn.Linear is taken. Left out are
     subclasses (their weight may be used without calling them, as nn.MultiheadAttention does with its
@@ -76,6 +76,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         mark([*saved, *heads], changing)
         remember_task(applied, config.task_type, changing)
         freeze(applied)
+        buffers.note(applied, changing)
         beside.install(applied, changing)
     return cast(_Model, applied)
 
@@ -146,6 +147,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     plain = {layer: layer._plain_twin() for layer in layers.values()}
     with commit() as changing:
         unmark(model, changing)
+        buffers.forget(model, changing)
         beside.uninstall(model, changing)
         result = replace_modules(model, plain.items())
         for layer in layers.values():

@@ -29,7 +29,7 @@ ORDER = (
     ("layer",),
     ("explain", "layers"),
     ("targets", "replace", "merging"),
-    ("saved", "beside"),
+    ("saved", "beside", "buffers"),
     ("tasks",),
     ("model",),
     ("adapters", "initialize", "lora_plus", "report"),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from fastlora import beside
+from fastlora import beside, buffers
 from fastlora.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
 from fastlora.adapters import adapter_names, give_adapter
 from fastlora.arguments import check_path
@@ -124,6 +124,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
         if not adapted:
             mark(saved.modules, changing)
             freeze(model)
+            buffers.note(model, changing)
             beside.install(model, changing)
     return model
 

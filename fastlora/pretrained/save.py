@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastlora.adapter import DEFAULT, SLOTS, Options
 from fastlora.adapters import active_adapter, adapter_names
 from fastlora.arguments import check_choice, check_path, check_text
+from fastlora.buffers import warn_of_moved
 from fastlora.changes import exclusive
 from fastlora.config import shown
 from fastlora.layer_state import saved_name
@@ -34,6 +35,7 @@ from fastlora.pretrained.full import modules_in_full
 from fastlora.pretrained.given import from_state, is_other
 from fastlora.pretrained.layout import serialized
 from fastlora.residual import adapters_beside_whole
+from fastlora.saved import inside
 from fastlora.shards import is_spread, reshard, whole
 from fastlora.tasks import task_of
 from fastlora.wrappers import modules_by_name
@@ -192,6 +194,7 @@ def _collect(
         slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
     plain = modules_in_full(model)
+    warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
         for own, value in module.state_dict().items():
             key = f"{path}.{own}".lstrip(".")
