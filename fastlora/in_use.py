@@ -13,6 +13,7 @@ from torch import nn
 
 from fastlora.adapter import SLOTS, Adapter
 from fastlora.changes import Commit
+from fastlora.untrained import look_again
 from fastlora.writable import check_own
 
 REFERENCE = "_active"
@@ -39,6 +40,7 @@ def switch(layer: Any, name: str, changing: Commit) -> None:
         for slot, trained in zip(SLOTS, chosen.trains, strict=True):
             changing.assign(getattr(chosen, slot), "requires_grad", trained)
     changing.put(vars(layer), REFERENCE, chosen)
+    look_again(layer)
 
 
 def _rest(adapter: Adapter, changing: Commit) -> None:

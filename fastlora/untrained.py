@@ -1,8 +1,9 @@
 """Updates that an optimizer is to train and that get no gradient, named once, at its first step.
 
 A layer that is merged or disabled, or whose weight something reads without calling the layer, trains nothing,
-and nothing else would tell: an optimizer passes over parameters without a gradient. After
-that step only layers are looked at that ran merged or disabled while training.
+and nothing else would tell: an optimizer passes over parameters without a gradient. Nor does one train what
+it does not hold: made before `apply_lora` it has W and neither A nor B, before `set_adapter` other ones.
+After that step only layers are looked at that ran merged or disabled while training, or changed adapters.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ def suspect(layer: Any) -> None:
         )
 
 
+def look_again(layer: nn.Module) -> None:
+    """Look at a layer at the next step: another adapter of it came into use."""
+    _suspects.add(layer)
+
+
 def why_untrained(layer: Any) -> str:
     """Why a layer's update got no gradient, as far as the layer can tell."""
     if not layer.enabled:
@@ -84,12 +90,17 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if closure and optimizer not in _with_closure:
         _with_closure.add(optimizer)
         return  # its gradients are made after this; they are still there at the second step
-    own = {id(parameter) for group in groups for parameter in group["params"]}
-    mine = [
-        layer
-        for layer in (_suspects if known else _layers)
-        if any(id(each) in own for each in _trained(layer))
-    ]
+    own = _held(optimizer)
+    mine: list[Any] = []
+    passed_by: list[Any] = []
+    for layer in list(_suspects if known else _layers):
+        trained = _trained(layer)
+        if any(id(each) in own for each in trained):
+            mine.append(layer)
+        elif not trained:
+            _suspects.discard(layer)
+        elif _holds_another_part(own, layer):
+            passed_by.append(layer)
     _seen.add(optimizer)
     idle = [
         layer
@@ -101,6 +112,43 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if idle:
         _told.update(idle)
         warnings.warn(_text(idle, type(optimizer).__name__), stacklevel=3)
+    if passed_by:
+        _look_for_another(optimizer, passed_by, known)
+
+
+def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> None:
+    """Name the layers that no optimizer trains; not in its first step, as another's may come after it."""
+    if not known:
+        _suspects.update(layers)
+        return
+    held = set().union(*(_held(each) for each in _seen))
+    lost = [
+        layer
+        for layer in layers
+        if layer not in _told and not any(id(each) in held for each in _trained(layer))
+    ]
+    for layer in layers:
+        _suspects.discard(layer)
+    if lost:
+        _told.update(lost)
+        warnings.warn(
+            f"{type(optimizer).__name__} holds other parameters of LoRA layers and not the A and B in use, "
+            f"which get gradients and are not trained: {_listed(sorted(map(_name, lost)))}. Make the optimizer "
+            "after apply_lora and set_adapter, of the parameters that require gradients",
+            stacklevel=4,
+        )
+
+
+def _held(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _holds_another_part(own: set[int], layer: nn.Module) -> bool:
+    """Whether an optimizer that does not hold A and B, which got gradients, has what got none of a layer."""
+    others = [each for each in layer.parameters() if id(each) in own]
+    return (
+        bool(others) and all(map(_lacks_gradient, others)) and not all(map(_lacks_gradient, _trained(layer)))
+    )
 
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
@@ -115,14 +163,19 @@ def _lacks_gradient(parameter: nn.Parameter) -> bool:
 
 
 def _text(idle: list[Any], optimizer: str) -> str:
-    named = [f"{_name(layer)} ({why_untrained(layer)})" for layer in sorted(idle, key=_name)]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    named = _listed(f"{_name(layer)} ({why_untrained(layer)})" for layer in sorted(idle, key=_name))
     return (
-        f"{optimizer} is to train the LoRA updates of {', '.join(named[:_NAMED])}{more}, which have no "
+        f"{optimizer} is to train the LoRA updates of {named}, which have no "
         "gradient in this step. A layer trains where it is called, enabled and unmerged, and its output "
         "reaches the loss; code that reads layer.weight itself, as TRL's SFTTrainer does with lm_head, "
         "leaves the update out. Experts that got no tokens may yet get some; freeze what is not to be trained"
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more
 
 
 def _name(layer: Any) -> str:

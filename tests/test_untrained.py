@@ -11,12 +11,14 @@ from torch import nn
 from fastlora import (
     FusedLoRALinear,
     LoRAConfig,
+    add_adapter,
     apply_lora,
     load_pretrained,
     lora_disabled,
     lora_layers,
     merge_lora,
     save_pretrained,
+    set_adapter,
     set_lora_enabled,
 )
 from fastlora.untrained import _layers
@@ -206,3 +208,48 @@ def test_removing_lora_leaves_nothing_of_the_name():
     model = apply_lora(mlp(), LoRAConfig())
     assert model[2].applied_as == "2"
     assert "applied_as" not in vars(model[2].to_linear())
+
+
+def test_an_optimizer_made_before_lora_is_named_at_its_second_step():
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    adapted(model)
+    step(model, optimizer)
+    with pytest.warns(UserWarning, match=r"Adam holds other .* not trained: '0', '2'\. Make") as met:
+        step(model, optimizer)
+    assert len(met) == 1
+    step(model, optimizer)  # warnings are errors here
+
+
+def test_an_optimizer_of_the_adapter_before_the_switch_is_named():
+    model = adapted(mlp())
+    optimizer = optimizer_of(model)
+    step(model, optimizer)
+    set_adapter(add_adapter(model, "other", LoRAConfig(r=2)), "other")
+    with pytest.warns(UserWarning, match="SGD holds other"):
+        step(model, optimizer)
+
+
+@pytest.mark.parametrize("first", ["frozen", "adapters"])
+def test_another_optimizer_that_trains_a_and_b_beside_it_is_enough(first):
+    model = mlp()
+    frozen = torch.optim.SGD(model.parameters(), lr=0.1)
+    both = [frozen, optimizer_of(adapted(model))]
+    for _ in range(3):
+        model(torch.ones(2, 6)).sum().backward()
+        for optimizer in both if first == "frozen" else both[::-1]:
+            optimizer.step()
+
+
+def test_adapters_in_turn_under_one_optimizer_or_one_each_are_not_named():
+    model = adapted(mlp())
+    add_adapter(model, "other", LoRAConfig(r=2))
+    optimizers = {}
+    for name in ("default", "other"):
+        set_adapter(model, name)
+        optimizers[name] = optimizer_of(model)
+    together = torch.optim.SGD([p for each in optimizers.values() for p in each.param_groups[0]["params"]])
+    for name in ("default", "other") * 3:
+        set_adapter(model, name)
+        step(model, optimizers[name])
+        step(model, together)
