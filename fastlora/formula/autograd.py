@@ -79,7 +79,9 @@ def lora_linear(
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
     Under torch.func's transforms (grad, vmap) and in torch.jit.trace it is the same formula in separate
-    operations, which these can go through; so is the derivative of a derivative.
+    operations, which these can go through; so is the derivative of a derivative. Not so under torch.compile:
+    most of its backends refuse a derivative of a derivative by name, but backend="eager" loses what goes
+    through this function's A, B and x without a word, as it does for every torch.autograd.Function.
 
     The backward pass takes the code path of its forward, whatever `set_backend` says by then.
 
