@@ -133,8 +133,8 @@ def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> N
         _told.update(lost)
         warnings.warn(
             f"{type(optimizer).__name__} holds other parameters of LoRA layers and not the A and B in use, "
-            f"which get gradients and are not trained: {_listed(sorted(map(_name, lost)))}. Make the optimizer "
-            "after apply_lora and set_adapter, of the parameters that require gradients",
+            f"which get gradients and are not trained: {_listed(sorted(map(_name, lost)))}. Make it after "
+            "apply_lora and set_adapter, of the parameters that require gradients",
             stacklevel=4,
         )
 

@@ -15,7 +15,7 @@ def check_own(layer: nn.Module, slots: Iterable[str], what: str) -> None:
     """Raise ValueError, calling the layer `what`, unless these are parameters that the layer itself holds.
 
     A parametrization, pruning, a spectral norm or FSDP's flat parameter computes the tensor of that name anew
-    for each use: what is written to it is lost.
+    for each use, and accelerate's offloading brings it anew: what is written to it is lost.
     """
     for slot in slots:
         if slot not in layer._parameters:
@@ -24,6 +24,16 @@ def check_own(layer: nn.Module, slots: Iterable[str], what: str) -> None:
                 "parametrization, pruning or a flat parameter does (remove that first: torch.nn.utils."
                 "parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
             )
+        check_present(layer, layer._parameters[slot], f"{slot} of {what}")
+
+
+def check_present(layer: nn.Module, parameter: Tensor | None, what: str) -> None:
+    """Raise ValueError, calling the parameter `what`, where accelerate keeps its numbers elsewhere."""
+    if parameter is not None and parameter.is_meta and "_hf_hook" in vars(layer):
+        raise ValueError(
+            f"{what} must be here for this; accelerate offloaded it, bringing it for each forward pass alone "
+            "(accelerate.hooks.remove_hook_from_submodules brings it back)"
+        )
 
 
 def check_own_writable(layer: nn.Module, slots: Iterable[str], what: str) -> None:

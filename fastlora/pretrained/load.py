@@ -99,6 +99,9 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     known = bool(adapted) and name in adapter_names(model)
     layers: Mapping[str, nn.Linear]
     layers = fit.same_layers(adapted, contents, name) if known else fit.targets(model, contents)
+    if known:
+        for path, layer in layers.items():
+            check_own_writable(cast(FusedLoRALinear, layer).adapters[name], SLOTS, f"layer {path!r}")
     saved = fit.modules_to_save(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
     plain = {
@@ -149,7 +152,6 @@ def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> l
     refills: list[_Refill] = []
     for path, found in layers.items():
         own = cast(FusedLoRALinear, found).adapters[name]
-        check_own_writable(own, SLOTS, f"layer {path!r}")
         A, B, options = updates[path]
         refills.append(_Refill(own, (part_of(A, own.lora_A), part_of(B, own.lora_B)), options))
     return refills

@@ -39,6 +39,7 @@ from fastlora.saved import inside
 from fastlora.shards import is_spread, reshard, whole
 from fastlora.tasks import task_of
 from fastlora.wrappers import modules_by_name
+from fastlora.writable import check_present
 
 
 class _Adapter(NamedTuple):
@@ -177,9 +178,10 @@ def _collect(
     state: Mapping[str, Tensor] | None = None,
 ) -> _Adapter:
     reshard(model)
+    found = existing_layers(model)
     layers = {
         path: adapters[name]
-        for path, layer in existing_layers(model).items()
+        for path, layer in found.items()
         if name in (adapters := adapters_beside_whole(layer))
     }
     if not layers:
@@ -188,7 +190,7 @@ def _collect(
     # {key in the file: key in the model's state}
     places: dict[str, str] = {}
     for layer, (A, B, options) in layers.items():
-        _check_here(layer, A, options)
+        _check_here(found[layer], layer, A, options)
         keys = layer_keys(layer)
         tensors.update(zip(keys, (A, B), strict=True))
         slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
@@ -217,8 +219,9 @@ def _collect(
     return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
 
 
-def _check_here(layer: str, A: Tensor, options: Options) -> None:
-    """Raise ValueError where FSDP1 or DeepSpeed's ZeRO-3 has put an empty tensor in A's place."""
+def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
+    """Raise ValueError where FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
+    check_present(module, A, f"A of layer {layer!r}")
     if A.ndim != 2 or A.shape[0] != options.r or not A.numel():
         raise ValueError(
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
