@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,10 @@ class Adapters(nn.ModuleDict):
 
     # A part of a layer, and no module of the model: see wrappers.py.
     is_inside_a_layer = True
+
+    def __getitem__(self, name: str) -> Adapter:
+        """The adapter of this name."""
+        return cast(Adapter, super().__getitem__(name))
 
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:

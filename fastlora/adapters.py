@@ -25,7 +25,7 @@ from fastlora.peft_config import as_config
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import inside, saved_modules
-from fastlora.shards import reshard
+from fastlora.shards import check_not_spread, reshard
 from fastlora.targets import Target, find_targets, listed
 from fastlora.tasks import check_task, task_heads
 
@@ -95,7 +95,7 @@ def give_adapter(
     made: Mapping[FusedLoRALinear, Adapter],
     new: Mapping[nn.Linear, FusedLoRALinear],
 ) -> nn.Module:
-    """Give a new adapter to LoRA layers, and to layers made of plain ones; nothing is checked.
+    """Give a new adapter to LoRA layers, and to layers made of plain ones.
 
     Args:
         model: A model with LoRA layers.
@@ -105,8 +105,15 @@ def give_adapter(
 
     Returns:
         The model.
+
+    Raises:
+        TypeError: If a weight is spread over processes.
     """
     in_use = active_adapter(model)
+    reshard(model)
+    for layer in (*made, *new.values()):
+        # Whoever divided W would not know of this one, and each process would train it for itself.
+        check_not_spread(layer.weight, "weight of a layer with a further adapter")
     with commit() as changing:
         for layer in new.values():
             switch(layer, in_use, changing)

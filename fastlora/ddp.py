@@ -2,8 +2,8 @@
 
 Its reducer holds the parameters that took a gradient when it was made. One that is trained only later would
 be stepped by each process on gradients of its own, in silence. So whatever changes what is trained leaves a
-note on the wrappers around. All processes reach the next forward pass that records gradients together; there a
-wrapper with a note gets a new reducer, if other parameters are trained by then. A process that switches for
+note on the wrappers around. All processes reach the next forward pass that records gradients together; then a
+wrapper with a note gets a new reducer, if other parameters are trained by now. A process that switches for
 itself, to evaluate, and back sends nothing.
 """
 
@@ -82,9 +82,10 @@ def _renew_reducer(wrapper: Any) -> None:
             "mixed_precision, delay_all_reduce_named_params or the python reducer it cannot follow"
         )
     parameters, sparse = wrapper._build_params_for_reducer()
-    distributed._verify_params_across_processes(wrapper.process_group, parameters, None)
+    c10d: Any = distributed
+    c10d._verify_params_across_processes(wrapper.process_group, parameters, None)
     values = [parameter.detach() for parameter in parameters]
-    distributed._broadcast_coalesced(wrapper.process_group, values, wrapper.broadcast_bucket_size, 0)
+    c10d._broadcast_coalesced(wrapper.process_group, values, wrapper.broadcast_bucket_size, 0)
     wrapper.reducer._remove_autograd_hooks()
     names = wrapper._build_debug_param_to_name_mapping(parameters)
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
@@ -94,4 +95,4 @@ def _renew_reducer(wrapper: Any) -> None:
         wrapper.reducer._set_static_graph()
         wrapper.logger._set_static_graph()
     for hook, state in wrapper._comm_hooks:
-        distributed._register_comm_hook(wrapper.reducer, state, hook)
+        c10d._register_comm_hook(wrapper.reducer, state, hook)

@@ -34,6 +34,7 @@ class OfAdapterInUse:
 class AdaptedLinear(nn.Linear):
     """The part of FusedLoRALinear that holds its adapters."""
 
+    weight: nn.Parameter
     enabled: bool
     adapters: Adapters
     start_A: Tensor | None
@@ -114,12 +115,12 @@ class AdaptedLinear(nn.Linear):
         super().reset_parameters()
         if "adapters" in self._modules:  # nn.Linear's constructor calls this before there is one
             self._base_weight = self.start_A = self.start_B = None
-            for each in self.adapters.values():
-                each.reset_parameters()
+            for name in self.adapters:
+                self.adapters[name].reset_parameters()
 
     def __repr__(self) -> str:
         """One line, as nn.Linear's."""
-        return f"{self._get_name()}({self.extra_repr()})"
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """nn.Linear's, and the update's."""

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from fastlora import active_adapter, set_adapter
 from tests.models import adapted, mlp
@@ -85,3 +86,54 @@ def test_copies_pickles_and_dtype_changes_take_all_adapters_along():
     model.double()
     set_adapter(model, "default")
     assert model[0].lora_A.dtype == torch.float64
+
+
+def test_attributes_are_the_adapters_in_use_and_none_where_it_has_no_part():
+    model = two(first={"target_modules": ["0"]}, second={"target_modules": ["2"]})
+    layer = model[0]
+    values = (layer.r, layer.alpha, layer.dropout, layer.rslora, layer.init, layer.scaling, layer.adapter)
+    assert values == (2, 2.0, 0.0, False, "gaussian", 1.0, "default")
+    assert layer.lora_A is layer.adapters["default"].lora_A is layer.active.lora_A
+    new = nn.Parameter(torch.randn(2, 6))
+    layer.lora_A, layer.alpha = new, 8.0
+    assert layer.adapters["default"].lora_A is new
+    assert layer.scaling == 4.0
+    set_adapter(model, "fr")
+    for name in (
+        "lora_A",
+        "lora_B",
+        "r",
+        "alpha",
+        "dropout",
+        "rslora",
+        "init",
+        "scaling",
+        "adapter",
+        "active",
+    ):
+        assert getattr(layer, name) is None
+    for name, value in (("lora_A", new), ("alpha", 1.0)):
+        with pytest.raises(AttributeError, match=f"{name} must be assigned where the layer has part"):
+            setattr(layer, name, value)
+    assert set(layer._parameters) == {"weight", "bias"}
+    set_adapter(model, "default")
+    assert layer.lora_A is new
+
+
+def test_a_replica_of_data_parallel_computes_with_its_own_copy():
+    model = two()
+    set_adapter(model, "fr")
+    x = torch.randn(4, 6)
+    expected = model(x)
+    # As torch.nn.parallel.replicate does it, which needs GPUs.
+    originals = list(model.modules())
+    replicas = {each: each._replicate_for_data_parallel() for each in originals}
+    for each, replica in replicas.items():
+        for name, child in each._modules.items():
+            setattr(replica, name, replicas[child])
+        for name, parameter in each._parameters.items():
+            setattr(replica, name, parameter.detach().clone().requires_grad_(parameter.requires_grad))
+    replicas[model](x).sum().backward()
+    assert torch.equal(replicas[model](x), expected)
+    assert replicas[model[0].active].lora_A.grad.any()
+    assert model[0].lora_A.grad is None

@@ -60,7 +60,7 @@ def flags(module):
         name: value
         for name, value in vars(module).items()
         if isinstance(value, (bool, int, float, str, tuple, type(None))) and name != "training"
-    }
+    } | {"in use": getattr(module, "adapter", None)}
 
 
 def started():

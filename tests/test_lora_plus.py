@@ -19,8 +19,8 @@ def test_b_learns_faster_and_each_trained_parameter_is_in_one_group():
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     members = {name: {names[id(p)] for p in group["params"]} for name, group in groups.items()}
     assert members == {
-        "lora_A": {"mlp.0.lora_A", "attn.q_proj.lora_A"},
-        "lora_B": {"mlp.0.lora_B", "attn.q_proj.lora_B"},
+        "lora_A": {"mlp.0.adapters.default.lora_A", "attn.q_proj.adapters.default.lora_A"},
+        "lora_B": {"mlp.0.adapters.default.lora_B", "attn.q_proj.adapters.default.lora_B"},
         "others": {"norm.weight", "norm.bias"},
     }
 

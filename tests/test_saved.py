@@ -57,7 +57,7 @@ OWN = {"norm.weight", "norm.bias", *(f"score.{i}.{kind}" for i in (0, 2) for kin
 
 def test_they_are_trained_with_the_updates_and_nothing_else_is():
     model, base = trained()
-    assert trainable(model) == {"body.lora_A", "body.lora_B", *OWN}
+    assert trainable(model) == {"body.adapters.default.lora_A", "body.adapters.default.lora_B", *OWN}
     assert torch.equal(model.body.weight, base.body.weight)
     assert not torch.equal(model.score[2].weight, base.score[2].weight)
 

@@ -1,7 +1,15 @@
 """Training on many GPUs: what torch's DistributedDataParallel, FSDP2 and tensor parallel need besides."""
 
+from fastlora.parallel.checkpoints import LoadPlanner
 from fastlora.parallel.memory import Memory, memory_per_gpu
 from fastlora.parallel.tensor import ColwiseParallel, RowwiseParallel
 from fastlora.parallel.unused import check_all_trained
 
-__all__ = ["ColwiseParallel", "Memory", "RowwiseParallel", "check_all_trained", "memory_per_gpu"]
+__all__ = [
+    "ColwiseParallel",
+    "LoadPlanner",
+    "Memory",
+    "RowwiseParallel",
+    "check_all_trained",
+    "memory_per_gpu",
+]

@@ -162,8 +162,9 @@ def _read_update(
 ) -> tuple[Tensor, Tensor, Options]:
     """A and B in the dtype of the adapter that the layer has, else in the file's, but 16 bits in fp32."""
     header = contents.layers[path]
-    own = isinstance(layer, FusedLoRALinear) and name in layer.adapters
-    dtype = layer.adapters[name].lora_A.dtype if own else adapter_dtype_over(header.dtype)
+    dtype = adapter_dtype_over(header.dtype)
+    if isinstance(layer, FusedLoRALinear) and name in layer.adapters:
+        dtype = layer.adapters[name].lora_A.dtype
     A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
     return A, B, header.options
 

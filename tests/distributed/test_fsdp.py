@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 import fastlora
+from fastlora.parallel import LoadPlanner
 from tests.distributed.processes import Processes, device
 from tests.distributed.runs import (
     STEPS,
@@ -300,3 +301,33 @@ def test_an_adapter_put_in_use_after_sharding_trains_as_in_one_process(folder):
     moved = {name for name, p in model.named_parameters() if not torch.equal(whole(p), before[name])}
     assert moved == trained(model).keys() | {n for n in before if ".default." in n}
     assert not any(".default." in name for name in trained(model))
+
+
+def before(state):
+    """A state as it was written when A and B of "default" were called lora_A and lora_B."""
+    if isinstance(state, dict):
+        return {before(key): before(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [before(each) for each in state]
+    return state.replace(".adapters.default.", ".") if isinstance(state, str) else state
+
+
+@two.test
+def test_a_run_goes_on_from_a_checkpoint_with_the_names_of_before(folder):
+    model = sharded(net())
+    optimizer = optimizer_of(model)
+    first = train(model, parts(batches()[:1]), optimizer)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    checkpoint.save(before(state), checkpoint_id=folder / "checkpoint")
+    plain = before(model.state_dict())
+    assert "head.lora_A" in plain
+
+    model = sharded(net())
+    optimizer = optimizer_of(model)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    checkpoint.load(state, checkpoint_id=folder / "checkpoint", planner=LoadPlanner())
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    rest = train(model, parts(batches()[1:]), optimizer)
+    assert_trained_alike(model, averaged(torch.cat([first, rest])))
+    model.load_state_dict(plain)
+    assert torch.equal(whole(model.head.lora_B), whole(plain["head.lora_B"]))

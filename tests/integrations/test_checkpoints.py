@@ -10,10 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fastlora import LoRAConfig, add_adapter, apply_lora, load_pretrained, lora_layers, remove_lora, unfreeze
+from fastlora import (
+    LoRAConfig,
+    add_adapter,
+    apply_lora,
+    load_pretrained,
+    lora_layers,
+    remove_lora,
+    set_adapter,
+    unfreeze,
+)
 from tests.integrations.architectures import inputs_of, tiny
 from tests.integrations.test_trainer import Tokens, trained
 from tests.models import with_update
+from tests.several_adapters import two
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
@@ -201,3 +211,15 @@ def test_a_config_of_ones_own_reads_the_adapter_by_peft(base, tmp_path):
     model.save_pretrained(tmp_path / "out")
     found = LlamaForCausalLM.from_pretrained(tmp_path / "out", config=read(base).config).eval()
     torch.testing.assert_close(logits(found), logits(model))
+
+
+def test_an_offloaded_model_brings_each_adapter_back_for_its_layers():
+    accelerate = pytest.importorskip("accelerate")
+    model = two()
+    set_adapter(model, "fr")
+    x = torch.randn(4, 6)
+    expected = model(x)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert model[0].active.lora_A.is_meta
+    assert torch.equal(model(x), expected)
+    assert model[0].active.lora_A.is_meta
