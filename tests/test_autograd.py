@@ -76,7 +76,7 @@ def test_torch_func_takes_per_sample_gradients_through_it():
     layer = FusedLoRALinear(7, 5, r=2)
     nn.init.normal_(layer.lora_B)
     x = torch.randn(6, 7)
-    adapters = {name: getattr(layer, name).detach() for name in ("lora_A", "lora_B")}
+    adapters = {f"adapters.default.{name}": getattr(layer, name).detach() for name in ("lora_A", "lora_B")}
 
     def loss(adapters, x):
         return torch.func.functional_call(layer, adapters, (x,)).square().sum()
@@ -86,7 +86,7 @@ def test_torch_func_takes_per_sample_gradients_through_it():
         layer.zero_grad()
         layer(row).square().sum().backward()
         for name in adapters:
-            torch.testing.assert_close(each[name][i], getattr(layer, name).grad)
+            torch.testing.assert_close(each[name][i], layer.get_parameter(name).grad)
 
 
 @pytest.mark.parametrize(

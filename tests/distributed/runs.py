@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from fastlora import LoRAConfig, apply_lora
+from fastlora import LoRAConfig, add_adapter, apply_lora, set_adapter
 from tests.distributed.processes import device
 from tests.models import with_update
+from tests.several_adapters import filled
 from tests.testing import assert_within_budget
 
 STEPS = 3
@@ -62,6 +63,16 @@ def net(dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
         torch.manual_seed(1)
         model = with_update(apply_lora(Net(), LoRAConfig(**{"r": 3, "alpha": 0.3, **options})))
     return model.to(dtype).to(device())
+
+
+def net_of_two(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The net with "default", in use, and with "other", in some of the layers; neither is zero."""
+    model = net()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        add_adapter(model, "other", LoRAConfig(r=2, target_modules=["up", "head"]))
+        filled(model, "other")
+    return model.to(dtype)
 
 
 def batches(dtype: torch.dtype = torch.float32) -> list[Batch]:
@@ -136,6 +147,16 @@ def assert_trained_alike(model: nn.Module, losses: Tensor, **options: Any) -> No
     alone, exact = net(**options), net(torch.float64, **options)
     alone_losses, exact_losses = train(alone, batches()), train(exact, batches(torch.float64))
     assert exact_losses[-1] < exact_losses[0]  # a run that diverges, or stands still, compares nothing
+    assert_within_budget("losses", losses, alone_losses, exact_losses)
+    assert_updates_alike(model, trained(alone), trained(exact))
+
+
+def assert_other_trained_alike(model: nn.Module, losses: Tensor) -> None:
+    """The same where "other" of `net_of_two` was put in use before a whole run."""
+    alone, exact = net_of_two(), net_of_two(torch.float64)
+    for each in (alone, exact):
+        set_adapter(each, "other")
+    alone_losses, exact_losses = train(alone, batches()), train(exact, batches(torch.float64))
     assert_within_budget("losses", losses, alone_losses, exact_losses)
     assert_updates_alike(model, trained(alone), trained(exact))
 

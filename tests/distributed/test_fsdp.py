@@ -19,18 +19,19 @@ from tests.distributed.processes import Processes, device
 from tests.distributed.runs import (
     STEPS,
     Net,
+    assert_other_trained_alike,
     assert_trained_alike,
     assert_updates_alike,
     averaged,
     batches,
     net,
+    net_of_two,
     optimizer_of,
     parts,
     train,
     trained,
     whole,
 )
-from tests.several_adapters import filled
 from tests.testing import assert_within_budget
 
 two, four = Processes(2), Processes(4)
@@ -277,30 +278,24 @@ def torch_base():
 
 @two.test
 def test_an_adapter_put_in_use_after_sharding_trains_as_in_one_process(folder):
-    def both(dtype=torch.float32):
-        model = net(dtype)
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            fastlora.add_adapter(model, "other", fastlora.LoRAConfig(r=2, target_modules=["up", "head"]))
-            return filled(model.to(dtype), "other")
+    model = sharded(net_of_two())
+    train(model, parts(batches()[:1]))
+    before = {name: whole(parameter) for name, parameter in model.named_parameters()}
+    model(batches()[0].x)  # leaves the root's parameters gathered
+    fastlora.set_adapter(model, "other")
+    losses = averaged(train(model, parts(batches())))
+    assert_other_trained_alike(model, losses)
+    moved = {name for name, each in model.named_parameters() if not torch.equal(whole(each), before[name])}
+    assert moved == trained(model).keys()
 
-    def run(model, given):
-        train(model, parts(given[:1]))
-        fastlora.set_adapter(model, "other")
-        return train(model, parts(given))
 
-    model = sharded(both())
-    before = {name: whole(p) for name, p in model.named_parameters()}
-    losses = averaged(run(model, batches()))
-    alone, exact = both(), both(torch.float64)
-    for each in (alone, exact):
-        fastlora.set_adapter(each, "other")
-    alone_losses, exact_losses = train(alone, batches()), train(exact, batches(torch.float64))
-    assert_within_budget("losses", losses, alone_losses, exact_losses)
-    assert_updates_alike(model, trained(alone), trained(exact))
-    moved = {name for name, p in model.named_parameters() if not torch.equal(whole(p), before[name])}
-    assert moved == trained(model).keys() | {n for n in before if ".default." in n}
-    assert not any(".default." in name for name in trained(model))
+@two.test
+def test_an_adapter_is_not_added_to_a_divided_model(folder):
+    model = sharded(net())
+    model(batches()[0].x)
+    with pytest.raises(TypeError, match="must not be spread over processes for this"):
+        fastlora.add_adapter(model, "other", fastlora.LoRAConfig(r=2))
+    assert fastlora.adapter_names(model) == ("default",)
 
 
 def before(state):

@@ -16,11 +16,13 @@ from tests.distributed.runs import (
     IN,
     ROWS,
     Net,
+    assert_other_trained_alike,
     assert_trained_alike,
     averaged,
     batches,
     loss_of,
     net,
+    net_of_two,
     parts,
     train,
     trained,
@@ -61,6 +63,14 @@ def test_two_processes_train_as_one_does(folder):
     model = divided(net())
     losses = train(model, batches())
     assert_trained_alike(model, losses)
+
+
+@two.test
+def test_an_adapter_put_in_use_after_dividing_trains_as_in_one_process(folder):
+    model = divided(net_of_two())
+    train(model, batches()[:1])
+    fastlora.set_adapter(model, "other")
+    assert_other_trained_alike(model, train(model, batches()))
 
 
 @two.test

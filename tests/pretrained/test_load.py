@@ -103,7 +103,7 @@ def test_loading_onto_a_plain_model_makes_the_layers_of_the_file_and_freezes_the
         for option in ("r", "alpha", "rslora", "dropout", "init", "scaling", "training"):
             assert getattr(ours, option) == getattr(theirs, option)
     assert {name for name, p in plain.named_parameters() if p.requires_grad} == {
-        f"{layer}.{letter}" for layer in ("0", "2") for letter in ("lora_A", "lora_B")
+        f"{layer}.adapters.default.{letter}" for layer in ("0", "2") for letter in ("lora_A", "lora_B")
     }
 
 

@@ -43,7 +43,7 @@ def test_an_export_holds_one_operator_for_each_layer_and_the_adapters_apart():
     with torch.no_grad():
         x = batch()
         before = program.module()(x)
-        program.state_dict["0.lora_B"].mul_(2)
+        program.state_dict["0.adapters.default.lora_B"].mul_(2)
         assert not torch.equal(program.module()(x), before)
 
 
