@@ -101,7 +101,7 @@ class _Fastlora(Library):
         return {name: Update(layer.lora_A, layer.lora_B, layer.scaling) for name, layer in lora_layers(model)}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(model.named_parameters())
+        return {name.replace(".adapters.default.", "."): each for name, each in model.named_parameters()}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_pretrained(model, folder)
