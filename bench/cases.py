@@ -1,28 +1,17 @@
-"""One case: a layer's shape, dtypes and options, and the operands that stand for it."""
+"""One case: a layer's shape, dtypes and options, and the inputs that stand for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from tests.testing import Operands, operands
+from bench.methods.method import Method, Update
+from fastlora.measuring.inputs import SCALE, Inputs, random_inputs
 
 
 class Case(NamedTuple):
-    """One layer and batch: x [M, K], W [N, K], rank r.
-
-    Attributes:
-        M: Rows of x.
-        K: Columns of x.
-        N: Columns of y.
-        r: The rank.
-        dtype: Of x, W, b and y.
-        adapter_dtype: Of A and B.
-        dropout: Of the low-rank branch.
-        bias: Whether there is a b.
-    """
+    """One layer and batch: x [M, K], W [N, K], rank r; A and B in `adapter_dtype`, the rest in `dtype`."""
 
     M: int
     K: int
@@ -33,20 +22,21 @@ class Case(NamedTuple):
     dropout: float = 0.0
     bias: bool = False
 
-    def operands(self, device: torch.device) -> Operands:
-        """Fresh random operands, none of them zero, whose x takes a gradient."""
-        ops = operands(
-            self.M,
-            self.K,
-            self.N,
-            self.r,
-            dtype=self.dtype,
-            adapter_dtype=self.adapter_dtype,
-            bias=self.bias,
-            device=device,
-        )
-        ops.x.requires_grad_()
-        return ops
+    def inputs(self, device: torch.device) -> Inputs:
+        """Fresh random inputs, none of them zero, whose x takes a gradient."""
+        kinds = {"dtype": self.dtype, "adapter_dtype": self.adapter_dtype}
+        inputs = random_inputs(*self[:4], **kinds, bias=self.bias, device=device)
+        inputs.x.requires_grad_()
+        return inputs
+
+    @property
+    def update(self) -> Update:
+        """What LoRA adds to the layer; the scale is that of the random inputs."""
+        return Update(self.r, SCALE * self.r, self.dropout, self.adapter_dtype)
+
+    def why_not(self, method: Method) -> str | None:
+        """Why a method is left out of the case; None where it takes it."""
+        return method.why_not((self.K, self.N), self.dtype, self.update)
 
     @property
     def base_bytes(self) -> int:
@@ -64,14 +54,10 @@ class Case(NamedTuple):
         }
 
     def __str__(self) -> str:
-        return f"M={self.M} {self.K}->{self.N} r={self.r} " + ", ".join(self._words())
-
-    def _words(self) -> Iterator[str]:
-        yield f"{dtype_name(self.dtype)}, adapters {dtype_name(self.adapter_dtype)}"
-        if self.dropout:
-            yield f"dropout {self.dropout:g}"
-        if self.bias:
-            yield "bias"
+        words = [f"{dtype_name(self.dtype)}, adapters {dtype_name(self.adapter_dtype)}"]
+        words += [f"dropout {self.dropout:g}"] if self.dropout else []
+        words += ["bias"] if self.bias else []
+        return f"M={self.M} {self.K}->{self.N} r={self.r} " + ", ".join(words)
 
 
 class Measurement(NamedTuple):

@@ -1,27 +1,28 @@
-"""What the device reaches at best, measured in the same run: matrix products and copies."""
+"""What the device reaches at best, measured in the same run, and the least time of linear layers at that.
+
+One floor for every method, also for those that do another job (a frozen layer does a little less, full
+fine-tuning a half more): time over the floor then compares them. What lies between a net's linear layers
+(norms, attention, activations, the loss) is not counted, so that no net reaches it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from bench.cases import dtype_name
-from bench.effort import Effort
-from bench.settings import Setting
-from bench.timing import interleaved, quartiles, timer_for, warm_up
+from bench.cases import Case, dtype_name
+from bench.methods import UNFUSED
+from bench.settings import Effort
+from bench.task import Task
+from fastlora.cost import Cost, Problem
+from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 
 
 class Ceilings(NamedTuple):
-    """The two rates that bound every kernel.
-
-    Attributes:
-        matmul_flops: FLOP/s of a large square product in the dtype of the cases.
-        matmul_dtype: That dtype.
-        matmul_size: Its rows and columns.
-        copy_bytes_per_s: Bytes read and written a second by a large copy on the device.
-        copy_bytes: Size of the buffer.
-    """
+    """FLOP/s of a large square product in a dtype; bytes read and written a second by a large copy."""
 
     matmul_flops: float
     matmul_dtype: str
@@ -38,25 +39,103 @@ class Ceilings(NamedTuple):
         )
 
 
-def measure_ceilings(setting: Setting | Effort, dtype: torch.dtype) -> Ceilings:
+def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     """Time the library's product of random matrices in a dtype and a copy, medians of several."""
-    device, size = setting.device, setting.matmul_size
+    device, size = how.device, how.matmul_size
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    source = torch.randn(setting.copy_bytes // 4, device=device)
-    target = torch.empty_like(source)
-    product = torch.empty_like(left)
-    calls = {
-        "matmul": lambda: torch.mm(left, right, out=product),
-        "copy": lambda: target.copy_(source),
+    source = torch.randn(how.copy_bytes // 4, device=device)
+    target, product = torch.empty_like(source), torch.empty_like(left)
+    works = {
+        "matmul": Work.of(lambda: torch.mm(left, right, out=product)),
+        "copy": Work.of(lambda: target.copy_(source)),
     }
     timer = timer_for(device)
-    warm_up(calls, setting.warm_up_rounds, timer)
-    times = interleaved(calls, setting.rounds, timer)
-    matmul, copy = (1e-6 * quartiles(times[name]).median for name in ("matmul", "copy"))
-    return Ceilings(
-        matmul_flops=2 * size**3 / matmul,
-        matmul_dtype=dtype_name(dtype),
-        matmul_size=size,
-        copy_bytes_per_s=2 * source.nbytes / copy,
-        copy_bytes=source.nbytes,
-    )
+    warm_up(works, how.warm_up_rounds, timer)
+    times = interleaved(works, how.rounds, timer)
+    matmul, copy = (1e-6 * quartiles(times[name][WHOLE]).median for name in works)
+    return Ceilings(2 * size**3 / matmul, dtype_name(dtype), size, 2 * source.nbytes / copy, source.nbytes)
+
+
+class Floor(NamedTuple):
+    """The least time in microseconds of passes that follow each other, and what it is made of."""
+
+    us: float
+    flops: int
+    moved_bytes: int
+
+
+class Use(NamedTuple):
+    """One call of a linear layer.
+
+    Attributes:
+        problem: Its sizes; r = 0 where it has no update.
+        needs_dx: Whether a gradient of x is asked for, as in the first layer it is not.
+        goes_back: Whether its backward pass runs at all.
+    """
+
+    problem: Problem
+    needs_dx: bool = True
+    goes_back: bool = True
+
+    def backward(self) -> Cost:
+        """Of what the backward pass must compute here."""
+        M, K, N, r, dtype, adapter_dtype = self.problem
+        if not self.goes_back:
+            return Cost(0, 0)
+        if self.needs_dx and r:
+            return self.problem.backward()
+        if self.needs_dx:
+            return Cost(2 * M * N * K, dtype.itemsize * (M * N + N * K + M * K))
+        # dB, q and dA: dy, x, B and p are read.
+        small = adapter_dtype.itemsize * r * (K + 2 * N) + 4 * M * r
+        return Cost(2 * M * r * (K + 2 * N), dtype.itemsize * (M * N + M * K) + small)
+
+
+def layer_use(case: Case) -> list[Use]:
+    """A layer alone."""
+    return [Use(Problem(*case[:6]))]
+
+
+def net_uses(task: Task) -> list[Use]:
+    """Every call of a linear layer in one forward pass of the task's net with LoRA, seen by hooks."""
+    model = task.build()
+    sizes = {
+        name: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    tuned = UNFUSED.tune(model, task.names, task.update)
+    uses: list[Use] = []
+
+    def watch(name: str) -> None:
+        K, N = sizes[name]
+        r = task.update.r if name in task.names else 0
+
+        def seen(_: nn.Module, inputs: Any) -> None:
+            (x,) = inputs
+            problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
+            uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
+
+        tuned.model.get_submodule(name).register_forward_pre_hook(seen)
+
+    for name in sizes:
+        watch(name)
+    task.run(tuned.model, task.batches[0])
+    return uses
+
+
+def floors(uses: Iterable[Use], ceilings: Ceilings) -> dict[str, Floor]:
+    """Of each phase and of the whole, by name."""
+    uses = list(uses)
+    there, back = [use.problem.forward() for use in uses], [use.backward() for use in uses]
+    both = there + back
+    passes = {"forward": there, "backward": back, "forward+backward": both, WHOLE: both}
+    rates = (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
+    return {
+        phase: Floor(
+            round(sum(cost.floor_us(*rates) for cost in costs), 6),
+            sum(cost.flops for cost in costs),
+            sum(cost.moved for cost in costs),
+        )
+        for phase, costs in passes.items()
+    }

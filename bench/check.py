@@ -1,17 +1,30 @@
-"""Before a method is timed: is what it computes right, on the very operands that it is timed on?"""
+"""Before a method is timed: is what it computes right, on the very net and batches that it is timed on?"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.dropout_mask import read_mask, seeded_run
-from bench.methods import Method
-from bench.methods.method import Formula
-from tests.testing import Operands, assert_within_budget, relative_error
+from bench.methods import UNFUSED, Method
+from bench.methods.by_hand import masked
+from bench.methods.method import Tuned, bare
+from bench.nets.modes import Dress, as_it_is
+from bench.task import Batch, Task, draw_update
+from fastlora.measuring.errors import budget_of, relative_error
+
+_SEED: Final = 20251001
+
+# The share that is dropped may miss the rate by so many standard deviations of that many fair draws.
+_DEVIATIONS: Final = 5
+
+# A rounding in a first layer runs through all others, so that one batch's error is a matter of luck.
+_MOST_BATCHES: Final = 4
 
 
 class Check(NamedTuple):
@@ -28,43 +41,106 @@ class Check(NamedTuple):
     failure: str | None
 
 
-def check(method: Method, ops: Operands, dropout: float = 0.0) -> Check:
-    """Hold a method's output and gradients to its formula in fp64.
+def check(method: Method, task: Task, dress: Dress = as_it_is) -> Check:
+    """Hold y and the gradients to fp64, the worst of several batches.
 
-    The budget is the tests': twice the error of the formula in plain torch and one rounding, all of it in x's
-    dtype, also where the adapters are wider: a method that rounds those is not wrong, and its error is on
-    record beside the others'. With dropout the formula gets the very mask that the method drew.
-
-    Args:
-        method: What to check.
-        ops: x must take a gradient.
-        dropout: Of the low-rank branch.
+    The truth is the same net in fp64 with separate torch operations, the budget the tests': twice the error
+    of those operations and one rounding, all in the net's dtype, also where adapters are wider: a method that
+    rounds those is not wrong, and its error is on record beside the others'. A and B are random, B not zero.
+    With dropout the formula gets the very mask that the method drew. Gradients of
+    one kind are taken together: a net has hundreds, and the largest of hundreds of errors says little.
     """
-    names = ["y", "dx", *(f"d{name}" for name in method.trained)]
-    try:
-        mask = read_mask(method, ops, dropout) if dropout and method.drops else None
-    except AssertionError as failure:
-        return Check(method.name, dict.fromkeys(names), str(failure))
-    y, gradients = seeded_run(method.build(ops, dropout), ops)
-    ours = dict(zip(names, (y.detach(), *gradients), strict=True))
-    torchs = _computed(method.formula, ops.to(ops.x.dtype), mask, method.trained)
-    truth = _computed(method.formula, ops.to(torch.float64), mask, method.trained)
-    measured = {name: relative_error(ours[name], truth[name]) for name in names}
-    errors = {name: error if math.isfinite(error) else None for name, error in measured.items()}
-    try:
-        for name in names:
-            assert_within_budget(name, ours[name], torchs[name], truth[name])
-    except AssertionError as failure:
-        return Check(method.name, errors, str(failure))
-    return Check(method.name, errors, None)
+    plain = UNFUSED if method.trains == "AB" else method
+    if task.update.dropout and method.drops:
+        try:
+            plain = replace(UNFUSED, tune=bare(masked(read_mask(method, task))))
+        except AssertionError as failure:
+            return Check(method.name, {}, str(failure))
+    undropped = task.update if plain is method else task.update._replace(dropout=0.0)
+    truth = _results(plain, task, undropped._replace(adapter_dtype=torch.float64), torch.float64)
+    torchs = _results(plain, task, undropped._replace(adapter_dtype=task.dtype), task.dtype)
+    ours = _results(method, task, task.update, task.dtype, dress)
+    errors, failure = {}, None
+    for name in truth[0]:
+        error = max(relative_error(own[name], true[name]) for own, true in zip(ours, truth, strict=True))
+        dtype = ours[0][name].dtype
+        budget = max(budget_of(own[name], true[name], dtype) for own, true in zip(torchs, truth, strict=True))
+        errors[name] = error if math.isfinite(error) else None
+        if not error <= budget < math.inf:
+            failure = failure or f"{name}: error {error:.2e} exceeds the budget {budget:.2e}"
+    return Check(method.name, errors, failure)
 
 
-def _computed(
-    formula: Formula, ops: Operands, mask: Tensor | None, trained: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """Y and the gradients of x and of the operands named, by autograd through the formula."""
-    leaves = {name: getattr(ops, name).detach().requires_grad_() for name in ("x", "W", "A", "B")}
-    y = formula(leaves["x"], leaves["W"], ops.b, leaves["A"], leaves["B"], ops.s, mask)
-    names = ("x", *trained)
-    gradients = torch.autograd.grad(y, [leaves[name] for name in names], ops.dy)
-    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(names, gradients, strict=True)}}
+def _results(
+    method: Method, task: Task, update: object, dtype: torch.dtype, dress: Dress = as_it_is
+) -> list[dict[str, Tensor]]:
+    """For each batch y, the gradient of x where it takes one, and those of what is trained, end to end."""
+    tuned = method.tune(task.build().to(dtype), task.names, update)  # type: ignore[arg-type]
+    draw_update(tuned, task.update.adapter_dtype)
+    model, results = dress(tuned.model), []
+    for batch in task.batches[:_MOST_BATCHES]:
+        batch = _converted(batch, dtype)
+        seed_all()
+        outcome = task.run(model, batch)
+        outcome.loss.backward()
+        dx = {f"d{name}": tensor.grad for name, tensor in batch.items() if tensor.grad is not None}
+        results.append({"y": outcome.y.detach(), **dx, **_gradients(tuned)})
+        model.zero_grad()
+    return results
+
+
+def seed_all() -> None:
+    """One state of torch's and Python's generators: always the same mask."""
+    torch.manual_seed(_SEED)
+    random.seed(_SEED)
+
+
+def _gradients(tuned: Tuned) -> dict[str, Tensor]:
+    kinds: dict[str, list[Tensor]] = {}
+    for name, tensor in tuned.trained.items():
+        letter = name[-1] if name.endswith((".A", ".B")) else "W"
+        if tensor.grad is not None:
+            kinds.setdefault(f"d{letter}", []).append(tensor.grad.flatten())
+    return {kind: torch.cat(tensors) for kind, tensors in kinds.items()}
+
+
+def _converted(batch: Batch, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """Copies whose gradients are their own."""
+    return {
+        name: value.detach().to(dtype, copy=True).requires_grad_(value.requires_grad)
+        if value.is_floating_point()
+        else value
+        for name, value in batch.items()
+    }
+
+
+def read_mask(method: Method, task: Task) -> Tensor:
+    """The D [M, K] in fp64 that a method draws in a layer alone, read back through the method itself.
+
+    It is dx where W is 0 and q A is 1 everywhere: the first rank's row of A is 1, that of Bᵀ is 1 / s in the
+    first column of y, the others are 0, and dy is 1.
+
+    Raises:
+        AssertionError: If the share of dropped entries is not the rate.
+    """
+    (batch,) = task.batches
+    tuned = method.tune(zeroed(task.build()), task.names, task.update)
+    A, B = tuned.trained.values()
+    with torch.no_grad():
+        A.zero_()[0] = 1
+        B.zero_()[0, 0] = task.update.r / task.update.alpha
+    x = torch.ones_like(batch["x"], requires_grad=True)
+    seed_all()
+    (dx,) = torch.autograd.grad(task.run(tuned.model, {"x": x, "dy": torch.ones_like(batch["dy"])}).loss, x)
+    kept, rate = dx > 0.5, task.update.dropout  # kept entries are at least 1
+    dropped = 1 - kept.double().mean().item()
+    bound = _DEVIATIONS * math.sqrt(rate * (1 - rate) / kept.numel())
+    assert abs(dropped - rate) <= bound, f"dropout: {dropped:.4f} of the entries, not {rate:g}"
+    return kept.double() / (1 - rate)
+
+
+def zeroed(model: nn.Module) -> nn.Module:
+    """A copy of the net's layers, all of them 0; the net's own memory is not touched."""
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter)
+    return model

@@ -6,20 +6,20 @@ quiet, compare what was timed in the same rounds: with --over METHOD each method
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from bench.groups import title
 from bench.results import Results, Row
-from bench.timing import Quartiles, ratio
+from fastlora.measuring.timing import Quartiles, ratio
 
 # Folded it cannot be read.
 _TABLE_WIDTH: Final = 150
@@ -33,15 +33,7 @@ SAME: Final = ""
 
 
 class Change(NamedTuple):
-    """One measured value then and now.
-
-    Attributes:
-        row: Of which row, in words.
-        what: "time", "ratio", or the name of a count.
-        old: Quartiles then; of a count all three are equal.
-        new: And now.
-        verdict: SLOWER, FASTER, or SAME within the noise; for counts "more" or "fewer".
-    """
+    """A row's "time", "ratio" or a count then and now, and the verdict; a count's quartiles are equal."""
 
     row: str
     what: str
@@ -51,14 +43,7 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What two files have to say to each other.
-
-    Attributes:
-        changes: Of the rows that are in both, also where nothing changed.
-        only_old: Rows that the new file lacks, in words.
-        only_new: Rows that the old file lacks.
-        notes: How the two runs differ, apart from the figures.
-    """
+    """What became of rows that are in both; rows that one lacks, in words; how the runs differ."""
 
     changes: list[Change]
     only_old: list[str]
@@ -174,28 +159,24 @@ def _spread(value: Quartiles) -> str:
     return f"{value.median:,.4g} ({value.q25:,.4g} .. {value.q75:,.4g})"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the changes.
-
-    Returns:
-        The exit status: 1 if something became slower or a count larger.
-    """
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("old", type=Path, metavar="OLD", help="results of the earlier run")
-    parser.add_argument("new", type=Path, metavar="NEW", help="results of the later run")
-    parser.add_argument("--over", metavar="METHOD", help="compare ratios to this method's times")
-    parser.add_argument("--all", action="store_true", help="also what did not change")
-    options = parser.parse_args(arguments)
+@click.command(help=__doc__)
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--over", metavar="METHOD", help="Compare ratios to this method's times.")
+@click.option("--all", "everything", is_flag=True, help="Also what did not change.")
+def main(old: Path, new: Path, over: str | None, everything: bool) -> None:
+    """Print the changes; exits with 1 if something became slower or a count larger."""
     try:
-        old, new = Results.read(options.old), Results.read(options.new)
+        before, after = Results.read(old), Results.read(new)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        parser.error(f"OLD and NEW must be results files; {type(error).__name__}: {error}")
-    found = compare(old, new, options.over)
+        why = f"OLD and NEW must be results files; {type(error).__name__}: {error}"
+        raise click.UsageError(why) from error
+    found = compare(before, after, over)
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
-    print_comparison(found, console, everything=options.all)
-    return 1 if any(change.verdict in (SLOWER, "more") for change in found.changes) else 0
+    print_comparison(found, console, everything=everything)
+    sys.exit(1 if any(change.verdict in (SLOWER, "more") for change in found.changes) else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

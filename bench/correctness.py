@@ -6,17 +6,18 @@ busy, the soaks the GPU, and a sanitizer mostly itself.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from bench import tuning
 from bench.numeric_tests import run_tests
-from bench.process import run_module
+from bench.process import run_child
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
+from bench.tuning import compile_candidates
 
 Step = Callable[[Setting, Path], dict[str, Any]]
 
@@ -24,55 +25,28 @@ Step = Callable[[Setting, Path], dict[str, Any]]
 _START_UP_SECONDS: Final = 60
 
 
-def _soak(how: str) -> Step:
-    def step(setting: Setting, folder: Path) -> dict[str, Any]:
-        return run_module("bench.soak", [how], setting.device, setting.soak_seconds + _START_UP_SECONDS)
-
-    return step
-
-
-def _sanitizer(tool: str) -> Step:
-    def step(setting: Setting, folder: Path) -> dict[str, Any]:
-        return run_sanitizer(tool, setting, folder)
-
-    return step
-
-
-def _candidates(setting: Setting, folder: Path) -> dict[str, Any]:
-    return tuning.compile_all(setting.device)
+def _soak(how: str, setting: Setting, folder: Path) -> dict[str, Any]:
+    return run_child("bench.soak:soak", [how], setting.device, setting.soak_seconds + _START_UP_SECONDS)
 
 
 # What the tuning needs compiled, while there are processors to spare.
 CANDIDATES: Final = "candidates"
 
 # In these a kernel that waits for ever shows as a step that did not finish.
-SOAKS: Final = ("soak", "graph", "streams")
+SOAKS: Final = {"soak": "repeat", "graph": "graph", "streams": "streams"}
 
 LANES: Final[tuple[dict[str, Step], ...]] = (
     {"tests": run_tests},
-    {
-        "soak": _soak("repeat"),
-        "graph": _soak("graph"),
-        "streams": _soak("streams"),
-    },
-    {
-        "memcheck": _sanitizer("memcheck"),
-        "racecheck": _sanitizer("racecheck"),
-    },
-    {CANDIDATES: _candidates},
+    {name: functools.partial(_soak, how) for name, how in SOAKS.items()},
+    {tool: functools.partial(run_sanitizer, tool) for tool in ("memcheck", "racecheck")},
+    {CANDIDATES: lambda setting, folder: compile_candidates(setting.device)},
 )
 
 
 def run_steps(
     setting: Setting, folder: Path, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run the steps that are wanted; give (name, result) as each ends.
-
-    Args:
-        setting: What to do.
-        folder: For logs.
-        wanted: Whether to run a step, by its name.
-    """
+    """Run the steps that are wanted by name, their logs in `folder`; give (name, result) as each ends."""
     lanes = [{name: step for name, step in lane.items() if wanted(name)} for lane in LANES]
     ended: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
 
@@ -81,12 +55,8 @@ def run_steps(
             try:
                 result = step(setting, folder)
             except Exception as error:  # on record as the step's; the others go on
-                result = {
-                    "passed": False,
-                    "finished": False,
-                    "summary": f"{type(error).__name__}: {error}",
-                    "seconds": 0.0,
-                }
+                why = f"{type(error).__name__}: {error}"
+                result = {"passed": False, "finished": False, "summary": why, "seconds": 0.0}
             ended.put((name, result))
 
     for lane in lanes:

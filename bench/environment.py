@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from fastlora import info
+from fastlora.measuring.devices import describe_device
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -23,10 +22,7 @@ class Environment(NamedTuple):
     """What figures depend on besides the method.
 
     Attributes:
-        device: Its kind ("cuda" or "cpu"), name and sizes.
-        versions: Of fastlora, what it runs on, and what it is compared with.
-        commit: Of the checkout; None where git does not know.
-        modified: Whether files differed from that commit; None where git does not know.
+        modified: Whether files differed from the commit; None where git does not know, as `commit`.
         sources: SHA-256 over the Python files, which tells versions apart also without git.
     """
 
@@ -58,22 +54,6 @@ def environment(device: torch.device, commit: str | None = None) -> Environment:
         modified=None if status is None else status != "",
         sources=sources_digest(),
     )
-
-
-def describe_device(device: torch.device) -> dict[str, Any]:
-    """What a reader wants to know of a device, and what sizes the inputs."""
-    if device.type == "cpu":
-        name = f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
-        return {"kind": "cpu", "name": name, "l2_bytes": 0}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "kind": "cuda",
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "l2_bytes": properties.L2_cache_size,
-    }
 
 
 def _peers_versions() -> dict[str, str | None]:

@@ -1,14 +1,18 @@
-"""What the README says of the results: a table of methods, and sentences; every figure from the files."""
+"""What the README says of the results: multiples of ours, sentences, a picture; all from the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from bench.columns import LINEAR, STARTUP, Column, Multiple, Run, columns
 from bench.groups import OURS, Group, comparable
-from bench.results import Row
+from bench.pictures import Bar, Panel, draw
+from bench.results import Results, Row
+
+LINEAR: Final = "linear"
+STARTUP: Final = "startup"
 
 NOT_MEASURED: Final = "Not measured yet."
 
@@ -18,13 +22,93 @@ _FROZEN: Final = "frozen"
 _LARGE: Final = {"M": 128, "K": 1000, "N": 1000}
 
 
-def figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
-    """The lines of Markdown for one kind of device.
+class Run(NamedTuple):
+    """A results file: where it lies, and what it holds."""
 
-    Args:
-        runs: By level; none where nothing was measured.
-        picture: Where the picture lies, as the README links to it.
-    """
+    path: Path
+    results: Results
+
+
+class Multiple(NamedTuple):
+    """How many times ours: median and quartiles of one comparison, or mean of several and their range."""
+
+    low: float
+    middle: float
+    high: float
+
+
+class Column(NamedTuple):
+    """One thing that all methods do, and how they do it, by name."""
+
+    head: str
+    cells: dict[str, Multiple]
+    is_time: bool = True
+
+
+def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
+    """The latest run of each level on a kind of device, by level."""
+    found: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.results.started):
+        if run.results.environment.device["kind"] == kind:
+            for row in run.results.rows:
+                found[row.level] = run
+    return found
+
+
+def columns(runs: Mapping[str, Run]) -> Iterator[Column]:
+    """What there is to compare in the runs, by level, that ours took part in."""
+    for level, run in runs.items():
+        rows = [row for row in run.results.rows if row.level == level]
+        groups = [group for group in comparable(rows) if OURS in group.rows]
+        if level == LINEAR:
+            yield from _linear_columns(groups)
+        elif level != STARTUP:
+            for group in groups:
+                ratios = {method: group.over(method) for method in group.rows}
+                yield Column(group.title, {name: Multiple(*ratio) for name, ratio in ratios.items() if ratio})
+
+
+def _linear_columns(groups: list[Group]) -> Iterator[Column]:
+    """One for each kind of layer (dtypes, dropout, bias, mode), over its shapes."""
+    kinds: dict[str, list[Group]] = {}
+    for group in groups:
+        kinds.setdefault(group.title.partition(", ")[2], []).append(group)
+    for kind, same in kinds.items():
+        head = f"{same[0].whole} of a layer, {kind}, {len(same)} shape{'s'[: len(same) > 1]}"
+        yield Column(head, _over_all(same, _time_over_ours))
+        if same[0].any_row.dropout:
+            yield Column(f"bytes saved for backward, {kind}", _over_all(same, _saved_over_ours), False)
+
+
+def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | None]) -> dict[str, Multiple]:
+    cells = {}
+    for method in dict.fromkeys(method for group in groups for method in group.rows):
+        values = [found for group in groups if (found := value(group, method)) is not None]
+        if values:
+            low, high = min(values), max(values)
+            # Its logarithms round: the mean of one value may lie a little beside it.
+            mean = min(max(statistics.geometric_mean(values), low), high)
+            cells[method] = Multiple(low, mean, high)
+    return cells
+
+
+def _time_over_ours(group: Group, method: str) -> float | None:
+    ratio = group.over(method)
+    return None if ratio is None else ratio.median
+
+
+def _saved_over_ours(group: Group, method: str) -> float | None:
+    theirs, ours = (_saved(group, name) for name in (method, OURS))
+    return theirs / ours if theirs and ours else None
+
+
+def _saved(group: Group, method: str) -> int | None:
+    row = group.rows.get(method, {}).get(group.whole)
+    return None if row is None else row.saved_bytes
+
+
+def figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
+    """The lines of Markdown for one kind of device, from its runs by level, and a link to its picture."""
     if not runs:
         yield NOT_MEASURED
         return
@@ -32,7 +116,7 @@ def figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
     yield ""
     yield from _table(list(columns(runs)))
     yield ""
-    yield f"![Multiples of fastlora's time, by method]({picture.as_posix()})"
+    yield f"![How many times fastlora's time each method takes]({picture.as_posix()})"
     yield ""
     yield from _sentences(runs)
     yield from _origin(runs, picture.parent)
@@ -42,7 +126,7 @@ def _table(shown: Sequence[Column]) -> Iterator[str]:
     methods = list(dict.fromkeys(method for column in shown for method in column.cells))
     yield "| | " + " | ".join(f"**{name}**" if name == OURS else name for name in methods) + " |"
     yield "|---" * (1 + len(methods)) + "|"
-    for head, cells in shown:
+    for head, cells, _ in shown:
         yield "| " + " | ".join([head, *(_cell(cells.get(method)) for method in methods)]) + " |"
 
 
@@ -106,3 +190,21 @@ def _origin(runs: Mapping[str, Run], folder: Path) -> Iterator[str]:
         commit = (results.environment.commit or "unknown")[:10]
         link = (folder / path.name).as_posix()
         yield f"- [{path.name}]({link}): `{results.command}`, commit {commit}"
+
+
+def draw_figures(runs: Mapping[str, Run], path: Path) -> None:
+    """The picture of one kind of device: how much of fastlora's time does each method take?"""
+    panels = [
+        Panel(
+            column.head,
+            [
+                Bar(method, cell.middle, cell.low, cell.high, f"{cell.middle:.2f}x")
+                for method, cell in column.cells.items()
+            ],
+            mark=1.0,
+        )
+        for column in columns(runs)
+        if column.is_time
+    ]
+    question = "How long does each method take, in multiples of fastlora's time?"
+    draw(question, "times fastlora's; beyond 1 (dotted) fastlora takes less", panels, path)

@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from bench.cases import Case
-from bench.launches import FILL
+from bench.counts import FILL
 from bench.methods import FASTLORA, METHODS, UNDROPPED
 from bench.results import Results, Row
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
-from bench.timing import ratio
+from fastlora.measuring.timing import ratio
 
 _MODE: Final = "graph"
 _HEADLINE: Final = Case(8192, *HEADLINE, 16, torch.bfloat16, torch.bfloat16)
@@ -24,18 +24,14 @@ _FEWEST_ROWS: Final = 2048  # of x in the cases of the means
 _OURS: Final = FASTLORA.name
 _STEP: Final = "forward+backward"
 _OTHERS: Final = tuple(
-    name for name, one in METHODS.items() if "A" in one.trained and name not in (_OURS, UNDROPPED.name)
+    name for name, one in METHODS.items() if one.trains == "AB" and name not in (_OURS, UNDROPPED.name)
 )
 
 
 class Goal(NamedTuple):
-    """A ratio of two methods' times.
+    """A ratio of two methods' times in a phase.
 
     Attributes:
-        what: In words.
-        over: The method whose time is divided.
-        under: By this method's.
-        phase: In which phase.
         labels: What distinguishes the cases from the headline's.
         most: The ratio is to be no more than this, where given.
         least: And no less than this.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from bench.results import Row
-from bench.timing import Quartiles, ratio
+from fastlora.measuring.timing import Quartiles, ratio
 
 OURS = "fastlora"
 
@@ -39,6 +39,11 @@ class Group(NamedTuple):
         """One of its rows: they are of the same net or layer."""
         return next(iter(next(iter(self.rows.values())).values()))
 
+    @property
+    def kind(self) -> str:
+        """What tells its layer or net from others besides the shape and the mode: "bf16, dropout 0.1"."""
+        return ", ".join(_options(self.any_row))
+
     def over(self, method: str, under: str = OURS, phase: str | None = None) -> Quartiles | None:
         """Quartiles of a method's times over another's, pair by pair; None where one is missing."""
         phase = phase or self.whole
@@ -62,12 +67,14 @@ def comparable(rows: Iterable[Row]) -> list[Group]:
 
 def title(row: Row) -> str:
     """Such as "linear 128x1000->2000 r16, fp32, eager"."""
+    return ", ".join([f"{row.level} {subject(row)}".strip(), *_options(row), row.mode])
+
+
+def _options(row: Row) -> list[str]:
     dtypes = dict.fromkeys(_SHORT.get(dtype, dtype) for dtype in (row.dtype, row.adapter_dtype))
-    parts = [f"{row.level} {subject(row)}".strip(), ", adapters ".join(dtypes)]
-    parts += [f"dropout {row.dropout:g}"] if row.dropout else []
-    parts += ["bias"] if row.bias else []
-    parts += [row.optimizer] if row.optimizer else []
-    return ", ".join([*filter(None, parts), row.mode])
+    parts = [", adapters ".join(dtypes), f"dropout {row.dropout:g}" if row.dropout else ""]
+    parts += ["bias" if row.bias else "", row.optimizer or ""]
+    return [part for part in parts if part]
 
 
 def subject(row: Row) -> str:
@@ -77,3 +84,9 @@ def subject(row: Row) -> str:
         return "{M}x{K}->{N} r{r}".format(**shape) if "M" in shape else ""
     rows = f"batch {shape['batch']}" + (f" x {shape['length']}" if "length" in shape else "")
     return f"{row.model}, {rows}, r{shape['r']}"
+
+
+def in_unit(group: Group) -> tuple[float, str]:
+    """(microseconds in the unit, the unit) that suits the group's times."""
+    longest = max(row.median_us for phases in group.rows.values() for row in phases.values())
+    return next(((us, name) for us, name in ((1e6, "s"), (1e3, "ms")) if longest >= 2 * us), (1.0, "us"))

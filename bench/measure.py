@@ -1,217 +1,258 @@
-"""One case measured: every method checked, then timed in turn, phase by phase and mode by mode."""
+"""Methods checked, then timed in turn: on one layer, phase by phase and mode by mode, or in a net's steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import nn
 
-from bench.cases import Case, Measurement
-from bench.ceilings import Ceilings
+from bench.cases import Measurement
+from bench.ceilings import Ceilings, Floor, floors, layer_use, net_uses
 from bench.check import check
-from bench.effort import Effort
-from bench.floor import Floor, case_floor
-from bench.memory import peak_bytes
-from bench.methods import Layer, Method
-from bench.phases import PHASES, Phase
-from bench.problems import on_record
+from bench.counts import device_events, launches, peak_bytes
+from bench.layer import Layer, build_layer, phase_works
+from bench.methods import METHODS, Method
+from bench.nets.modes import MODES
 from bench.results import Row
-from bench.settings import Setting
-from bench.timing import (
-    Call,
+from bench.settings import Effort
+from bench.step import Trainer
+from bench.task import Task, layer_task
+from fastlora.activations import saved_bytes
+from fastlora.measuring.devices import number_of_sets
+from fastlora.measuring.timing import (
+    WHOLE,
+    Work,
+    captured,
     captured_in_turn,
     interleaved,
+    nothing,
     rounds_within,
     timer_for,
     warm_up,
 )
-from tests.testing import Operands
 
-# Together the input sets are this many times the L2 cache. There are at least two; at most 16, since a layer
-# so small that it would need more finds its inputs in the cache in training too.
-_TIMES_L2: Final = 4
-_FEWEST_SETS: Final = 2
-_MOST_SETS: Final = 16
+
+@contextlib.contextmanager
+def on_record(problems: list[str], where: str) -> Iterator[None]:
+    """Turn an exception in the block into a line of `problems`: device time is too scarce to end a run."""
+    try:
+        yield
+    except Exception as error:
+        first_line = str(error).split("\n", 1)[0]
+        problems.append(f"{where}: {type(error).__name__}: {first_line}")
 
 
 @dataclass
-class CaseResult:
-    """What measuring one case adds to the results; see `bench.results`."""
+class Found:
+    """What measuring a layer or a net adds to the results; see `bench.results`."""
 
+    where: str
+    labels: Mapping[str, Any]
     left_out: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def leave_out(self, method: Method, why: str, case: Case) -> None:
-        """Note that the case has no rows of the method."""
-        self.left_out.append({"method": method.name, "why": why, **case.labels()})
+    def leave_out(self, method: Method, why: str) -> None:
+        """Note that there are no rows of the method."""
+        self.left_out.append({"method": method.name, "why": why, **self.labels})
 
+    @contextlib.contextmanager
+    def tolerated(self, method: Method, doing: str) -> Iterator[None]:
+        """Go on behind an exception: a problem, or for another library's code a reason to leave it out."""
+        raised: list[str] = []
+        with on_record(raised, f"{self.where}, {doing}"):
+            yield
+        for problem in raised:
+            if method.external:
+                self.leave_out(method, problem.removeprefix(f"{self.where}, "))
+            else:
+                self.problems.append(problem)
 
-class Rotation(NamedTuple):
-    """A phase of a method once on every input set, so that no call finds its inputs in the cache.
-
-    Attributes:
-        before: What runs ahead of each timed call.
-        call: What is timed.
-    """
-
-    before: Call
-    call: Call
+    def add_rows(
+        self,
+        level: str,
+        phase: str,
+        mode: str,
+        times: Mapping[str, list[float]],
+        floor: Mapping[str, Floor],
+        whole: Mapping[str, int | None],
+        method: str,
+    ) -> None:
+        """A row for each part; what the whole holds and launches stands with it."""
+        for part, samples in times.items():
+            name = phase if part == WHOLE else part
+            least = floor[name]._asdict() if name in floor else dict.fromkeys(Floor._fields)
+            row = {"peak_bytes": None, "launches": None, **(whole if part == WHOLE else {})}
+            row |= {"floor_us": least.pop("us"), **least, **self.labels}
+            self.rows.append(
+                Row.of_samples(samples, level=level, method=method, phase=name, mode=mode, **row)
+            )
 
 
 def measure_case(
-    measurement: Measurement,
-    setting: Setting | Effort,
-    methods: Iterable[Method],
-    ceilings: Ceilings,
-    l2_bytes: int,
-) -> CaseResult:
-    """Check and time the methods.
-
-    A method that is wrong is not timed; what raises is on record as a problem, and the rest goes on.
+    one: Measurement, how: Effort, methods: Iterable[Method], ceilings: Ceilings, cache_bytes: int
+) -> Found:
+    """Check and time methods on a layer; a wrong one is not timed, and what raises is on record.
 
     Args:
-        measurement: What is measured.
-        setting: How.
+        one: What is measured.
+        how: How much.
         methods: Which; they must be present on the device.
         ceilings: Of the device, for the floor.
-        l2_bytes: Size of its cache.
+        cache_bytes: Size of its cache.
     """
-    case, found = measurement.case, CaseResult()
-    num_sets = min(_MOST_SETS, max(_FEWEST_SETS, -(-_TIMES_L2 * l2_bytes // case.base_bytes)))
-    sets = [case.operands(setting.device) for _ in range(num_sets)]
-    layers = _checked_layers(case, methods, sets, found)
-    for phase_name, phase in PHASES.items():
-        rotations = {name: _rotation(phase, built, sets) for name, built in layers.items()}
-        with on_record(found.problems, f"{case}, {phase_name}"):
-            _warm_up(rotations, setting)
-            peaks = {
-                name: _peak_bytes(_rotation(phase, built[:1], sets[:1]), setting)
-                for name, built in layers.items()
-            }
-            for mode in measurement.modes:
-                timed = rotations
+    case, found = one.case, Found(str(one.case), one.case.labels())
+    count = number_of_sets(case.base_bytes, cache_bytes)
+    sets = [case.inputs(how.device) for _ in range(count)]
+    task, floor = layer_task(case, sets[0]), floors(layer_use(case), ceilings)
+
+    def build(method: Method) -> list[Layer]:
+        return [build_layer(method, case, inputs) for inputs in sets]
+
+    built = _right(found, methods, task, "eager", build)
+    phases = {name: phase_works(layers) for name, (_, layers) in built.items()}
+    single = {name: phase_works(layers[:1]) for name, (_, layers) in built.items()}
+    for phase in next(iter(phases.values()), ()):
+        works = {name: own[phase] for name, own in phases.items()}
+        with on_record(found.problems, f"{case}, {phase}"):
+            warm_up(works, how.warm_up_rounds, timer_for(how.device))
+            peaks = {name: peak_bytes(own[phase], how.device) for name, own in single.items()}
+            for mode in one.modes:
+                timed = works
                 if mode == "graph":
-                    timed = _captured(case, phase_name, rotations, methods, found)
+                    timed = {}
+                    for name, work in works.items():
+                        with found.tolerated(built[name][0], f"{phase}, capturing {name}"):
+                            timed[name] = as_graphs(work)
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
-                for name, times in _times(timed, setting, measurement.seconds).items():
-                    samples = [time / num_sets for time in times]
-                    floor = case_floor(case, phase_name, ceilings)
-                    found.rows.append(_row(case, name, phase_name, mode, samples, peaks[name], floor))
+                for name, times in _times(timed, how, one.seconds).items():
+                    samples = {WHOLE: [time / count for time in times[WHOLE]]}
+                    found.add_rows("linear", phase, mode, samples, floor, {"peak_bytes": peaks[name]}, name)
     return found
 
 
-def _checked_layers(
-    case: Case, methods: Iterable[Method], sets: list[Operands], found: CaseResult
-) -> dict[str, list[Layer]]:
-    """A layer on each input set, by method; of those that take the case and compute what they should."""
-    layers = {}
-    for method in methods:
-        why_not = method.why_not(case)
-        if why_not is not None:
-            found.leave_out(method, why_not, case)
-            continue
-        with _tolerated(method, f"checking {method.name}", case, found):
-            checked = check(method, sets[0], case.dropout)
-            if checked.failure is not None and method.external:
-                found.leave_out(method, f"wrong: {checked.failure}", case)
-                continue
-            found.checks.append({**checked._asdict(), **case.labels()})
-            if checked.failure is None:
-                layers[method.name] = [method.build(ops, case.dropout) for ops in sets]
-    return layers
-
-
-def _captured(
-    case: Case,
-    phase: str,
-    rotations: dict[str, Rotation],
+def measure_task(
+    level: str,
+    task: Task,
+    checked: Task,
+    mode: str,
+    adam: str,
     methods: Iterable[Method],
-    found: CaseResult,
-) -> dict[str, Rotation]:
-    """The rotations as CUDA graphs, without those that cannot be captured."""
-    graphs = {}
+    ceilings: Ceilings,
+    how: Effort,
+) -> Found:
+    """Check and time methods on a net's steps; a wrong one is not timed, and what raises is on record.
+
+    Args:
+        level: Of the rows.
+        task: What is timed.
+        checked: What is checked: the same net, or fewer of its layers where fp64 has no room for all.
+        mode: A key of MODES.
+        adam: A key of ADAMS.
+        methods: Which; they must be present.
+        ceilings: Of the device, for the floor.
+        how: How much.
+    """
+    found = Found(f"{level} {task.name}, {mode}", {**task.labels(), "optimizer": f"{adam} Adam"})
+    base, floor = task.build(), floors(net_uses(task), ceilings)
+
+    def build(method: Method) -> Trainer:
+        # One that trains the net's own weights cannot share them with others.
+        tuned = method.tune(task.build() if method.trains == "W" else twin(base), task.names, task.update)
+        trainer = Trainer(tuned._replace(model=MODES[mode](tuned.model)), task, adam)
+        trainer.step()  # one that cannot run is left out of the rounds
+        return trainer
+
+    trainers = {name: trainer for name, (_, trainer) in _right(found, methods, checked, mode, build).items()}
+    works = {name: trainer.step for name, trainer in trainers.items()}
+    with on_record(found.problems, found.where):
+        for name, times in _times(works, how, None).items():
+            found.add_rows(level, WHOLE, mode, times, floor, count_step(trainers[name], how.device), name)
+    return found
+
+
+def _right(
+    found: Found, methods: Iterable[Method], task: Task, mode: str, build: Callable[[Method], Any]
+) -> dict[str, tuple[Method, Any]]:
+    """(method, what `build` makes) of the methods that take the task and compute what they should."""
+    right, built = [], {}
+    linears = [module for module in task.build().modules() if isinstance(module, nn.Linear)]
     for method in methods:
-        if method.name in rotations:
-            before, call = rotations[method.name]
-            with _tolerated(method, f"{phase}, capturing {method.name}", case, found):
-                if PHASES[phase].is_prepared:
-                    graphs[method.name] = Rotation(*captured_in_turn(before, call))
-                else:
-                    graphs[method.name] = Rotation(before, *captured_in_turn(call))
-    return graphs
-
-
-@contextmanager
-def _tolerated(method: Method, doing: str, case: Case, found: CaseResult) -> Iterator[None]:
-    """Go on behind an exception: a problem, or for another library's code a reason to leave it out."""
-    raised: list[str] = []
-    with on_record(raised, f"{case}, {doing}"):
-        yield
-    for problem in raised:
-        if method.external:
-            found.leave_out(method, problem.removeprefix(f"{case}, "), case)
-        else:
-            found.problems.append(problem)
-
-
-def _rotation(phase: Phase, layers: list[Layer], sets: list[Operands]) -> Rotation:
-    pairs = list(zip(layers, sets, strict=True))
-    prepared: list[Tensor | None] = [None] * len(pairs)
-
-    def before() -> None:
-        prepared[:] = [phase.prepare(layer, ops) for layer, ops in pairs]
-
-    def call() -> None:
-        for number, (layer, ops) in enumerate(pairs):
-            state, prepared[number] = prepared[number], None  # what a backward pass saved goes with it
-            phase.timed(layer, ops, state)
-
-    return Rotation(before, call)
-
-
-def _warm_up(rotations: dict[str, Rotation], setting: Setting | Effort) -> None:
-    calls, before = _apart(rotations)
-    warm_up(calls, setting.warm_up_rounds, timer_for(setting.device), before)
+        layers = {(linear.in_features, linear.out_features) for linear in linears}
+        whys = [why for layer in layers if (why := method.why_not(layer, task.dtype, task.update))]
+        if whys:
+            found.leave_out(method, whys[0])
+            continue
+        with found.tolerated(method, f"checking {method.name}"):
+            # Each net counts as a recompilation of the first one, and the ninth would run eagerly.
+            if mode != "eager":
+                torch.compiler.reset()
+            result = check(method, task, MODES[mode])
+            if result.failure is not None and method.external:
+                found.leave_out(method, f"wrong: {result.failure}")
+                continue
+            found.checks.append({**result._asdict(), **found.labels, "mode": mode})
+            right += [method] if result.failure is None else []
+    for method in right:
+        with found.tolerated(method, f"building {method.name}"):
+            built[method.name] = (method, build(method))
+    return built
 
 
 def _times(
-    rotations: dict[str, Rotation], setting: Setting | Effort, seconds: float
-) -> dict[str, list[float]]:
-    """Microseconds of each rotation, one for each round."""
-    calls, before = _apart(rotations)
-    timer = timer_for(setting.device)
-    warm_up(calls, setting.warm_up_rounds, timer, before)
-    rounds = rounds_within(seconds, calls, timer, before, fewest=setting.fewest_rounds, most=setting.rounds)
-    return interleaved(calls, rounds, timer, before)
+    works: Mapping[str, Work], how: Effort, seconds: float | None
+) -> dict[str, dict[str, list[float]]]:
+    """Microseconds of each work and part, for about so many seconds, else for all rounds."""
+    timer, rounds = timer_for(how.device), how.rounds
+    warm_up(works, how.warm_up_rounds, timer)
+    if seconds is not None:
+        rounds = rounds_within(seconds, works, timer, fewest=how.fewest_rounds, most=how.rounds)
+    return interleaved(works, rounds, timer)
 
 
-def _peak_bytes(rotation: Rotation, setting: Setting | Effort) -> int | None:
-    return peak_bytes(rotation.call, setting.device, rotation.before)
+def as_graphs(work: Work) -> Work:
+    """The work as a CUDA graph, behind one of what runs before it."""
+    (call,) = work.parts.values()
+    if work.before is nothing:
+        return Work.of(captured(call))
+    before, replay = captured_in_turn(work.before, call)
+    return Work.of(replay, before)
 
 
-def _apart(rotations: dict[str, Rotation]) -> tuple[dict[str, Call], dict[str, Call]]:
-    calls = {name: rotation.call for name, rotation in rotations.items()}
-    return calls, {name: rotation.before for name, rotation in rotations.items()}
+def count_step(trainer: Trainer, device: torch.device) -> dict[str, int | None]:
+    """What one step holds at most with weights and Adam's state, saves for backward, and launches."""
+    extra = peak_bytes(trainer.step, device)
+    own = [*trainer.tuned.model.parameters(), *trainer.tuned.model.buffers()]
+    saved = saved_bytes(trainer.forward, own)
+    trainer.backward()
+    trainer.optimize()
+    return {
+        "peak_bytes": None if extra is None else trainer.held_bytes() + extra,
+        "saved_bytes": saved,
+        "launches": launches(device_events(trainer.step, device)),
+    }
 
 
-def _row(
-    case: Case, method: str, phase: str, mode: str, samples: Sequence[float], peak: int | None, floor: Floor
-) -> Row:
-    return Row.of_samples(
-        samples,
-        level="linear",
-        method=method,
-        phase=phase,
-        **case.labels(),
-        mode=mode,
-        peak_bytes=peak,
-        launches=None,
-        floor_us=round(floor.us, 6),
-        flops=floor.flops,
-        moved_bytes=floor.moved_bytes,
-    )
+def twin(model: nn.Module) -> nn.Module:
+    """A copy with parameters of its own that lie in the model's memory."""
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    # As deepcopy's memo they stand for the copies of the model's own.
+    return copy.deepcopy(model, {**shared})
+
+
+def present(
+    names: Iterable[str], device: torch.device, dtype: torch.dtype
+) -> tuple[list[Method], dict[str, str]]:
+    """The methods that can run on a device, and why the others cannot, by name."""
+    reasons = {name: METHODS[name].why_absent(device, dtype) for name in names}
+    absent = {name: why for name, why in reasons.items() if why is not None}
+    return [METHODS[name] for name in reasons if name not in absent], absent

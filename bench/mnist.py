@@ -6,42 +6,32 @@ than the rest of full fine-tuning, so it is measured in more than one of torch's
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from typing import Any
 
-from bench.bars import draw_bars
-from bench.ceilings import measure_ceilings
-from bench.effort import effort_on
-from bench.level import add_adam, add_device, finish, fresh_results, level_parser, prepare_torch
-from bench.nets import TUNERS
+import torch
+
+from bench.level import keep_ceilings, level, net_options
+from bench.measure import measure_task, present
+from bench.methods import IN_NETS
 from bench.nets.digits import digits_task
-from bench.nets.measure import measure_task, present
+from bench.results import Results
+from bench.settings import Effort
 
 LEVEL = "mnist"
-ROUNDS = 300
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the step; the exit status, 1 if a method was wrong or failed."""
-    parser = level_parser(LEVEL, __doc__.splitlines()[0], ROUNDS)
-    add_device(parser, list(TUNERS))
-    add_adam(parser, ("fused", "foreach"))
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(arguments)
-    device = prepare_torch(options)
-    results = fresh_results(LEVEL, arguments, device, options.commit)
+@level(LEVEL, 300, IN_NETS)
+@net_options(("fused", "foreach"))
+def main(
+    results: Results, device: torch.device, effort: Effort, methods: list[str], adam: list[str], **_: Any
+) -> None:
+    """Measure the step."""
     task = digits_task(device)
-    effort = effort_on(device, options.rounds)
-    ceilings = measure_ceilings(effort, task.dtype)
-    results.ceilings = ceilings._asdict()
-    tuners, results.absent = present(options.methods, task)
-    for adam in options.adam:
-        found = measure_task(LEVEL, task, task, "eager", adam, tuners, ceilings, effort)
-        results.checks += found.checks
-        results.rows += found.rows
-        results.problems += found.problems
-    return finish(results, options, draw_bars)
+    ceilings = keep_ceilings(results, effort, [task.dtype])[task.dtype]
+    here, results.absent = present(methods, device, task.dtype)
+    for way in adam:
+        results.add(measure_task(LEVEL, task, task, "eager", way, here, ceilings, effort))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

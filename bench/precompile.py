@@ -1,4 +1,4 @@
-"""Compiles what will be measured, several processes at a time: `python -m bench.precompile --device cuda`.
+"""Compiles what will be measured, several processes at a time.
 
 Triton and torch.compile keep what they compiled on disk. One process would compile a few seconds for every
 variant, in the middle of the measurement.
@@ -6,26 +6,18 @@ variant, in the middle of the measurement.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-
-import fastlora
 from bench.cases import Case, Measurement
-from bench.methods import COMPILED, FASTLORA, LORAFUSION, METHODS
-from bench.phases import forward_backward
-from bench.problems import on_record
-from bench.process import run_module
-from bench.settings import DRY, GPU, Setting
+from bench.counts import synchronize
+from bench.layer import build_layer
+from bench.measure import on_record
+from bench.methods import METHODS
+from bench.process import run_shares
+from bench.settings import Setting
 
-_COMPILING = (FASTLORA.name, COMPILED.name, LORAFUSION.name)
+_COMPILING = ("fastlora", "compiled", "lorafusion")
 
 
 def variants(measurements: Iterable[Measurement]) -> list[tuple[str, Case]]:
@@ -39,7 +31,7 @@ def variants(measurements: Iterable[Measurement]) -> list[tuple[str, Case]]:
         for name in _COMPILING:
             if name in methods:
                 sizes: tuple[object, ...] = case[:3]
-                if name == FASTLORA.name:
+                if name == "fastlora":
                     sizes = tuple((size.bit_length(), size % 16 == 0) for size in case[:3])
                 found.setdefault((name, *sizes, *case[3:]), (name, case))
     return list(found.values())
@@ -47,23 +39,8 @@ def variants(measurements: Iterable[Measurement]) -> list[tuple[str, Case]]:
 
 def compile_all(setting: Setting) -> dict[str, Any]:
     """Compile in `setting.compilers` processes; a correctness step's result: does everything run at all?"""
-    start = time.monotonic()
-    count = setting.compilers
-
-    def share(number: int) -> dict[str, Any]:
-        arguments = ["--share", str(number), "--of", str(count)]
-        return run_module("bench.precompile", arguments, setting.device, setting.compile_seconds)
-
-    with ThreadPoolExecutor(count) as pool:
-        found = list(pool.map(share, range(count)))
-    unwell = [part["summary"] for part in found if not part["passed"]]
-    ran = sum(part.get("ran", 0) for part in found)
-    return {
-        "passed": not unwell,
-        "finished": all(part["finished"] for part in found),
-        "summary": "; ".join([f"{ran} variants compiled and run once", *unwell]),
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    limits = (setting.compilers, setting.device, setting.compile_seconds)
+    return run_shares("bench.precompile:compile_share", *limits, "variants")
 
 
 def compile_share(setting: Setting, number: int, of: int) -> dict[str, Any]:
@@ -72,34 +49,12 @@ def compile_share(setting: Setting, number: int, of: int) -> dict[str, Any]:
     ran = 0
     for name, case in variants(setting.measurements)[number::of]:
         method = METHODS[name]
-        if method.why_absent(setting.device, case.dtype) or method.why_not(case):
+        if method.why_absent(setting.device, case.dtype) or case.why_not(method):
             continue
         own: list[str] = []
         with on_record(own, f"{name}, {case}"):
-            ops = case.operands(setting.device)
-            forward_backward(method.build(ops, case.dropout), ops)
-            if setting.device.type == "cuda":
-                torch.cuda.synchronize()  # what went wrong on the GPU shows here, under this variant's name
+            build_layer(method, case, case.inputs(setting.device)).forward_backward()
+            synchronize(setting.device)
             ran += 1
         problems += [] if method.external else own
     return {"passed": not problems, "summary": "; ".join(problems), "ran": ran}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile a share, and print what was found as one line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.precompile", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
-    parser.add_argument("--share", type=int, default=0, help="begin at this variant (default: %(default)s)")
-    parser.add_argument("--of", type=int, default=1, help="and then every that many (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
-    setting = GPU if options.device == "cuda" else DRY
-    with fastlora.set_backend("triton"):
-        found = compile_share(setting, options.share, options.of)
-    print(json.dumps(found))  # noqa: T201
-    return 0 if found["passed"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,7 @@ from bench.environment import ROOT
 
 
 class Ended(NamedTuple):
-    """A process that is over.
-
-    Attributes:
-        status: Its exit status; None where it was ended for its time.
-        output: What it printed.
-        seconds: How long it ran.
-    """
+    """A process that is over; `status` is None where it was ended for its time."""
 
     status: int | None
     output: str
@@ -52,19 +47,14 @@ def run_process(command: Sequence[str], surroundings: dict[str, str], seconds: f
     return Ended(process.returncode, output, time.monotonic() - start)
 
 
-def run_module(module: str, arguments: Sequence[str], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Run one of this folder's programs, which prints its result as a line of JSON.
-
-    Args:
-        module: Such as "bench.soak".
-        arguments: Its own; the device is added.
-        device: Where it works.
-        seconds: After this time it is ended.
+def run_child(target: str, arguments: Sequence[Any], device: torch.device, seconds: float) -> dict[str, Any]:
+    """Call a function of this folder, such as "bench.soak:soak", with the device's setting and the arguments.
 
     Returns:
-        A correctness step's result; where the program printed none, one that has not passed and says why.
+        A correctness step's result; where the process gave none, or was ended for its time, one that has
+        not passed and says why.
     """
-    command = [sys.executable, "-m", module, *arguments, "--device", device.type]
+    command = [sys.executable, "-m", "bench.child", target, device.type, json.dumps(list(arguments))]
     ended = run_process(command, surroundings(device), seconds)
     lines = ended.output.splitlines()
     found = next((_parsed(line) for line in reversed(lines) if line.startswith("{")), None)
@@ -84,6 +74,30 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
+
+
+def run_shares(target: str, count: int, device: torch.device, seconds: float, what: str) -> dict[str, Any]:
+    """Compile in `count` processes, each its share; a correctness step's result."""
+    start = time.monotonic()
+
+    def share(number: int) -> dict[str, Any]:
+        return run_child(target, [number, count], device, seconds)
+
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(share, range(count)))
+    unwell = [part["summary"] for part in found if not part["passed"]]
+    ran = sum(part.get("ran", 0) for part in found)
+    return {
+        "passed": not unwell,
+        "finished": all(part["finished"] for part in found),
+        "summary": "; ".join([f"{ran} {what} compiled and run once", *unwell]),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def not_run(why: str) -> dict[str, Any]:
+    """The result of a correctness step that cannot run here."""
+    return {"passed": None, "finished": True, "summary": f"not run: {why}", "seconds": 0.0}
 
 
 def why_ended(ended: Ended, seconds: float) -> str:

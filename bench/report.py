@@ -6,17 +6,16 @@ With --check it writes nothing, and exits with status 1 where the README says an
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from bench.columns import Run, newest
+import click
+
 from bench.environment import ROOT
-from bench.figures import figures
-from bench.overview import draw_overview
+from bench.figures import Run, draw_figures, figures, newest
 from bench.results import Results
 
 README: Final = ROOT / "README.md"
@@ -62,25 +61,22 @@ def with_figures(readme: str, runs: Iterable[Run], pictures: Path) -> str:
     return readme
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the figures and pictures, or check the README's text; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if they drifted")
-    parser.add_argument("--readme", type=Path, default=README, help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
-    options = parser.parse_args(arguments)
-    runs = read_runs(options.results)
-    old = options.readme.read_text(encoding="utf-8")
-    linked = Path(os.path.relpath(options.results, options.readme.parent))
-    new = with_figures(old, runs, linked)
-    if options.check:
-        return int(new != old)
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if they drifted.")
+@click.option("--readme", type=click.Path(path_type=Path), default=README, show_default=True)
+@click.option("--results", "folder", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(check: bool, readme: Path, folder: Path) -> None:
+    """Write the figures and pictures, or check the README's text."""
+    runs = read_runs(folder)
+    old = readme.read_text(encoding="utf-8")
+    new = with_figures(old, runs, Path(os.path.relpath(folder, readme.parent)))
+    if check:
+        sys.exit(int(new != old))
     for kind in KINDS:
         if found := newest(runs, kind):
-            draw_overview(found, options.results / f"{kind}.png")
-    options.readme.write_text(new, encoding="utf-8")
-    return 0
+            draw_figures(found, folder / f"{kind}.png")
+    readme.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

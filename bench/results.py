@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.environment import Environment
-from bench.timing import quartiles
+from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
 
@@ -111,6 +111,11 @@ class Results:
     def has_profile(self, labels: dict[str, Any]) -> bool:
         """Whether the launches of a case have been counted."""
         return any(labels.items() <= profile.items() for profile in self.profiles)
+
+    def add(self, found: Any) -> None:
+        """Keep what measuring a layer or a net found: a `bench.measure.Found`."""
+        for name in ("left_out", "checks", "problems", "rows"):
+            getattr(self, name).extend(getattr(found, name))
 
     def add_profiles(self, profiles: list[dict[str, Any]]) -> None:
         """Keep profiles, and note their launches in the rows that they belong to."""

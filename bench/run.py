@@ -12,14 +12,14 @@ from typing import Any, Final
 from bench.cases import Measurement
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.correctness import CANDIDATES, SOAKS, run_steps
-from bench.launches import profile_case
-from bench.measure import measure_case
+from bench.counts import profile_case
+from bench.measure import measure_case, on_record, present
 from bench.methods import FASTLORA, METHODS, UNDROPPED, Method
 from bench.precompile import compile_all
-from bench.problems import on_record
-from bench.process import run_module
+from bench.process import run_child
 from bench.results import Results
 from bench.settings import Setting
+from bench.tuning import compile_candidates
 from fastlora.plan import reload_tables
 
 # A case takes seconds, with compilation perhaps 30; one that takes this long hangs.
@@ -27,8 +27,6 @@ _HANGS_SECONDS: Final = 120
 
 # Kept free of cases, for the launches and the tables at the end.
 _LAST_SECONDS: Final = 25
-
-
 TUNING: Final = "tuning"
 COMPILE: Final = "compile"
 
@@ -67,11 +65,11 @@ class Run:
         """Search tiles, and go on with the table that comes of it."""
         folder = self.path.parent
         if not self._passed(TUNING):
-            arguments = ["--out", str(folder), "--seconds", str(self.setting.tune_seconds)]
-            arguments += ["--compiled"] * self._passed(CANDIDATES)
-            arguments += ["--commit", self.results.environment.commit or ""]
-            limit = 2 * self.setting.tune_seconds
-            self._note(TUNING, run_module("bench.tuning", arguments, self.setting.device, limit))
+            limit = self.setting.tune_seconds
+            if not self._passed(CANDIDATES):
+                compile_candidates(self.setting.device)
+            arguments = [str(folder), limit, self.results.environment.commit]
+            self._note(TUNING, run_child("bench.tuning:tune", arguments, self.setting.device, 2 * limit))
         # One that ran out of time leaves the table of the classes that it came to.
         if (folder / "tables").is_dir():
             os.environ["FASTLORA_TABLES"] = str((folder / "tables").resolve())
@@ -96,7 +94,7 @@ class Run:
         """Measure the ceilings, time every case, then count launches."""
         results, setting = self.results, self.setting
         if results.ceilings is None:
-            results.ceilings = measure_ceilings(setting, setting.cases[0].dtype)._asdict()
+            results.ceilings = measure_ceilings(setting.how, setting.cases[0].dtype)._asdict()
             results.write(self.path)
         self.ceilings = Ceilings(**results.ceilings)
         say(f"ceilings  {self.ceilings}")
@@ -109,15 +107,14 @@ class Run:
     def _present_methods(self) -> list[Method]:
         """The methods that can run; the others are listed in the results with the reason."""
         results, dtype = self.results, self.setting.cases[0].dtype
-        reasons = {method.name: method.why_absent(self.setting.device, dtype) for method in METHODS.values()}
+        methods, results.absent = present(METHODS, self.setting.device, dtype)
         hung = [name for name in SOAKS if not results.correctness.get(name, {"finished": True})["finished"]]
         if hung:
-            ours = (FASTLORA.name, UNDROPPED.name)
-            reasons |= dict.fromkeys(ours, f"{', '.join(hung)} did not finish: a kernel may hang")
-        results.absent = {name: why for name, why in reasons.items() if why is not None}
+            why = f"{', '.join(hung)} did not finish: a kernel may hang"
+            results.absent |= dict.fromkeys((FASTLORA.name, UNDROPPED.name), why)
         for name, why in results.absent.items():
             say(f"absent    {name}: {why}")
-        return [method for name, method in METHODS.items() if name not in results.absent]
+        return [method for method in methods if method.name not in results.absent]
 
     def _left(self, is_done: Callable[[dict[str, object]], bool]) -> list[Measurement]:
         """The measurements that a step was not taken for."""
@@ -126,11 +123,7 @@ class Run:
     def _time(self, measurement: Measurement) -> None:
         l2_bytes = self.results.environment.device["l2_bytes"]
         methods = [method for method in self.methods if method.name in measurement.methods]
-        found = measure_case(measurement, self.setting, methods, self.ceilings, l2_bytes)
-        self.results.left_out += found.left_out
-        self.results.checks += found.checks
-        self.results.problems += found.problems
-        self.results.rows += found.rows
+        self.results.add(measure_case(measurement, self.setting.how, methods, self.ceilings, l2_bytes))
 
     def _count_launches(self, measurement: Measurement) -> None:
         case = measurement.case

@@ -8,10 +8,15 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from bench.process import Ended, run_process, surroundings, why_ended
+import torch
+
+from bench.layer import build_layer
+from bench.methods import FASTLORA
+from bench.process import Ended, not_run, run_process, surroundings, why_ended
 from bench.settings import Setting
 
 _PROGRAM: Final = "compute-sanitizer"
@@ -21,12 +26,7 @@ _REFUSES: Final = re.compile(r"=+ (.*(?:not supported|Unable to|Failed to initia
 
 
 def run_sanitizer(tool: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Run `bench.sanitized` under one of its tools; the output goes to TOOL.log in `folder`.
-
-    Args:
-        tool: "memcheck" or "racecheck".
-        setting: Its device, and how long the tool may take.
-        folder: For the log.
+    """Run `run_cases` under "memcheck" or "racecheck"; the output goes to TOOL.log in `folder`.
 
     Returns:
         A correctness step's result; `passed` is None, and the summary says why, where there is no such tool
@@ -34,10 +34,10 @@ def run_sanitizer(tool: str, setting: Setting, folder: Path) -> dict[str, Any]:
     """
     program = find_sanitizer()
     if program is None:
-        why = f"not run: no {_PROGRAM} on PATH, in CUDA_HOME, CUDA_PATH, /usr/local/cuda or NVIDIA's wheels"
-        return {"passed": None, "finished": True, "summary": why, "seconds": 0.0}
+        places = "on PATH, in CUDA_HOME, CUDA_PATH, /usr/local/cuda or NVIDIA's wheels"
+        return not_run(f"no {_PROGRAM} {places}")
     command = [program, "--tool", tool, "--error-exitcode", str(_FOUND_SOMETHING), "--print-limit", "20"]
-    command += [sys.executable, "-m", "bench.sanitized", "--device", setting.device.type]
+    command += [sys.executable, "-m", "bench.child", "bench.sanitizer:run_cases", setting.device.type, "[]"]
     # torch's cache of memory would hide what lies behind a tensor: one large block would hold many.
     variables = {**surroundings(setting.device), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     ended = run_process(command, variables, setting.sanitizer_seconds)
@@ -53,12 +53,8 @@ def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
     said = summary[1] if summary else why_ended(ended, seconds)
     if ended.status not in (0, None) and refusal and (summary is None or ended.status != _FOUND_SOMETHING):
         passed, said = None, f"not run: {refusal[1].strip()}"
-    return {
-        "passed": passed,
-        "finished": ended.status is not None,
-        "summary": said,
-        "seconds": round(ended.seconds, 1),
-    }
+    finished, took = ended.status is not None, round(ended.seconds, 1)
+    return {"passed": passed, "finished": finished, "summary": said, "seconds": took}
 
 
 def find_sanitizer() -> str | None:
@@ -76,3 +72,23 @@ def _places() -> Iterator[Path]:
         yield Path(home) / "compute-sanitizer" / _PROGRAM
     wheels = Path(sysconfig.get_path("purelib")) / "nvidia"
     yield from sorted(wheels.rglob(_PROGRAM)) if wheels.is_dir() else ()
+
+
+def run_cases(setting: Setting) -> None:
+    """Forward and backward of each case; their numbers are for the tests, and must only be finite.
+
+    Inputs are made on the CPU: the fewer other kernels run, the sooner the sanitizer is done.
+    """
+    torch.manual_seed(0)
+    for case in setting.sanitized:
+        made = case.inputs(torch.device("cpu"))
+        on_device = {
+            name: value.detach().to(setting.device)
+            for name, value in vars(made).items()
+            if isinstance(value, torch.Tensor)
+        }
+        inputs = replace(made, **on_device)
+        inputs.x.requires_grad_()
+        for result in build_layer(FASTLORA, case, inputs).forward_backward():
+            assert result.cpu().isfinite().all(), f"{case}: a result is not finite"
+        print(f"ran {case}", flush=True)  # noqa: T201

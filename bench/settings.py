@@ -10,35 +10,38 @@ from bench.cases import Case, Measurement
 from bench.schedule import EVERY, EVERY_WITH_DROPOUT, gpu_measurements
 
 
-class Setting(NamedTuple):
-    """How much one run does.
-
-    Attributes:
-        device: Where.
-        measurements: In the order of their worth.
-        rounds: How often each method is timed in a case, at most.
-        fewest_rounds: And at least.
-        warm_up_rounds: At most this many before.
-        tests: Arguments of pytest that choose the numeric tests.
-        test_seconds: After this time the tests are ended.
-        soak: The case that is run over and over.
-        soak_runs: How often.
-        soak_seconds: No longer than this.
-        streams: The cases that run at once, a stream each.
-        sanitized: The cases that run under the sanitizer.
-        sanitizer_seconds: After this time one of its tools is ended.
-        tune_seconds: No shape class is tuned later than this.
-        compilers: Processes that compile what will be measured.
-        compile_seconds: After this time they are ended.
-        matmul_size: Rows and columns of the square product that sets the matrix ceiling.
-        copy_bytes: Size of the buffer whose copy sets the bandwidth ceiling.
-    """
+class Effort(NamedTuple):
+    """How much is done to get times, and the sizes that set the ceilings."""
 
     device: torch.device
-    measurements: tuple[Measurement, ...]
     rounds: int
     fewest_rounds: int
     warm_up_rounds: int
+    matmul_size: int
+    copy_bytes: int
+
+
+def effort_on(device: torch.device, rounds: int) -> Effort:
+    """A level's: a product that takes the device milliseconds, a copy far larger than its caches."""
+    size, copy = (2048, 2**30) if device.type == "cpu" else (8192, 4 * 2**30)
+    return Effort(device, rounds, min(rounds, 7), 10, size, copy)
+
+
+class Setting(NamedTuple):
+    """What a run of `bench.gpu` does; no part takes longer than its seconds.
+
+    Attributes:
+        how: Of the measuring.
+        measurements: In the order of their worth.
+        tests: Arguments of pytest that choose the numeric tests.
+        soak: The case that is run over and over.
+        streams: The cases that run at once, a stream each.
+        sanitized: The cases that run under the sanitizer.
+        compilers: Processes that compile what will be measured.
+    """
+
+    how: Effort
+    measurements: tuple[Measurement, ...]
     tests: tuple[str, ...]
     test_seconds: float
     soak: Case
@@ -50,8 +53,11 @@ class Setting(NamedTuple):
     tune_seconds: float
     compilers: int
     compile_seconds: float
-    matmul_size: int
-    copy_bytes: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where."""
+        return self.how.device
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -62,11 +68,8 @@ class Setting(NamedTuple):
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 
 GPU: Final = Setting(
-    device=torch.device("cuda"),
+    how=Effort(torch.device("cuda"), 50, 7, 6, 8192, 4 * 2**30),
     measurements=gpu_measurements(),
-    rounds=50,
-    fewest_rounds=7,
-    warm_up_rounds=6,
     tests=(
         *("tests/test_launch.py", "tests/test_dropout.py", "tests/kernels/test_dropout.py"),
         # The sums of parts, without the test that compiles every tile of every table.
@@ -97,25 +100,16 @@ GPU: Final = Setting(
     tune_seconds=90,
     compilers=10,
     compile_seconds=150,
-    matmul_size=8192,
-    copy_bytes=4 * 2**30,
 )
 
 # Triton's interpreter multiplies bf16 wrongly, so the dry run takes fp16.
+_MIXED: Final = Case(9, 16, 20, 3, _FP16, _FP32, dropout=0.25, bias=True)
 DRY: Final = Setting(
-    device=torch.device("cpu"),
+    how=Effort(torch.device("cpu"), 2, 2, 1, 64, 2**20),
     measurements=(
         Measurement(Case(16, 32, 24, 4, _FP16, _FP16), EVERY, ("dry-run",), launches=True),
-        Measurement(
-            Case(9, 16, 20, 3, _FP16, _FP32, dropout=0.25, bias=True),
-            EVERY_WITH_DROPOUT,
-            ("dry-run",),
-            launches=True,
-        ),
+        Measurement(_MIXED, EVERY_WITH_DROPOUT, ("dry-run",), launches=True),
     ),
-    rounds=2,
-    fewest_rounds=2,
-    warm_up_rounds=1,
     tests=("tests/test_launch.py", "-k", "adds_none or same_bits"),
     test_seconds=120,
     soak=Case(37, 48, 80, 4, _FP16, _FP16),
@@ -135,6 +129,6 @@ DRY: Final = Setting(
     tune_seconds=60,
     compilers=1,
     compile_seconds=60,
-    matmul_size=64,
-    copy_bytes=2**20,
 )
+
+SETTINGS: Final = {"cuda": GPU, "cpu": DRY}

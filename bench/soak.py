@@ -1,4 +1,4 @@
-"""Runs compared bit for bit: `python -m bench.soak repeat --device cuda`. A race shows as a difference.
+"""Runs compared bit for bit, in three ways: a race shows as a difference.
 
 repeat   one case over and over
 graph    one case as a CUDA graph, replayed over and over, against an eager run
@@ -7,77 +7,157 @@ streams  several cases on a stream each, at once, against each one alone
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-import fastlora
-from bench.bits import Differences, one_run, poisoned, report
-from bench.methods import FASTLORA, Layer
-from bench.replay import replay
-from bench.settings import DRY, GPU, Setting
-from bench.streams import at_once
-from tests.testing import Operands
+from bench.counts import synchronize
+from bench.layer import Layer, build_layer
+from bench.methods import FASTLORA
+from bench.process import not_run
+from bench.settings import Setting
+from fastlora.measuring.timing import captured
 
-NAMES = ("y", "dx", *(f"d{name}" for name in FASTLORA.trained))
+NAMES = ("y", "dx", "dA", "dB")
+
+# The results of one layer after the other; what is done with each happens on the stream it was made on.
+Run = Callable[[], Iterator[Sequence[Tensor]]]
 
 
-def repeat(layer: Layer, ops: Operands, runs: int, seconds: float) -> dict[str, Any]:
-    """Compare runs with the first.
+def compare(
+    first: Sequence[Sequence[Tensor]], run: Run, most_runs: int, seconds: float, what: str
+) -> dict[str, Any]:
+    """Hold runs to the bits of the first results: NaN equals itself, 0 does not equal -0.
+
+    The comparison is queued behind the run and read once at the end: the host waits for nothing in between,
+    so that runs follow one another as closely as they can.
 
     Args:
-        layer: What is run, forward and backward.
-        ops: The same for all runs.
-        runs: How many at most, the first not counted.
-        seconds: No run starts later than this after the first.
+        first: What every run is to give, layer by layer.
+        run: Gives the results once more.
+        most_runs: How many at most; a soak of none has not passed.
+        seconds: No run starts later than this.
+        what: The runs in words.
 
     Returns:
         A correctness step's result, with the number of runs and in how many of them each result differed.
     """
-    differences = Differences(NAMES, one_run(layer, ops))
-    start = time.monotonic()
-    while differences.runs < runs and time.monotonic() - start < seconds:
-        differences.add(one_run(layer, ops))
-    counts = differences.counts()
-    seconds = time.monotonic() - start
-    return report(counts, differences.runs, "runs of forward and backward", seconds)
+    kept = [[_bits(result).clone() for result in results] for results in first]
+    counts = [torch.zeros(len(NAMES), dtype=torch.int64, device=results[0].device) for results in kept]
+    synchronize(counts[0].device)
+    start, runs = time.monotonic(), 0
+    while runs < most_runs and time.monotonic() - start < seconds:
+        for own, count, results in zip(kept, counts, run(), strict=True):
+            count += torch.stack([(a != _bits(b)).any() for a, b in zip(own, results, strict=True)])
+        runs += 1
+    synchronize(counts[0].device)
+    different = {
+        name if len(counts) == 1 else f"{name} of layer {number}": int(value)
+        for number, count in enumerate(counts)
+        for name, value in zip(NAMES, count, strict=True)
+    }
+    passed = runs > 0 and not any(different.values())
+    found = "all bitwise equal" if passed else f"different: {different}"
+    return {
+        "passed": passed,
+        "finished": True,
+        "summary": f"{runs} {what}, {found}",
+        "runs": runs,
+        "different": different,
+        "seconds": round(time.monotonic() - start, 1),
+    }
 
 
-def soak(how: str, setting: Setting) -> dict[str, Any]:
-    """One of the three, with the kernels, on a setting's cases."""
+def repeat(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
+    """A layer's runs against its first."""
+
+    def run() -> Iterator[Sequence[Tensor]]:
+        yield layer.forward_backward()
+
+    return compare(list(run()), run, runs, seconds, "runs of forward and backward")
+
+
+def replay(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
+    """A layer captured as a CUDA graph, forward and backward, against an eager run.
+
+    Before each replay the results' own memory is filled with NaN from outside the graph; under `poisoned` the
+    graph itself also fills every buffer that is allocated in it.
+    """
+    if layer.x.device.type != "cuda":
+        return not_run("CUDA graphs need a GPU, a CPU has nothing like them")
+    first, results = layer.forward_backward(), list[Tensor]()
+
+    def once() -> None:
+        results[:] = layer.forward_backward()
+
+    again = captured(once)
+
+    def run() -> Iterator[Sequence[Tensor]]:
+        for result in results:
+            result.fill_(torch.nan)
+        again()
+        yield results
+
+    return compare([first], run, runs, seconds, "replays of forward and backward")
+
+
+def at_once(layers: Sequence[Layer], runs: int, seconds: float) -> dict[str, Any]:
+    """What each layer gives among the others, each on a stream of its own, against what it gives alone.
+
+    All forward passes are queued, then all backward passes, and nothing waits for another stream. On a CPU,
+    which has no streams, the same calls run in the same order.
+    """
+    device = layers[0].x.device
+    alone = [layer.forward_backward() for layer in layers]
+    streams: list[Any] = [contextlib.nullcontext()] * len(layers)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        streams = [torch.cuda.stream(torch.cuda.Stream(device)) for _ in layers]
+
+    def run() -> Iterator[Sequence[Tensor]]:
+        outputs = []
+        for stream, layer in zip(streams, layers, strict=True):
+            with stream:
+                outputs.append(layer.forward())
+        for stream, layer, y in zip(streams, layers, outputs, strict=True):
+            with stream:
+                yield [y.detach(), *layer.backward(y)]
+
+    what = f"runs of {len(layers)} layers at once, forward and backward"
+    return compare(alone, run, runs, seconds, what)
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN.
+
+    Otherwise a program that reads p or q too early would find the last run's values there, which are right.
+    In a CUDA graph the fills are captured, so that each replay finds NaN in every output and scratch buffer.
+    """
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _bits(result: Tensor) -> Tensor:
+    return result.detach().contiguous().view(torch.uint8)
+
+
+def soak(setting: Setting, how: str) -> dict[str, Any]:
+    """One of the three on a setting's cases."""
     torch.manual_seed(0)
     cases = setting.streams if how == "streams" else (setting.soak,)
-    sets = [case.operands(setting.device) for case in cases]
     limits = (setting.soak_runs, setting.soak_seconds)
-    with poisoned(), fastlora.set_backend("triton"):
-        layers = [FASTLORA.build(ops) for ops in sets]
+    with poisoned():
+        layers = [build_layer(FASTLORA, case, case.inputs(setting.device)) for case in cases]
         if how == "streams":
-            found = at_once(NAMES, layers, sets, *limits)
-        elif how == "graph":
-            found = replay(NAMES, layers[0], sets[0], *limits)
+            found = at_once(layers, *limits)
         else:
-            found = repeat(layers[0], sets[0], *limits)
+            found = (replay if how == "graph" else repeat)(layers[0], *limits)
     return {"cases": [case.labels() for case in cases], **found}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what was found as one line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("how", choices=["repeat", "graph", "streams"])
-    parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
-    options = parser.parse_args(arguments)
-    if options.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
-    found = soak(options.how, GPU if options.device == "cuda" else DRY)
-    print(json.dumps(found))  # noqa: T201
-    return 1 if found["passed"] is False else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

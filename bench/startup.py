@@ -1,7 +1,8 @@
 """What is waited for before training runs: `python -m bench.startup`. Each time in a fresh process.
 
 Imports are timed behind `import torch`, so that a package answers for its own part. First steps are timed
-with empty caches of compiled code, then again with the caches that this left.
+with empty caches of compiled code, then again with the caches that this left: imports, inputs and the layer
+are made before the clock starts, so what the first step has beyond the second is compilation and loading.
 """
 
 from __future__ import annotations
@@ -10,24 +11,32 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from bench.bars import draw_bars
+import torch
+
+from bench.cases import Case
+from bench.counts import synchronize
 from bench.environment import ROOT
-from bench.first_step import CASES
-from bench.level import add_device, finish, fresh_results, level_parser, prepare_torch
+from bench.layer import build_layer
+from bench.level import level
+from bench.measure import on_record, present
 from bench.methods import METHODS
-from bench.problems import on_record
 from bench.process import run_process
 from bench.results import Results, Row
 
 LEVEL: Final = "startup"
-ROUNDS: Final = 5
 PACKAGES: Final = ("fastlora", "peft", "loralib")
+
+CASES: Final = {
+    "cpu": Case(128, 1024, 1024, 16, torch.float32, torch.float32),
+    "cuda": Case(2048, 4096, 4096, 16, torch.bfloat16, torch.float32),
+}
 
 # torch.compile takes half a minute on two busy cores.
 _LONGEST_SECONDS: Final = 300
@@ -35,95 +44,96 @@ _LONGEST_SECONDS: Final = 300
 _IMPORT: Final = (
     "import time, torch; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 )
+_STEPS: Final = "from bench.startup import first_steps; print(first_steps({!r}, {!r}, {!r}))"
 
 # Where Triton and Inductor keep what they compiled.
 _CACHES: Final = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Time imports, then first steps; the exit status, 1 if a process failed."""
-    parser = level_parser(LEVEL, __doc__.splitlines()[0], ROUNDS)
-    add_device(parser, list(METHODS))
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(arguments)
-    device = prepare_torch(options)
-    results = fresh_results(LEVEL, arguments, device, options.commit)
-    results.rows += import_rows(options.rounds, results)
-    methods = [METHODS[name] for name in options.methods]
-    case = CASES[options.device]
-    for method in methods:
-        why = method.why_absent(device, case.dtype) or method.why_not(case)
+def first_steps(method: str, device: str, threads: int | None) -> str:
+    """JSON of the seconds that a method's first two steps take in this process."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    case, where = CASES[device], torch.device(device)
+    layer = build_layer(METHODS[method], case, case.inputs(where))
+    seconds = {}
+    for step in ("first step", "second step"):
+        start = time.perf_counter()
+        layer.forward_backward()
+        synchronize(where)
+        seconds[step] = time.perf_counter() - start
+    return json.dumps(seconds)
+
+
+@level(LEVEL, 5, list(METHODS))
+def main(
+    results: Results, device: torch.device, effort: Any, methods: list[str], threads: int | None, **_: Any
+) -> None:
+    """Time imports, then first steps."""
+    results.rows += import_rows(effort.rounds, results)
+    case = CASES[device.type]
+    here, absent = present(methods, device, case.dtype)
+    results.absent |= absent
+    for method in here:
+        why = case.why_not(method)
         if why is not None:
             results.absent[method.name] = why
             continue
-        child = [method.name, "--device", options.device]
-        child += [] if options.threads is None else ["--threads", str(options.threads)]
         with on_record(results.problems, f"{LEVEL}, {method.name}"):
-            results.rows += first_step_rows(method.name, child, options.rounds, case.labels())
-    return finish(results, options, draw_bars)
+            steps = _STEPS.format(method.name, device.type, threads)
+            results.rows += first_step_rows(method.name, steps, effort.rounds, case.labels())
 
 
 def import_rows(rounds: int, results: Results) -> Iterator[Row]:
     """A row for each package; the first import of all, which may compile bytecode, is not counted."""
     seconds: dict[str, list[float]] = defaultdict(list)
-    for package in PACKAGES:
-        if find_spec(package) is None:
-            results.absent[package] = f"{package} is not installed"
-    packages = [package for package in PACKAGES if package not in results.absent]
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    results.absent |= {package: f"{package} is not installed" for package in missing}
     for number in range(rounds + 1):
-        for package in packages:
-            *_, line = output_of(["-c", _IMPORT.format(package)], {})
-            if number:
-                seconds[package].append(float(line))
+        for package in PACKAGES:
+            if package not in missing:
+                *_, line = output_of(_IMPORT.format(package), {})
+                if number:
+                    seconds[package].append(float(line))
     case = {"dtype": "", "adapter_dtype": "", "shape": {}, "dropout": 0.0}
     for package, times in seconds.items():
         yield _row(package, "import", "behind torch", times, case)
 
 
-def first_step_rows(method: str, child: list[str], rounds: int, labels: Mapping[str, Any]) -> Iterator[Row]:
+def first_step_rows(method: str, steps: str, rounds: int, labels: Mapping[str, Any]) -> Iterator[Row]:
     """Rows of the first and second step, with cold and with warm caches."""
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             for mode in ("cold caches", "warm caches"):
-                caches = {name: str(Path(folder, name)) for name in _CACHES}
-                *_, line = output_of(["-m", "bench.first_step", *child], caches)
+                *_, line = output_of(steps, {name: str(Path(folder, name)) for name in _CACHES})
                 for step, taken in json.loads(line).items():
                     seconds[mode, step].append(taken)
     for (mode, step), times in seconds.items():
         yield _row(method, step, mode, times, labels)
 
 
-def output_of(arguments: Sequence[str], variables: Mapping[str, str]) -> list[str]:
+def output_of(code: str, variables: Mapping[str, str]) -> list[str]:
     """The lines that a fresh interpreter prints.
 
     Raises:
         RuntimeError: If it fails or hangs.
     """
     roots = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    surroundings = {**os.environ, "PYTHONPATH": roots, **variables}
-    ended = run_process([sys.executable, *arguments], surroundings, _LONGEST_SECONDS)
+    around = {**os.environ, "PYTHONPATH": roots, **variables}
+    ended = run_process([sys.executable, "-c", code], around, _LONGEST_SECONDS)
     lines = ended.output.splitlines()
     if ended.status != 0 or not lines:
-        raise RuntimeError(
-            f"{' '.join(arguments[:2])} ended with status {ended.status}: {' '.join(lines[-1:])}"
-        )
+        raise RuntimeError(f"{code} ended with status {ended.status}: {' '.join(lines[-1:])}")
     return lines
 
 
 def _row(method: str, phase: str, mode: str, seconds: Sequence[float], labels: Mapping[str, Any]) -> Row:
-    return Row.of_samples(
-        [1e6 * taken for taken in seconds],
-        level=LEVEL,
-        method=method,
-        phase=phase,
-        mode=mode,
-        peak_bytes=None,
-        launches=None,
-        floor_us=None,
-        **labels,
-    )
+    micro = [1e6 * taken for taken in seconds]
+    absent = dict.fromkeys(("peak_bytes", "launches", "floor_us"))
+    return Row.of_samples(micro, level=LEVEL, method=method, phase=phase, mode=mode, **absent, **labels)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

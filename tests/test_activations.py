@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.cases import Case
-from bench.linear import layer_saved_bytes
+from bench.layer import layer_saved_bytes
 from bench.methods import FASTLORA, FROZEN, FULL, PEFT
 from fastlora.activations import saved_bytes
 

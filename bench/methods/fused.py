@@ -1,33 +1,34 @@
-"""fastlora: FusedLoRALinear, on the path that `fastlora.set_backend` chooses."""
+"""fastlora: `apply_lora`, on the path that `fastlora.set_backend` chooses."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from bench.methods.method import Layer, Method, adapted, linear_with
-from fastlora import BackendError, FusedLoRALinear
+from bench.methods.method import Method, Tuned, Update, named
+from fastlora import BackendError, LoRAConfig, apply_lora
 from fastlora.backend import choose_path
-from tests.testing import Operands
 
 
-def build(ops: Operands, dropout: float = 0.0) -> Layer:
-    """The layer a user gets from `from_linear`, with the operands' A and B."""
-    r = ops.A.shape[0]
-    layer = FusedLoRALinear.from_linear(
-        linear_with(ops.W, ops.b), r=r, alpha=ops.s * r, dropout=dropout, adapter_dtype=ops.A.dtype
+def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+    """The call that the README shows."""
+    config = LoRAConfig(
+        r=update.r,
+        alpha=update.alpha,
+        dropout=update.dropout,
+        adapter_dtype=update.adapter_dtype,
+        target_modules=list(names),
     )
-    layer.lora_A, layer.lora_B = nn.Parameter(ops.A), nn.Parameter(ops.B)
-    return Layer(layer, (layer.lora_A, layer.lora_B))
+    model = apply_lora(model, config)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    return Tuned(model, named({name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}))
 
 
-def build_undropped(ops: Operands, dropout: float = 0.0) -> Layer:
-    """The same layer without dropout, whatever the case has."""
-    return build(ops)
-
-
-def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the chosen backend cannot run there."""
+def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         choose_path(device, dtype)
     except BackendError as error:
@@ -35,19 +36,11 @@ def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-FASTLORA = Method(
-    name="fastlora",
-    about="FusedLoRALinear",
-    formula=adapted,
-    trained=("A", "B"),
-    build=build,
-    why_absent=why_absent,
-)
-
+FASTLORA = Method("fastlora", "fastlora.apply_lora", tune, why_absent=_no_backend)
 UNDROPPED = replace(
     FASTLORA,
     name="fastlora-p0",
-    about="FusedLoRALinear without dropout, beside it in the cases with dropout",
-    build=build_undropped,
+    about="fastlora without dropout, beside it in the cases with dropout",
+    tune=lambda model, names, update: tune(model, names, update._replace(dropout=0.0)),
     drops=False,
 )

@@ -15,11 +15,9 @@ from types import ModuleType
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.cases import Case
-from bench.methods.method import Layer, Method, adapted
-from tests.testing import Operands
+from bench.methods.method import Method, Update, bare, importable
 
 # Names the folder that holds the package `lorafusion`; read by every process of a run.
 CHECKOUT: Final = "LORAFUSION_CHECKOUT"
@@ -37,17 +35,12 @@ _TMA_MODULES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def build(ops: Operands, dropout: float = 0.0) -> Layer:
-    """A layer that trains A and B through its autograd function."""
+def _function(x: Tensor, *others: Any, dropout: float = 0.0, **_: Any) -> Tensor:
+    W, b, A, B, s = others
     fused = _load(os.environ[CHECKOUT]).fused_linear_lora
-    A, B = nn.Parameter(ops.A), nn.Parameter(ops.B)
-
-    def apply(x: Tensor) -> Tensor:
-        # It wants a batch of sequences.
-        y: Tensor = fused(x[None], ops.W, A, B, ops.s, dropout_p=dropout, linear_bias=ops.b)
-        return y[0]
-
-    return Layer(apply, (A, B))
+    # It wants a batch of sequences.
+    y: Tensor = fused(x[None], W, A, B, s, dropout_p=dropout, linear_bias=b)
+    return y[0]
 
 
 def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -57,22 +50,18 @@ def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
         return "--lorafusion PATH was not given"
     if device.type != "cuda":
         return "its kernels need a GPU"
-    try:
-        _load(checkout)
-    except Exception as error:  # an import of another library may fail in any way
-        return f"{type(error).__name__}: {error}"
-    return None
+    return importable(lambda: _load(checkout))
 
 
-def why_not(case: Case) -> str | None:
-    """Why a case is not for it."""
-    if not case.dropout:
+def why_not(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
+    """Why a layer is not for it."""
+    if not update.dropout:
         return "without dropout its backward reads the shape of a mask that is None"
-    if case.adapter_dtype != case.dtype:
+    if update.adapter_dtype != dtype:
         return "it wants x, W, A and B in one dtype"
-    if case.r not in _RANKS:
+    if update.r not in _RANKS:
         return "its rank is a block of Triton's: a power of two, 16 or more"
-    if case.K % _TILE or case.N % _TILE:
+    if any(size % _TILE for size in layer):
         return f"it reads past widths that are no multiples of its tiles ({_TILE})"
     return None
 
@@ -98,11 +87,9 @@ def _load(checkout: str) -> ModuleType:
 
 
 LORAFUSION = Method(
-    name="lorafusion",
-    about="LoRAFusion's non-TMA kernels with the tiles it ships",
-    formula=adapted,
-    trained=("A", "B"),
-    build=build,
+    "lorafusion",
+    "LoRAFusion's non-TMA kernels with the tiles it ships",
+    bare(_function),
     why_absent=why_absent,
     why_not=why_not,
     external=True,

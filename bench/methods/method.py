@@ -1,117 +1,126 @@
-"""What a method is: a way to compute a linear layer that trains, built on given operands."""
+"""What a method is: a way to fine-tune linear layers, one alone or those of a whole net."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from bench.cases import Case
-from fastlora.reference import unfused
-from tests.testing import Operands
 
 
-class Formula(Protocol):
-    """What a method must compute, in plain torch ops."""
+class Update(NamedTuple):
+    """The LoRA update that every layer gets; it is scaled by alpha / r."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        W: Tensor,
-        b: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        s: float,
-        D: Tensor | None = None,
-        /,
-    ) -> Tensor:
-        """Y; with a dropout mask D [M, K] of 0 and 1 / (1 - dropout) where there is one."""
-        ...
+    r: int
+    alpha: float
+    dropout: float
+    adapter_dtype: torch.dtype
 
 
-class Layer(NamedTuple):
-    """A method at work on one set of operands.
+class Tuned(NamedTuple):
+    """A net made ready for training.
 
     Attributes:
-        apply: x [M, K] -> y [M, N].
-        trained: The tensors that take a gradient besides x.
+        model: To be called as the net was.
+        trained: What the optimizer moves; of LoRA "NAME.A" [r, K] and "NAME.B" [N, r] for each layer's name,
+            in their order.
     """
 
-    apply: Callable[[Tensor], Tensor]
-    trained: tuple[Tensor, ...]
+    model: nn.Module
+    trained: Mapping[str, nn.Parameter]
 
 
-class Build(Protocol):
-    """Makes a layer that shares the operands' memory."""
-
-    def __call__(self, ops: Operands, dropout: float = 0.0) -> Layer:
-        """The layer, in training, with that LoRA dropout."""
-        ...
-
-
-def _present(device: torch.device, dtype: torch.dtype) -> str | None:
-    return None
-
-
-def _takes_all(case: Case) -> str | None:
-    return None
+Tune = Callable[[nn.Module, Sequence[str], Update], Tuned]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to compute the layer.
+    """A way to fine-tune.
 
     Attributes:
         name: In tables and results.
         about: What it does, in a line.
-        formula: What it must compute; it is held to this in fp64.
-        trained: Names of the operands that `Layer.trained` stands for, in its order.
-        build: Makes the layer.
-        why_absent: Of a device and dtype: why the method cannot run there, None where it can.
-        why_not: Of a case: why the method is left out of it, None where it takes it.
-        drops: Whether a case's dropout changes what it computes.
+        tune: Takes a net, the names of its linear layers to adapt, and the update; changes the net in place.
+        trains: "AB" where its formula is LoRA's, "W" where all is trained, "" where nothing is.
+        why_absent: Of a device and the net's dtype: why it cannot run there, None where it can.
+        why_not: Of a layer (K, N), the net's dtype and an update: why it is left out, None where it takes it.
+        drops: Whether the update's dropout changes what it computes.
         external: Whether the code is another library's. What fails in it is a reason to leave it out, not a
             failure of the run.
     """
 
     name: str
     about: str
-    formula: Formula
-    trained: tuple[str, ...]
-    build: Build
-    why_absent: Callable[[torch.device, torch.dtype], str | None] = _present
-    why_not: Callable[[Case], str | None] = _takes_all
+    tune: Tune
+    trains: str = "AB"
+    why_absent: Callable[[torch.device, torch.dtype], str | None] = lambda device, dtype: None
+    why_not: Callable[[tuple[int, int], torch.dtype, Update], str | None] = lambda layer, dtype, update: None
     drops: bool = True
     external: bool = False
 
 
-def plain(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, D: Tensor | None = None, /
-) -> Tensor:
-    """x Wᵀ + b: the formula of the methods that have no adapter, and so no dropout."""
-    return F.linear(x, W, b)
+Pair = tuple[nn.Parameter, nn.Parameter]
 
 
-def adapted(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, D: Tensor | None = None, /
-) -> Tensor:
-    """x Wᵀ + s (D * x) Aᵀ Bᵀ + b: the formula of the methods that have one."""
-    if D is None:
-        return unfused(x, W, b, A, B, s)
-    update = F.linear(F.linear((x * D.to(x.dtype)).to(A.dtype), A), B) * s
-    return F.linear(x, W, b) + update.to(x.dtype)
+def replacing(layer_around: Callable[[nn.Linear, Update], tuple[nn.Module, Pair]]) -> Tune:
+    """The `tune` that freezes the net and puts a layer with its A and B in each linear layer's place."""
+
+    def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+        model.requires_grad_(False)
+        pairs = {}
+        for name in names:
+            layer, pairs[name] = layer_around(cast(nn.Linear, model.get_submodule(name)), update)
+            model.set_submodule(name, layer)
+        return Tuned(model, named(pairs))
+
+    return tune
 
 
-def linear_with(W: Tensor, b: Tensor | None = None) -> nn.Linear:
-    """An nn.Linear whose weight lies in W's memory and takes a gradient; its bias in b's, frozen."""
-    N, K = W.shape
-    # On "meta" no weight is allocated and initialized only to be replaced.
-    linear = nn.Linear(K, N, bias=b is not None, device="meta", dtype=W.dtype)
-    linear.weight = nn.Parameter(W.detach())
-    if b is not None:
-        linear.bias = nn.Parameter(b.detach(), requires_grad=False)
-    return linear
+def named(pairs: Mapping[str, Pair]) -> dict[str, nn.Parameter]:
+    """`Tuned.trained` of each layer's A and B."""
+    return {
+        f"{name}.{letter}": t for name, pair in pairs.items() for letter, t in zip("AB", pair, strict=True)
+    }
+
+
+def fresh_pair(linear: nn.Linear, r: int, dtype: torch.dtype) -> Pair:
+    """A random and B zero, beside the layer's weight."""
+    (N, K), device = linear.weight.shape, linear.weight.device
+    A = nn.Parameter(torch.randn(r, K, device=device, dtype=dtype) / r)
+    return A, nn.Parameter(torch.zeros(N, r, device=device, dtype=dtype))
+
+
+class Bare(nn.Module):
+    """A function of tensors as a layer; a layer that is timed alone is called past the module's own call."""
+
+    def __init__(self, linear: nn.Linear, update: Update, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.A, self.B = fresh_pair(linear, update.r, update.adapter_dtype)
+        self.s, self.dropout, self.function = update.alpha / update.r, update.dropout, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function of x [..., K], W, b, A, B and s, and of the dropout where there is one."""
+        more = {"dropout": self.dropout, "training": True} if self.dropout else {}
+        return self.function(x, self.weight, self.bias, self.A, self.B, self.s, **more)
+
+
+def bare(function: Callable[..., Tensor]) -> Tune:
+    """The `tune` of a function of tensors."""
+
+    def around(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
+        layer = Bare(linear, update, function)
+        return layer, (layer.A, layer.B)
+
+    return replacing(around)
+
+
+def importable(importing: Callable[[], object]) -> str | None:
+    """Why a library cannot be imported; None where it can."""
+    try:
+        importing()
+    except Exception as error:  # an import of another library may fail in any way
+        return f"{type(error).__name__}: {error}"
+    return None

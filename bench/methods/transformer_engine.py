@@ -10,60 +10,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Case
-from bench.methods.method import Layer, Method, adapted, linear_with
-from tests.testing import Operands
+from bench.methods.method import Method, Pair, Update, fresh_pair, importable, replacing
 
 
-def build(ops: Operands, dropout: float = 0.0) -> Layer:
-    """The two chains over the operands' own memory."""
-    from transformer_engine.pytorch import ops as te
+class Chains(nn.Module):
+    """The two chains over the layer's own memory."""
 
-    def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
-        N, K = weight.shape
-        layer: nn.Module = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
-        layer.weight, layer.bias = weight, bias
-        return layer
+    def __init__(self, linear: nn.Linear, update: Update) -> None:
+        from transformer_engine.pytorch import ops as te
 
-    frozen = linear_with(ops.W, ops.b).requires_grad_(False)
-    A, B = nn.Parameter(ops.A), nn.Parameter(ops.B)
-    base = te.Sequential(te.MakeExtraOutput(in_place=True), linear(frozen.weight, frozen.bias))
-    drop = [te.Dropout(dropout)] if dropout else []
-    update = te.Sequential(
-        *drop, linear(A), linear(B), te.ConstantScale(ops.s), te.AddExtraInput(in_place=True)
-    )
+        super().__init__()
 
-    def apply(x: Tensor) -> Tensor:
-        y, forked = base(x)
-        total: Tensor = update(forked, y)
+        def product(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
+            N, K = weight.shape
+            layer: nn.Module = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
+            layer.weight, layer.bias = weight, bias
+            return layer
+
+        self.A, self.B = fresh_pair(linear, update.r, update.adapter_dtype)
+        self.base = te.Sequential(te.MakeExtraOutput(in_place=True), product(linear.weight, linear.bias))
+        drop = [te.Dropout(update.dropout)] if update.dropout else []
+        scale = te.ConstantScale(update.alpha / update.r)
+        self.update = te.Sequential(
+            *drop, product(self.A), product(self.B), scale, te.AddExtraInput(in_place=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, K] -> [M, N]."""
+        y, forked = self.base(x)
+        total: Tensor = self.update(forked, y)
         return total
 
-    return Layer(apply, (A, B))
+
+def _around(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
+    layer = Chains(linear, update)
+    return layer, (layer.A, layer.B)
 
 
-def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why it cannot be imported or run."""
-    if device.type != "cuda":
-        return "Transformer Engine needs a CUDA GPU"
-    try:
+def _absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    def importing() -> None:
         import transformer_engine.pytorch  # noqa: F401
-    except Exception as error:  # an import of another library may fail in any way
-        return f"{type(error).__name__}: {error}"
-    return None
+
+    return importable(importing) if device.type == "cuda" else "Transformer Engine needs a CUDA GPU"
 
 
-def why_not(case: Case) -> str | None:
-    """Why a case is not for it."""
-    return None if case.adapter_dtype == case.dtype else "its products take one dtype for x, A and B"
+def _why_not(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
+    return None if update.adapter_dtype == dtype else "its products take one dtype for x, A and B"
 
 
 TRANSFORMER_ENGINE = Method(
-    name="transformer-engine",
-    about="Transformer Engine's operation fuser, as Megatron Bridge builds LoRA with it",
-    formula=adapted,
-    trained=("A", "B"),
-    build=build,
-    why_absent=why_absent,
-    why_not=why_not,
+    "transformer-engine",
+    "Transformer Engine's operation fuser, as Megatron Bridge builds LoRA with it",
+    replacing(_around),
+    why_absent=_absent,
+    why_not=_why_not,
     external=True,
 )

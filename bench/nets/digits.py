@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import nn
 
-from bench.nets.task import Batch, Outcome, Task
-from bench.nets.tuner import Update
+from bench.methods.method import Update
+from bench.task import Batch, Outcome, Task
 from fastlora.recipes.digits import read_sample
 from fastlora.recipes.mlp import LAYERS, DigitsMLP
 from fastlora.recipes.training import BATCH
@@ -31,16 +30,12 @@ def digits_task(device: torch.device) -> Task:
         name="784-1000-2000-10",
         shape={"batch": BATCH, "r": _RANK},
         dtype=torch.float32,
-        build=_builder(device),
+        build=lambda: DigitsMLP(seed=0).to(device),
         names=LAYERS,
         update=Update(r=_RANK, alpha=1.0, dropout=0.0, adapter_dtype=torch.float32),
         batches=batches,
         run=_run,
     )
-
-
-def _builder(device: torch.device) -> Callable[[], nn.Module]:
-    return lambda: DigitsMLP(seed=0).to(device)
 
 
 def _run(model: nn.Module, batch: Batch) -> Outcome:

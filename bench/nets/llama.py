@@ -7,23 +7,14 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from bench.nets.task import Batch, Outcome, Task
-from bench.nets.tuner import Update
+from bench.methods.method import Update
+from bench.task import Batch, Outcome, Task
 
 _BATCHES: Final = 4
 
 
 class Size(NamedTuple):
-    """What tells one Llama from another.
-
-    Attributes:
-        hidden: Columns of the hidden state.
-        inner: Columns inside an MLP.
-        layers: How many decoder layers.
-        heads: Of the queries.
-        kv_heads: Of keys and values.
-        vocabulary: How many tokens there are.
-    """
+    """What tells one Llama from another; `hidden` and `inner` count columns."""
 
     hidden: int
     inner: int
@@ -45,12 +36,7 @@ SIZES: Final = {
 
 
 class Text(NamedTuple):
-    """The batches: random tokens, as time does not depend on them.
-
-    Attributes:
-        batch: Rows.
-        length: Tokens in a row.
-    """
+    """Rows of a batch, and tokens in a row: random ones, as time does not depend on them."""
 
     batch: int
     length: int
@@ -59,15 +45,7 @@ class Text(NamedTuple):
 def llama_task(
     name: str, text: Text, update: Update, device: torch.device, dtype: torch.dtype, layers: int | None = None
 ) -> Task:
-    """Llama with every linear layer adapted but the output head.
-
-    Args:
-        name: A key of SIZES.
-        text: The batches.
-        update: What each layer gets.
-        device: Where.
-        dtype: Of the weights.
-        layers: Fewer decoder layers than the size has, for a check.
+    """Llama with every linear layer adapted but the output head; with fewer decoder layers for a check.
 
     Raises:
         ImportError: If Transformers is not installed.

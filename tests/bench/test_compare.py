@@ -1,9 +1,10 @@
 """Two results files: what is a change, and what is noise."""
 
 import pytest
+from click.testing import CliRunner
 
 from bench.compare import FASTER, SAME, SLOWER, compare, judge, main
-from bench.timing import Quartiles
+from fastlora.measuring.timing import Quartiles
 from tests.bench.rows import HERE, results, row
 
 BEFORE = (9.0, 10.0, 11.0)
@@ -71,19 +72,18 @@ def test_another_device_is_noted():
     assert "another device" in notes[0]
 
 
-def test_the_exit_status_tells_whether_something_got_worse(tmp_path, capsys):
+def test_the_exit_status_tells_whether_something_got_worse(tmp_path):
     old = write(tmp_path, "old.json", results(row(BEFORE, saved_bytes=100)))
     slow = write(tmp_path, "slow.json", results(row((19.0, 20.0, 21.0), saved_bytes=100)))
-    assert main([old, old]) == 0
-    assert "0 changed, 2 within the noise" in capsys.readouterr().out
-    assert main([old, slow]) == 1
-    assert main([slow, old]) == 0
+    same = CliRunner().invoke(main, [old, old])
+    assert same.exit_code == 0
+    assert "0 changed, 2 within the noise" in same.output
+    assert [CliRunner().invoke(main, pair).exit_code for pair in ([old, slow], [slow, old])] == [1, 0]
 
 
-def test_what_is_no_results_file_is_refused(tmp_path, capsys):
+def test_what_is_no_results_file_is_refused(tmp_path):
     path = tmp_path / "other.json"
     path.write_text("{}")
-    with pytest.raises(SystemExit) as refused:
-        main([str(path), str(path)])
-    assert refused.value.code == 2
-    assert "must be results files" in capsys.readouterr().err
+    refused = CliRunner().invoke(main, [str(path), str(path)])
+    assert refused.exit_code == 2
+    assert "must be results files" in refused.output

@@ -9,7 +9,7 @@ from bench import correctness as module
 from bench.correctness import run_steps
 from bench.numeric_tests import read_tests
 from bench.precompile import compile_share
-from bench.process import Ended, run_module, run_process
+from bench.process import Ended, run_child, run_process
 from bench.settings import DRY
 
 CPU = torch.device("cpu")
@@ -73,9 +73,9 @@ def test_a_process_leaves_status_and_output():
 
 
 def test_a_program_that_prints_no_result_has_not_passed_and_says_why():
-    found = run_module("bench.soak", ["sideways"], CPU, 60)
+    found = run_child("bench.soak:sideways", [], CPU, 60)
     assert (found["passed"], found["finished"]) == (False, True)
-    assert "exit status 2" in found["summary"]
+    assert found["summary"].startswith("exit status 1: ")
     assert "sideways" in found["summary"]
 
 
@@ -107,10 +107,10 @@ def test_a_step_that_raises_has_not_passed_and_the_others_run(monkeypatch, tmp_p
 
 
 def test_a_variant_that_does_not_compile_is_named(monkeypatch):
-    def broken(layer, ops):
+    def broken(*_):
         raise RuntimeError("out of shared memory")
 
-    monkeypatch.setattr("bench.precompile.forward_backward", broken)
+    monkeypatch.setattr("bench.precompile.build_layer", broken)
     only_ours = tuple(one._replace(methods=("fastlora",)) for one in DRY.measurements)
     found = compile_share(DRY._replace(measurements=only_ours), 1, 2)
     assert not found["passed"]

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from bench.cases import Case
-from bench.environment import environment
 from bench.goals import findings
-from bench.results import Results, Row
+from tests.bench import rows
 
 HEADLINE = Case(8192, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
 WIDE = HEADLINE._replace(N=14336)
@@ -14,27 +13,12 @@ BOTH = "forward+backward"
 
 
 def row(method, us, case=HEADLINE, phase=BOTH, mode="graph"):
-    return Row(
-        level="linear",
-        method=method,
-        phase=phase,
-        **case.labels(),
-        mode=mode,
-        median_us=us,
-        q25_us=us,
-        q75_us=us,
-        peak_bytes=None,
-        launches=None,
-        floor_us=1.0,
-        samples_us=[us, 2 * us, us],
-    )
+    return rows.row([us, 2 * us, us], method=method, phase=phase, mode=mode, **case.labels())
 
 
-def found(*rows, **parts):
-    results = Results(
-        environment=environment(torch.device("cpu")), command="", started="", rows=list(rows), **parts
-    )
-    return {(line.what, line.shapes.split(" of")[0]): line for line in findings(results)}
+def found(*given, **parts):
+    lines = findings(rows.results(*given, **parts))
+    return {(line.what, line.shapes.split(" of")[0]): line for line in lines}
 
 
 def test_nothing_measured_is_said_in_every_line():
@@ -63,13 +47,13 @@ def test_means_are_geometric_over_the_llama_shapes_with_many_rows():
         HEADLINE._replace(bias=True),
         HEADLINE._replace(K=5120),
     ]
-    rows = [row("fastlora", 10.0, case) for case in (HEADLINE, WIDE, *other)]
-    rows += [
+    given = [row("fastlora", 10.0, case) for case in (HEADLINE, WIDE, *other)]
+    given += [
         row("full", 10.0, HEADLINE),
         row("full", 40.0, WIDE),
         *(row("full", 990.0, case) for case in other),
     ]
-    lines = found(*rows)
+    lines = found(*given)
     line = lines["full over fastlora, forward+backward", "mean"]
     assert (line.shapes, line.measured) == ("mean of 2", "2.000")
 
@@ -86,9 +70,9 @@ def test_wide_adapters_and_dropout_are_judged_in_their_own_cases():
 
 
 def test_the_closest_other_lora_is_named_wherever_it_is():
-    rows = [row("fastlora", 10.0), row("addmm", 15.0), row("fastlora", 10.0, WIDE), row("peft", 9.0, WIDE)]
-    rows += [row("frozen", 1.0), row("full", 1.0)]
-    line = found(*rows)["fastest other LoRA over fastlora, forward+backward", "least"]
+    given = [row("fastlora", 10.0), row("addmm", 15.0), row("fastlora", 10.0, WIDE), row("peft", 9.0, WIDE)]
+    given += [row("frozen", 1.0), row("full", 1.0)]
+    line = found(*given)["fastest other LoRA over fastlora, forward+backward", "least"]
     assert line.measured == "0.900 (peft, 8192x4096->14336 r16)"
     assert (line.shapes, line.verdict) == ("least of 2", "NOT MET in 1 of 2")
 

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from bench.gpu import parse
+from bench.gpu import main
+from bench.layer import PHASES
 from bench.methods import METHODS
-from bench.phases import PHASES
 from bench.settings import DRY
 
 ROOT = Path(__file__).parents[2]
@@ -161,10 +162,9 @@ def test_the_table_of_what_is_to_be_shown_is_there_and_unmeasured(dry):
         (["--dry-run", "--out", "x", "--lorafusion", "y"], "--lorafusion must be a folder; got y"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_is_written(arguments, why, capsys, monkeypatch):
+def test_what_cannot_run_is_refused_before_anything_is_written(arguments, why, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit) as refused:
-        parse(arguments)
-    assert refused.value.code == 2
-    assert why in capsys.readouterr().err
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert why in refused.output
     assert not Path("x").exists()

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from bench.columns import Run, columns, newest
-from bench.figures import NOT_MEASURED
+from bench.figures import NOT_MEASURED, Run, columns, newest
 from bench.report import KINDS, README, RESULTS, main, read_runs, with_figures
 from tests.bench.rows import HERE, results, row
 
@@ -99,14 +99,14 @@ def test_the_command_writes_text_and_picture_and_its_check_finds_drift(tmp_path)
     readme.write_text(EMPTY)
     results(row(), row((2.0, 4.0, 6.0), method="peft")).write(folder / "a.json")
     arguments = ["--readme", str(readme), "--results", str(folder)]
-    assert main([*arguments, "--check"]) == 1
+    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 1
     assert readme.read_text() == EMPTY
-    assert main(arguments) == 0
-    assert main([*arguments, "--check"]) == 0
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
     assert (folder / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert "(results/cpu.png)" in readme.read_text()
     readme.write_text(readme.read_text().replace("2.00", "2.50"))
-    assert main([*arguments, "--check"]) == 1
+    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 1
 
 
 def test_a_dry_run_is_no_result(tmp_path):

@@ -7,37 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.environment import Environment, environment
-from bench.results import Results, Row, open_results
-
-HERE = Environment(
-    device={"kind": "cpu", "name": "a processor", "l2_bytes": 0},
-    versions={"torch": "2.13.0", "hip": None},
-    commit="abc",
-    modified=False,
-    sources="123",
-)
+from bench.environment import environment
+from bench.results import Results, open_results
+from tests.bench import rows as made
+from tests.bench.rows import HERE
 
 
 def row(**changes):
-    fields = {
-        "level": "linear",
-        "method": "frozen",
-        "phase": "forward",
-        "dtype": "bfloat16",
-        "adapter_dtype": "float32",
-        "shape": {"M": 2, "K": 3, "N": 4, "r": 1},
-        "dropout": 0.0,
-        "mode": "eager",
-        "median_us": 2.0,
-        "q25_us": 1.5,
-        "q75_us": 2.5,
-        "peak_bytes": None,
-        "launches": 1,
-        "floor_us": 0.5,
-        "samples_us": [1.0, 2.0, 3.0],
-    }
-    return Row(**{**fields, **changes})
+    fields = {"method": "frozen", "phase": "forward", "dtype": "bfloat16", "launches": 1}
+    return made.row(shape={"M": 2, "K": 3, "N": 4, "r": 1}, **{**fields, **changes})
 
 
 def results(**changes):
@@ -52,7 +30,10 @@ def results(**changes):
         "checks": [{"method": "frozen", "failure": None}],
         "rows": [row(), row(method="full")],
     }
-    return Results(environment=HERE, command="python -m bench.gpu", started="now", **{**full, **changes})
+    rows = {**full, **changes}.pop("rows")
+    return made.results(
+        *rows, **{name: value for name, value in {**full, **changes}.items() if name != "rows"}
+    )
 
 
 def test_a_file_reads_back_as_it_was_written(tmp_path):

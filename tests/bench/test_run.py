@@ -4,13 +4,14 @@ import os
 import time
 
 import pytest
-from fastlora.plan import reload_tables
+from click.testing import CliRunner
 
 from bench import gpu
 from bench.gpu import fresh_results, main
 from bench.results import Results
 from bench.run import Run
 from bench.settings import DRY
+from fastlora.plan import reload_tables
 
 SMALL = DRY._replace(
     measurements=tuple(one._replace(methods=("frozen", "unfused")) for one in DRY.measurements)
@@ -28,9 +29,10 @@ def _steps(monkeypatch):
     monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)  # wants a real stderr
     monkeypatch.setattr("bench.run.run_steps", steps)
     found = {"passed": True, "finished": True, "summary": "compiled", "seconds": 0.0}
+    monkeypatch.setattr("bench.run.compile_candidates", lambda device: None)
     monkeypatch.setattr("bench.run.compile_all", lambda setting: found)
     monkeypatch.setattr(
-        "bench.run.run_module", lambda *given: {**found, "passed": False, "summary": "no tiles"}
+        "bench.run.run_child", lambda *given: {**found, "passed": False, "summary": "no tiles"}
     )
 
 
@@ -39,6 +41,10 @@ def steps(setting, folder, wanted, failing=()):
         if wanted(name):
             passed = name not in failing
             yield name, {"passed": passed, "finished": True, "summary": f"ran {name}", "seconds": 0.0}
+
+
+def command(*arguments):
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
 def run(folder, deadline=60.0, results=None):
@@ -86,30 +92,31 @@ def test_what_is_measured_after_tuning_runs_with_the_table_found(tmp_path, monke
     monkeypatch.delenv("FASTLORA_TABLES", raising=False)
     calls = []
 
-    def tuned(module, arguments, device, seconds):
-        calls.append(module)
+    def tuned(target, arguments, device, seconds):
+        calls.append(target)
         (tmp_path / "tables").mkdir()
         return {"passed": True, "finished": True, "summary": "tuned", "seconds": 1.0}
 
-    monkeypatch.setattr("bench.run.run_module", tuned)
+    monkeypatch.setattr("bench.run.run_child", tuned)
     first = run(tmp_path)
     first.tune()
     assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
     monkeypatch.delenv("FASTLORA_TABLES")
     run(tmp_path, results=Results.read(tmp_path / "results.json")).tune()
-    assert calls == ["bench.tuning"]
+    assert calls == ["bench.tuning:tune"]
     assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
     monkeypatch.delenv("FASTLORA_TABLES")
     reload_tables()
 
 
-def test_a_part_of_a_run_can_be_asked_for_and_time_can_run_out(tmp_path, capsys):
-    assert main(["--dry-run", "--only", "measure", "--seconds", "0", "--out", str(tmp_path)]) == 0
+def test_a_part_of_a_run_can_be_asked_for_and_time_can_run_out(tmp_path):
+    done = command("--dry-run", "--only", "measure", "--seconds", "0", "--out", str(tmp_path))
+    assert done.exit_code == 0
     found = Results.read(tmp_path / "results.json")
     assert set(found.correctness) == {"compile"}
     assert found.ceilings["matmul_flops"] > 0
     assert found.rows == []
-    assert f"time is up before {SMALL.cases[0]}" in capsys.readouterr().out
+    assert f"time is up before {SMALL.cases[0]}" in done.output
 
 
 def test_the_end_is_kept_free_for_launches_and_tables(tmp_path):
@@ -130,9 +137,10 @@ def test_kernels_that_hang_are_not_measured(tmp_path):
     assert set(one.results.absent) >= {"fastlora", "fastlora-p0"}
 
 
-def test_failures_are_printed_last_and_set_the_exit_status(tmp_path, monkeypatch, capsys):
+def test_failures_are_printed_last_and_set_the_exit_status(tmp_path, monkeypatch):
     bad = fresh_results(SMALL, None)
     bad.problems.append("some case: RuntimeError")
     monkeypatch.setattr("bench.gpu.open_results", lambda path, fresh: bad)
-    assert main(["--dry-run", "--seconds", "0", "--out", str(tmp_path)]) == 1
-    assert "FAILED: some case: RuntimeError" in capsys.readouterr().out.splitlines()[-2]
+    done = command("--dry-run", "--seconds", "0", "--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert "FAILED    some case: RuntimeError" in done.output.splitlines()[-2]

@@ -5,11 +5,10 @@ import torch
 
 import fastlora
 from bench import soak as module
-from bench.bits import poisoned
-from bench.methods import FASTLORA, UNFUSED, Layer
+from bench.layer import build_layer
+from bench.methods import FASTLORA, UNFUSED
 from bench.settings import DRY
-from bench.soak import NAMES, repeat, soak
-from bench.streams import at_once
+from bench.soak import NAMES, at_once, poisoned, repeat, soak
 
 needs_interpreter = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the dry run's kernels are interpreted"
@@ -19,7 +18,8 @@ CPU = torch.device("cpu")
 
 @needs_interpreter
 def test_the_kernels_give_the_same_bits_over_and_over():
-    found = soak("repeat", DRY._replace(soak_runs=2))
+    fastlora.set_backend("triton")
+    found = soak(DRY._replace(soak_runs=2), "repeat")
     assert found["passed"]
     assert found["summary"] == "2 runs of forward and backward, all bitwise equal"
     assert found["different"] == {"y": 0, "dx": 0, "dA": 0, "dB": 0}
@@ -28,14 +28,15 @@ def test_the_kernels_give_the_same_bits_over_and_over():
 
 @needs_interpreter
 def test_the_kernels_give_the_same_bits_beside_one_another():
-    found = soak("streams", DRY._replace(soak_runs=1))
+    fastlora.set_backend("triton")
+    found = soak(DRY._replace(soak_runs=1), "streams")
     assert found["passed"]
     assert found["runs"] == 1
     assert len(found["different"]) == 4 * len(DRY.streams) == 4 * len(found["cases"])
 
 
 def test_a_cpu_has_no_graph_and_the_result_says_so():
-    found = soak("graph", DRY)
+    found = soak(DRY, "graph")
     assert found["passed"] is None
     assert "CUDA graphs need a GPU" in found["summary"]
 
@@ -43,35 +44,33 @@ def test_a_cpu_has_no_graph_and_the_result_says_so():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_replays_of_a_graph_give_the_bits_of_an_eager_run():
-    found = soak("graph", DRY._replace(device=torch.device("cuda"), soak_runs=20))
+    found = soak(DRY._replace(how=DRY.how._replace(device=torch.device("cuda")), soak_runs=20), "graph")
     assert (found["passed"], found["runs"]) == (True, 20)
 
 
 def changed(apply_after, case=DRY.soak):
-    """A layer whose output goes through `apply_after`, and its operands."""
-    ops = case.operands(CPU)
-    layer = UNFUSED.build(ops)
-    return Layer(lambda x: apply_after(layer.apply(x)), layer.trained), ops
+    """A layer whose output goes through `apply_after`."""
+    layer = build_layer(UNFUSED, case, case.inputs(CPU))
+    return layer._replace(apply=lambda x: apply_after(layer.apply(x)))
 
 
 def test_a_race_shows_as_a_difference():
     runs = iter([1.0, 1.0, 1.001, 1.0])
-    found = repeat(*changed(lambda y: y * next(runs)), runs=3, seconds=60)
+    found = repeat(changed(lambda y: y * next(runs)), runs=3, seconds=60)
     assert not found["passed"]
     assert found["runs"] == 3
     assert found["different"]["y"] == 1
 
 
 def test_nan_is_no_difference_and_a_lost_sign_is():
-    assert repeat(*changed(lambda y: y * float("nan")), runs=3, seconds=60)["different"]["y"] == 0
+    assert repeat(changed(lambda y: y * float("nan")), runs=3, seconds=60)["different"]["y"] == 0
     runs = iter([0.0, -0.0, 0.0, 0.0])
-    assert repeat(*changed(lambda y: y.abs() * next(runs)), runs=3, seconds=60)["different"]["y"] == 1
+    assert repeat(changed(lambda y: y.abs() * next(runs)), runs=3, seconds=60)["different"]["y"] == 1
 
 
 def test_a_layer_that_another_one_disturbs_is_named():
     runs = iter([1.0, 1.0, 1.001])
-    layers, sets = zip(changed(lambda y: y), changed(lambda y: y * next(runs)), strict=True)
-    found = at_once(NAMES, layers, sets, runs=2, seconds=60)
+    found = at_once([changed(lambda y: y), changed(lambda y: y * next(runs))], runs=2, seconds=60)
     assert not found["passed"]
     disturbed = {name for name, count in found["different"].items() if count}
     assert disturbed == {f"{name} of layer 1" for name in NAMES}
@@ -88,23 +87,21 @@ def test_all_forward_passes_are_queued_before_a_backward_pass():
 
         return apply_after
 
-    layers, sets = zip(changed(watched(0)), changed(watched(1)), strict=True)
-    at_once(NAMES, layers, sets, runs=1, seconds=60)
+    at_once([changed(watched(0)), changed(watched(1))], runs=1, seconds=60)
     assert order[4:] == ["forward 0", "forward 1", "backward 0", "backward 1"]
 
 
 def test_a_soak_ends_with_its_time_and_without_a_run_it_has_not_passed():
-    ops = DRY.soak.operands(CPU)
     with fastlora.set_backend("torch"):
-        layer = FASTLORA.build(ops)
-        assert (repeat(layer, ops, 1000, -1)["passed"], repeat(layer, ops, 1000, -1)["runs"]) == (False, 0)
-        assert at_once(NAMES, [layer], [ops], 1000, -1)["passed"] is False
+        layer = build_layer(FASTLORA, DRY.soak, DRY.soak.inputs(CPU))
+        assert (repeat(layer, 1000, -1)["passed"], repeat(layer, 1000, -1)["runs"]) == (False, 0)
+        assert at_once([layer], 1000, -1)["passed"] is False
 
 
 def test_buffers_are_poisoned_during_a_soak(monkeypatch):
     fresh = []
     monkeypatch.setattr(module, "repeat", lambda *_: fresh.append(torch.empty(3)) or {"passed": True})
-    soak("repeat", DRY)
+    soak(DRY, "repeat")
     assert fresh[0].isnan().all()
 
 

@@ -1,0 +1,97 @@
+"""What one call holds in memory, and what it launches, as the profiler sees it.
+
+Counted after all timing: a profiler that was on once may slow launches down from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.cases import Case
+from bench.layer import build_layer, phase_works
+from bench.methods import Method
+from fastlora.measuring.timing import Work
+
+# What torch fills a tensor with one value by: the memset of the kernels' workspace among them.
+FILL: Final = "fill"
+
+
+def peak_bytes(work: Work, device: torch.device) -> int | None:
+    """The most device memory held during the work beyond what was held before it.
+
+    Output, gradients, what is saved between them, temporaries; not the operands. None on the CPU, where torch
+    does not count.
+    """
+    if device.type != "cuda":
+        return None
+    work.before()
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for run in work.parts.values():
+        run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - held
+
+
+def launches(events: Iterable[tuple[str, str]]) -> int:
+    """How many of the events are kernels, on the CPU torch operators, nested ones too."""
+    return sum(category in ("kernel", "cpu_op") for category, _ in events)
+
+
+def profile_case(case: Case, device: torch.device, methods: Iterable[Method]) -> list[dict[str, Any]]:
+    """Entries of the results' `profiles`, one eager call of each method in each phase.
+
+    `launches` is None where the profiler saw none; `kernels` names them in order, and memory sets and copies.
+    """
+    inputs, profiles = case.inputs(device), []
+    for method in methods:
+        for phase, work in phase_works([build_layer(method, case, inputs)]).items():
+            events = device_events(work, device)
+            entry = {"launches": launches(events) or None, "kernels": [name for _, name in events]}
+            profiles.append({"method": method.name, "phase": phase, **case.labels(), **entry})
+    return profiles
+
+
+def device_events(work: Work, device: torch.device) -> list[tuple[str, str]]:
+    """(category, name) of what the second of two runs of the work ran, in order of its start.
+
+    Read from the trace file, whose categories tell kernels from memory sets and copies.
+    """
+    activities, wanted = [ProfilerActivity.CPU], {"cpu_op"}
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        wanted = {"kernel", "gpu_memset", "gpu_memcpy"}
+    work()  # compiles, and sets up libraries
+    work.before()
+    synchronize(device)
+    with profile(activities=activities) as recorded:
+        for run in work.parts.values():
+            run()
+        synchronize(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    seen = [event for event in events if event.get("cat") in wanted]
+    return [(event["cat"], _short(event["name"])) for event in sorted(seen, key=lambda event: event["ts"])]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device: what went wrong on it shows here."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _short(name: str) -> str:
+    """A kernel's name without its template arguments and namespaces."""
+    if "FillFunctor" in name:
+        return FILL
+    return name.removeprefix("void ").split("<")[0].split("(")[0].split("::")[-1].strip() or name

@@ -1,0 +1,77 @@
+"""A training step in its three parts, on whatever a method made of a net."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from bench.methods.method import Tuned
+from bench.task import Batch, Task
+from fastlora.measuring.timing import Work
+
+RATE: Final = 1e-4
+
+PARTS: Final = ("forward", "backward", "optimizer")
+
+# How torch computes Adam's step: in one kernel, by a few operators over all tensors, or tensor by tensor, as
+# on a CPU unless told otherwise.
+ADAMS: Final[Mapping[str, Mapping[str, bool]]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "loop": {"foreach": False},
+}
+
+
+class Trainer:
+    """Steps through a task's batches with Adam, the same for every method.
+
+    Gradients are let go with the optimizer's part, as `zero_grad` does by default, so that none is held
+    while the next forward pass runs.
+
+    Args:
+        tuned: The net.
+        task: What it is trained on.
+        adam: A key of ADAMS.
+    """
+
+    def __init__(self, tuned: Tuned, task: Task, adam: str = "fused") -> None:
+        self.tuned = tuned
+        self._run = task.run
+        self._batches: Iterator[Batch] = itertools.cycle(task.batches)
+        trained = list(tuned.trained.values())
+        self._adam = torch.optim.Adam(trained, lr=RATE, **ADAMS[adam]) if trained else None
+        self._loss: Tensor | None = None
+        self.step = Work(dict(zip(PARTS, (self.forward, self.backward, self.optimize), strict=True)))
+
+    def forward(self) -> None:
+        """The next batch's loss."""
+        self._loss = self._run(self.tuned.model, next(self._batches)).loss
+
+    def backward(self) -> None:
+        """Gradients of that loss.
+
+        Raises:
+            RuntimeError: If there was no forward pass since the last call.
+        """
+        if self._loss is None:
+            raise RuntimeError("backward must follow a forward pass")
+        loss, self._loss = self._loss, None
+        loss.backward()
+
+    def optimize(self) -> None:
+        """Adam's step; nothing where nothing is trained."""
+        if self._adam is not None:
+            self._adam.step()
+            self._adam.zero_grad()
+
+    def held_bytes(self) -> int:
+        """Bytes of weights, buffers and Adam's state, memory that is shared counted once."""
+        states = self._adam.state.values() if self._adam is not None else ()
+        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        tensors += [*self.tuned.model.parameters(), *self.tuned.model.buffers()]
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,103 @@
+"""What is trained: a net, which of its layers LoRA adapts, and batches. A layer alone is a net of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import Case, dtype_name
+from bench.methods.method import Tuned, Update
+from fastlora.measuring.inputs import Inputs
+
+Batch = Mapping[str, Tensor]
+
+
+class Outcome(NamedTuple):
+    """Of one forward pass: a scalar loss, and what it was computed from."""
+
+    loss: Tensor
+    y: Tensor
+
+
+class Task(NamedTuple):
+    """A net and what it is trained on.
+
+    Attributes:
+        name: Of the net, in tables and results; None for a layer alone.
+        shape: Its sizes, for the results.
+        dtype: Of its weights.
+        build: Makes the net, the same weights each time, on the device and in the dtype of the run.
+        names: Of the nn.Linear modules that LoRA adapts.
+        update: What each of them gets.
+        batches: Taken in turn, step by step; those that take a gradient are checked for theirs.
+        run: The forward pass with its loss.
+    """
+
+    name: str | None
+    shape: dict[str, int]
+    dtype: torch.dtype
+    build: Callable[[], nn.Module]
+    names: Sequence[str]
+    update: Update
+    batches: Sequence[Batch]
+    run: Callable[[nn.Module, Batch], Outcome]
+
+    def labels(self) -> dict[str, Any]:
+        """The part of a row that says what was trained."""
+        return {
+            "model": self.name,
+            "dtype": dtype_name(self.dtype),
+            "adapter_dtype": dtype_name(self.update.adapter_dtype),
+            "shape": self.shape,
+            "dropout": self.update.dropout,
+        }
+
+
+class OneLayer(nn.Module):
+    """A net of one linear layer in the inputs' memory; its bias is frozen."""
+
+    def __init__(self, W: Tensor, b: Tensor | None) -> None:
+        super().__init__()
+        N, K = W.shape
+        # On "meta" no weight is allocated and initialized only to be replaced.
+        self.linear = nn.Linear(K, N, bias=b is not None, device="meta", dtype=W.dtype)
+        self.linear.weight = nn.Parameter(W.detach())
+        if b is not None:
+            self.linear.bias = nn.Parameter(b.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, K] -> [M, N]."""
+        y: Tensor = self.linear(x)
+        return y
+
+
+def layer_task(case: Case, inputs: Inputs) -> Task:
+    """A case's layer as a task; its loss is such that the gradient of y is dy."""
+    return Task(
+        name=None,
+        shape=case.labels()["shape"],
+        dtype=case.dtype,
+        build=lambda: OneLayer(inputs.W, inputs.b),
+        names=["linear"],
+        update=case.update,
+        batches=[{"x": inputs.x, "dy": inputs.dy}],
+        run=_weighted_sum,
+    )
+
+
+def _weighted_sum(model: nn.Module, batch: Batch) -> Outcome:
+    y = model(batch["x"])
+    return Outcome((y.double() * batch["dy"].double()).sum(), y)
+
+
+def draw_update(tuned: Tuned, dtype: torch.dtype) -> None:
+    """Fill A and B from one seed with values of `dtype`, whatever they are held in; nothing else."""
+    generator = torch.Generator().manual_seed(20261122)
+    with torch.no_grad():
+        for name, tensor in tuned.trained.items():
+            if name.endswith((".A", ".B")):
+                drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.copy_((drawn / tensor.shape[1] ** 0.5).to(dtype))

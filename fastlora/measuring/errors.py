@@ -1,0 +1,62 @@
+"""The error budget that every numeric test, benchmark and tuning run shares.
+
+No tolerance is typed in: a result may be at most twice as far from fp64 as unfused torch is in the same
+dtypes, plus one rounding of its own dtype, plus, where A and B are wider than x, the rounding of the two
+parts of x's dtype that the kernels take them in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastlora.measuring.inputs import Inputs
+from fastlora.reference import unfused
+
+
+def gradients(inputs: Inputs) -> dict[str, Tensor]:
+    """y, p, dx, dA and dB of unfused torch in the operands' own dtypes."""
+    x, A, B = (t.detach().clone().requires_grad_() for t in (inputs.x, inputs.A, inputs.B))
+    y = unfused(x, inputs.W, inputs.b, A, B, inputs.s)
+    y.backward(inputs.dy)
+    with torch.no_grad():
+        p = x.to(A.dtype) @ A.t()
+    return {"y": y.detach(), "p": p, "dx": x.grad, "dA": A.grad, "dB": B.grad}
+
+
+def oracle(inputs: Inputs) -> dict[str, Tensor]:
+    """The same in fp64."""
+    return gradients(inputs.to(torch.float64))
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """‖result - truth‖ / ‖truth‖ in fp64; NaN counts as infinite."""
+    truth = truth.double()
+    error = (result.double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(torch.nan_to_num(error, nan=float("inf"), posinf=float("inf")))
+
+
+def split_eps(inputs: Inputs) -> float:
+    """The relative rounding of adapters that are held as two parts of x's narrower dtype."""
+    x, adapter = torch.finfo(inputs.x.dtype), torch.finfo(inputs.A.dtype)
+    return x.eps**2 if adapter.bits > x.bits else 0.0
+
+
+def budget_of(torchs: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
+    """How far a result of a dtype may be from fp64: twice torch's own error, and one rounding."""
+    return 2 * relative_error(torchs, truth) + torch.finfo(dtype).eps
+
+
+def assert_within_budget(
+    name: str, ours: Tensor, torchs: Tensor, truth: Tensor, *, extra: float = 0.0
+) -> None:
+    """Fail unless error(ours) <= 2 error(torch) + eps of our dtype + extra, each error against fp64."""
+    assert ours.shape == truth.shape, f"{name}: shape {list(ours.shape)} is not {list(truth.shape)}"
+    if truth.numel() == 0:
+        return
+    budget = budget_of(torchs, truth, ours.dtype) + extra
+    assert math.isfinite(budget), f"{name}: torch's own error is {relative_error(torchs, truth)}, no measure"
+    error = relative_error(ours, truth)
+    assert error <= budget, f"{name}: error {error:.2e} exceeds the budget {budget:.2e}"

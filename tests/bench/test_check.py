@@ -1,0 +1,257 @@
+"""Every method computes what it stands for, on a layer and in a net, and a wrong one is found out."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastlora
+from bench.cases import Case
+from bench.check import check, read_mask, seed_all
+from bench.layer import PHASES, build_layer, phase_works
+from bench.methods import (
+    ADDMM,
+    FASTLORA,
+    FROZEN,
+    FULL,
+    IN_NETS,
+    LORAFUSION,
+    METHODS,
+    PARAMETRIZED,
+    UNDROPPED,
+    UNFUSED,
+)
+from bench.methods.lorafusion import CHECKOUT
+from bench.methods.method import named
+from bench.nets.modes import MODES
+from bench.step import ADAMS, Trainer
+from bench.task import draw_update, layer_task
+from tests.bench.rows import CPU, SIZES, build, small_task
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = [
+    Case(24, 32, 48, 4, torch.float32, torch.float32),
+    Case(37, 30, 17, 20, torch.float16, torch.float32),
+    Case(70, 66, 40, 8, torch.float16, torch.float16, bias=True),
+    Case(40, 66, 50, 3, torch.float32, torch.float32, dropout=0.25),
+    Case(33, 64, 40, 16, torch.float16, torch.float32, dropout=0.1, bias=True),
+]
+
+# Of PEFT and of what it imports, not of ours.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def present(case):
+    """Names of those that can run here and take the case; torch.compile has a test of its own."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if name != "compiled" and not method.why_absent(DEVICE, case.dtype) and not case.why_not(method)
+    ]
+
+
+def layer_check(method, case):
+    return check(method, layer_task(case, case.inputs(DEVICE)))
+
+
+def checked():
+    """(backend, method, case): a backend is of no matter to the others, and the interpreter takes long."""
+    for case, name in itertools.product(CASES, METHODS):
+        for backend in ("torch", "triton") if name.startswith("fastlora") else ("torch",):
+            if name in present(case):
+                slow = backend == "triton" and (name, case) != ("fastlora", CASES[-1])
+                marks = [pytest.mark.exhaustive] if slow else []
+                yield pytest.param(backend, name, case, id=f"{name}, {case}, {backend}", marks=marks)
+
+
+@pytest.mark.parametrize(("backend", "name", "case"), list(checked()))
+def test_output_and_gradients_of_a_layer_are_within_the_budget(backend, name, case):
+    with fastlora.set_backend(backend):
+        found = layer_check(METHODS[name], case)
+    assert found.failure is None
+    assert set(found.errors) == {"y", "dx", *(f"d{letter}" for letter in METHODS[name].trains)}
+    assert all(error > 0 for error in found.errors.values())
+
+
+def tunable(name):
+    task = small_task()
+    if METHODS[name].why_absent(CPU, task.dtype) is not None:
+        pytest.skip("not installed")
+    return METHODS[name], task
+
+
+@pytest.mark.parametrize("name", IN_NETS)
+def test_output_and_gradients_of_a_net_are_within_the_budget(name):
+    method, task = tunable(name)
+    found = check(method, task)
+    assert found.failure is None
+    assert set(found.errors) == {"y", *(f"d{letter}" for letter in method.trains)}
+    assert all(error > 0 for error in found.errors.values())
+
+
+@pytest.mark.parametrize("mode", ["eager", "checkpoint"])
+def test_a_llama_is_tuned_in_every_layer_but_its_head(mode):
+    pytest.importorskip("transformers")
+    from bench.nets.llama import Text, llama_task
+
+    task = llama_task("tiny", Text(1, 8), small_task().update, CPU, torch.float32)
+    assert len(task.names) == 2 * 7
+    assert "lm_head" not in task.names
+    assert check(FASTLORA, task, MODES[mode]).failure is None
+
+
+def wrong_scale(model, names, update):
+    return UNFUSED.tune(model, names, update._replace(alpha=1.01 * update.alpha))
+
+
+def wrong_gradient(model, names, update):
+    tuned = UNFUSED.tune(model, names, update)
+    next(iter(tuned.trained.values())).register_hook(lambda dA: dA * 1.01)
+    return tuned
+
+
+def two_masks(model, names, update):
+    """A layer whose dA belongs to another mask than its y and dx."""
+    tuned = UNFUSED.tune(model, names, update)
+    A = next(iter(tuned.trained.values()))
+    A.register_hook(lambda dA: dA.roll(1, 1))
+    return tuned
+
+
+@pytest.mark.parametrize(
+    ("tune", "case", "failure"),
+    [
+        (wrong_scale, CASES[0], "y: error"),
+        (wrong_gradient, CASES[0], "dA: error"),
+        (two_masks, CASES[3], "dA: error"),
+        (lambda *given: UNFUSED.tune(*given[:2], given[2]._replace(dropout=0.1)), CASES[3], "dropout: 0."),
+        (UNDROPPED.tune, CASES[3], "dropout: 0.0000 of the entries, not 0.25"),
+    ],
+    ids=["scale", "gradient", "masks", "rate", "undropped"],
+)
+def test_a_wrong_method_fails_its_check_by_name(tune, case, failure):
+    assert layer_check(replace(UNFUSED, tune=tune), case).failure.startswith(failure)
+
+
+def test_a_wrong_method_fails_its_check_in_a_net():
+    assert check(replace(UNFUSED, tune=wrong_scale), small_task()).failure.startswith("y: error")
+
+
+@pytest.mark.parametrize("method", [UNFUSED, FASTLORA], ids=lambda method: method.name)
+def test_the_mask_read_back_is_the_one_that_was_drawn(method):
+    case = CASES[3]
+    inputs, rate = case.inputs(CPU), case.dropout
+    task = layer_task(case, inputs)
+    D = read_mask(method, task)
+    assert set(D.unique().tolist()) == {0.0, 1 / (1 - rate)}
+    tuned = method.tune(task.build(), task.names, task.update)
+    draw_update(tuned, case.adapter_dtype)
+    A, B = (tensor.detach().double() for tensor in tuned.trained.values())
+    seed_all()
+    y = task.run(tuned.model, task.batches[0]).y
+    x, W = inputs.x.detach().double(), inputs.W.double()
+    torch.testing.assert_close(
+        y.detach().double(), x @ W.t() + inputs.s * (x * D) @ A.t() @ B.t(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_cases_are_taken_by_those_who_can(monkeypatch, tmp_path):
+    assert set(present(CASES[0])) - {"peft", "loralib"} == {
+        "frozen", "full", "unfused", "addmm", "parametrized", "fastlora", "fastlora-p0"
+    }  # fmt: skip
+    assert "no dropout" in CASES[3].why_not(ADDMM)
+    assert "nothing to drop" in CASES[3].why_not(PARAMETRIZED)
+    assert "take the weight's dtype" in CASES[1].why_not(PARAMETRIZED)
+    case = Case(70, 256, 512, 16, torch.bfloat16, torch.bfloat16, dropout=0.1)
+    assert case.why_not(LORAFUSION) is None
+    for change in ({"dropout": 0.0}, {"adapter_dtype": torch.float32}, {"r": 8}, {"r": 24}, {"K": 300}):
+        assert case._replace(**change).why_not(LORAFUSION)
+
+
+def test_what_cannot_run_here_says_why(monkeypatch, tmp_path):
+    gpu = torch.device("cuda")
+    monkeypatch.delenv(CHECKOUT, raising=False)
+    assert LORAFUSION.why_absent(gpu, torch.bfloat16) == "--lorafusion PATH was not given"
+    monkeypatch.setenv(CHECKOUT, str(tmp_path))
+    assert LORAFUSION.why_absent(CPU, torch.bfloat16) == "its kernels need a GPU"
+    assert "holds no lorafusion/ops/lora_v1.py" in LORAFUSION.why_absent(gpu, torch.bfloat16)
+    monkeypatch.setattr("bench.methods.libraries.find_spec", lambda name: None)
+    for name in ("peft", "loralib"):
+        assert METHODS[name].why_absent(CPU, torch.float32) == f"{name} is not installed"
+    with fastlora.set_backend("triton"):
+        assert "not torch.float64" in FASTLORA.why_absent(DEVICE, torch.float64)
+        assert FASTLORA.why_absent(DEVICE, torch.float32) is None
+
+
+@pytest.mark.parametrize("name", present(CASES[0]))
+def test_phases_leave_no_gradient_behind_and_backward_alone_gives_the_steps(name):
+    inputs = CASES[0].inputs(CPU)
+    layer = build_layer(METHODS[name], CASES[0], inputs)
+    for work in phase_works([layer]).values():
+        work()
+    assert tuple(phase_works([layer])) == PHASES
+    assert [leaf.grad for leaf in (layer.x, *layer.trained)] == [None] * (1 + len(layer.trained))
+    whole = layer.forward_backward()[1:]
+    assert all(torch.equal(a, b) for a, b in zip(layer.backward(layer.forward()), whole, strict=True))
+
+
+def test_a_layer_shares_the_memory_of_its_inputs():
+    inputs = CASES[0].inputs(CPU)
+    assert layer_task(CASES[0], inputs).build().linear.weight.data_ptr() == inputs.W.data_ptr()
+
+
+@pytest.mark.parametrize("name", IN_NETS)
+def test_a_step_moves_what_is_trained_and_nothing_else(name):
+    method, task = tunable(name)
+    tuned = method.tune(task.build(), task.names, task.update)
+    before = {id(p): p.detach().clone() for p in tuned.model.parameters()}
+    trainer = Trainer(tuned, task)
+    trainer.step()
+    trainer.step()  # B starts at 0, so that A moves with the second step
+    moved = {id(p) for p in tuned.model.parameters() if not torch.equal(p, before[id(p)])}
+    assert moved == {id(tensor) for tensor in tuned.trained.values()}
+    assert all(p.grad is None for p in tuned.model.parameters())
+
+
+def test_every_lora_method_trains_a_and_b_of_each_layer():
+    shapes = {
+        name: ((3, K), (N, 3)) for name, K, N in zip(("0", "2", "4"), SIZES[:-1], SIZES[1:], strict=True)
+    }
+    for method in (UNFUSED, PARAMETRIZED, FASTLORA):
+        task = small_task()
+        tuned = method.tune(task.build(), task.names, task.update)
+        assert {name: tuple(tensor.shape) for name, tensor in tuned.trained.items()} == named(shapes)
+
+
+def test_a_frozen_nets_gradients_run_back_to_the_first_layer():
+    task, outputs = small_task(), []
+    model = FROZEN.tune(task.build(), task.names, task.update).model
+    model[0].register_forward_hook(lambda layer, inputs, y: outputs.append(y))
+    task.run(model, task.batches[0]).loss.backward()
+    assert outputs[0].grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_every_way_to_compute_adam_takes_the_same_steps():
+    task, moved = small_task(), {}
+    for adam in ADAMS:
+        trainer = Trainer(FULL.tune(task.build(), task.names, task.update), task, adam)
+        trainer.step()
+        trainer.step()
+        moved[adam] = [p.detach().clone() for p in trainer.tuned.model.parameters()]
+    for adam in ("foreach", "loop"):
+        torch.testing.assert_close(moved[adam], moved["fused"])
+    start = list(task.build().parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(start, moved["fused"], strict=True))
+
+
+def test_a_trainer_holds_weights_and_adams_state_and_goes_forward_first():
+    task = small_task()
+    trainer = Trainer(FULL.tune(build(), task.names, task.update), task)
+    weights = sum(p.nbytes for p in trainer.tuned.model.parameters())
+    assert trainer.held_bytes() == weights
+    with pytest.raises(RuntimeError, match="must follow a forward pass"):
+        trainer.backward()
+    trainer.step()
+    assert trainer.held_bytes() == 3 * weights + 4 * len(trainer.tuned.trained)
