@@ -64,11 +64,9 @@ class Measurement(NamedTuple):
     """What is measured of a case.
 
     Attributes:
-        case: The case.
-        methods: Names of the methods that are compared in it.
-        modes: Names of the ways to time: "eager" and "graph"; "dry-run" marks times that mean nothing.
+        modes: Ways to time: "eager" and "graph"; "dry-run" marks times that mean nothing.
         launches: Whether the kernels of a call are counted as well.
-        seconds: Rounds are taken for about so long, in each phase and mode, within the setting's bounds.
+        seconds: Rounds are taken for about so long, in each phase and mode, within the effort's bounds.
     """
 
     case: Case

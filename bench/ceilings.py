@@ -65,13 +65,7 @@ class Floor(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One call of a linear layer.
-
-    Attributes:
-        problem: Its sizes; r = 0 where it has no update.
-        needs_dx: Whether a gradient of x is asked for, as in the first layer it is not.
-        goes_back: Whether its backward pass runs at all.
-    """
+    """One call of a linear layer: r = 0 where it has no update; the first layer of a net needs no dx."""
 
     problem: Problem
     needs_dx: bool = True

@@ -28,13 +28,7 @@ _MOST_BATCHES: Final = 4
 
 
 class Check(NamedTuple):
-    """What a check found.
-
-    Attributes:
-        method: Its name.
-        errors: ‖result - truth‖ / ‖truth‖ against fp64 of y and of each gradient; None where not finite.
-        failure: What is wrong, None where nothing is.
-    """
+    """Errors against fp64 of y and each gradient, None where not finite; what is wrong, if anything."""
 
     method: str
     errors: dict[str, float | None]

@@ -6,11 +6,10 @@ quiet, compare what was timed in the same rounds: with --over METHOD each method
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import click
 from rich import box
@@ -54,24 +53,29 @@ class Comparison(NamedTuple):
 def compare(old: Results, new: Results, over: str | None = None) -> Comparison:
     """Hold the rows of two runs against each other.
 
-    Args:
-        old: The earlier run.
-        new: The later one.
-        over: A method; times are then taken as ratios to its times in the same rounds, and rows without it
-            are left aside.
+    With `over`, a method, times are ratios to its times in the same rounds; rows without it are left aside.
     """
     before, after = _by_key(old.rows), _by_key(new.rows)
     changes = []
-    for key in before:
-        if key in after:
-            changes += _times(before, after, key, over)
-            changes += _counts(before[key], after[key])
-    return Comparison(
-        changes=changes,
-        only_old=[_words(row) for key, row in before.items() if key not in after],
-        only_new=[_words(row) for key, row in after.items() if key not in before],
-        notes=list(_notes(old, new)),
+    for (what, method), was in before.items():
+        now, under = after.get((what, method)), (what, over or "")
+        if now is None:
+            continue
+        if over is None or (method != over and under in before and under in after):
+            then, since = _time(was, before.get(under)), _time(now, after.get(under))
+            changes.append(Change(_words(now), "ratio" if over else "time", then, since, judge(then, since)))
+        changes += _counts(was, now)
+    sides = (old.environment._asdict(), new.environment._asdict())
+    notes = [
+        f"another {name}: {was} then, {now} now"
+        for name, was, now in ((name, *(side[name] for side in sides)) for name in ("device", "versions"))
+        if was != now
+    ]
+    lacking = (
+        [_words(one[key]) for key in one if key not in other]
+        for one, other in ((before, after), (after, before))
     )
+    return Comparison(changes, *lacking, notes)
 
 
 def judge(old: Quartiles, new: Quartiles) -> str:
@@ -81,53 +85,27 @@ def judge(old: Quartiles, new: Quartiles) -> str:
     return FASTER if new.q75 < old.q25 else SAME
 
 
-_Key = tuple[str, ...]
+def _by_key(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
+    """By the layer or net with the phase, and by method."""
+    return {(f"{title(row)}: {row.phase} {row.shape}", row.method): row for row in rows}
 
 
-def _key(row: Row, method: str) -> _Key:
-    labels = json.dumps([row.labels, row.shape, row.dropout], sort_keys=True)
-    return (row.level, row.model or "", method, row.phase, row.mode, labels)
+def _time(row: Row, under: Row | None) -> Quartiles:
+    if under is None:
+        return Quartiles(row.q25_us, row.median_us, row.q75_us)
+    return ratio(row.samples_us, under.samples_us)
 
 
-def _by_key(rows: Sequence[Row]) -> dict[_Key, Row]:
-    return {_key(row, row.method): row for row in rows}
-
-
-def _times(before: dict[_Key, Row], after: dict[_Key, Row], key: _Key, over: str | None) -> list[Change]:
-    was, now = before[key], after[key]
-    if over is None:
-        old, new = (Quartiles(row.q25_us, row.median_us, row.q75_us) for row in (was, now))
-        return [Change(_words(now), "time", old, new, judge(old, new))]
-    under = _key(now, over)
-    if now.method == over or under not in before or under not in after:
-        return []
-    old = ratio(was.samples_us, before[under].samples_us)
-    new = ratio(now.samples_us, after[under].samples_us)
-    return [Change(_words(now), "ratio", old, new, judge(old, new))]
-
-
-def _counts(was: Row, now: Row) -> list[Change]:
-    changes = []
+def _counts(was: Row, now: Row) -> Iterator[Change]:
     for name in _COUNTS:
         old, new = getattr(was, name), getattr(now, name)
         if old is not None and new is not None:
             verdict = "more" if new > old else "fewer" if new < old else SAME
-            changes.append(
-                Change(_words(now), name, Quartiles(old, old, old), Quartiles(new, new, new), verdict)
-            )
-    return changes
+            yield Change(_words(now), name, Quartiles(old, old, old), Quartiles(new, new, new), verdict)
 
 
 def _words(row: Row) -> str:
     return f"{title(row)}: {row.method}, {row.phase}"
-
-
-def _notes(old: Results, new: Results) -> Sequence[str]:
-    pairs: list[tuple[str, Any, Any]] = [
-        ("device", old.environment.device, new.environment.device),
-        ("versions", old.environment.versions, new.environment.versions),
-    ]
-    return [f"another {name}: {was} then, {now} now" for name, was, now in pairs if was != now]
 
 
 def print_comparison(found: Comparison, console: Console, *, everything: bool) -> None:

@@ -54,7 +54,7 @@ class Goal(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A line of the table: what, on which shapes, measured, what to reach, the limit, and the verdict."""
+    """A line of the table."""
 
     what: str
     shapes: str

@@ -17,13 +17,7 @@ _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "
 
 
 class Group(NamedTuple):
-    """Comparable rows.
-
-    Attributes:
-        title: What they have in common.
-        phases: In order of their first row.
-        rows: By method, then phase.
-    """
+    """Comparable rows, by method and then phase; the phases are in the order of their first row."""
 
     title: str
     phases: list[str]

@@ -19,14 +19,7 @@ PHASES: Final = ("forward", "backward", "forward+backward")
 
 
 class Layer(NamedTuple):
-    """A method on one input set.
-
-    Attributes:
-        apply: x [M, K] -> y [M, N].
-        trained: The tensors that take a gradient besides x.
-        x: Takes a gradient.
-        dy: The gradient of y.
-    """
+    """A method on one input set: what maps x [M, K] to y [M, N], and what takes a gradient besides x."""
 
     apply: Any
     trained: tuple[Tensor, ...]
@@ -63,7 +56,7 @@ def build_layer(method: Method, case: Case, inputs: Inputs) -> Layer:
     tuned = method.tune(net, task.names, task.update)
     draw_update(tuned, case.adapter_dtype)
     module = net.get_submodule("linear")
-    apply = module.forward if isinstance(module, Bare) else module
+    apply = module.bound() if isinstance(module, Bare) else module
     return Layer(apply, tuple(tuned.trained.values()), inputs.x, inputs.dy)
 
 

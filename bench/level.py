@@ -67,11 +67,7 @@ class Command(click.Command):
 def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] = ()) -> Callable[..., Any]:
     """Make a command of a function that measures: it gets fresh results to fill, and the options.
 
-    Args:
-        name: Of the level.
-        rounds: How often each method is timed unless asked otherwise.
-        methods: Names of all that there are.
-        chosen: Of those that are compared unless others are asked for; none for all.
+    Of the methods, all that there are, those chosen are compared unless others are asked for; none for all.
     """
     here = "cuda" if torch.cuda.is_available() else "cpu"
     options = (

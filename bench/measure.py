@@ -100,12 +100,7 @@ def measure_case(
 ) -> Found:
     """Check and time methods on a layer; a wrong one is not timed, and what raises is on record.
 
-    Args:
-        one: What is measured.
-        how: How much.
-        methods: Which; they must be present on the device.
-        ceilings: Of the device, for the floor.
-        cache_bytes: Size of its cache.
+    All methods must be present; the ceilings set the floor, the device's cache the number of input sets.
     """
     case, found = one.case, Found(str(one.case), one.case.labels())
     count = number_of_sets(case.base_bytes, cache_bytes)
@@ -147,17 +142,9 @@ def measure_task(
     ceilings: Ceilings,
     how: Effort,
 ) -> Found:
-    """Check and time methods on a net's steps; a wrong one is not timed, and what raises is on record.
+    """Check and time methods on a net's steps in a mode and with a way to compute Adam.
 
-    Args:
-        level: Of the rows.
-        task: What is timed.
-        checked: What is checked: the same net, or fewer of its layers where fp64 has no room for all.
-        mode: A key of MODES.
-        adam: A key of ADAMS.
-        methods: Which; they must be present.
-        ceilings: Of the device, for the floor.
-        how: How much.
+    `checked` is the same net, or fewer of its layers where fp64 has no room for all.
     """
     found = Found(f"{level} {task.name}, {mode}", {**task.labels(), "optimizer": f"{adam} Adam"})
     base, floor = task.build(), floors(net_uses(task), ceilings)

@@ -36,6 +36,10 @@ from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
 
+# In the order of the file.
+_HEAD: Final = ("command", "started", "correctness", "ceilings", "other_ceilings", "absent", "problems")
+_LISTS: Final = ("left_out", "checks", "profiles", "rows")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -73,13 +77,8 @@ class Row:
     @property
     def labels(self) -> dict[str, Any]:
         """The case."""
-        return {
-            "dtype": self.dtype,
-            "adapter_dtype": self.adapter_dtype,
-            "shape": self.shape,
-            "dropout": self.dropout,
-            "bias": self.bias,
-        }
+        names = ("dtype", "adapter_dtype", "shape", "dropout", "bias")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -140,25 +139,12 @@ class Results:
         fresh.replace(path)
 
     def as_text(self) -> str:
-        """JSON with a line for each row, so that a difference between two files can be read."""
-        head = {
-            "schema": SCHEMA,
-            **self.environment._asdict(),
-            "command": self.command,
-            "started": self.started,
-            "correctness": self.correctness,
-            "ceilings": self.ceilings,
-            "other_ceilings": self.other_ceilings,
-            "absent": self.absent,
-            "problems": self.problems,
-        }
-        lists = {
-            "left_out": self.left_out,
-            "checks": self.checks,
-            "profiles": self.profiles,
-            "rows": [asdict(row) for row in self.rows],
-        }
-        parts = [json.dumps(head, indent=2).removesuffix("\n}")]
+        """JSON with a line for each entry of a list, so that a difference between two files can be read."""
+        content = {"schema": SCHEMA, **self.environment._asdict()}
+        content |= {name: getattr(self, name) for name in _HEAD + _LISTS}
+        content["rows"] = [asdict(row) for row in self.rows]
+        lists = {name: content.pop(name) for name in _LISTS}
+        parts = [json.dumps(content, indent=2).removesuffix("\n}")]
         for name, entries in lists.items():
             lines = ",".join(f"\n    {json.dumps(entry)}" for entry in entries)
             parts.append(f'  "{name}": [{lines}\n  ]')
@@ -174,20 +160,9 @@ class Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"{path} must be a results file of schema {SCHEMA}")
-        return cls(
-            environment=Environment(**{name: content[name] for name in Environment._fields}),
-            command=content["command"],
-            started=content["started"],
-            correctness=content["correctness"],
-            ceilings=content["ceilings"],
-            other_ceilings=content["other_ceilings"],
-            absent=content["absent"],
-            left_out=content["left_out"],
-            problems=content["problems"],
-            checks=content["checks"],
-            profiles=content["profiles"],
-            rows=[Row(**row) for row in content["rows"]],
-        )
+        found = {name: content[name] for name in _HEAD + _LISTS}
+        found["rows"] = [Row(**row) for row in content["rows"]]
+        return cls(Environment(**{name: content[name] for name in Environment._fields}), **found)
 
 
 def open_results(path: Path, fresh: Results) -> Results:

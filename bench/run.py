@@ -37,14 +37,7 @@ def say(line: str = "") -> None:
 
 
 class Run:
-    """Results in the making.
-
-    Args:
-        results: What there is so far.
-        setting: What to do.
-        path: Where the results are written.
-        deadline: The end, on `time.monotonic`'s clock; nothing is begun later than this.
-    """
+    """Results in the making, written to `path`; nothing begins behind the deadline of `time.monotonic`."""
 
     def __init__(self, results: Results, setting: Setting, path: Path, deadline: float) -> None:
         self.results = results

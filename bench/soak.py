@@ -42,9 +42,6 @@ def compare(
         most_runs: How many at most; a soak of none has not passed.
         seconds: No run starts later than this.
         what: The runs in words.
-
-    Returns:
-        A correctness step's result, with the number of runs and in how many of them each result differed.
     """
     kept = [[_bits(result).clone() for result in results] for results in first]
     counts = [torch.zeros(len(NAMES), dtype=torch.int64, device=results[0].device) for results in kept]

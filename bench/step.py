@@ -30,12 +30,7 @@ class Trainer:
     """Steps through a task's batches with Adam, the same for every method.
 
     Gradients are let go with the optimizer's part, as `zero_grad` does by default, so that none is held
-    while the next forward pass runs.
-
-    Args:
-        tuned: The net.
-        task: What it is trained on.
-        adam: A key of ADAMS.
+    while the next forward pass runs. `adam` is a key of ADAMS.
     """
 
     def __init__(self, tuned: Tuned, task: Task, adam: str = "fused") -> None:
@@ -52,11 +47,7 @@ class Trainer:
         self._loss = self._run(self.tuned.model, next(self._batches)).loss
 
     def backward(self) -> None:
-        """Gradients of that loss.
-
-        Raises:
-            RuntimeError: If there was no forward pass since the last call.
-        """
+        """Gradients of that loss; an error where there was no forward pass since the last call."""
         if self._loss is None:
             raise RuntimeError("backward must follow a forward pass")
         loss, self._loss = self._loss, None

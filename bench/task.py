@@ -27,12 +27,9 @@ class Task(NamedTuple):
 
     Attributes:
         name: Of the net, in tables and results; None for a layer alone.
-        shape: Its sizes, for the results.
-        dtype: Of its weights.
         build: Makes the net, the same weights each time, on the device and in the dtype of the run.
         names: Of the nn.Linear modules that LoRA adapts.
-        update: What each of them gets.
-        batches: Taken in turn, step by step; those that take a gradient are checked for theirs.
+        batches: Taken in turn, step by step; what takes a gradient in them is checked for its own.
         run: The forward pass with its loss.
     """
 

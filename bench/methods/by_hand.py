@@ -96,7 +96,7 @@ UNFUSED = Method(
 COMPILED = Method(
     "compiled",
     "the same ops under torch.compile, compiled for each shape",
-    bare(lambda *tensors, **options: _compiled()(*tensors, **options)),
+    lambda *given: bare(_compiled())(*given),
     why_absent=_cannot_compile,
     external=True,
 )

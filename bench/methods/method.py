@@ -93,7 +93,7 @@ def fresh_pair(linear: nn.Linear, r: int, dtype: torch.dtype) -> Pair:
 
 
 class Bare(nn.Module):
-    """A function of tensors as a layer; a layer that is timed alone is called past the module's own call."""
+    """A function of x [..., K], W, b, A, B and s, and of the dropout where there is one, as a layer."""
 
     def __init__(self, linear: nn.Linear, update: Update, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -101,10 +101,18 @@ class Bare(nn.Module):
         self.A, self.B = fresh_pair(linear, update.r, update.adapter_dtype)
         self.s, self.dropout, self.function = update.alpha / update.r, update.dropout, function
 
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """The function of x alone, past the module's call and its look-ups."""
+        function, tensors = self.function, (self.weight, self.bias, self.A, self.B, self.s)
+        if self.dropout:
+            options = {"dropout": self.dropout, "training": True}
+            return lambda x: function(x, *tensors, **options)
+        W, b, A, B, s = tensors
+        return lambda x: function(x, W, b, A, B, s)
+
     def forward(self, x: Tensor) -> Tensor:
-        """The function of x [..., K], W, b, A, B and s, and of the dropout where there is one."""
-        more = {"dropout": self.dropout, "training": True} if self.dropout else {}
-        return self.function(x, self.weight, self.bias, self.A, self.B, self.s, **more)
+        """[..., K] -> [..., N]."""
+        return self.bound()(x)
 
 
 def bare(function: Callable[..., Tensor]) -> Tune:
