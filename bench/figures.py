@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from bench.groups import OURS, Group, comparable
 from bench.pictures import Bar, Panel, draw
-from bench.results import Results, Row
+from bench.results import Results
 
 LINEAR: Final = "linear"
 STARTUP: Final = "startup"
@@ -98,13 +98,9 @@ def _time_over_ours(group: Group, method: str) -> float | None:
 
 
 def _saved_over_ours(group: Group, method: str) -> float | None:
-    theirs, ours = (_saved(group, name) for name in (method, OURS))
+    rows = (group.rows.get(name, {}).get(group.whole) for name in (method, OURS))
+    theirs, ours = (None if row is None else row.saved_bytes for row in rows)
     return theirs / ours if theirs and ours else None
-
-
-def _saved(group: Group, method: str) -> int | None:
-    row = group.rows.get(method, {}).get(group.whole)
-    return None if row is None else row.saved_bytes
 
 
 def figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
@@ -138,44 +134,28 @@ def _cell(multiple: Multiple | None) -> str:
 
 
 def _sentences(runs: Mapping[str, Run]) -> Iterator[str]:
-    lines = [*_floor_sentences(runs), *_startup_sentences(runs)]
+    """How far ours is from the frozen layer, and how long one waits for it to start."""
+    groups = comparable(runs[LINEAR].results.rows) if LINEAR in runs else []
+    large = [(group, group.over(OURS, _FROZEN)) for group in groups if _is_large(group)]
+    over = sorted((ratio.median, group.title) for group, ratio in large if ratio is not None)
+    lines = []
+    if over:
+        sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
+        what = f"fastlora over the frozen layer, which trains nothing, {large[0][0].whole}, {sizes}, r = 16"
+        lines.append(f"- {what}: {over[0][0]:.2f} .. {over[-1][0]:.2f} ({over[-1][1]}).")
+    for row in runs[STARTUP].results.rows if STARTUP in runs else ():
+        if row.method == OURS and row.phase != "second step":
+            what = f"{row.phase} of one layer in a fresh process, {row.mode}"
+            what = "`import fastlora`, torch's own import not counted" if row.phase == "import" else what
+            lines.append(f"- {what}: {1e-6 * row.median_us:.3f} s.")
     yield from lines
     yield from [""] if lines else []
 
 
-def _floor_sentences(runs: Mapping[str, Run]) -> Iterator[str]:
-    if LINEAR not in runs:
-        return
-    large = [group for group in comparable(runs[LINEAR].results.rows) if _is_large(group)]
-    over = {group.title: ratio for group in large if (ratio := group.over(OURS, _FROZEN)) is not None}
-    if over:
-        worst = max(over, key=lambda title: over[title].median)
-        medians = [ratio.median for ratio in over.values()]
-        sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
-        yield (
-            f"- fastlora over the frozen layer, which trains nothing, {large[0].whole}, {sizes}, r = 16: "
-            f"{min(medians):.2f} .. {max(medians):.2f} ({worst})."
-        )
-
-
 def _is_large(group: Group) -> bool:
     row = group.any_row
-    return (
-        row.shape["r"] == 16 and not row.dropout and all(row.shape[name] >= n for name, n in _LARGE.items())
-    )
-
-
-def _startup_sentences(runs: Mapping[str, Run]) -> Iterator[str]:
-    if STARTUP in runs:
-        for row in runs[STARTUP].results.rows:
-            if row.method == OURS and row.phase != "second step":
-                yield f"- {_startup(row)}: {1e-6 * row.median_us:.3f} s."
-
-
-def _startup(row: Row) -> str:
-    if row.phase == "import":
-        return "`import fastlora`, torch's own import not counted"
-    return f"{row.phase} of one layer in a fresh process, {row.mode}"
+    large = all(row.shape[name] >= least for name, least in _LARGE.items())
+    return large and row.shape["r"] == 16 and not row.dropout
 
 
 def _origin(runs: Mapping[str, Run], folder: Path) -> Iterator[str]:

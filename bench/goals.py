@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -11,10 +11,10 @@ import torch
 
 from bench.cases import Case
 from bench.counts import FILL
+from bench.groups import Group, comparable, subject
 from bench.methods import FASTLORA, METHODS, UNDROPPED
-from bench.results import Results, Row
+from bench.results import Results
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
-from fastlora.measuring.timing import ratio
 
 _MODE: Final = "graph"
 _HEADLINE: Final = Case(8192, *HEADLINE, 16, torch.bfloat16, torch.bfloat16)
@@ -76,57 +76,47 @@ GOALS: Final = (
 
 def findings(results: Results) -> Iterator[Finding]:
     """The table, from whatever was measured; what was not says so."""
-    rows = [row for row in results.rows if row.mode == _MODE]
+    groups = [group for group in comparable(results.rows) if group.any_row.mode == _MODE]
     for goal in GOALS:
         like = {**_HEADLINE.labels(), **goal.labels}
-        ratios = _ratios(rows, goal)
-        yield _finding(goal, "headline", [ratios[key] for key in (_key(like),) if key in ratios])
-        llama = [value for key, value in ratios.items() if _is_llama(json.loads(key), like)]
+        found = _ratios(groups, goal.over, goal.under, goal.phase)
+        yield _finding(goal, "headline", [value for group, value in found if group.any_row.labels == like])
+        llama = [value for group, value in found if _is_llama(group.any_row.labels, like)]
         yield _finding(goal, f"mean of {len(llama)}", llama)
-    yield _fastest_other(rows)
+    yield _fastest_other(groups)
     for phase in ("forward", "backward"):
         yield _launches(results, phase)
 
 
-def _ratios(rows: Iterable[Row], goal: Goal) -> dict[str, float]:
-    """By case, the median of the ratios pair by pair."""
-    cases: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        if row.phase == goal.phase:
-            cases.setdefault(_key(row.labels), {})[row.method] = row
-    return {
-        key: ratio(methods[goal.over].samples_us, methods[goal.under].samples_us).median
-        for key, methods in cases.items()
-        if goal.over in methods and goal.under in methods
-    }
+def _ratios(groups: Iterable[Group], over: str, under: str, phase: str) -> list[tuple[Group, float]]:
+    """The median of the ratios pair by pair, of each case that has both methods."""
+    found = ((group, group.over(over, under, phase)) for group in groups)
+    return [(group, ratio.median) for group, ratio in found if ratio is not None]
 
 
 def _finding(goal: Goal, shapes: str, ratios: Sequence[float]) -> Finding:
     if not ratios:
         return Finding(goal.what, shapes, "-", goal.reach, goal.limit, "not measured")
-    # Judged as printed.
-    mean = round(math.exp(sum(map(math.log, ratios)) / len(ratios)), 3)
+    mean = round(statistics.geometric_mean(ratios), 3)  # judged as printed
     verdict = "met" if goal.least <= mean <= goal.most else "NOT MET"
     return Finding(goal.what, shapes, f"{mean:.3f}", goal.reach, goal.limit, verdict)
 
 
-def _fastest_other(rows: Sequence[Row]) -> Finding:
+def _fastest_other(groups: Sequence[Group]) -> Finding:
     """The least of the other methods' times over ours, over all cases."""
     what, reach = "fastest other LoRA over fastlora, forward+backward", "> 1.00"
-    ratios = {
-        (name, key): value
+    found = [
+        (value, name, subject(group.any_row))
         for name in _OTHERS
-        for key, value in _ratios(rows, Goal("", name, _OURS, _STEP, {})).items()
-    }
-    cases = {key for _, key in ratios}
-    if not ratios:
+        for group, value in _ratios(groups, name, _OURS, _STEP)
+    ]
+    if not found:
         return Finding(what, "least of 0", "-", reach, "", "not measured")
-    (name, key), least = min(ratios.items(), key=lambda item: item[1])
-    M, K, N, r = (json.loads(key)["shape"][letter] for letter in "MKNr")
-    lost = len({key for (_, key), value in ratios.items() if value <= 1})
-    verdict = "met" if least > 1 else f"NOT MET in {lost} of {len(cases)}"
-    shapes = f"least of {len(cases)}"
-    return Finding(what, shapes, f"{least:.3f} ({name}, {M}x{K}->{N} r{r})", reach, "", verdict)
+    cases = {group.title for name in _OTHERS for group, _ in _ratios(groups, name, _OURS, _STEP)}
+    lost = {group.title for name in _OTHERS for group, v in _ratios(groups, name, _OURS, _STEP) if v <= 1}
+    least, name, case = min(found)
+    verdict = f"NOT MET in {len(lost)} of {len(cases)}" if lost else "met"
+    return Finding(what, f"least of {len(cases)}", f"{least:.3f} ({name}, {case})", reach, "", verdict)
 
 
 def _launches(results: Results, phase: str) -> Finding:
@@ -152,7 +142,3 @@ def _is_llama(labels: dict[str, Any], like: dict[str, Any]) -> bool:
         and shape["r"] == _HEADLINE.r
         and others.items() <= labels.items()
     )
-
-
-def _key(labels: dict[str, object]) -> str:
-    return json.dumps(labels, sort_keys=True)
