@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.numeric_tests import run_tests
-from bench.process import run_child
+from bench.process import outcome, run_child
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
 from bench.tuning import compile_candidates
@@ -55,8 +55,7 @@ def run_steps(
             try:
                 result = step(setting, folder)
             except Exception as error:  # on record as the step's; the others go on
-                why = f"{type(error).__name__}: {error}"
-                result = {"passed": False, "finished": False, "summary": why, "seconds": 0.0}
+                result = outcome(False, f"{type(error).__name__}: {error}", 0.0, finished=False)
             ended.put((name, result))
 
     for lane in lanes:

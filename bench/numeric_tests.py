@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from bench.process import Ended, run_process, surroundings
+from bench.process import Ended, outcome, run_process, surroundings
 from bench.settings import Setting
 
 # Most of the tests' time is compilation, which more processes share; some are left for what runs beside.
@@ -20,11 +20,7 @@ _VERDICT: Final = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b")
 
 
 def run_tests(setting: Setting, folder: Path) -> dict[str, Any]:
-    """Run them; the whole output goes to numeric-tests.log in `folder`.
-
-    Returns:
-        passed, finished, a summary, the failures by name, and seconds.
-    """
+    """Run them: a correctness step's result, and failures by name; the output goes to numeric-tests.log."""
     variables = {**surroundings(setting.device), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     ended = run_process(_pytest(setting), variables, setting.test_seconds)
     (folder / "numeric-tests.log").write_text(ended.output, encoding="utf-8")
@@ -42,13 +38,10 @@ def read_tests(ended: Ended) -> dict[str, Any]:
         closing = f"not finished after {ended.seconds:.0f} s: {counts}"
         failures = [line for line in lines if re.search(r"\b(FAILED|ERROR)\b", line)]
     closing = closing or f"pytest exited with status {ended.status}: {' '.join(lines[-1:])}"
-    return {
-        "passed": ended.status == 0,
-        "finished": ended.status is not None,
-        "summary": closing.strip("= "),
-        "failures": failures,
-        "seconds": round(ended.seconds, 1),
-    }
+    finished = ended.status is not None
+    return outcome(
+        ended.status == 0, closing.strip("= "), ended.seconds, finished=finished, failures=failures
+    )
 
 
 def _pytest(setting: Setting) -> list[str]:

@@ -60,12 +60,7 @@ def run_child(target: str, arguments: Sequence[Any], device: torch.device, secon
     found = next((_parsed(line) for line in reversed(lines) if line.startswith("{")), None)
     if found is not None:
         return {**found, "finished": ended.status is not None}
-    return {
-        "passed": False,
-        "finished": ended.status is not None,
-        "summary": why_ended(ended, seconds),
-        "seconds": round(ended.seconds, 1),
-    }
+    return outcome(False, why_ended(ended, seconds), ended.seconds, finished=ended.status is not None)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -87,17 +82,21 @@ def run_shares(target: str, count: int, device: torch.device, seconds: float, wh
         found = list(pool.map(share, range(count)))
     unwell = [part["summary"] for part in found if not part["passed"]]
     ran = sum(part.get("ran", 0) for part in found)
-    return {
-        "passed": not unwell,
-        "finished": all(part["finished"] for part in found),
-        "summary": "; ".join([f"{ran} {what} compiled and run once", *unwell]),
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    finished = all(part["finished"] for part in found)
+    summary = "; ".join([f"{ran} {what} compiled and run once", *unwell])
+    return outcome(not unwell, summary, time.monotonic() - start, finished=finished)
+
+
+def outcome(
+    passed: bool | None, summary: str, seconds: float, *, finished: bool = True, **more: Any
+) -> dict[str, Any]:
+    """A correctness step's result; `passed` is None where it did not run."""
+    return {"passed": passed, "finished": finished, "summary": summary, "seconds": round(seconds, 1), **more}
 
 
 def not_run(why: str) -> dict[str, Any]:
     """The result of a correctness step that cannot run here."""
-    return {"passed": None, "finished": True, "summary": f"not run: {why}", "seconds": 0.0}
+    return outcome(None, f"not run: {why}", 0.0)
 
 
 def why_ended(ended: Ended, seconds: float) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from bench.layer import build_layer
 from bench.methods import FASTLORA
-from bench.process import Ended, not_run, run_process, surroundings, why_ended
+from bench.process import Ended, not_run, outcome, run_process, surroundings, why_ended
 from bench.settings import Setting
 
 _PROGRAM: Final = "compute-sanitizer"
@@ -53,8 +53,7 @@ def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
     said = summary[1] if summary else why_ended(ended, seconds)
     if ended.status not in (0, None) and refusal and (summary is None or ended.status != _FOUND_SOMETHING):
         passed, said = None, f"not run: {refusal[1].strip()}"
-    finished, took = ended.status is not None, round(ended.seconds, 1)
-    return {"passed": passed, "finished": finished, "summary": said, "seconds": took}
+    return outcome(passed, said, ended.seconds, finished=ended.status is not None)
 
 
 def find_sanitizer() -> str | None:

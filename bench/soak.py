@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.counts import synchronize
 from bench.layer import Layer, build_layer
 from bench.methods import FASTLORA
-from bench.process import not_run
+from bench.process import not_run, outcome
 from bench.settings import Setting
 from fastlora.measuring.timing import captured
 
@@ -59,14 +59,8 @@ def compare(
     }
     passed = runs > 0 and not any(different.values())
     found = "all bitwise equal" if passed else f"different: {different}"
-    return {
-        "passed": passed,
-        "finished": True,
-        "summary": f"{runs} {what}, {found}",
-        "runs": runs,
-        "different": different,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    took = time.monotonic() - start
+    return outcome(passed, f"{runs} {what}, {found}", took, runs=runs, different=different)
 
 
 def repeat(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
