@@ -20,7 +20,7 @@ from bench.process import run_child
 from bench.results import Results
 from bench.settings import Setting
 from bench.tuning import compile_candidates
-from fastlora.plan import reload_tables
+from fastlora.routes.decide import reload_tables
 
 # A case takes seconds, with compilation perhaps 30; one that takes this long hangs.
 _HANGS_SECONDS: Final = 120

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fastlora import __version__, backend, set_backend
+from fastlora import __version__, set_backend
 from fastlora.cli import commands, main
 from fastlora.recipes import mnist as job
 from fastlora.recipes.digits import Digits, read_sample
+from fastlora.routes import backend
 
 ROOT = Path(__file__).parents[1]
 

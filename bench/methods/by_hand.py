@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bench.methods.method import Method, Pair, Update, bare, replacing
 from fastlora import LoRAParametrization
-from fastlora.reference import unfused
+from fastlora.formula.oracle import unfused
 
 # Each shape is compiled for its own sizes; past the limit torch runs the rest uncompiled.
 _MOST_SHAPES = 256

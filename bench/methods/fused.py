@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.methods.method import Method, Tuned, Update, named
 from fastlora import BackendError, LoRAConfig, apply_lora
-from fastlora.backend import choose_path
+from fastlora.routes.decide import route_on
 
 
 def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
@@ -30,7 +30,7 @@ def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
 
 def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
-        choose_path(device, dtype)
+        route_on(device, dtype)
     except BackendError as error:
         return str(error)
     return None

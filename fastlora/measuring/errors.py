@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastlora.formula.oracle import unfused
 from fastlora.measuring.inputs import Inputs
-from fastlora.reference import unfused
 
 
 def gradients(inputs: Inputs) -> dict[str, Tensor]:

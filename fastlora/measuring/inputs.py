@@ -8,6 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from fastlora.formula.operands import Operands, plain
+
 SCALE: Final = 0.75
 
 
@@ -22,6 +24,10 @@ class Inputs:
     B: Tensor
     s: float
     dy: Tensor
+
+    def call(self, dropout: float = 0.0, seed: Tensor | None = None) -> Operands:
+        """The bundle that the passes take."""
+        return Operands(self.x, plain(self.W), self.b, self.A, self.B, self.s, dropout, seed)
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Every tensor converted."""

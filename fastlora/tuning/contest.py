@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlora import reference
+from fastlora.cost import Problem
+from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.devices import describe_device, number_of_sets
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import Inputs, random_inputs
@@ -24,7 +25,8 @@ from fastlora.measuring.timing import (
     timer_for,
     warm_up,
 )
-from fastlora.plan import Plan, architecture_of, plan_for
+from fastlora.routes import cpu, vendor
+from fastlora.routes.plan import Plan, architecture_of, plan_for
 from fastlora_kernels.tables import Tile
 
 # The vendor's product with the low-rank part accumulated onto it, among the tiles.
@@ -140,22 +142,22 @@ class Contest:
         return True
 
     def _plan(self, tile: Tile) -> Plan:
-        where = (self.direction, architecture_of(self.device), self.dtype, self.dtype)
-        return plan_for(*where, (*self.shape, RANK), tile=tile)
+        problem = Problem(*self.shape, RANK, self.dtype, self.dtype)
+        return plan_for(self.direction, architecture_of(self.device), problem, tile=tile)
 
     def _call(self, plan: Plan | None) -> Call:
         """The pass on every input set, by the kernels, or by the library where there is no plan."""
         return lambda: [self._results(plan, inputs, p) for inputs, p in zip(self.sets, self.ps, strict=True)]
 
     def _results(self, plan: Plan | None, of: Inputs, p: Tensor) -> dict[str, Tensor]:
-        from fastlora import launch  # Triton reads TRITON_INTERPRET when it is imported
+        from fastlora.routes import fused  # Triton reads TRITON_INTERPRET when it is imported
 
+        torchs = cpu if self.device.type == "cpu" else vendor
         if self.direction == "forward":
-            given = (of.x, of.W, of.b, of.A, of.B, of.s)
-            y, p = reference.forward(*given) if plan is None else launch.forward(*given, plan=plan)
+            y, p = torchs.forward(of.call()) if plan is None else fused.forward(of.call(), plan)
             return {"y": y, "p": p}
-        back = (of.dy, of.x, of.W, of.A, of.B, p, of.s)
-        found = reference.backward(*back) if plan is None else launch.backward(*back, plan=plan)
+        given = (of.call(), of.dy, p, EVERYTHING)
+        found = torchs.backward(*given) if plan is None else fused.backward(*given, plan)
         return {
             name: value for name, value in zip(("dx", "dA", "dB"), found, strict=True) if value is not None
         }

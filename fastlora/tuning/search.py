@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastlora.plan import architecture_of
+from fastlora.routes.plan import architecture_of
 from fastlora.tuning.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
 from fastlora.tuning.contest import LIBRARY, RANK, Contest, Outcome, dtype_of
 from fastlora_kernels.configs import shape_class, table_of
@@ -112,7 +112,7 @@ def _write(out: Path, architecture: str, table: Table, content: Mapping[str, Any
 def fitting_winner(
     architecture: str, field: Field, outcomes: Sequence[Outcome]
 ) -> tuple[Tile, bool, list[str]]:
-    """`winner` among the tiles that the gate lets pass, and why others that won were turned down.
+    """`winner` among the tiles that compile within the rules, and why others that won were turned down.
 
     A contest has few ranks, no dropout and adapters in x's dtype; an entry of the table serves calls with
     more as well, which take more shared memory and registers.
@@ -128,15 +128,16 @@ def fitting_winner(
 
 
 def _faults(architecture: str, field: Field, tile: Tile) -> list[str]:
-    """What the gate finds in the most demanding variants of a tile; nothing in the interpreter."""
-    from fastlora_kernels import gate  # Triton reads TRITON_INTERPRET when it is imported
+    """What is wrong with a tile's most demanding variants, compiled; nothing in the interpreter."""
+    # Triton reads TRITON_INTERPRET when it is imported.
+    from fastlora_kernels.compile_check import rules, variants
 
     if architecture not in ARCHITECTURES:
         return []
-    cases = gate.tile_cases(
+    cases = variants.tile_cases(
         architecture, "half", field.shape_class, field.direction, tile, every_variant=False
     )
-    return [f"{line}: {fault}" for line, found in map(gate.check, cases) for fault in found]
+    return [f"{line}: {fault}" for line, found in map(rules.check, cases) for fault in found]
 
 
 def winner(tiles: Sequence[Tile], outcomes: Sequence[Outcome]) -> tuple[Tile, bool]:

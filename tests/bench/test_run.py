@@ -11,7 +11,7 @@ from bench.gpu import fresh_results, main
 from bench.results import Results
 from bench.run import Run
 from bench.settings import DRY
-from fastlora.plan import reload_tables
+from fastlora.routes.decide import reload_tables
 
 SMALL = DRY._replace(
     measurements=tuple(one._replace(methods=("frozen", "unfused")) for one in DRY.measurements)

@@ -132,7 +132,7 @@ def test_a_fault_in_the_last_layer_changes_nothing(base, tmp_path):
 def test_what_the_model_must_be_for_a_swap_is_said(base, tmp_path):
     saved(base, tmp_path)
     model = adapted(copy.deepcopy(base))
-    with pytest.raises(ValueError, match="name must be an adapter of the model; got 'fr'"):
+    with pytest.raises(ValueError, match="name must be one of default; got 'fr'"):
         hot_swap(model, tmp_path, name="fr")
     merge_lora(model)
     with pytest.raises(AdapterError, match="must be unmerged before loading; merged: '0', '2'"):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fastlora.plan import reload_tables
+from fastlora.routes.decide import reload_tables
 from fastlora.tuning import search
 from fastlora.tuning.candidates import SHAPES, candidates
 from fastlora.tuning.contest import LIBRARY, Outcome
