@@ -51,7 +51,7 @@ def fields(table: Table, *, dry: bool) -> Iterator[Field]:
                 if shape_class(table, "half", M, N if direction == "forward" else K, direction) == name
             )
             if shapes:
-                yield Field(name, direction, propose(name, getattr(entry, direction)), shapes)
+                yield Field(name, direction, propose(name, direction, getattr(entry, direction)), shapes)
 
 
 def tune(device: torch.device, out: Path, seconds: float, here: Mapping[str, Any]) -> dict[str, Any]:
