@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from fastlora import config
+from fastlora import arguments
 from fastlora.changes import commit
 
 DEFAULT = "default"
@@ -30,19 +30,19 @@ class Options(NamedTuple):
     @classmethod
     def checked(cls, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> Options:
         """The options, if they are sound; else TypeError or ValueError. An alpha of None means r."""
-        r, alpha = config.check_rank(r), config.check_alpha(alpha)
+        r, alpha = arguments.check_rank(r), arguments.check_alpha(alpha)
         return cls(
             r=r,
             alpha=float(r) if alpha is None else alpha,
-            dropout=config.check_dropout(dropout),
-            rslora=config.check_bool(rslora, "rslora"),
-            init=config.check_init(init),
+            dropout=arguments.check_dropout(dropout),
+            rslora=arguments.check_bool(rslora, "rslora"),
+            init=arguments.check_init(init),
         )
 
     @property
     def scaling(self) -> float:
         """s, the factor of the update."""
-        return config.scaling(self.r, self.alpha, self.rslora)
+        return arguments.scaling(self.r, self.alpha, self.rslora)
 
 
 class Adapter(nn.Module):
@@ -82,7 +82,7 @@ class Adapter(nn.Module):
     @property
     def scaling(self) -> float:
         """s, the factor of the update."""
-        return config.scaling(self.r, self.alpha, self.rslora)
+        return arguments.scaling(self.r, self.alpha, self.rslora)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """A and B: whoever hooks calls, to bring parameters from elsewhere, has brought them by then."""
@@ -121,7 +121,7 @@ def check_name(name: object) -> str:
     """The name, if it can be a key of a state_dict and a directory; else TypeError or ValueError."""
     wanted = (
         f"adapter name must be letters, digits, '_' and '-', at most {_LONGEST_NAME}, not starting with '-'; "
-        f"got {config.shown(name)}"
+        f"got {arguments.shown(name)}"
     )
     if not isinstance(name, str):
         raise TypeError(wanted)
@@ -135,7 +135,10 @@ def check_name(name: object) -> str:
 def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
     """An adapter at its start for a weight [N, K], on its device; `dtype` None: see `adapter_dtype_over`."""
     N, K = weight.shape
-    kind: dict[str, Any] = {"device": weight.device, "dtype": config.adapter_dtype_over(weight.dtype, dtype)}
+    kind: dict[str, Any] = {
+        "device": weight.device,
+        "dtype": arguments.adapter_dtype_over(weight.dtype, dtype),
+    }
     # Trained later, whatever mode this is called in.
     with torch.inference_mode(False):
         A, B = (nn.Parameter(torch.empty(shape, **kind)) for shape in ((options.r, K), (N, options.r)))

@@ -13,20 +13,21 @@ from typing import cast
 from torch import nn
 
 from fastlora.adapter import Adapter, Options, check_name, new_adapter
-from fastlora.arguments import check_choice
+from fastlora.arguments import check_choice, check_dtype
 from fastlora.changes import commit, exclusive
-from fastlora.config import LoRAConfig, check_dtype
+from fastlora.config import LoRAConfig
 from fastlora.ddp import note_change
 from fastlora.in_use import check_switchable, name_in_use, put_idle, switch
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
 from fastlora.model import make_layers, options_for
+from fastlora.name_matching import listed
 from fastlora.peft_config import as_config
 from fastlora.replace import replace_modules
 from fastlora.residual import check_whole
 from fastlora.saved import inside, saved_modules
 from fastlora.shards import check_not_spread, reshard
-from fastlora.targets import Target, find_targets, listed
+from fastlora.targets import Target, find_targets
 from fastlora.tasks import check_task, task_heads
 
 

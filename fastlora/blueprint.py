@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from fastlora.arguments import check_rank
 from fastlora.budget import Budget, training_budget
-from fastlora.config import LoRAConfig, check_rank
+from fastlora.config import LoRAConfig
 from fastlora.transformers_config import ConfigError, find_config, in_short
 
 _LAYER: Final = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+),(\d+)(?:\*(\d+))?")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fastlora.changes import Commit
 from fastlora.layer import FusedLoRALinear
+from fastlora.name_matching import listed
 from fastlora.shards import local
-from fastlora.targets import listed
 from fastlora.wrappers import module_names
 
 _NOTE: Final = "_buffers_before_lora"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fastlora.adapter import Adapter, Options, adapters_of
 from fastlora.adapters import adapter_names, check_new, give_adapter
+from fastlora.arguments import check_rank, shown
 from fastlora.changes import exclusive
-from fastlora.config import check_rank, shown
 from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 
+from fastlora.arguments import (
+    check_alpha,
+    check_bool,
+    check_dropout,
+    check_dtype,
+    check_init,
+    check_rank,
+    shown,
+)
+
 ALL_LINEAR: Final = "all-linear"
-INITS: Final = ("gaussian", "kaiming", "orthogonal")
-FROM_WEIGHT: Final = ("pissa", "pissa-randomized", "olora")
 _PEFTS_NAMES: Final = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
@@ -22,109 +28,6 @@ _PEFTS_NAMES: Final = {
     "init_lora_weights": "init",
 }
 TASKS: Final = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
-DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def shown(value: object, limit: int = 200) -> str:
-    """The repr of what a caller passed, for a message; cut where it is long."""
-    try:
-        text = repr(value)
-    except Exception:  # an int of thousands of digits, say
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def check_rank(r: object, name: str = "r") -> int:
-    """The rank, if it is an int >= 1; else TypeError or ValueError about `name`."""
-    if isinstance(r, bool) or not isinstance(r, int):
-        raise TypeError(f"{name} must be an int >= 1; got {shown(r)}")
-    if r < 1:
-        raise ValueError(f"{name} must be an int >= 1; got {shown(r)}")
-    return r
-
-
-def check_alpha(alpha: object, name: str = "alpha") -> float | None:
-    """Alpha, if it is a finite number or None (meaning r); else TypeError or ValueError about `name`."""
-    if alpha is None:
-        return None
-    wanted = f"{name} must be a finite number or None (meaning r); got {shown(alpha)}"
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(wanted)
-    try:
-        number = float(alpha)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(wanted)
-    return number
-
-
-def check_scaling(s: object) -> float:
-    """The scaling s as a float, if it is a finite real number; else TypeError or ValueError."""
-    if isinstance(s, torch.SymFloat):
-        return cast(float, s)
-    if isinstance(s, bool) or not isinstance(s, Real):
-        raise TypeError(f"s must be a number; got {type(s).__name__}")
-    try:
-        number = float(s)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"s must be finite; got {shown(s)}")
-    return number
-
-
-def check_dropout(dropout: object) -> float:
-    """The dropout probability, if it lies in [0, 1); else TypeError or ValueError."""
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
-        raise TypeError(f"dropout must be a probability in [0, 1); got {shown(dropout)}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be a probability in [0, 1); got {shown(dropout)}")
-    return float(dropout)
-
-
-def check_bool(value: object, name: str) -> bool:
-    """The value, if it is True or False; else TypeError about `name`."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {shown(value)}")
-    return value
-
-
-def check_init(init: object) -> str:
-    """The name of an initialization; else ValueError listing the known ones."""
-    if not isinstance(init, str) or init not in INITS:
-        from_weight = isinstance(init, str) and init in FROM_WEIGHT
-        hint = " (it changes W: call fastlora.initialize after apply_lora)" if from_weight else ""
-        raise ValueError(f"init must be one of {', '.join(INITS)}; got {shown(init)}{hint}")
-    return str(init)
-
-
-def check_dtype(name: str, dtype: object) -> torch.dtype | None:
-    """The dtype, if matrices can be multiplied in it, or None; else TypeError about `name`.
-
-    Names are taken too, such as "float32" and "torch.float32".
-    """
-    if isinstance(dtype, str):
-        found = {str(known): known for known in DTYPES}.get("torch." + dtype.removeprefix("torch."))
-    else:
-        found = next((known for known in DTYPES if dtype is known), None)
-    if found is None and dtype is not None:
-        raise TypeError(f"{name} must be {', '.join(map(str, DTYPES))} or None; got {shown(dtype)}")
-    return found
-
-
-def adapter_dtype_over(base: torch.dtype, chosen: torch.dtype | None = None) -> torch.dtype:
-    """Dtype of A and B over a weight: the chosen one, else the weight's, but fp32 over a 16-bit weight.
-
-    In 16 bits most of a small step's changes would be rounded away. PEFT chooses likewise
-    (`autocast_adapter_dtype`).
-    """
-    return chosen or torch.promote_types(base, torch.float32)
-
-
-def scaling(r: int, alpha: float, rslora: bool) -> float:
-    """s = alpha / r (arXiv 2106.09685, section 4.1), or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
-    return alpha / (math.sqrt(r) if rslora else r)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastlora.arguments import check_choice, check_size
-from fastlora.config import check_rank, shown
+from fastlora.arguments import check_choice, check_rank, check_size, shown
 from fastlora.cost import Cost, Problem
 from fastlora.gpus import GPUS, Gpu, find_gpu
 from fastlora.layer import FusedLoRALinear

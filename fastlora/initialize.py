@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from fastlora import lowrank
 from fastlora.adapter import SLOTS
-from fastlora.arguments import check_choice
+from fastlora.arguments import FROM_WEIGHT, check_choice
 from fastlora.changes import commit, exclusive
-from fastlora.config import FROM_WEIGHT
 from fastlora.formula import oracle
 from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer import FusedLoRALinear

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlora import changes, config, untrained
+from fastlora import arguments, changes, untrained
 from fastlora.adapter import DEFAULT, Options, new_adapter
 from fastlora.arguments import check_size
 from fastlora.changes import commit
@@ -80,11 +80,11 @@ class FusedLoRALinear(StoredLinear):
         dtype: torch.dtype | None = None,
         adapter_dtype: torch.dtype | str | None = None,
     ) -> None:
-        config.check_dtype("dtype", dtype)
-        adapter_dtype = config.check_dtype("adapter_dtype", adapter_dtype)
+        arguments.check_dtype("dtype", dtype)
+        adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
-        config.check_bool(bias, "bias")
+        arguments.check_bool(bias, "bias")
         options = Options.checked(r, alpha, dropout, rslora, init)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype))
@@ -130,7 +130,7 @@ class FusedLoRALinear(StoredLinear):
     ) -> FusedLoRALinear:
         """`from_linear`, but W and b are not frozen yet: nothing of `linear` has changed."""
         check_plain_linear("linear", linear)
-        adapter_dtype = config.check_dtype("adapter_dtype", adapter_dtype)
+        adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         checked = Options.checked(**options)
         layer = twin_of(linear, cls)
         layer._begin(name, new_adapter(layer.weight, checked, adapter_dtype))

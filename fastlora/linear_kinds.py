@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fastlora import config
+from fastlora import arguments
 
 # torch's own, whose weight nn.MultiheadAttention uses without calling it: left out by everybody.
 _LEFT_OUT: Final = nn.modules.linear.NonDynamicallyQuantizableLinear
@@ -98,8 +98,8 @@ def odd_tensor(tensor: Tensor) -> str | None:
         return f"a {cls.__module__}.{cls.__qualname__}, as quantization makes them, and no plain tensor"
     if tensor.layout is not torch.strided:
         return f"in the layout {tensor.layout}"
-    if tensor.dtype not in config.DTYPES:
-        return f"in {tensor.dtype}, not in one of {', '.join(map(str, config.DTYPES))}"
+    if tensor.dtype not in arguments.DTYPES:
+        return f"in {tensor.dtype}, not in one of {', '.join(map(str, arguments.DTYPES))}"
     return None
 
 

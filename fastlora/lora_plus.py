@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastlora.adapter import SLOTS
-from fastlora.config import shown
+from fastlora.arguments import shown
 from fastlora.layers import existing_layers
 
 

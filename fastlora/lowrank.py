@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlora.config import check_rank
+from fastlora.arguments import check_rank
 from fastlora.formula.operands import accumulation_dtype
 
 # Columns drawn beyond those asked for; Halko et al., section 4.2, take 5 to 10.

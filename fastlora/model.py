@@ -11,8 +11,9 @@ from torch import nn
 
 from fastlora import beside, buffers
 from fastlora.adapter import DEFAULT, SLOTS
+from fastlora.arguments import check_bool
 from fastlora.changes import commit, exclusive
-from fastlora.config import LoRAConfig, check_bool
+from fastlora.config import LoRAConfig
 from fastlora.ddp import note_change
 from fastlora.in_use import idle_parameters, name_in_use
 from fastlora.layer import FusedLoRALinear

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from fastlora.config import LoRAConfig, shown
+from fastlora.arguments import shown
+from fastlora.config import LoRAConfig
 from fastlora.wrappers import unwrapped
 
 _SAME: Final = (

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from fastlora import config
+from fastlora import arguments
 from fastlora.arguments import check_size
 from fastlora.formula import oracle
 
@@ -43,17 +43,17 @@ class ReferenceLoRALinear(nn.Module):
         adapter_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        config.check_dtype("dtype", dtype)
+        arguments.check_dtype("dtype", dtype)
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
-        config.check_bool(bias, "bias")
+        arguments.check_bool(bias, "bias")
         self.scaling = _scaling(r, alpha, rslora)
-        self.dropout = config.check_dropout(dropout)
+        self.dropout = arguments.check_dropout(dropout)
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         self.weight = linear.weight.requires_grad_(False)
         self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
-        chosen = config.check_dtype("adapter_dtype", adapter_dtype)
-        adapter_dtype = config.adapter_dtype_over(self.weight.dtype, chosen)
+        chosen = arguments.check_dtype("adapter_dtype", adapter_dtype)
+        adapter_dtype = arguments.adapter_dtype_over(self.weight.dtype, chosen)
         self.lora_A = nn.Parameter(torch.empty(r, in_features, device=device, dtype=adapter_dtype))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=device, dtype=adapter_dtype))
         nn.init.normal_(self.lora_A, std=1 / r)
@@ -84,9 +84,9 @@ class ReferenceLoRALinear(nn.Module):
 
 def _scaling(r: int, alpha: float | None, rslora: bool = False) -> float:
     """s of a rank and an alpha, both checked."""
-    config.check_rank(r)
-    alpha = config.check_alpha(alpha)
-    return config.scaling(r, float(r) if alpha is None else alpha, config.check_bool(rslora, "rslora"))
+    arguments.check_rank(r)
+    alpha = arguments.check_alpha(alpha)
+    return arguments.scaling(r, float(r) if alpha is None else alpha, arguments.check_bool(rslora, "rslora"))
 
 
 class LoRAParametrization(nn.Module):
@@ -117,7 +117,7 @@ class LoRAParametrization(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        config.check_dtype("dtype", dtype)
+        arguments.check_dtype("dtype", dtype)
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
         self.scaling = _scaling(r, alpha)

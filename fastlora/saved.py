@@ -13,7 +13,7 @@ from torch import nn
 
 from fastlora.changes import Commit
 from fastlora.layer import FusedLoRALinear
-from fastlora.targets import listed, matched_modules
+from fastlora.name_matching import listed, matched_modules
 from fastlora.wrappers import module_names
 from fastlora.writable import check_trainable as check_gradient
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from fastlora.config import check_bool
+from fastlora.arguments import check_bool
 
 # numpy's global generator takes no more.
 SEEDS: Final = 2**32

@@ -14,11 +14,12 @@ from typing import Final
 
 from torch import nn
 
+from fastlora.arguments import shown
 from fastlora.changes import Commit
-from fastlora.config import LoRAConfig, check_task_name, shown
+from fastlora.config import LoRAConfig, check_task_name
 from fastlora.layer import FusedLoRALinear
+from fastlora.name_matching import listed
 from fastlora.saved import TASK, check_trainable, saved_modules
-from fastlora.targets import listed
 from fastlora.wrappers import module_names, unwrapped
 
 # Ends of the names of heads, as PEFT's models have them (0.21, peft_model.py): "classifier" is

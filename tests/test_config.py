@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastlora import LoRAConfig
-from fastlora.config import scaling
+from fastlora.arguments import scaling
 
 
 def test_the_defaults_are_rank_8_on_all_linear_layers():

@@ -21,7 +21,7 @@ ORDER = (
     ("formula.operators",),
     ("formula.second_derivative", "formula.flops"),
     ("formula.autograd",),
-    ("linear_kinds", "peft_config", "adapter"),
+    ("linear_kinds", "peft_config", "adapter", "name_matching"),
     ("twin", "in_use"),
     ("residual", "layer_adapters"),
     ("layer_merge",),

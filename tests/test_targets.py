@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 
 from fastlora import LoRAConfig, apply_lora
-from fastlora.targets import find_targets, near_names
+from fastlora.name_matching import near_names
+from fastlora.targets import find_targets
 from tests.models import Block, Shared, TiedLM, mlp
 
 

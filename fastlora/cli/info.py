@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import torch
 
-from fastlora.config import adapter_dtype_over, check_dtype
+from fastlora.arguments import adapter_dtype_over, check_dtype
 from fastlora.cost import Problem
 from fastlora.explain import Explanation, explain_problem
 from fastlora.info import collect_info

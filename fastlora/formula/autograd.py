@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastlora.config import check_dropout, check_scaling
+from fastlora.arguments import check_dropout, check_scaling
 from fastlora.formula import operators, second_derivative  # noqa: F401 - makes the operator differentiable
 from fastlora.formula.operands import (
     BaseWeight,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastlora import config
+from fastlora import arguments
 
 # Arguments that PEFT hands to every LoRA layer; None leaves the forward as it is.
 _OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
@@ -152,7 +152,7 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
         fits = all(one in _AUTOCAST_DTYPES for one in base)
     else:
         dtype = W.dtype
-        fits = dtype in config.DTYPES and all(one == dtype for one in base)
+        fits = dtype in arguments.DTYPES and all(one == dtype for one in base)
     fits = fits and A.dtype == B.dtype
     if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in _HALVES)):
         return None

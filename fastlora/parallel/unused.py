@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import nn
 
-from fastlora.config import shown
+from fastlora.arguments import shown
 from fastlora.layers import existing_layers
 from fastlora.untrained import idle_updates, why_untrained
 

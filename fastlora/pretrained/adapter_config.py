@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from fastlora import config
+from fastlora import arguments
 from fastlora.pretrained.config_keys import DEFAULTS, check_supported, shown
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.patterns import Patterns
@@ -48,15 +48,15 @@ class AdapterConfig:
     ties: bool = False  # ensure_weight_tying
 
     def __post_init__(self) -> None:
-        config.check_rank(self.r)
-        if config.check_alpha(self.alpha, "lora_alpha") is None:
+        arguments.check_rank(self.r)
+        if arguments.check_alpha(self.alpha, "lora_alpha") is None:
             raise TypeError("lora_alpha must be a finite number; got None")
-        config.check_dropout(self.dropout)
-        config.check_bool(self.rslora, "use_rslora")
+        arguments.check_dropout(self.dropout)
+        arguments.check_bool(self.rslora, "use_rslora")
         for key, r in self.rank_pattern.items():
-            config.check_rank(r, f"rank_pattern[{shown(key)}]")
+            arguments.check_rank(r, f"rank_pattern[{shown(key)}]")
         for key, alpha in self.alpha_pattern.items():
-            if config.check_alpha(alpha, f"alpha_pattern[{shown(key)}]") is None:
+            if arguments.check_alpha(alpha, f"alpha_pattern[{shown(key)}]") is None:
                 raise TypeError(f"alpha_pattern[{shown(key)}] must be a finite number; got None")
 
     @cached_property

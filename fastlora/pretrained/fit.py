@@ -9,11 +9,12 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 
 from fastlora.layer import FusedLoRALinear
+from fastlora.name_matching import listed, near_names
 from fastlora.pretrained.contents import Contents
 from fastlora.pretrained.errors import AdapterError
 from fastlora.residual import check_whole
 from fastlora.saved import check_trainable, saved_modules
-from fastlora.targets import check_adaptable, listed, near_names
+from fastlora.targets import check_adaptable
 from fastlora.wrappers import compiled_modules, modules_by_name
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from fastlora.layers import lora_layers
+from fastlora.name_matching import listed
 from fastlora.saved import check_trainable, saved_modules
-from fastlora.targets import listed
 from fastlora.wrappers import module_names
 
 _NO_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

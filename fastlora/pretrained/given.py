@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fastlora.targets import listed
+from fastlora.name_matching import listed
 
 
 def is_other(state: Mapping[str, Tensor], model: nn.Module, places: Mapping[str, str]) -> bool:

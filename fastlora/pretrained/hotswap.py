@@ -15,12 +15,12 @@ from fastlora.arguments import check_choice, check_path
 from fastlora.changes import commit, exclusive
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import existing_layers
+from fastlora.name_matching import listed
 from fastlora.pretrained import fit
 from fastlora.pretrained.contents import Contents, layer_keys, open_directory
 from fastlora.pretrained.errors import AdapterError
 from fastlora.pretrained.renamed import fit_names
 from fastlora.shards import local, part_of, reshard
-from fastlora.targets import listed
 from fastlora.wrappers import modules_by_name
 from fastlora.writable import check_own_writable
 

@@ -15,8 +15,7 @@ from typing import Any, Final
 from torch import nn
 
 from fastlora.adapter import DEFAULT
-from fastlora.arguments import check_path, check_text
-from fastlora.config import check_bool, shown
+from fastlora.arguments import check_bool, check_path, check_text, shown
 from fastlora.layers import check_model
 from fastlora.pretrained.contents import CONFIG_FILE, TENSOR_FILE
 from fastlora.pretrained.load import load_pretrained

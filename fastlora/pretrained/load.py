@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from fastlora import beside, buffers
 from fastlora.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
 from fastlora.adapters import adapter_names, give_adapter
-from fastlora.arguments import check_path
+from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.changes import Commit, commit, exclusive
-from fastlora.config import adapter_dtype_over
 from fastlora.layer import FusedLoRALinear
 from fastlora.layers import check_model, lora_layers
 from fastlora.model import freeze, make_layers

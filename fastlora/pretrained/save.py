@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from fastlora.adapter import DEFAULT, SLOTS, Options
 from fastlora.adapters import active_adapter, adapter_names
-from fastlora.arguments import check_choice, check_path, check_text
+from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.buffers import warn_of_moved
 from fastlora.changes import exclusive
-from fastlora.config import shown
 from fastlora.layer_state import saved_name
 from fastlora.layers import existing_layers
 from fastlora.pretrained import describe

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlora.config import check_rank
-from fastlora.targets import listed
+from fastlora.arguments import check_rank
+from fastlora.name_matching import listed
 
 
 class CheckpointError(ValueError):

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from fastlora.config import check_alpha, check_rank
+from fastlora.arguments import check_alpha, check_rank
 from fastlora.recipes.digits import CLASSES
 from fastlora.recipes.methods import METHODS
 from fastlora.recipes.mlp import HIGHEST_RANK

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from fastlora.config import check_alpha
+from fastlora.arguments import check_alpha
 from fastlora.recipes.options import AUTO, check_layer_rank, find_device
 from fastlora.recipes.walkthrough.net import HIGHEST_RANK
 from fastlora.seeding import check_seed
