@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from fastlora import arguments, changes, untrained
@@ -176,7 +177,7 @@ class FusedLoRALinear(StoredLinear):
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
         # What is compiled holds one state by its guards; it would be compiled anew after every change.
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._computed(x)
         moved = changes.moved
         try:
@@ -191,18 +192,21 @@ class FusedLoRALinear(StoredLinear):
 
     def _computed(self, x: Tensor) -> Tensor:
         own: dict[str, Any] = self._parameters  # not through __getattr__, which takes 0.6 us for each
-        active, A, B = self._active, None, None
+        active = self._active
+        A: Any
+        B: Any
         try:
             W, b = own["weight"], own["bias"]
-            if active is not None:
-                if active._forward_pre_hooks or "forward" in vars(active):
-                    A, B = active()
-                else:
-                    A, B = active._parameters["lora_A"], active._parameters["lora_B"]
+            if active is None:
+                A = B = None
+            elif active._forward_pre_hooks or "forward" in active.__dict__:
+                A, B = active()
+            else:
+                factors = active._parameters
+                A, B = factors["lora_A"], factors["lora_B"]
         except KeyError:  # parametrized, pruned, a view of a flat parameter, or nn.DataParallel's replica
             W, b = self.weight, self.bias
-            if active is not None:
-                A, B = self.adapters[active.name]()
+            A, B = (None, None) if active is None else self.adapters[active.name]()
         kept = self._buffers["_base_weight"]
         if kept is not None and not self.enabled:
             W = kept
@@ -215,9 +219,10 @@ class FusedLoRALinear(StoredLinear):
                 stacklevel=3,
             )
             W, b = W.detach(), None if b is None else b.detach()
-        if active is not None and A is not None and B is not None and kept is None and self.enabled:
+        if active is not None and kept is None and self.enabled:
+            s = arguments.scaling(active.r, active.alpha, active.rslora)
             dropout = active.dropout if self.training else 0.0
-            return lora_linear(x, W, b, A, B, active.scaling, dropout=dropout)
+            return lora_linear(x, W, b, A, B, s, dropout=dropout)
         untrained.suspect(self)
         if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
             check_base(x, W, b)

@@ -260,6 +260,21 @@ def test_what_cannot_be_done_says_why_and_changes_nothing():
     assert adapter_names(model) == ("default", "fr")
 
 
+def test_no_pattern_means_what_a_layer_holds_its_adapters_in():
+    model = adapted(mlp(), target_modules=["0"])
+    for names in (["default"], ["adapters"], r".*default"):
+        with pytest.raises(ValueError, match="must match a module; it matches none"):
+            add_adapter(model, "fr", LoRAConfig(target_modules=names))
+
+
+def test_parameters_that_fsdp1_has_flattened_are_not_switched():
+    model = two()
+    model[2].adapters["fr"].lora_B._fsdp_flattened = True  # as it marks them
+    with pytest.raises(TypeError, match=r"A and B of layer '2' must be parameters of their own"):
+        set_adapter(model, "fr")
+    assert active_adapter(model) == "default"
+
+
 def test_an_adapter_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
     model = adapted(Block(), target_modules=["q_proj"])
     weight = model.attn["v_proj"].weight
