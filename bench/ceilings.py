@@ -17,7 +17,7 @@ from bench.cases import Case, dtype_name
 from bench.methods import UNFUSED
 from bench.settings import Effort
 from bench.task import Task
-from fastlora.cost import Cost, Problem
+from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.cases import Case
 from bench.methods.method import Bare, Method
 from bench.task import draw_update, layer_task
-from fastlora.activations import saved_bytes
+from fastlora.accounting.activations import saved_bytes
 from fastlora.measuring.inputs import Inputs
 from fastlora.measuring.timing import Work
 

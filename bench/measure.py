@@ -22,7 +22,7 @@ from bench.results import Row
 from bench.settings import Effort
 from bench.step import Trainer
 from bench.task import Task, layer_task
-from fastlora.activations import saved_bytes
+from fastlora.accounting.activations import saved_bytes
 from fastlora.measuring.devices import number_of_sets
 from fastlora.measuring.timing import (
     WHOLE,

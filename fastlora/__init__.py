@@ -1,32 +1,7 @@
 """fastlora: LoRA linear layers whose forward and backward each run as one fused Triton kernel."""
 
-from fastlora.adapters import (
-    active_adapter,
-    adapter_names,
-    add_adapter,
-    delete_adapter,
-    set_adapter,
-    use_adapter,
-)
-from fastlora.combine import combine_adapters
-from fastlora.config import LoRAConfig
-from fastlora.explain import Explanation, explain
-from fastlora.formula.autograd import lora_linear
-from fastlora.formula.flops import flop_formulas
-from fastlora.initialize import initialize
-from fastlora.layer import FusedLoRALinear
-from fastlora.layers import lora_layers
-from fastlora.lora_plus import lora_plus_groups
-from fastlora.merging import merge_lora, unmerge_lora
-from fastlora.model import (
-    apply_lora,
-    freeze,
-    lora_disabled,
-    remove_lora,
-    set_lora_enabled,
-    unfreeze,
-)
-from fastlora.pretrained import (
+from fastlora.accounting.explain import Explanation, explain
+from fastlora.adapter_files import (
     AdapterError,
     from_pretrained,
     hot_swap,
@@ -36,8 +11,33 @@ from fastlora.pretrained import (
     save_adapter,
     save_pretrained,
 )
+from fastlora.autograd.flops import flop_formulas
+from fastlora.autograd.function import lora_linear
+from fastlora.config import LoRAConfig
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.adapters import (
+    active_adapter,
+    adapter_names,
+    add_adapter,
+    delete_adapter,
+    set_adapter,
+    use_adapter,
+)
+from fastlora.model.apply import (
+    apply_lora,
+    freeze,
+    lora_disabled,
+    remove_lora,
+    set_lora_enabled,
+    unfreeze,
+)
+from fastlora.model.combine import combine_adapters
+from fastlora.model.find_layers import lora_layers
+from fastlora.model.initialize import initialize
+from fastlora.model.lora_plus import lora_plus_groups
+from fastlora.model.merging import merge_lora, unmerge_lora
+from fastlora.model.report import ParameterReport, parameter_report
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
-from fastlora.report import ParameterReport, parameter_report
 from fastlora.routes.backend import BackendError, get_backend, set_backend
 from fastlora.version import __version__
 

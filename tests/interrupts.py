@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import fastlora
-from fastlora import changes
+from fastlora.layer import commits
 
 OURS = str(Path(fastlora.__file__).parent)
 POINTS = 8
@@ -21,7 +21,7 @@ class Interrupt:
         if not frame.f_code.co_filename.startswith(OURS):
             return None
         # No exception comes out of nowhere where signals are held back.
-        aside = self.come is by_exception and frame.f_code.co_filename == changes.__file__
+        aside = self.come is by_exception and frame.f_code.co_filename == commits.__file__
         if event == "line" and not aside:
             self.lines += 1
             if self.lines == self.at:

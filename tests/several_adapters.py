@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastlora import FusedLoRALinear, LoRAConfig, add_adapter, lora_layers, remove_lora
-from fastlora.adapter import adapters_of
+from fastlora.layer.adapter import adapters_of
 from tests.models import adapted, mlp
 
 

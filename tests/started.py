@@ -5,7 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from fastlora import LoRAConfig, apply_lora, initialize, lora_layers
+from fastlora import LoRAConfig, apply_lora, lora_layers
+from fastlora.model import initialize
 
 STARTS = ("pissa", "pissa-randomized", "olora")
 DTYPES = (torch.bfloat16, torch.float32)

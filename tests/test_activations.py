@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from bench.cases import Case
 from bench.layer import layer_saved_bytes
 from bench.methods import FASTLORA, FROZEN, FULL, PEFT
-from fastlora.activations import saved_bytes
+from fastlora.accounting.activations import saved_bytes
 
 CPU = torch.device("cpu")
 M, K, N, R = 48, 40, 56, 4

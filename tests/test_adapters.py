@@ -9,7 +9,6 @@ from torch import nn
 from fastlora import (
     LoRAConfig,
     active_adapter,
-    adapter,
     adapter_names,
     add_adapter,
     apply_lora,
@@ -24,7 +23,8 @@ from fastlora import (
     unmerge_lora,
     use_adapter,
 )
-from fastlora.adapter import adapters_of
+from fastlora.layer import adapter
+from fastlora.layer.adapter import adapters_of
 from tests.models import Block, TiedLM, adapted, mlp
 from tests.several_adapters import alone, filled, same_state, two
 

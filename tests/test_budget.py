@@ -7,9 +7,9 @@ import torch
 from click.testing import CliRunner
 
 from fastlora import LoRAConfig, apply_lora, save_pretrained
-from fastlora.activations import saved_bytes
-from fastlora.blueprint import BlueprintError, blueprint_budget
-from fastlora.budget import training_budget
+from fastlora.accounting.activations import saved_bytes
+from fastlora.accounting.budget import training_budget
+from fastlora.accounting.meta_models import BlueprintError, blueprint_budget
 from fastlora.cli import commands
 from tests.models import mlp
 

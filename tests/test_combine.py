@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastlora import LoRAConfig, adapter_names, add_adapter, combine_adapters, lora_layers, set_adapter
-from fastlora.adapter import adapters_of
+from fastlora.layer.adapter import adapters_of
 from tests.models import adapted, mlp
 from tests.testing import assert_within_budget, relative_error
 

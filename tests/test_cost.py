@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastlora.cost import Cost, Problem
+from fastlora.formula.cost import Cost, Problem
 from fastlora.formula.oracle import unfused
 from tests.testing import operands
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastlora
 from fastlora import FusedLoRALinear
-from fastlora.formula import operators
+from fastlora.autograd import operators
 from tests.cases import quick
 from tests.testing import assert_within_budget, operands, relative_error, split_eps
 

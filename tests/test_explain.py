@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import fastlora
-from fastlora import FusedLoRALinear, explain
-from fastlora.cost import Problem
-from fastlora.explain import explain_problem
-from fastlora.gpus import GPUS, find_gpu
+from fastlora import FusedLoRALinear
+from fastlora.accounting import explain
+from fastlora.accounting.explain import explain_problem
+from fastlora.accounting.gpus import GPUS, find_gpu
+from fastlora.formula.cost import Problem
 from fastlora.routes.decide import reload_tables
 from fastlora.routes.plan import plan_for
 from fastlora_kernels import configs

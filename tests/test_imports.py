@@ -1,6 +1,7 @@
 """Who imports whom, and what runs without the packages that are optional."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,56 +10,36 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Each line imports from lines above it only. A new module is given its place here.
-ORDER = (
-    ("version", "activations", "config", "cost", "gpus", "shards", "split", "wrappers"),
-    ("arguments", "changes", "untrained", "writable"),
-    ("ddp", "tables", "transformers_config"),
-    ("formula.operands", "formula.oracle", "formula.masks", "routes.backend", "seeding"),
-    ("routes.plan", "reference_layers", "lowrank"),
-    ("routes.decide",),
-    ("routes.fused", "routes.cpu", "routes.vendor"),
-    ("formula.operators",),
-    ("formula.second_derivative", "formula.flops"),
-    ("formula.autograd",),
-    ("linear_kinds", "peft_config", "adapter", "name_matching"),
-    ("twin", "in_use"),
-    ("residual", "layer_adapters"),
-    ("layer_merge",),
-    ("layer_state",),
+# Each line imports from lines above it only; a room is a folder or a file of fastlora/. Inside a room imports
+# make no circle.
+ROOMS = (
+    ("arguments", "tables", "version"),
+    ("config", "seeding"),
+    ("formula",),
+    ("measuring", "lowrank", "reference_layers", "routes"),
+    ("autograd", "tuning"),
     ("layer",),
-    ("explain", "layers"),
-    ("targets", "replace", "merging"),
-    ("saved", "beside", "buffers"),
-    ("tasks",),
     ("model",),
-    ("adapters", "initialize", "lora_plus", "report"),
-    ("analysis", "combine", "pretrained"),
-    ("info", "budget"),
-    ("blueprint",),
-    ("integrations", "parallel", "recipes"),
+    ("accounting", "adapter_files", "analysis", "info", "integrations", "parallel"),
+    ("recipes",),
     ("cli",),
     ("__main__",),
 )
+LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels" / "fastlora_kernels").rglob("*.py"))
 
 
-# Their modules have places of their own: the formula's operands lie below the routes, its operators above.
-SPLIT = ("formula", "routes")
+def dotted(path):
+    """A file's name below fastlora, such as routes.decide."""
+    return ".".join(path.relative_to(ROOT / "fastlora").with_suffix("").parts)
 
 
-def place(*names):
-    """The entry of ORDER that the first of these names belong to."""
-    return ".".join(names[:2] if names[0] in SPLIT else names[:1])
-
-
-def part(path):
-    """The module or subpackage of fastlora that a file belongs to."""
-    return place(*path.relative_to(ROOT / "fastlora").with_suffix("").parts)
+def room(path):
+    """The folder or file of fastlora/ that a file belongs to."""
+    return dotted(path).split(".")[0]
 
 
 def imports(path, *, inside_functions=True):
@@ -78,27 +59,37 @@ def foreign(path, **options):
     return {name.split(".")[0] for name in imports(path, **options)} - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_nothing_imports_upward(path):
-    if part(path).endswith("__init__"):
+    if room(path) == "__init__":
         return
-    assert part(path) in LEVEL, f"give {part(path)} its place in ORDER"
+    assert room(path) in LEVEL, f"give {room(path)} its place in ROOMS"
     for name in imports(path):
         package, *inner = name.split(".")
-        if package == "fastlora" and (other := place(*inner)) != part(path):
-            assert LEVEL[other] < LEVEL[part(path)], f"{part(path)} must not import {other}"
+        if package == "fastlora" and inner[0] != room(path):
+            assert LEVEL[inner[0]] < LEVEL[room(path)], f"{dotted(path)} must not import {inner[0]}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_make_no_circle():
+    names = {dotted(path): path for path in MODULES}
+    graph = {}
+    for name, path in names.items():
+        wanted = [one.removeprefix("fastlora.") for one in imports(path) if one.startswith("fastlora.")]
+        parts = {one if one in names else one.rpartition(".")[0] for one in wanted}
+        graph[name] = parts & names.keys() - {name}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
-    if part(path) == "routes.fused":
+    if dotted(path) == "routes.fused":
         allowed |= {"triton", "fastlora_kernels"}
-    if part(path) == "routes.plan":
+    if dotted(path) == "routes.plan" or room(path) == "tuning":
         allowed |= {"fastlora_kernels"}
     if path.stem == "peft_package":
         allowed |= {"peft"}
-    if part(path) not in ("cli", "recipes"):
+    if room(path) not in ("cli", "recipes"):
         assert foreign(path, inside_functions=False) <= allowed
 
 
@@ -108,9 +99,10 @@ def test_the_oracle_knows_torch_alone():
 
 
 def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
-    knows = {name: {part(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
+    knows = {name: {dotted(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
     assert knows["triton"] <= {"routes.fused"}
-    assert knows["fastlora_kernels"] <= {"routes.fused", "routes.plan"}
+    known = {name for name in knows["fastlora_kernels"] if not name.startswith("tuning.")}
+    assert known <= {"routes.fused", "routes.plan"}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

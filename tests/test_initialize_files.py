@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import fastlora
-from fastlora import LoRAConfig, apply_lora, initialize
-from fastlora.residual import adapters_beside_whole
+from fastlora import LoRAConfig, apply_lora
+from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.model import initialize
 from tests.models import trainable
 from tests.started import DTYPES, STARTS, rescaled, started, trained
 from tests.testing import assert_within_budget
@@ -53,7 +54,7 @@ def test_peft_loads_what_was_saved(tmp_path):
 def test_an_alpha_changed_later_is_in_the_file():
     _, model, x = started("pissa")
     layer = trained(model, x)[0]
-    whole = fastlora.residual.whole_weight(layer).double()
+    whole = fastlora.layer.base_weights.whole_weight(layer).double()
     layer.alpha *= 3
     A, B, options = adapters_beside_whole(layer)["default"]
     beside = whole + options.scaling * (B.double() @ A.double())

@@ -12,12 +12,10 @@ from fastlora import (
     LoRAConfig,
     add_adapter,
     apply_lora,
-    changes,
     combine_adapters,
     delete_adapter,
     freeze,
     hot_swap,
-    initialize,
     load_adapter,
     load_pretrained,
     lora_disabled,
@@ -31,6 +29,8 @@ from fastlora import (
     unmerge_lora,
     use_adapter,
 )
+from fastlora.layer import commits
+from fastlora.model import initialize
 from tests.interrupts import by_exception, by_signal, interrupted, lines_of, some
 from tests.models import adapted, mlp, with_update
 from tests.several_adapters import two
@@ -181,7 +181,7 @@ def assert_locks_are_free():
     taken = []
 
     def take():
-        for lock in (changes._operations, changes._commits):
+        for lock in (commits._operations, commits._commits):
             taken.append(lock.acquire(timeout=10))
             lock.release()
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastlora import LoRAConfig, apply_lora
-from fastlora.linear_kinds import other_linear_kind
+from fastlora.layer.linear_kinds import other_linear_kind
 
 
 class Stack(nn.Module):

@@ -10,7 +10,6 @@ import fastlora
 from fastlora import (
     FusedLoRALinear,
     LoRAConfig,
-    adapter,
     apply_lora,
     freeze,
     lora_disabled,
@@ -21,6 +20,7 @@ from fastlora import (
     unfreeze,
     unmerge_lora,
 )
+from fastlora.layer import adapter
 from tests.failures import InjectedError, failing_at, snapshot
 from tests.models import Block, Shared, TiedLM, adapted, mlp, trainable
 

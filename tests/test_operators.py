@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fastlora
-from fastlora.formula import operators
+from fastlora.autograd import operators
 from fastlora.routes import decide
 from fastlora.routes.decide import Route, reload_tables
 from fastlora_kernels import configs

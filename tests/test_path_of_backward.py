@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlora
 from fastlora import FusedLoRALinear
-from fastlora.formula import operators
+from fastlora.autograd import operators
 from fastlora.routes.backend import BackendError
 from tests.testing import operands
 

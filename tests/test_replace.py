@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, remove_lora
-from fastlora.replace import replace_modules
+from fastlora.model.replace import replace_modules
 from tests.models import Shared, adapted, with_update
 from tests.testing import assert_within_budget
 

@@ -18,7 +18,7 @@ from fastlora import (
     remove_lora,
     save_pretrained,
 )
-from fastlora.saved import saved_modules
+from fastlora.model.modules_to_save import saved_modules
 from tests.models import TiedLM, adapted, mlp, with_update
 
 

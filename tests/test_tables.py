@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from fastlora import LoRAConfig, add_adapter, apply_lora, parameter_report
+from fastlora.accounting.budget import training_budget
+from fastlora.accounting.explain import explain_problem
 from fastlora.analysis import Similarity, adapter_similarity, update_report
-from fastlora.budget import training_budget
-from fastlora.cost import Problem
-from fastlora.explain import explain_problem
+from fastlora.formula.cost import Problem
 from fastlora.info import collect_info
 from fastlora.parallel.memory import memory_per_gpu
 from fastlora.tables import Table, as_html, as_text

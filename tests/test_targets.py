@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from fastlora import LoRAConfig, apply_lora
-from fastlora.name_matching import near_names
-from fastlora.targets import find_targets
+from fastlora.model.name_matching import near_names
+from fastlora.model.targets import find_targets
 from tests.models import Block, Shared, TiedLM, mlp
 
 

@@ -11,7 +11,6 @@ from torch import nn
 from fastlora import (
     LoRAConfig,
     add_adapter,
-    changes,
     lora_layers,
     merge_lora,
     remove_lora,
@@ -20,6 +19,7 @@ from fastlora import (
     set_lora_enabled,
     unmerge_lora,
 )
+from fastlora.layer import commits
 from tests.models import adapted
 from tests.several_adapters import filled
 
@@ -153,7 +153,7 @@ def test_an_error_of_a_forward_that_nothing_disturbed_is_raised():
 def locked_in_child(queue):
     model = adapted(nn.Sequential(nn.Linear(4, 4)))
     merge_lora(model)
-    queue.put(changes.moved % 2)
+    queue.put(commits.moved % 2)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
@@ -164,7 +164,7 @@ def test_a_child_forked_during_a_change_can_change_models_itself():
     held, over = threading.Event(), threading.Event()
 
     def hold():
-        with changes.commit():
+        with commits.commit():
             held.set()
             over.wait(30)
 
@@ -188,7 +188,7 @@ def test_a_save_beside_a_change_waits_for_its_end(tmp_path):
         save_pretrained(model, tmp_path)
         saved.set()
 
-    @changes.exclusive
+    @commits.exclusive
     def change():
         entered.set()
         assert not saved.wait(0.2)

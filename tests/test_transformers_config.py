@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 import huggingface_hub
 
 from fastlora import LoRAConfig
-from fastlora.blueprint import BlueprintError, blueprint_budget
-from fastlora.transformers_config import ConfigError, find_config
+from fastlora.accounting.meta_models import BlueprintError, blueprint_budget
+from fastlora.accounting.transformers_config import ConfigError, find_config
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from fastlora import (
     set_adapter,
     set_lora_enabled,
 )
-from fastlora.untrained import _layers
+from fastlora.layer.training_warnings import _layers
 from tests.models import adapted, mlp
 
 

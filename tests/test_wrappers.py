@@ -5,7 +5,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.optim.swa_utils import AveragedModel
 
 from fastlora import LoRAConfig, apply_lora, lora_layers, parameter_report
-from fastlora.wrappers import unwrapped
+from fastlora.model.wrappers import unwrapped
 
 
 def net():

@@ -11,7 +11,6 @@ from fastlora import (
     apply_lora,
     combine_adapters,
     hot_swap,
-    initialize,
     load_adapter,
     load_pretrained,
     lora_layers,
@@ -24,7 +23,8 @@ from fastlora import (
     unfreeze,
     unmerge_lora,
 )
-from fastlora.writable import check_writable
+from fastlora.layer.writable import check_writable
+from fastlora.model import initialize
 from tests.models import adapted, mlp, with_update
 from tests.several_adapters import two
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
 from fastlora.formula.operands import accumulation_dtype
+from fastlora.layer.base_weights import adapters_beside_whole
 from fastlora.lowrank import decompose
-from fastlora.residual import adapters_beside_whole
 from fastlora.tables import Part, Shown, Table
 
 

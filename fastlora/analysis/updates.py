@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastlora.adapters import active_adapter
-from fastlora.layer import FusedLoRALinear
-from fastlora.layers import existing_layers
+from fastlora.layer.base_weights import adapters_beside_whole, whole_weight
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.lowrank import Spectrum, decompose_product
-from fastlora.residual import adapters_beside_whole, whole_weight
+from fastlora.model.adapters import active_adapter
+from fastlora.model.find_layers import existing_layers
 from fastlora.tables import Part, Shown, Table
 
 

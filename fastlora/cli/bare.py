@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fastlora.accounting.gpus import GPUS
 from fastlora.cli.info import DTYPES, InfoOptionError, answer
-from fastlora.gpus import GPUS
 from fastlora.routes.backend import BackendError, get_backend
 from fastlora.version import __version__
 

@@ -7,7 +7,7 @@ import json
 import click
 import torch
 
-from fastlora.blueprint import blueprint_budget
+from fastlora.accounting.meta_models import blueprint_budget
 from fastlora.config import ALL_LINEAR, LoRAConfig
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32"])

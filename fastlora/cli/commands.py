@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
+from fastlora.accounting.gpus import GPUS
 from fastlora.cli.budget import budget
 from fastlora.cli.group import Commands
 from fastlora.cli.info import DTYPES, InfoOptionError, answer
 from fastlora.cli.job import carry_out
 from fastlora.cli.mlp import mlp
 from fastlora.cli.svd import svd
-from fastlora.gpus import GPUS
 from fastlora.recipes.methods import METHODS
 from fastlora.recipes.mnist import run
 from fastlora.recipes.options import AUTO, MnistOptions

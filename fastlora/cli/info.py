@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import torch
 
+from fastlora.accounting.explain import Explanation, explain_problem
 from fastlora.arguments import adapter_dtype_over, check_dtype
-from fastlora.cost import Problem
-from fastlora.explain import Explanation, explain_problem
+from fastlora.formula.cost import Problem
 from fastlora.info import collect_info
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import click
 from rich.console import Console
 
-from fastlora.pretrained import AdapterError
+from fastlora.adapter_files import AdapterError
 from fastlora.recipes.download import DownloadError
 from fastlora.recipes.extras import MissingExtraError
 from fastlora.recipes.idx import DigitsError

@@ -1,1 +1,1 @@
-"""y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b and its gradients: what they are, whatever code computes them."""
+"""y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b: its operands, its oracle and its cost, whatever code computes it."""

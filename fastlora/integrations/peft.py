@@ -21,12 +21,12 @@ from typing import Any
 
 from torch import nn
 
-from fastlora.changes import commit, exclusive
 from fastlora.integrations.peft_layer import COUNTS, FastLinear
 from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
 from fastlora.integrations.peft_rules import operands_of
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.replacement import check_own_forward
 from fastlora.tables import Part, Shown
-from fastlora.twin import check_own_forward
 
 __all__ = ["FastLinear", "SwapReport", "accelerate_peft", "forward_counts", "register", "undo"]
 

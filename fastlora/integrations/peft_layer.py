@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlora.formula.autograd import lora_linear
+from fastlora.autograd.function import lora_linear
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import operands_of, why_not_fused
 

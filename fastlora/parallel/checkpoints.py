@@ -7,7 +7,7 @@ from typing import Any
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 
-from fastlora.adapter import DEFAULT
+from fastlora.layer.adapter import DEFAULT
 
 _NOW, _BEFORE = f".adapters.{DEFAULT}.lora_", ".lora_"
 

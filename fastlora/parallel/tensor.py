@@ -19,12 +19,12 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor import parallel as torch_parallel
 
-from fastlora.adapter import SLOTS
-from fastlora.changes import commit
-from fastlora.layer import FusedLoRALinear
-from fastlora.shards import check_not_spread
-from fastlora.split import Split
-from fastlora.writable import check_own
+from fastlora.layer.adapter import SLOTS
+from fastlora.layer.commits import commit
+from fastlora.layer.division import Split
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import check_not_spread
+from fastlora.layer.writable import check_own
 
 
 class ColwiseParallel(torch_parallel.ColwiseParallel):

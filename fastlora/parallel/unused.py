@@ -7,8 +7,8 @@ from typing import Final
 from torch import nn
 
 from fastlora.arguments import shown
-from fastlora.layers import existing_layers
-from fastlora.untrained import idle_updates, why_untrained
+from fastlora.layer.training_warnings import idle_updates, why_untrained
+from fastlora.model.find_layers import existing_layers
 
 _NAMED: Final = 8
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlora.arguments import check_rank
-from fastlora.name_matching import listed
+from fastlora.model.name_matching import listed
 
 
 class CheckpointError(ValueError):

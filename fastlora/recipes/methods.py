@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from fastlora.config import LoRAConfig
-from fastlora.layer import FusedLoRALinear
-from fastlora.model import apply_lora
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.apply import apply_lora
 from fastlora.recipes.mlp import LAYERS, DigitsMLP
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 import torch
 
+from fastlora.adapter_files import save_adapter
 from fastlora.info import versions
-from fastlora.pretrained import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
 from fastlora.recipes.download import download
 from fastlora.recipes.extras import check_extras

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlora.arguments import check_choice
-from fastlora.cost import Problem
+from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes.backend import BACKENDS, BackendError, get_backend
 

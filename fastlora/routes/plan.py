@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastlora.cost import Problem
+from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora_kernels import configs, tasks

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlora.cost import Problem
+from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.devices import describe_device, number_of_sets
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle

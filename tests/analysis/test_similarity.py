@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fastlora import LoRAConfig, add_adapter
-from fastlora.adapter import adapters_of
 from fastlora.analysis import adapter_similarity, subspace_similarity
+from fastlora.layer.adapter import adapters_of
 from tests.models import adapted, mlp
 from tests.testing import assert_within_budget
 

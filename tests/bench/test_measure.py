@@ -18,7 +18,7 @@ from bench.precompile import variants
 from bench.schedule import LLAMA_8B, LLAMA_70B, gpu_measurements
 from bench.settings import DRY, effort_on
 from bench.step import ADAMS, PARTS, Trainer
-from fastlora.cost import Problem
+from fastlora.formula.cost import Problem
 from fastlora.measuring.timing import Work
 from tests.bench.rows import CEILINGS, CPU, ROWS, SIZES, build, small_task
 from tests.bench.test_check import CASES, wrong_scale

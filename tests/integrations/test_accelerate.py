@@ -3,15 +3,8 @@
 import pytest
 import torch
 
-from fastlora import (
-    LoRAConfig,
-    add_adapter,
-    initialize,
-    load_pretrained,
-    merge_lora,
-    save_pretrained,
-    set_adapter,
-)
+from fastlora import LoRAConfig, add_adapter, load_pretrained, merge_lora, save_pretrained, set_adapter
+from fastlora.model import initialize
 from tests.models import adapted, mlp
 from tests.test_untrained import optimizer_of
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fastlora import AdapterError
-from fastlora.pretrained.adapter_config import AdapterConfig
+from fastlora.adapter_files.adapter_config import AdapterConfig
 
 PLAIN = {"peft_type": "LORA", "r": 2, "lora_alpha": 3}
 

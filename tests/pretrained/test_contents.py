@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastlora import AdapterError, load_adapter
-from fastlora.adapter import Options
-from fastlora.pretrained.contents import open_directory
+from fastlora.adapter_files.contents import open_directory
+from fastlora.layer.adapter import Options
 from tests.models import mlp
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 3}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlora.name_matching import matches_end
-from fastlora.pretrained import describe
+from fastlora.adapter_files import describe
+from fastlora.model.name_matching import matches_end
 
 EVERY = ["", "model", *(f"model.{i}.{name}" for i in (0, 1) for name in ("q", "v", "mlp", "mlp.q")), "head"]
 

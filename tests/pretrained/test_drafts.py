@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fastlora import AdapterError, save_adapter, save_pretrained
-from fastlora.pretrained import drafts
-from fastlora.pretrained.drafts import write_together
+from fastlora.adapter_files import drafts
+from fastlora.adapter_files.drafts import write_together
 from tests.models import adapted, mlp
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlora.name_matching import matches_end
-from fastlora.pretrained.expressions import Expression, Work
-from fastlora.pretrained.patterns import Patterns
+from fastlora.adapter_files.expressions import Expression, Work
+from fastlora.adapter_files.patterns import Patterns
+from fastlora.model.name_matching import matches_end
 
 ATOMS = st.sampled_from(
     ["a", "b", r"\.", ".", "[ab]", "[^a]", r"\d", r"\w", "0", "(a|b)", "(?:ab|b\\.)", "(a|)", "(a*b)"]

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fastlora import AdapterError, load_adapter, load_pretrained
-from fastlora.pretrained.adapter_config import AdapterConfig
-from fastlora.pretrained.config_keys import _READ, _REFUSED, _WITHOUT_EFFECT, DEFAULTS
-from fastlora.pretrained.layout import serialized
+from fastlora.adapter_files.adapter_config import AdapterConfig
+from fastlora.adapter_files.config_keys import _READ, _REFUSED, _WITHOUT_EFFECT, DEFAULTS
+from fastlora.adapter_files.layout import serialized
 from tests.models import mlp
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 3}

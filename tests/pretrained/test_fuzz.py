@@ -20,7 +20,7 @@ from fastlora import (
     lora_layers,
     save_pretrained,
 )
-from fastlora.saved import saved_modules
+from fastlora.model.modules_to_save import saved_modules
 from tests.models import Block, with_update
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -272,7 +272,7 @@ def test_a_whole_file_of_other_shapes_is_refused_before_any_tensor_is_read(copie
     def fail(*args):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("fastlora.pretrained.tensors.TensorFile.read", fail)
+    monkeypatch.setattr("fastlora.adapter_files.tensors.TensorFile.read", fail)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
         AdapterError, match=r"'attn.q_proj' must have \[N, K\] = \[5, 4\]; the file has \[4, 4\]"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastlora import AdapterError, hot_swap, load_adapter, load_pretrained, save_pretrained
-from fastlora.pretrained.adapter_config import AdapterConfig
-from fastlora.pretrained.layout import serialized
-from fastlora.pretrained.patterns import Patterns
+from fastlora.adapter_files.adapter_config import AdapterConfig
+from fastlora.adapter_files.layout import serialized
+from fastlora.adapter_files.patterns import Patterns
 from tests.models import adapted, mlp
 
 LAYERS = [f"model.layers.{i}.self_attn.{letter}_proj" for i in range(32) for letter in "qkvo"]

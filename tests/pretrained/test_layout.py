@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load, save
 
 from fastlora import AdapterError
-from fastlora.pretrained import layout
-from fastlora.pretrained.layout import Entry, Header, parse_header, serialized, tensor_from
+from fastlora.adapter_files import layout
+from fastlora.adapter_files.layout import Entry, Header, parse_header, serialized, tensor_from
 
 TENSORS = {
     "é.lora_A": torch.randn(3, 5),

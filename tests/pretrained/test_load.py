@@ -14,7 +14,6 @@ from fastlora import (
     AdapterError,
     FusedLoRALinear,
     LoRAConfig,
-    adapter,
     add_adapter,
     apply_lora,
     load_adapter,
@@ -26,6 +25,7 @@ from fastlora import (
     set_adapter,
     set_lora_enabled,
 )
+from fastlora.layer import adapter
 from tests.models import Block, Shared, TiedLM, adapted, mlp
 
 

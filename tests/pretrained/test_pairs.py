@@ -21,7 +21,7 @@ from fastlora import (
     save_adapter,
     save_pretrained,
 )
-from fastlora.pretrained import contents, drafts
+from fastlora.adapter_files import contents, drafts
 from tests.models import mlp
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from fastlora import (
     save_pretrained,
     set_adapter,
 )
-from fastlora.adapter import adapters_of
-from fastlora.saved import saved_modules
+from fastlora.layer.adapter import adapters_of
+from fastlora.model.modules_to_save import saved_modules
 from tests.models import Block, mlp, with_update
 from tests.testing import assert_within_budget
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from fastlora import AdapterError, hot_swap, load_adapter, load_pretrained, save_adapter, save_pretrained
-from fastlora.pretrained import regular
+from fastlora.adapter_files import regular
 from tests.models import adapted, mlp
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="FIFOs and sockets of POSIX")

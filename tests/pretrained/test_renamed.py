@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastlora import AdapterError, LoRAConfig, apply_lora, hot_swap, load_pretrained, save_pretrained
-from fastlora.pretrained import renamed
-from fastlora.pretrained.layout import serialized
-from fastlora.pretrained.tensors import open_tensors
+from fastlora.adapter_files import renamed
+from fastlora.adapter_files.layout import serialized
+from fastlora.adapter_files.tensors import open_tensors
 from tests.models import mlp, with_update
 
 transformers = pytest.importorskip("transformers")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastlora import AdapterError
-from fastlora.pretrained.drafts import write_together
-from fastlora.pretrained.layout import Header, serialized
-from fastlora.pretrained.tensors import open_tensors
+from fastlora.adapter_files.drafts import write_together
+from fastlora.adapter_files.layout import Header, serialized
+from fastlora.adapter_files.tensors import open_tensors
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fastlora
 from fastlora import FusedLoRALinear, lora_linear
-from fastlora.formula import operators
+from fastlora.autograd import operators
 from fastlora.formula.oracle import unfused
 from fastlora.routes.decide import route_on
 from tests.cases import quick

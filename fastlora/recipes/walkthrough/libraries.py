@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fastlora.adapter_files import load_pretrained, save_pretrained
 from fastlora.config import LoRAConfig
-from fastlora.layers import lora_layers
-from fastlora.model import apply_lora, remove_lora
-from fastlora.pretrained import load_pretrained, save_pretrained
+from fastlora.model.apply import apply_lora, remove_lora
+from fastlora.model.find_layers import lora_layers
 from fastlora.recipes.walkthrough.net import ADAPTED, SumMLP
 
 

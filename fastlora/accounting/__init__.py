@@ -1,0 +1,1 @@
+"""What a pass, a layer and a training take, counted and not measured."""

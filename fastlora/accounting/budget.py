@@ -1,0 +1,134 @@
+"""What training takes, in full and with LoRA: counted on a model, which may have no weights yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastlora.accounting.activations import saved_bytes
+from fastlora.config import LoRAConfig
+from fastlora.model.apply import apply_lora
+from fastlora.tables import Part, Shown, Table, decimal_size
+
+# Adam's: the running means of the gradient and of its square.
+_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one way of training takes. All but the first are bytes; `total` is what a GPU must hold of them.
+
+    Attributes:
+        trainable: Parameters that are trained.
+        saved: On disk, the tensors that a trained model needs besides the base; a safetensors file has some
+            hundred bytes a tensor more.
+        weights: Every parameter, A and B included.
+        gradients: One for each trainable parameter, in its dtype.
+        optimizer: Adam's two moments of each, in its dtype, as torch.optim.Adam holds them.
+        activations: Saved for backward by one forward pass, without that of the loss.
+    """
+
+    trainable: int
+    saved: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of weights, gradients, optimizer and activations; temporaries and the loss come on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Budget(Shown):
+    """Full fine-tuning against LoRA; `str()` of it is a table.
+
+    Attributes:
+        parameters: In the model without LoRA.
+        full: What training all of them takes.
+        lora: What LoRA takes.
+    """
+
+    parameters: int
+    full: Needs
+    lora: Needs
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers by name, the totals included."""
+        ways = {"full": self.full, "lora": self.lora}
+        return {
+            "parameters": self.parameters,
+            **{way: {**asdict(needs), "total": needs.total} for way, needs in ways.items()},
+        }
+
+    def parts(self) -> Iterator[Part]:
+        """One table."""
+        full, lora = self.full, self.lora
+        rows: list[tuple[str, int, int, Callable[[int], str]]]
+        rows = [("trained parameters", full.trainable, lora.trainable, "{:,}".format)]
+        rows += [(name, part(full), part(lora), decimal_size) for name, part in _BYTES.items()]
+        yield Table(
+            ("", "full", "LoRA", "full / LoRA"),
+            [(name, shown(of), shown(to), _ratio(of, to)) for name, of, to, shown in rows],
+        )
+
+
+def training_budget(model: nn.Module, config: LoRAConfig, forward: Callable[[nn.Module], object]) -> Budget:
+    """Count what training takes, before and after `apply_lora`, which is done to the model.
+
+    Works on any device; under torch's FakeTensorMode, as `meta_models` builds models, no memory is
+    taken and nothing is computed.
+
+    Args:
+        model: One without LoRA; afterwards it has it.
+        config: Which layers, and what update.
+        forward: Runs one training batch through the model and returns the result.
+
+    Raises:
+        TypeError: As `apply_lora`.
+        ValueError: As `apply_lora`.
+    """
+    model.requires_grad_(True).train()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    full = _needs(model, forward)
+    model = apply_lora(model, config)
+    return Budget(parameters, full, _needs(model, forward))
+
+
+def _needs(model: nn.Module, forward: Callable[[nn.Module], object]) -> Needs:
+    every = list(model.parameters())
+    trained = [parameter for parameter in every if parameter.requires_grad]
+    return Needs(
+        trainable=sum(parameter.numel() for parameter in trained),
+        saved=_bytes(trained),
+        weights=_bytes(every),
+        gradients=_bytes(trained),
+        optimizer=_MOMENTS * _bytes(trained),
+        activations=saved_bytes(lambda: forward(model), (*every, *model.buffers())),
+    )
+
+
+_BYTES: dict[str, Callable[[Needs], int]] = {
+    "saved after training": lambda needs: needs.saved,
+    "weights": lambda needs: needs.weights,
+    "gradients": lambda needs: needs.gradients,
+    "optimizer (Adam)": lambda needs: needs.optimizer,
+    "saved activations": lambda needs: needs.activations,
+    "memory, all four": lambda needs: needs.total,
+}
+
+
+def _ratio(full: int, lora: int) -> str:
+    if not lora:
+        return ""
+    ratio = full / lora
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}"
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)

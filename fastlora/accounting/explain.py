@@ -1,0 +1,236 @@
+"""What a layer does on a shape: which code, which tiles, what it moves, and the least time that implies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastlora.accounting.gpus import GPUS, Gpu, find_gpu
+from fastlora.arguments import check_choice, check_rank, check_size, shown
+from fastlora.formula.cost import Cost, Problem
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
+from fastlora.tables import as_html
+
+if TYPE_CHECKING:
+    from fastlora.routes.plan import Plan
+
+
+@dataclass(frozen=True)
+class PassExplanation:
+    """One pass.
+
+    Attributes:
+        name: "forward" or "backward" (all of dx, dA and dB).
+        path: Which code runs, and why.
+        plan: Tiles, tasks and variants of its one launch; None on the torch path, whose launches are torch's.
+        cost: FLOPs and bytes.
+        floor_us: The least time on the named GPU, in microseconds; None without one.
+    """
+
+    name: str
+    path: Route
+    plan: Plan | None
+    cost: Cost
+    floor_us: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; `str()` of it is a text for people.
+
+    Attributes:
+        problem: Shape and dtypes.
+        path: Which code the device and dtype take, and why; a pass may still go to torch (see `passes`).
+        gpu: The GPU of the floor; None where none was named and the device's peaks are not known.
+        passes: Forward and backward.
+    """
+
+    problem: Problem
+    path: Route
+    gpu: str | None
+    passes: tuple[PassExplanation, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """The same in JSON's types."""
+        M, K, N, r, dtype, adapter_dtype = self.problem
+        return {
+            "shape": {"M": M, "K": K, "N": N, "r": r},
+            "dtype": _name(dtype),
+            "adapter_dtype": _name(adapter_dtype),
+            "path": self.path._asdict(),
+            "gpu": self.gpu,
+            "passes": [
+                {
+                    "name": one.name,
+                    "flops": one.cost.flops,
+                    "bytes": one.cost.moved,
+                    "floor_us": one.floor_us,
+                    "path": one.path._asdict(),
+                    "launches": None if one.plan is None else 1,
+                    **({} if one.plan is None else _plan_fields(one.plan)),
+                }
+                for one in self.passes
+            ],
+        }
+
+    def __str__(self) -> str:
+        M, K, N, r, dtype, adapter_dtype = self.problem
+        lines = [
+            f"x [{M}, {K}] {_name(dtype)} -> y [{M}, {N}], rank {r} in {_name(adapter_dtype)}",
+            f"path: {self.path.name} ({self.path.why})",
+        ]
+        for one in self.passes:
+            lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
+            if one.floor_us is not None:
+                lines[-1] += f", at least {one.floor_us:,.1f} us on {self.gpu} by its datasheet"
+            if one.plan is not None:
+                lines += _launch_lines(one.plan)
+            elif one.path != self.path:
+                lines.append(f"  torch: {one.path.why}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self).splitlines())
+
+
+def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None = None) -> Explanation:
+    """What a layer's update does with an x of this shape, contiguous and in the weight's dtype.
+
+    It is told as the passes would decide it now: by the backend that is set, and with the layer's dropout
+    while it is in training mode. Of the backward all three gradients are taken to be needed.
+
+    Args:
+        x_shape: [..., K].
+        layer: Its dtypes, device, rank, dropout and mode count, and how its weight lies in memory.
+        gpu: A GPU to explain for instead of the layer's device, such as "H200" (see `gpus.GPUS`).
+
+    Raises:
+        TypeError: If `layer` is not a FusedLoRALinear.
+        ValueError: If the last dimension is not the layer's, or the GPU is unknown.
+        BackendError: If the backend is set to "triton" and cannot run on the layer's device.
+    """
+    if not isinstance(layer, FusedLoRALinear):
+        raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+    M = math.prod(_rows_of(x_shape, layer.in_features))
+    dtypes = (layer.weight.dtype, layer.lora_A.dtype)
+    problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
+    dropout = layer.dropout if layer.training else 0.0
+    return explain_problem(
+        problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=layer.weight.detach()
+    )
+
+
+def _rows_of(x_shape: object, K: int) -> tuple[int, ...]:
+    """The sizes before the last one, which is K."""
+    wanted = f"x_shape must be [..., K={K}]; got {shown(x_shape)}"
+    if not isinstance(x_shape, Sequence) or isinstance(x_shape, (str, bytes)):
+        raise TypeError(wanted)
+    sizes = tuple(check_size(f"x_shape[{at}]", size, least=1) for at, size in enumerate(x_shape))
+    if not sizes or sizes[-1] != K:
+        raise ValueError(wanted)
+    return sizes[:-1]
+
+
+def explain_problem(
+    problem: Problem,
+    *,
+    device: torch.device | None = None,
+    gpu: str | None = None,
+    dropout: float = 0.0,
+    W: Tensor | None = None,
+) -> Explanation:
+    """The same for a shape and dtypes alone.
+
+    Args:
+        problem: Shape and dtypes; every size at least 1.
+        device: Whose path is told; None means the first GPU, or the CPU.
+        gpu: As in `explain`.
+        dropout: Probability of dropping an entry of x on the low-rank branch.
+        W: [N, K], for how it lies in memory; None means contiguous.
+
+    Raises:
+        ValueError: If a size is below 1, or the GPU is unknown.
+        BackendError: As in `explain`.
+    """
+    for name, size in (("M", problem.M), ("K", problem.K), ("N", problem.N)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    check_rank(problem.r)
+    if device is None:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if gpu is not None:
+        check_choice("gpu", gpu, GPUS)
+    named = gpu is not None
+    aligned = W is None or is_aligned(W)
+    x, dy = (torch.empty(problem.M, C, dtype=problem.dtype, device="meta") for C in (problem.K, problem.N))
+    architecture = "" if gpu is None else GPUS[gpu].architecture
+    decision = decide_for(
+        problem,
+        device,
+        dropout=dropout,
+        aligned=aligned and is_aligned(x),
+        gpu=gpu,
+        architecture=architecture,
+    )
+    if gpu is None and device.type == "cuda":
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+    passes = []
+    for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
+        plan = None
+        if route.is_fused:  # the tile table is read only where it is needed
+            from fastlora.routes.plan import architecture_of, plan_for
+
+            plan = plan_for(
+                name,
+                architecture or architecture_of(device),
+                problem,
+                dropout=dropout,
+                aligned=aligned and all(map(is_aligned, rows)),
+            )
+        cost: Cost = getattr(problem, name)()
+        floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
+        passes.append(PassExplanation(name, route, plan, cost, floor))
+    path = route_on(device, problem.dtype, gpu=gpu if named else None)
+    return Explanation(problem, path, gpu, tuple(passes))
+
+
+def _rate(gpu: Gpu, dtype: torch.dtype) -> float:
+    if dtype.itemsize == 2:
+        return gpu.half
+    return gpu.ieee if torch.get_float32_matmul_precision() == "highest" else gpu.tf32
+
+
+def _plan_fields(plan: Plan) -> dict[str, object]:
+    return {
+        "shape_class": plan.shape_class,
+        "tile": plan.tile._asdict(),
+        "block_r": plan.block_r,
+        "tasks": dict(plan.tasks),
+        "split_k": dict(plan.split_k),
+    }
+
+
+def _launch_lines(plan: Plan) -> list[str]:
+    tile = plan.tile
+    columns, step = tile.columns(plan.direction), tile.step(plan.direction)
+    shape = f"{tile.block_m} x {columns}, steps of {step}, {plan.block_r} ranks"
+    programs = ", ".join(_programs(name, count, plan.split_k[name]) for name, count in plan.tasks.items())
+    loads = "TMA" if plan.tma else "pointers"
+    return [
+        f"  1 launch after a memory set of its workspace; {plan.num_tasks:,} programs: {programs}",
+        f"  {plan.shape_class} tiles {shape}, {tile.num_warps} warps, {tile.num_stages} stages, {loads}",
+    ]
+
+
+def _programs(name: str, count: int, split_k: int) -> str:
+    return f"{count:,} of {name}" + (f" ({split_k} a tile)" if split_k > 1 else "")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,267 @@
+"""What an adapter on disk holds: its config and its tensors, known to agree before any tensor is read.
+
+    tensors     base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.weight [N, r]
+                base_model.model.<module to save>.<name in its state_dict>
+
+The config is adapter_config.json beside adapter_model.safetensors; in a single file it is the metadata's
+entry `adapter_config`. No model appears here; `load` fits the contents to one.
+
+Of two files, each appears at once, but not both: the tensors' metadata hold a digest of the config that was
+saved with them. A load beside a save waits for the second file. A config that does not fit and is older than
+the tensors is one that a save did not come to replace, an error; one that is younger was edited by hand,
+which is said and taken. Files without a digest, PEFT's, are taken as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+
+from fastlora.adapter_files.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
+from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.foreign import check_layout
+from fastlora.adapter_files.layout import FLOATS, Header
+from fastlora.adapter_files.regular import open_regular
+from fastlora.adapter_files.tensors import TensorFile, open_tensors
+from fastlora.layer.adapter import Options
+
+CONFIG_FILE: Final = "adapter_config.json"
+TENSOR_FILE: Final = "adapter_model.safetensors"
+METADATA_KEY: Final = "adapter_config"
+DIGEST_KEY: Final = "fastlora_config_digest"
+
+_PREFIX: Final = "base_model.model."
+_LONGEST_NAME: Final = 256
+# A saver is between its two renames for microseconds, or was stopped there.
+_WAITS: Final = (0.001, 0.004, 0.015, 0.05, 0.15, 0.3)
+
+# Endings of tensors of what is not plain LoRA on linear layers; `base_layer` and the others follow `lora_`.
+_OTHERS: Final = {
+    "lora_A.bias": "a bias of A",
+    "lora_B.bias": "lora_bias",
+    "lora_magnitude_vector": "DoRA",
+    "lora_magnitude_vector.weight": "DoRA",
+    "lora_embedding_A": "LoRA on an embedding",
+    "lora_embedding_B": "LoRA on an embedding",
+}
+
+
+class LayerHeader(NamedTuple):
+    """What an adapter says of one layer.
+
+    Attributes:
+        options: The update's options.
+        in_features: K.
+        out_features: N.
+        dtype: Of A and B.
+    """
+
+    options: Options
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+
+
+class Contents:
+    """An open adapter.
+
+    Attributes:
+        config: Its config.
+        file: Its tensors.
+        names: The layers that it has A and B of.
+        plain: {key without prefix: Header} of what belongs to modules to save.
+    """
+
+    def __init__(self, config: AdapterConfig, file: TensorFile) -> None:
+        self.config, self.file = config, file
+        self._saved_as: Mapping[str, str] = {}
+        self._sort()
+
+    def _sort(self) -> None:
+        names: dict[str, set[str]] = {}
+        self.plain: dict[str, Header] = {}
+        for key, header in self.file.headers.items():
+            layer, letter = _split(key, self.file.headers, self.config.modules_to_save)
+            if letter:
+                names.setdefault(layer, set()).add(letter)
+            else:
+                self.plain[layer] = header
+        for name in self.plain:
+            if ("lora_" in name or ".base_layer." in name) and not self._is_to_save(name):
+                raise AdapterError(f"{plain_key(name)!r} is no tensor of plain LoRA, and not supported")
+        alone = [layer for layer, letters in names.items() if len(letters) < 2]
+        if alone:
+            raise AdapterError(f"each layer must have A and B; {alone[0]!r} has one of them")
+        if not names:
+            raise AdapterError("must hold A and B of at least one layer; it holds none")
+        if self.plain and not self.config.modules_to_save:
+            raise AdapterError(f"{next(iter(self.plain))!r} must belong to modules_to_save, which is empty")
+        self.names = tuple(names)
+
+    def _is_to_save(self, name: str) -> bool:
+        """Whether a module to save holds the tensor, though its name looks like LoRA's: "lora_head", say."""
+        parts = name.split(".")
+        around = (".".join(parts[:length]) for length in range(1, len(parts)))
+        return any(module.endswith(self.config.modules_to_save) for module in around)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerHeader]:
+        """{layer: LayerHeader}; the config's patterns are matched here, so names are to be checked before."""
+        try:
+            return {layer: self._layer(layer) for layer in self.names}
+        except AdapterError:
+            raise
+        except ValueError as error:
+            raise AdapterError(f"{CONFIG_FILE}: {error}") from error
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call layers and tensors of modules to save otherwise; {name: new name} of all.
+
+        Patterns go on to mean the old names, which they were written for.
+        """
+        self._saved_as = {new: old for old, new in names.items()}
+        keys: dict[str, str] = {}
+        for layer in self.names:
+            keys |= zip(layer_keys(layer), layer_keys(names[layer]), strict=True)
+        keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
+        self.file.rename(keys)
+        self._sort()
+
+    def _layer(self, name: str) -> LayerHeader:
+        A, B = (self.file.headers[key] for key in layer_keys(name))
+        config, saved_as = self.config, self._saved_as.get(name, name)
+        r = config.rank(saved_as)
+        if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != r or B.shape[1] != r:
+            raise AdapterError(
+                f"A and B of {name!r} must be [{r}, K] and [N, {r}]; got {list(A.shape)}, {list(B.shape)}"
+            )
+        if A.dtype != B.dtype or A.dtype not in FLOATS.values():
+            raise AdapterError(
+                f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
+            )
+        options = Options(r, config.alpha_of(saved_as), config.dropout, config.rslora, config.init)
+        return LayerHeader(options, A.shape[1], B.shape[0], A.dtype)
+
+
+@contextmanager
+def open_directory(directory: str | os.PathLike[str]) -> Iterator[Contents]:
+    """Open an adapter in PEFT's layout; every fault in it, also later in the block, is an AdapterError.
+
+    Raises:
+        AdapterError: If a file is damaged, the two do not agree, or hold what is not supported.
+        ImportError: If safetensors is not installed.
+        OSError: If a file cannot be opened.
+    """
+    folder = Path(directory)
+    for wait in (*_WAITS, 0):
+        # The config first: a save puts it in place last, so it is never of a later save than the tensors.
+        found = _read_config(folder)
+        with open_tensors(folder / TENSOR_FILE) as file:
+            if found.digest == file.metadata.get(DIGEST_KEY, found.digest):
+                yield Contents(found.config, file)
+                return
+            if found.written_ns > file.written_ns:
+                _warn_of_edit(folder)
+                yield Contents(found.config, file)
+                return
+        time.sleep(wait)
+    raise AdapterError(
+        f"{folder}: {CONFIG_FILE} and {TENSOR_FILE} do not belong together: a save was stopped between the "
+        "two, or one was put in place of another. Save the adapter again; or, if the config was edited on "
+        f"purpose, write it once more after {TENSOR_FILE}, as an edit is told by its younger date"
+    )
+
+
+class _Found(NamedTuple):
+    """A config as it was found."""
+
+    config: AdapterConfig
+    digest: str
+    written_ns: int
+
+
+def _read_config(folder: Path) -> _Found:
+    path = folder / CONFIG_FILE
+    if not (folder / TENSOR_FILE).exists() and (folder / "adapter_model.bin").exists():
+        raise AdapterError(
+            f"{folder}: must hold {TENSOR_FILE}; adapter_model.bin is a pickle, which may run any code (have "
+            "its author save it as safetensors)"
+        )
+    with open_regular(path) as file:
+        text = file.read(LARGEST_CONFIG + 1)
+        written_ns = os.fstat(file.fileno()).st_mtime_ns
+    try:
+        return _Found(AdapterConfig.loads(text), digest(text), written_ns)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def _warn_of_edit(folder: Path) -> None:
+    warnings.warn(
+        f"{folder}: {CONFIG_FILE} was changed after it was saved with {TENSOR_FILE}; it is taken as it "
+        "is now",
+        stacklevel=5,
+    )
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[Contents]:
+    """Open an adapter in a single file; faults and errors are `open_directory`'s."""
+    with open_tensors(path) as file:
+        if METADATA_KEY not in file.metadata:
+            check_layout(file.headers)
+            raise AdapterError(
+                f"must be a file that save_adapter wrote; its metadata have no {METADATA_KEY!r} entry (for "
+                "PEFT's directories there is load_pretrained)"
+            )
+        yield Contents(AdapterConfig.loads(file.metadata[METADATA_KEY]), file)
+
+
+def layer_keys(layer: str) -> tuple[str, str]:
+    """The keys of A and B of a layer."""
+    prefix = f"{_PREFIX}{layer}." if layer else _PREFIX
+    return prefix + "lora_A.weight", prefix + "lora_B.weight"
+
+
+def plain_key(name: str) -> str:
+    """The key of a tensor of a module to save."""
+    return _PREFIX + name
+
+
+def _split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str, str]:
+    """(layer, "A" or "B"), or (name, "") for a tensor of a module to save, whatever names it has inside."""
+    if not key.startswith(_PREFIX):
+        check_layout([key])
+        raise AdapterError(f"tensors must be named {_PREFIX}<name>, as PEFT names them; got {key!r}")
+    name = key.removeprefix(_PREFIX)
+    # What it is compared with, near names of it among them, takes a time that grows with its length.
+    if len(name) > _LONGEST_NAME:
+        raise AdapterError(
+            f"names of tensors must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
+        )
+    found = next((letter for letter in ("A", "B") if f".{name}".endswith(f".lora_{letter}.weight")), "")
+    layer = f".{name}".removesuffix(f".lora_{found}.weight").lstrip(".")
+    # A module to save has no LoRA layer inside. It may itself be called lora_A: then lora_B is not beside it.
+    is_pair = bool(found) and all(other in keys for other in layer_keys(layer))
+    if _is_inside(layer if is_pair else name.rpartition(".")[0], to_save):
+        return name, ""
+    for ending, what in _OTHERS.items():
+        if name == ending or name.endswith("." + ending):
+            raise AdapterError(f"{key!r} is {what}, which is not supported")
+    if found:
+        return layer, found
+    check_layout([key])
+    return name, ""
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether one of these modules, given by the ends of their names, is this one or lies around it."""
+    return any(f".{module}." in f".{name}." for module in modules)

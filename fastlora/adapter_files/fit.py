@@ -1,0 +1,182 @@
+"""Fitting what an adapter on disk holds to a model, by names and shapes alone: no tensor is read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from fastlora.adapter_files.contents import Contents
+from fastlora.adapter_files.errors import AdapterError
+from fastlora.layer.base_weights import check_whole
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.modules_to_save import check_trainable, saved_modules
+from fastlora.model.name_matching import listed, near_names
+from fastlora.model.targets import check_adaptable
+from fastlora.model.wrappers import compiled_modules, modules_by_name
+
+
+class Saved(NamedTuple):
+    """The modules to save of an adapter, in a model.
+
+    Attributes:
+        modules: The modules.
+        tensors: {key: where its value belongs}.
+    """
+
+    modules: list[nn.Module]
+    tensors: dict[str, Tensor]
+
+
+def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
+    """The layers of a model that an adapter new to it is for: plain ones, and ones with LoRA.
+
+    Raises:
+        AdapterError: If there is no such layer, it is of another kind or shape, or two are one shared module.
+    """
+    modules, compiled = modules_by_name(model), compiled_modules(model)
+    found: dict[str, nn.Linear] = {}
+    for path in contents.names:
+        module = _module(modules, path)
+        if not isinstance(module, FusedLoRALinear):
+            try:
+                check_adaptable(path, module, compiled)
+            except TypeError as error:
+                raise AdapterError(str(error)) from error
+        found[path] = cast(nn.Linear, module)
+    _check_whole({path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)})
+    if contents.config.ties:
+        _check_untied(model, found)
+    if len(set(found.values())) < len(found):
+        raise AdapterError(
+            "its layers must be modules of their own; some are one shared module in this model"
+        )
+    for path, header in contents.layers.items():
+        wanted = list(found[path].weight.shape)
+        _check_shape(path, wanted, [header.out_features, header.in_features], "[N, K]")
+    return found
+
+
+def same_layers(
+    adapted: Mapping[str, FusedLoRALinear], contents: Contents, name: str
+) -> dict[str, FusedLoRALinear]:
+    """The layers of an adapter that the model has already, if they are the file's.
+
+    Raises:
+        AdapterError: If layers or shapes differ, or the adapter is in use and merged.
+    """
+    own = layers_with(adapted, name)
+    missing = [path for path in own if path not in contents.names]
+    if missing:
+        raise AdapterError(f"must hold every LoRA layer of the model; it lacks {listed(missing)}")
+    for path in contents.names:
+        if path not in own:
+            near = near_names(path, own)
+            raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
+    for path, header in contents.layers.items():
+        wanted = [own[path].adapters[name].r, *own[path].weight.shape]
+        _check_shape(path, wanted, [header.options.r, header.out_features, header.in_features], "[r, N, K]")
+    check_unmerged(own, name)
+    return own
+
+
+def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, FusedLoRALinear]:
+    """{path in files: layer} of the layers that have part in an adapter."""
+    return {path: layer for path, layer in adapted.items() if name in layer.adapters}
+
+
+def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
+    """Raise AdapterError if values to be changed are merged into a weight, or were taken out of it."""
+    _check_whole(layers)
+    merged = [path for path, layer in layers.items() if layer.adapter == name and layer.merged]
+    if merged:
+        raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
+
+
+def _check_whole(layers: Mapping[str, FusedLoRALinear]) -> None:
+    try:
+        check_whole(layers, "adapters in files are made for the W from before")
+    except ValueError as error:
+        raise AdapterError(str(error)) from error
+
+
+def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
+    """The modules of a model that are saved with an adapter, and the places of their tensors.
+
+    Where the model knows of such modules already, they must be the same ones.
+
+    Raises:
+        AdapterError: If there is no such module or tensor, shapes or kinds of dtype differ, one is missing,
+            or a module cannot be trained apart from the rest.
+    """
+    modules = modules_by_name(model)
+    paths: list[str] = []
+    for key in contents.plain:
+        path = _saved_path(key, contents.config.modules_to_save, modules)
+        if path not in paths:
+            paths.append(path)
+    for path, layer in itertools.product(paths, contents.names):
+        if f"{layer}.".startswith(f"{path}."):
+            raise AdapterError(f"{path!r} must have no LoRA layers, as it is trained in full; got {layer!r}")
+    known = [path for path, _ in saved_modules(model)]
+    if known and paths and set(known) != set(paths):
+        raise AdapterError(
+            f"modules_to_save must be the model's, {listed(known)}; the file has {listed(paths)}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            check_trainable(model, path, modules[path])
+        except ValueError as error:
+            raise AdapterError(str(error)) from error
+        for key, tensor in modules[path].state_dict(keep_vars=True).items():
+            tensors[f"{path}.{key}".lstrip(".")] = tensor
+    missing = [key for key in tensors if key not in contents.plain]
+    if missing:
+        raise AdapterError(f"modules_to_save must be whole; the file lacks {listed(missing)}")
+    for key, header in contents.plain.items():
+        if key not in tensors:
+            raise AdapterError(f"modules_to_save must hold the model's tensors alone; {key!r} is none")
+        _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
+        if tensors[key].is_floating_point() != header.dtype.is_floating_point:
+            raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
+    return Saved([modules[path] for path in paths], tensors)
+
+
+def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:
+    """The outermost module that a name means, by PEFT's rule, and that holds the tensor."""
+    parts = key.split(".")
+    for length in range(len(parts)):
+        path = ".".join(parts[:length])
+        if path in modules and any(path.endswith(name) for name in names):
+            return path
+    near = near_names(key, modules)
+    raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
+
+
+def _check_untied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
+    """Raise AdapterError where a weight is another module's too: PEFT gives that one the update as well."""
+    owners: dict[int, list[str]] = {}
+    for name, module in modules_by_name(model).items():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
+    for path, layer in layers.items():
+        others = [name for name in owners[id(layer.weight)] if name != path]
+        if others:
+            raise AdapterError(
+                f"ensure_weight_tying is not supported where a layer with LoRA is tied; {path!r} shares its "
+                f"weight with {listed(others)} (merge the adapter with PEFT)"
+            )
+
+
+def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
+    if path not in modules:
+        raise AdapterError(f"its layers must be the model's; there is no {path!r}{near_names(path, modules)}")
+    return modules[path]
+
+
+def _check_shape(name: str, wanted: list[int], found: list[int], what: str) -> None:
+    if found != wanted:
+        raise AdapterError(f"{name!r} must have {what} = {wanted}; the file has {found}")

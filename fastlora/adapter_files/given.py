@@ -1,0 +1,43 @@
+"""Adapters out of a state that is given to `save_pretrained`: one gathered, or an average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.model.name_matching import listed
+
+
+def is_other(state: Mapping[str, Tensor], model: nn.Module, places: Mapping[str, str]) -> bool:
+    """Whether a given state has updates, and others than the model's own."""
+    if not any("lora_" in key for key in state):
+        return False
+    own = model.state_dict()
+    return not all(
+        place in state
+        and place in own
+        and state[place].dtype == own[place].dtype
+        and torch.equal(state[place].to(own[place].device), own[place])
+        for place in places.values()
+    )
+
+
+def from_state(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], places: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The tensors as they are in a given state.
+
+    Raises:
+        ValueError: If the state lacks one, or has it in another shape.
+    """
+    missing = [place for place in places.values() if place not in state]
+    if missing:
+        raise ValueError(f"state_dict must hold every adapter; it lacks {listed(missing)}")
+    for key, place in places.items():
+        if state[place].shape != tensors[key].shape:
+            raise ValueError(
+                f"{place!r} must be {list(tensors[key].shape)} in state_dict (initialize was used?)"
+            )
+    return {key: state[place] for key, place in places.items()}

@@ -1,0 +1,106 @@
+"""Other values for an adapter, with nothing changed that compiled code was made for."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastlora.adapter_files import fit
+from fastlora.adapter_files.contents import Contents, layer_keys, open_directory
+from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.renamed import fit_names
+from fastlora.arguments import check_choice, check_path
+from fastlora.layer.adapter import DEFAULT, SLOTS
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import local, part_of, reshard
+from fastlora.layer.writable import check_own_writable
+from fastlora.model.adapters import adapter_names
+from fastlora.model.find_layers import existing_layers
+from fastlora.model.name_matching import listed
+from fastlora.model.wrappers import modules_by_name
+
+
+class _Values(NamedTuple):
+    """What goes where in one layer."""
+
+    own_A: Tensor
+    own_B: Tensor
+    A: Tensor
+    B: Tensor
+
+
+@exclusive
+@torch.no_grad()
+def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> None:
+    """Put the values of another adapter into the parameters of one that the model has: no recompilation.
+
+    Shapes, dtypes and the scaling s stay, as compiled code holds them to be constant. A smaller rank is
+    filled up with zeros. B takes the ratio of the two scalings, which rounds once where that is no power of
+    two. Layers that the other adapter does not have become zero.
+
+    Args:
+        model: A model with LoRA layers.
+        directory: The other adapter, as `load_pretrained` takes it.
+        name: Whose parameters take the values; it need not be in use.
+
+    Raises:
+        AdapterError: As by `load_pretrained`; or if the other adapter has further layers, a larger rank or
+            modules to save. The model is as it was.
+        ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
+        OSError: If a file cannot be opened.
+    """
+    reshard(model)
+    adapted = existing_layers(model)
+    check_choice("name", name, adapter_names(model))
+    check_path("directory", directory)
+    layers = fit.layers_with(adapted, name)
+    fit.check_unmerged(layers, name)
+    with open_directory(directory) as contents:
+        fit_names(model, contents, modules_by_name(model))
+        if contents.plain:
+            raise AdapterError(
+                f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
+            )
+        further = [path for path in contents.names if path not in layers]
+        if further:
+            raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
+        values = [_values(contents, path, layer, name) for path, layer in layers.items()]
+    for path, layer in layers.items():
+        check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
+    writes: list[tuple[Tensor, Tensor]] = []
+    for own_A, own_B, A, B in values:
+        padded_A = F.pad(A, (0, 0, 0, own_A.shape[0] - A.shape[0]))
+        padded_B = F.pad(B, (0, own_B.shape[1] - B.shape[1]))
+        writes += [(own_A, part_of(padded_A, own_A)), (own_B, part_of(padded_B, own_B))]
+    with commit() as changing:
+        for own, part in writes:
+            changing.write(local(own), part)
+
+
+def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) -> _Values:
+    own = layer.adapters[name]
+    own_A, own_B = own.lora_A, own.lora_B
+    if path not in contents.layers:
+        zeros = (torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (own_A, own_B))
+        return _Values(own_A, own_B, *zeros)
+    header = contents.layers[path]
+    N, K = layer.weight.shape
+    if (header.out_features, header.in_features) != (N, K) or header.options.r > own.r:
+        raise AdapterError(
+            f"{path!r} must have r <= {own.r} and [N, K] = [{N}, {K}]; the file has r = {header.options.r} "
+            f"and [{header.out_features}, {header.in_features}]"
+        )
+    if own.scaling == 0:
+        raise AdapterError(f"{path!r} must have a scaling other than 0 for B to take the ratio")
+    key_A, key_B = layer_keys(path)
+    wide = torch.promote_types(header.dtype, torch.float32)
+    A = contents.file.read(key_A, own_A.device, own_A.dtype)
+    B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)
+    if not (B := B.to(own_B.dtype)).isfinite().all():
+        raise AdapterError(f"B of {path!r} must be finite in {own_B.dtype} once scaled")
+    return _Values(own_A, own_B, A, B)

@@ -1,0 +1,202 @@
+"""Reading adapters that PEFT or fastlora wrote into a model; all is checked before anything is changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.adapter_files import fit
+from fastlora.adapter_files.contents import Contents, layer_keys, open_directory, open_file, plain_key
+from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.renamed import fit_names
+from fastlora.arguments import adapter_dtype_over, check_path
+from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
+from fastlora.layer.commits import Commit, commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import local, part_of, reshard, whole
+from fastlora.layer.writable import check_own_writable, check_writable
+from fastlora.model import buffers, transformers_saving
+from fastlora.model.adapters import adapter_names, give_adapter
+from fastlora.model.apply import freeze, make_layers
+from fastlora.model.find_layers import check_model, lora_layers
+from fastlora.model.modules_to_save import mark
+from fastlora.model.replace import replace_modules
+from fastlora.model.wrappers import modules_by_name
+
+# {path: A, B and options}, as a file has them.
+_Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
+
+
+def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
+    """Read an adapter that PEFT's or our `save_pretrained` wrote into a model, in place.
+
+    Into a model without LoRA, the layers are made as the adapter says, in its dtype (16-bit values in fp32,
+    as in PEFT), and all but the updates and the modules to save is frozen, as by `apply_lora`. In a model
+    with LoRA an adapter of a new name is added and not put in use (see `set_adapter`). An adapter that the
+    model has already must have the same layers and shapes: A and B are converted to its dtype and copied into
+    its parameters, alpha and rslora come from the file, while dropout and what is trainable stay.
+
+    Nothing but adapter_config.json and adapter_model.safetensors is read, and shapes are checked before any
+    tensor is.
+
+    Args:
+        model: The model; it may itself be a plain nn.Linear.
+        directory: The directory; for a named adapter, its sub-directory.
+        name: What the adapter is called in this model.
+
+    Returns:
+        The model; the new layer where the model itself is a plain nn.Linear.
+
+    Raises:
+        AdapterError: If the files are truncated, damaged or foreign; hold what is not plain LoRA on linear
+            layers (the key is named); do not fit the model; or hold NaN or infinity, also after conversion;
+            or if a layer is merged. The model is as it was.
+        ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
+        OSError: If a file cannot be opened.
+    """
+    check_model(model)
+    check_name(name)
+    check_path("directory", directory)
+    with open_directory(directory) as contents:
+        return _load(model, contents, name)
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
+    """Read the file of `save_adapter` into a model, in place, as `load_pretrained` reads a directory.
+
+    Args:
+        model: As in `load_pretrained`.
+        path: The file.
+        name: What the adapter is called in this model.
+
+    Returns:
+        The model; the new layer where the model itself is a plain nn.Linear.
+
+    Raises:
+        AdapterError: As in `load_pretrained`.
+        ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
+        OSError: If the file cannot be opened.
+    """
+    check_model(model)
+    check_name(name)
+    check_path("path", path)
+    with open_file(path) as contents:
+        return _load(model, contents, name)
+
+
+@exclusive
+@torch.no_grad()
+def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
+    """Read all, then change the model."""
+    reshard(model)
+    fit_names(model, contents, modules_by_name(model))
+    adapted = dict(lora_layers(model))
+    known = bool(adapted) and name in adapter_names(model)
+    layers: Mapping[str, nn.Linear]
+    layers = fit.same_layers(adapted, contents, name) if known else fit.targets(model, contents)
+    if known:
+        for path, layer in layers.items():
+            check_own_writable(cast(FusedLoRALinear, layer).adapters[name], SLOTS, f"layer {path!r}")
+    saved = fit.modules_to_save(model, contents)
+    updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
+    plain = {
+        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
+        for key, tensor in saved.tensors.items()
+    }
+    if adapted and not known:
+        _check_shared(saved, plain)
+    for key, tensor in saved.tensors.items():
+        check_writable(tensor, repr(key))
+    refills = _refills(layers, name, updates) if known else []
+    new, made = ({}, {}) if known else _made(model, name, layers, updates)
+    writes = [(local(tensor), part_of(plain[key], tensor)) for key, tensor in saved.tensors.items()]
+    with commit() as changing:
+        for refill in refills:
+            refill.into(changing)
+        if adapted and not known:
+            model = give_adapter(model, name, made, new)
+        elif not adapted:
+            model = replace_modules(model, new.items())
+        for own, part in writes:
+            changing.write(own, part)
+        if not adapted:
+            mark(saved.modules, changing)
+            freeze(model)
+            buffers.note(model, changing)
+            transformers_saving.install(model, changing)
+    return model
+
+
+class _Refill(NamedTuple):
+    """Other values for an adapter; alpha and rslora are taken over, the rest stays."""
+
+    adapter: Adapter
+    parts: tuple[Tensor, Tensor]
+    options: Options
+
+    def into(self, changing: Commit) -> None:
+        """Copy them, as a part of a commit."""
+        adapter, parts, options = self
+        for slot, part in zip(SLOTS, parts, strict=True):
+            changing.write(local(getattr(adapter, slot)), part)
+        changing.put(vars(adapter), "alpha", options.alpha)
+        changing.put(vars(adapter), "rslora", options.rslora)
+
+
+def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> list[_Refill]:
+    refills: list[_Refill] = []
+    for path, found in layers.items():
+        own = cast(FusedLoRALinear, found).adapters[name]
+        A, B, options = updates[path]
+        refills.append(_Refill(own, (part_of(A, own.lora_A), part_of(B, own.lora_B)), options))
+    return refills
+
+
+def _read_update(
+    contents: Contents, path: str, layer: nn.Linear, name: str
+) -> tuple[Tensor, Tensor, Options]:
+    """A and B in the dtype of the adapter that the layer has, else in the file's, but 16 bits in fp32."""
+    header = contents.layers[path]
+    dtype = adapter_dtype_over(header.dtype)
+    if isinstance(layer, FusedLoRALinear) and name in layer.adapters:
+        dtype = layer.adapters[name].lora_A.dtype
+    A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
+    return A, B, header.options
+
+
+def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
+    """Raise AdapterError where a further adapter brings other values for a module that all adapters share."""
+    for key, tensor in saved.tensors.items():
+        if not torch.equal(whole(tensor), plain[key]):
+            raise AdapterError(
+                "modules_to_save of a further adapter must be the model's own, as they are trained in place "
+                f"for all adapters; {key!r} differs"
+            )
+
+
+def _made(
+    model: nn.Module, name: str, layers: Mapping[str, nn.Linear], updates: _Updates
+) -> tuple[dict[nn.Linear, FusedLoRALinear], dict[FusedLoRALinear, Adapter]]:
+    """What takes the places of plain layers, and what further adapter others get, not yet in the model."""
+    plain: dict[nn.Linear, dict[str, Any]] = {}
+    made: dict[FusedLoRALinear, Adapter] = {}
+    for path, layer in layers.items():
+        A, B, options = updates[path]
+        if isinstance(layer, FusedLoRALinear):
+            with torch.inference_mode(False):
+                # What is read in that mode could never be trained.
+                A, B = (each.clone() if each.is_inference() else each for each in (A, B))
+                made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
+        else:
+            plain[layer] = {**options._asdict(), "adapter_dtype": A.dtype}
+    new = make_layers(model, plain, name)
+    for path, linear in layers.items():
+        if linear in new:
+            A, B, _ = updates[path]
+            new[linear].adapters[name].lora_A.copy_(A)
+            new[linear].adapters[name].lora_B.copy_(B)
+    return new, made

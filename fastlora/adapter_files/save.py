@@ -1,0 +1,264 @@
+"""Writing adapters as PEFT writes them: a directory each, or one file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.adapter_files import describe
+from fastlora.adapter_files.adapter_config import AdapterConfig, digest
+from fastlora.adapter_files.contents import (
+    CONFIG_FILE,
+    DIGEST_KEY,
+    METADATA_KEY,
+    TENSOR_FILE,
+    layer_keys,
+    plain_key,
+)
+from fastlora.adapter_files.drafts import write_together
+from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.full import modules_in_full
+from fastlora.adapter_files.given import from_state, is_other
+from fastlora.adapter_files.layout import serialized
+from fastlora.arguments import check_choice, check_path, check_text, shown
+from fastlora.layer.adapter import DEFAULT, SLOTS, Options
+from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.layer.commits import exclusive
+from fastlora.layer.sharding import is_spread, reshard, whole
+from fastlora.layer.state import saved_name
+from fastlora.layer.writable import check_present
+from fastlora.model.adapters import active_adapter, adapter_names
+from fastlora.model.buffers import warn_of_moved
+from fastlora.model.find_layers import existing_layers
+from fastlora.model.modules_to_save import inside
+from fastlora.model.tasks import task_of
+from fastlora.model.wrappers import modules_by_name
+
+
+class _Adapter(NamedTuple):
+    """An adapter as it is written.
+
+    Attributes:
+        config: adapter_config.json.
+        tensors: {key: tensor}, each whole.
+        writes: Whether this process is to write them: the first one where they were spread.
+    """
+
+    config: str
+    tensors: dict[str, Tensor]
+    writes: bool
+
+
+@exclusive
+def save_pretrained(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    adapters: Sequence[str] | None = None,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+) -> None:
+    """Write adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
+
+    The adapter "default" goes into the directory itself, any other one into a sub-directory of its name. Each
+    file appears whole or not at all, and nothing is written before everything is checked. A file that is
+    replaced keeps its permissions, and a link stays one. The tensors hold a digest of their config, by which
+    a load beside a save has the old adapter or the new one. Merged and disabled layers are saved like any
+    other. After `initialize`, an update is written as what it is beside the W from before, plain LoRA of
+    twice the rank. Modules to save go into each adapter, as PEFT has it. The format has one dropout for all
+    layers: where they differ, the largest is written, and a warning says so.
+
+    Where parameters are spread over processes (FSDP2, tensor parallel), all of these must call it: adapters
+    are gathered, and process 0 writes. Where each process has them whole, whoever calls it writes.
+
+    Args:
+        model: A model with LoRA layers; the wrappers of torch.compile, activation checkpointing and FSDP
+            leave no trace in the names.
+        directory: Where to; it is made where it does not exist, and files of these names are replaced.
+        adapters: Which; None means all.
+        base_model_name_or_path: For the config; None means what a Transformers model says of itself.
+        task_type: For the config, such as "CAUSAL_LM"; None means what `LoRAConfig` named, or the model's
+            class where it tells a task and the head is saved.
+
+    Raises:
+        AdapterError: If a tensor holds NaN or infinity.
+        ValueError: If there is no LoRA layer, no such adapter, or none is named.
+        OSError: If a file cannot be written.
+    """
+    check_path("directory", directory)
+    check_text("base_model_name_or_path", base_model_name_or_path)
+    chosen = names = adapter_names(model)
+    if adapters is not None:
+        if not isinstance(adapters, Sequence) or isinstance(adapters, (str, bytes)) or not adapters:
+            raise ValueError(f"adapters must be a sequence of names, or None for all; got {shown(adapters)}")
+        chosen = tuple(check_choice("adapters", name, names) for name in adapters)
+    content = {
+        name: _collect(model, name, base_model_name_or_path=base_model_name_or_path, task_type=task_type)
+        for name in chosen
+    }
+    _write(directory, content)
+
+
+@exclusive
+def write_beside(
+    model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
+) -> None:
+    """Write all adapters beside a checkpoint; where they cannot be written, warn, for the checkpoint has all.
+
+    Args:
+        model: As in `save_pretrained`.
+        directory: The checkpoint's.
+        state: What the caller wants written, an average of the weights, say; or the whole state where it was
+            gathered: then nothing is gathered here, as other processes may not take part.
+        is_main_process: Whether this process writes.
+    """
+    try:
+        content = {name: _collect(model, name, state=state) for name in adapter_names(model)}
+        if is_main_process:
+            _write(directory, content)
+    except (AdapterError, ImportError, ValueError) as error:
+        if is_main_process:
+            for stale in (CONFIG_FILE, TENSOR_FILE):
+                (directory / stale).unlink(missing_ok=True)
+        warnings.warn(
+            f"{directory} holds the whole state, and no adapter that from_pretrained could read: {error}",
+            stacklevel=3,
+        )
+
+
+def _write(directory: str | os.PathLike[str], content: Mapping[str, _Adapter]) -> None:
+    written = {
+        name: serialized(adapter.tensors, {DIGEST_KEY: digest(adapter.config)})
+        for name, adapter in content.items()
+    }
+    files: list[tuple[Path, bytes]] = []
+    for name, adapter in content.items():
+        if not adapter.writes:
+            continue
+        folder = Path(directory) if name == DEFAULT else Path(directory) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        # In this order: an older config beside new tensors tells a load that a save was stopped.
+        files += [(folder / TENSOR_FILE, written[name]), (folder / CONFIG_FILE, adapter.config.encode())]
+    write_together(files)
+
+
+@exclusive
+def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the adapter in use to one safetensors file: `save_pretrained`'s tensors, with its config inside.
+
+    Args:
+        model: As in `save_pretrained`.
+        path: Where to write; an existing file is replaced.
+
+    Raises:
+        AdapterError: As in `save_pretrained`.
+        ValueError: If there is no LoRA layer.
+        OSError: If the file cannot be written.
+    """
+    check_path("path", path)
+    adapter = _collect(model, active_adapter(model))
+    content = serialized(adapter.tensors, {METADATA_KEY: adapter.config})
+    if adapter.writes:
+        write_together([(path, content)])
+
+
+def _collect(
+    model: nn.Module,
+    name: str,
+    *,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> _Adapter:
+    reshard(model)
+    found = existing_layers(model)
+    layers = {
+        path: adapters[name]
+        for path, layer in found.items()
+        if name in (adapters := adapters_beside_whole(layer))
+    }
+    if not layers:
+        raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
+    tensors: dict[str, Tensor] = {}
+    # {key in the file: key in the model's state}
+    places: dict[str, str] = {}
+    for layer, (A, B, options) in layers.items():
+        _check_here(found[layer], layer, A, options)
+        keys = layer_keys(layer)
+        tensors.update(zip(keys, (A, B), strict=True))
+        slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
+        places.update(zip(keys, slots, strict=True))
+    plain = modules_in_full(model)
+    warn_of_moved(model, inside(plain.values()), stacklevel=4)
+    for path, module in plain.items():
+        for own, value in module.state_dict().items():
+            key = f"{path}.{own}".lstrip(".")
+            tensors[plain_key(key)], places[plain_key(key)] = value, key
+    known = modules_by_name(model)
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, plain, known)
+    inner = known[""]
+    task_type = task_of(model, task_type)
+    text = config.dumps(
+        target_modules=describe.target_modules(layers, known),
+        base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
+        task_type=task_type,
+        auto_mapping=None if task_type else _class_of(inner),
+    )
+    spread = any(is_spread(tensor) for tensor in tensors.values())
+    if state is not None and (spread or is_other(state, model, places)):
+        return _Adapter(text, from_state(state, tensors, places), writes=True)
+    # On every process, and in the same order: gathering is a collective.
+    gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+    return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
+
+
+def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
+    """Raise ValueError where FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
+    check_present(module, A, f"A of layer {layer!r}")
+    if A.ndim != 2 or A.shape[0] != options.r or not A.numel():
+        raise ValueError(
+            f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
+            "summon_full_params or DeepSpeed's GatheredParameters it is whole)"
+        )
+
+
+def _config(
+    options: dict[str, Options], plain: dict[str, nn.Module], known: dict[str, nn.Module]
+) -> AdapterConfig:
+    dropouts = {each.dropout for each in options.values()}
+    if len(dropouts) > 1:
+        warnings.warn(
+            f"layers have different dropout, {', '.join(map(str, sorted(dropouts)))}; PEFT's config has but "
+            f"one, so all will be loaded with {max(dropouts)}",
+            stacklevel=4,
+        )
+    if len({each.rslora for each in options.values()}) > 1:
+        options = {layer: _without_rslora(each) for layer, each in options.items()}
+    r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
+    alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
+    first = next(iter(options.values()))
+    return AdapterConfig(
+        r=r,
+        alpha=alpha,
+        dropout=max(dropouts),
+        rslora=first.rslora,
+        init=first.init,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        modules_to_save=tuple(describe.modules_to_save(plain, known)),
+    )
+
+
+def _without_rslora(options: Options) -> Options:
+    """The same scaling as alpha / r."""
+    return options._replace(alpha=options.scaling * options.r, rslora=False)
+
+
+def _class_of(model: nn.Module) -> dict[str, str]:
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}

@@ -1,0 +1,136 @@
+"""The differentiable formula: gradients for x, A and B, never for W or b."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fastlora.arguments import check_dropout, check_scaling
+from fastlora.autograd import operators, second_derivative  # noqa: F401 - makes the operator differentiable
+from fastlora.formula.operands import (
+    BaseWeight,
+    Needs,
+    Operands,
+    as_rows,
+    autocasts,
+    check_adapter,
+    check_base,
+    check_tensors,
+    plain,
+)
+from fastlora.formula.oracle import unfused
+from fastlora.routes.backend import backend_of_mask, get_backend
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
+class LoRALinearFunction(torch.autograd.Function):
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b; saves x, W, A, B, p and a seed, no mask and no x_d.
+
+    forward takes the context itself: where a `setup_context` does, torch inspects forward's signature at
+    every call, for three times the rest of its overhead. And x comes with all its dimensions, as views made
+    in here are no nodes of the graph.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        base: BaseWeight,
+        b: Tensor | None,
+        s: float,
+        dropout: float,
+        seed: Tensor | None,
+        setting: str,
+    ) -> Tensor:
+        """x [..., K] -> y [..., N]."""
+        o = Operands(as_rows(x), base, b, A, B, s, dropout, seed)
+        y, p, decision = operators.forward(o, Needs(*ctx.needs_input_grad[:3]), setting)
+        # Everything goes through here, so that saved-tensor hooks and checkpointing see it.
+        ctx.save_for_backward(x, *base.tensors, A, B, p, seed)
+        ctx.base, ctx.rest = (base.format, base.N, base.K, base.dtype), (s, dropout, setting, decision)
+        if x.dim() == 2:
+            return y
+        # As torch's own linear does it: a view that a Function returns could not be changed in place.
+        return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], base.N)))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """dy [..., N] -> gradients in the order of forward's arguments, None where nobody asked."""
+        x, *tensors, A, B, p, seed = ctx.saved_tensors
+        format, N, K, dtype = ctx.base
+        s, dropout, setting, decision = ctx.rest
+        base = BaseWeight(format, tuple(tensors), N, K, dtype)
+        o = Operands(as_rows(x), base, None, A, B, s, dropout, seed)
+        needs = Needs(*ctx.needs_input_grad[:3])
+        dx, dA, dB = operators.backward(o, as_rows(dy), p, needs, setting, decision)
+        if dx is not None and x.dim() != 2:
+            dx = dx.view(x.shape)
+        return dx, dA, dB, None, None, None, None, None, None
+
+
+def lora_linear(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, *, dropout: float = 0.0
+) -> Tensor:
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
+
+    Under torch.func's transforms (grad, vmap) and in torch.jit.trace it is the same formula in separate
+    operations, which these can go through; so is the derivative of a derivative. Not so under torch.compile:
+    most of its backends refuse a derivative of a derivative by name, but backend="eager" loses what goes
+    through this function's A, B and x without a word, as it does for every torch.autograd.Function.
+
+    The backward pass takes the code path of its forward, whatever `set_backend` says by then.
+
+    Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
+
+    Args:
+        x: [..., K], fp16, bf16, fp32 or fp64, any strides; one dimension gives one row.
+        W: [N, K] in x's dtype. Frozen: it never receives a gradient.
+        b: [N] in x's dtype, or None. Frozen too.
+        A: [r, K], floating, possibly wider than x (fp32 master weights on a 16-bit base).
+        B: [N, r], in A's dtype.
+        s: Scaling, alpha / r or alpha / sqrt(r).
+        dropout: Probability in [0, 1) that an entry of x_d, the low-rank branch's input, is dropped; what is
+            kept is scaled by 1 / (1 - dropout). The mask's seed is drawn from torch's generator of x's
+            device; the mask is computed again in the backward pass, not stored.
+
+    Returns:
+        y [..., N] in x's dtype.
+
+    Raises:
+        TypeError: If an operand is no Tensor, s or dropout no number, a dtype not floating, or x, W and b, or
+            A and B, differ in dtype.
+        ValueError: If shapes or devices do not fit together, s is not finite, or dropout is outside [0, 1).
+
+    Source: arXiv 2106.09685, section 4.1, equation 3.
+    """
+    if not (
+        isinstance(x, Tensor) and isinstance(W, Tensor) and isinstance(A, Tensor) and isinstance(B, Tensor)
+    ) or (b is not None and not isinstance(b, Tensor)):
+        check_tensors(x, W, b, A, B)
+    if type(dropout) is not float or not 0 <= dropout < 1:
+        dropout = check_dropout(dropout)
+    if type(s) is not float or s - s != 0:
+        s = check_scaling(s)
+    if torch._C._get_tracing_state():  # it takes neither a Python function nor comparisons of shapes
+        return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
+    if x.is_nested:
+        return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
+    if autocasts(x):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return lora_linear(x, W, b, A, B, s, dropout=dropout)
+    check_base(x, W, b)
+    check_adapter(x, W.shape[0], A, B)
+    if torch._C._are_functorch_transforms_active():
+        return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
+    # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
+    seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
+    setting = backend_of_mask() if dropout > 0 else get_backend()
+    y: Tensor = LoRALinearFunction.apply(x, A, B, plain(W), b, s, dropout, seed, setting)  # type: ignore[no-untyped-call]
+    return y

@@ -1,0 +1,1 @@
+"""One layer: its frozen weight, its adapters, and what changes it."""

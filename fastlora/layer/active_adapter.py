@@ -1,0 +1,89 @@
+"""Which of a layer's adapters is in use.
+
+The layer holds a reference to it, beside `adapters` and no module of its own. A switch sets that reference,
+and which tensors are trained: no tensor moves, and compiled code meets one like it in the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from fastlora.layer.adapter import SLOTS, Adapter
+from fastlora.layer.commits import Commit
+from fastlora.layer.training_warnings import look_again
+from fastlora.layer.writable import check_own
+
+REFERENCE = "_active"
+
+
+def put_idle(layer: Any, name: str, adapter: Adapter, changing: Commit) -> None:
+    """Give a layer one more adapter, not in use."""
+    adapter.name = name
+    adapter.train(layer.training)
+    _rest(adapter, changing)
+    changing.put(layer.adapters._modules, name, adapter)
+
+
+def switch(layer: Any, name: str, changing: Commit) -> None:
+    """Put an adapter of a layer in use, or none where the layer has no part in this one."""
+    before: Adapter | None = vars(layer)[REFERENCE]
+    chosen: Adapter | None = layer.adapters._modules.get(name)
+    if chosen is before:
+        return
+    if before is not None:
+        changing.put(vars(before), "trains", tuple(getattr(before, slot).requires_grad for slot in SLOTS))
+        _rest(before, changing)
+    if chosen is not None:
+        for slot, trained in zip(SLOTS, chosen.trains, strict=True):
+            changing.assign(getattr(chosen, slot), "requires_grad", trained)
+    changing.put(vars(layer), REFERENCE, chosen)
+    look_again(layer)
+
+
+def _rest(adapter: Adapter, changing: Commit) -> None:
+    """Freeze an adapter, so that no optimizer moves it."""
+    for slot in SLOTS:
+        changing.freeze(getattr(adapter, slot))
+
+
+def check_switchable(layer: Any, name: str, what: str) -> None:
+    """Raise unless a layer, called `what`, can put the adapter of this name in use.
+
+    Raises:
+        ValueError: If A or B is computed from others.
+        TypeError: If FSDP1 has put them into one parameter with others.
+    """
+    for adapter in (vars(layer)[REFERENCE], layer.adapters._modules.get(name)):
+        if adapter is None:
+            continue
+        check_own(adapter, SLOTS, what)
+        if any(getattr(adapter._parameters[slot], "_fsdp_flattened", False) for slot in SLOTS):
+            raise TypeError(
+                f"A and B of {what} must be parameters of their own to be switched; they lie in one of "
+                "FullyShardedDataParallel's (switch before wrapping, or shard by fully_shard)"
+            )
+
+
+def name_in_use(layers: Iterable[Any]) -> str | None:
+    """The adapter that layers have in use; None where there are no layers.
+
+    Raises:
+        ValueError: If they do not agree.
+    """
+    names = dict.fromkeys(layer.adapter for layer in layers if layer.adapter is not None)
+    if len(names) > 1:
+        raise ValueError(
+            f"layers must have one adapter in use; they have {', '.join(names)} (see set_adapter)"
+        )
+    return next(iter(names), None)
+
+
+def idle_parameters(layer: Any) -> Iterator[nn.Parameter]:
+    """The parameters of a layer's adapters that are not in use."""
+    active = vars(layer)[REFERENCE]
+    for adapter in layer.adapters.values():
+        if adapter is not active:
+            yield from adapter.parameters()

@@ -1,0 +1,162 @@
+"""One adapter: A, B, and what the update is scaled, regularized and started by."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastlora import arguments
+from fastlora.layer.commits import commit
+
+DEFAULT = "default"
+SLOTS = ("lora_A", "lora_B")
+_LONGEST_NAME = 100  # a directory is called so, and file systems stop at 255
+_ORTHOGONAL_STD = 0.1  # PEFT's
+
+
+class Options(NamedTuple):
+    """How an update is scaled, regularized and started; the names are FusedLoRALinear's."""
+
+    r: int
+    alpha: float
+    dropout: float
+    rslora: bool
+    init: str
+
+    @classmethod
+    def checked(cls, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> Options:
+        """The options, if they are sound; else TypeError or ValueError. An alpha of None means r."""
+        r, alpha = arguments.check_rank(r), arguments.check_alpha(alpha)
+        return cls(
+            r=r,
+            alpha=float(r) if alpha is None else alpha,
+            dropout=arguments.check_dropout(dropout),
+            rslora=arguments.check_bool(rslora, "rslora"),
+            init=arguments.check_init(init),
+        )
+
+    @property
+    def scaling(self) -> float:
+        """s, the factor of the update."""
+        return arguments.scaling(self.r, self.alpha, self.rslora)
+
+
+class Adapter(nn.Module):
+    """An adapter of a layer; `layer.adapters` holds it, whether it is in use or not.
+
+    Args:
+        A: [r, K].
+        B: [N, r].
+        options: Each becomes an attribute.
+
+    Attributes:
+        name: What it is called in its layer.
+        trains: Which of A and B are trained once it is in use; meanwhile both are frozen.
+    """
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    r: int
+    alpha: float
+    dropout: float
+    rslora: bool
+    init: str
+    name: str = ""
+    trains: tuple[bool, bool] = (True, True)
+
+    def __init__(self, A: nn.Parameter, B: nn.Parameter, options: Options) -> None:
+        super().__init__()
+        vars(self).update(options._asdict())
+        for slot, parameter in zip(SLOTS, (A, B), strict=True):
+            self.register_parameter(slot, parameter)
+
+    @property
+    def options(self) -> Options:
+        """The options as they are now."""
+        return Options(self.r, self.alpha, self.dropout, self.rslora, self.init)
+
+    @property
+    def scaling(self) -> float:
+        """s, the factor of the update."""
+        return arguments.scaling(self.r, self.alpha, self.rslora)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """A and B: whoever hooks calls, to bring parameters from elsewhere, has brought them by then."""
+        return self.lora_A, self.lora_B
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        with commit():
+            super()._load_from_state_dict(*args)
+
+    def reset_parameters(self) -> None:
+        """Start anew, at zero; what builds a model on "meta" calls it after `to_empty`."""
+        start(self.lora_A, self.lora_B, self.init)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+
+
+class Adapters(nn.ModuleDict):
+    """The adapters of a layer, by name."""
+
+    # A part of a layer, and no module of the model: see wrappers.py.
+    is_inside_a_layer = True
+
+    def __getitem__(self, name: str) -> Adapter:
+        """The adapter of this name."""
+        return cast(Adapter, super().__getitem__(name))
+
+
+def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
+    """A [r, K], B [N, r] and options of every adapter of a layer."""
+    return {name: (each.lora_A, each.lora_B, each.options) for name, each in layer.adapters.items()}
+
+
+def check_name(name: object) -> str:
+    """The name, if it can be a key of a state_dict and a directory; else TypeError or ValueError."""
+    wanted = (
+        f"adapter name must be letters, digits, '_' and '-', at most {_LONGEST_NAME}, not starting with '-'; "
+        f"got {arguments.shown(name)}"
+    )
+    if not isinstance(name, str):
+        raise TypeError(wanted)
+    if len(name) > _LONGEST_NAME or re.fullmatch(r"\w[\w-]*", name, re.ASCII) is None:
+        raise ValueError(wanted)
+    if hasattr(nn.ModuleDict, name) or name == "training":
+        raise ValueError(f"adapter name must not be an attribute of nn.ModuleDict; got {name!r}")
+    return name
+
+
+def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
+    """An adapter at its start for a weight [N, K], on its device; `dtype` None: see `adapter_dtype_over`."""
+    N, K = weight.shape
+    kind: dict[str, Any] = {
+        "device": weight.device,
+        "dtype": arguments.adapter_dtype_over(weight.dtype, dtype),
+    }
+    # Trained later, whatever mode this is called in.
+    with torch.inference_mode(False):
+        A, B = (nn.Parameter(torch.empty(shape, **kind)) for shape in ((options.r, K), (N, options.r)))
+    start(A, B, options.init)
+    return Adapter(A, B, options)
+
+
+def start(A: Tensor, B: Tensor, init: str) -> None:
+    """Start an update at exactly zero: A [r, K] by `init`, B [N, r] zero where A is not."""
+    if init == "gaussian":
+        nn.init.normal_(A, std=1 / A.shape[0])
+    elif init == "kaiming":
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    else:
+        nn.init.normal_(A, std=_ORTHOGONAL_STD)
+    nn.init.zeros_(B)
+    if init == "orthogonal":
+        halfway = (A.shape[0] + 1) // 2
+        with torch.no_grad():
+            A[halfway:] = 0
+            B[:, halfway:].normal_(std=_ORTHOGONAL_STD)

@@ -1,0 +1,137 @@
+"""The adapters of one layer: held by name, one in use, its attributes the layer's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.layer import adapter, training_warnings
+from fastlora.layer.active_adapter import REFERENCE
+from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Adapters
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.division import Split
+from fastlora.layer.writable import check_own_writable
+
+
+class OfAdapterInUse:
+    """An attribute of a layer that is its adapter's in use, to read and to assign; None where it has none."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        active = vars(layer)[REFERENCE]
+        return None if active is None else getattr(active, self.name)
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        setattr(layer._existing(self.name), self.name, value)
+
+
+class AdaptedLinear(nn.Linear):
+    """The part of FusedLoRALinear that holds its adapters."""
+
+    weight: nn.Parameter
+    enabled: bool
+    adapters: Adapters
+    start_A: Tensor | None
+    start_B: Tensor | None
+    start_scaling: float = 0.0
+    split: Split | None = None
+    applied_as: str = ""
+    _own_attributes = (REFERENCE, "enabled", "start_scaling", "split", "applied_as")
+
+    lora_A, lora_B = OfAdapterInUse(), OfAdapterInUse()
+    r, alpha, dropout, rslora, init, scaling = (OfAdapterInUse() for _ in range(6))
+    _active: Adapter | None
+    _base_weight: Tensor | None
+
+    def _begin(self, name: str, first: Adapter) -> None:
+        first.name = name
+        self.adapters = Adapters({name: first}).train(self.training)
+        # Not by an assignment, which would make it a module of this layer's own, beside `adapters`.
+        vars(self)[REFERENCE] = first
+        self.enabled = True
+        self.register_buffer("_base_weight", None, persistent=False)
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+        training_warnings.watch(self)
+
+    def __setstate__(self, state: Any) -> None:
+        """A copied or unpickled layer is watched as a made one is."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        training_warnings.watch(self)
+
+    @property
+    def active(self) -> Adapter | None:
+        """The adapter in use; None where it has no part in this layer."""
+        return self._active
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the adapter in use; None where it has no part in this layer."""
+        return None if self._active is None else self._active.name
+
+    def _existing(self, name: str) -> Adapter:
+        """The adapter in use, to assign an attribute of it; AttributeError where there is none."""
+        if self._active is None:
+            raise AttributeError(
+                f"{name} must be assigned where the layer has part in the adapter in use; it has not "
+                f"(set_adapter first, or assign to layer.adapters[...], of {', '.join(self.adapters)})"
+            )
+        return self._active
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it, for the adapter in use."""
+        if name in SLOTS:
+            setattr(self._existing(name), name, param)
+        else:
+            super().register_parameter(name, param)
+
+    @exclusive
+    @torch.no_grad()
+    def reset_adapter(self) -> None:
+        """Start the update in use anew: at zero by `init`, or at what `initialize` took out of W.
+
+        Raises:
+            ValueError: If A or B cannot be written in place.
+        """
+        active, A, B = self._active, self.start_A, self.start_B
+        if active is None:
+            return
+        check_own_writable(active, SLOTS, "the layer")
+        if A is None or B is None:
+            A, B = torch.empty_like(active.lora_A), torch.empty_like(active.lora_B)
+            adapter.start(A, B, active.init)
+        with commit() as changing:
+            changing.write(active.lora_A, A)
+            changing.write(active.lora_B, B)
+
+    def reset_parameters(self) -> None:
+        """Start W, b and all adapters anew; what builds a model on "meta" calls it after `to_empty`."""
+        super().reset_parameters()
+        if "adapters" in self._modules:  # nn.Linear's constructor calls this before there is one
+            self._base_weight = self.start_A = self.start_B = None
+            for name in self.adapters:
+                self.adapters[name].reset_parameters()
+
+    def __repr__(self) -> str:
+        """One line, as nn.Linear's."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """nn.Linear's, and the update's."""
+        parts, active = [super().extra_repr()], self._active
+        if active is not None:
+            parts.append(f"r={active.r}, alpha={active.alpha:g}")
+            parts += [f"dropout={active.dropout:g}"] if active.dropout else []
+            parts += ["rslora"] if active.rslora else []
+        parts += ["merged"] if self.merged else []
+        parts += [] if self.enabled else ["disabled"]
+        parts += [] if self.adapter == DEFAULT else [f"adapter={self.adapter}"]
+        idle = [name for name in self.adapters if name != self.adapter]
+        parts += [f"idle={', '.join(idle)}"] if idle else []
+        return ", ".join(parts)

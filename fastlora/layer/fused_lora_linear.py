@@ -1,0 +1,239 @@
+"""FusedLoRALinear: nn.Linear with a frozen weight and a trained low-rank update."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+from fastlora import arguments
+from fastlora.arguments import check_size
+from fastlora.autograd.function import lora_linear
+from fastlora.formula import oracle
+from fastlora.formula.operands import autocasts, check_base
+from fastlora.layer import commits, training_warnings
+from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.commits import commit
+from fastlora.layer.replacement import check_plain_linear, twin_of
+from fastlora.layer.state import StoredLinear
+
+
+class FusedLoRALinear(StoredLinear):
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
+
+    It stands in for nn.Linear: the same attributes, shapes and state_dict names (`weight`, `bias`). Beside
+    these, `adapters` holds its updates by name, each with `lora_A` [r, in_features] and `lora_B`
+    [out_features, r]; one is in use at a time. A checkpoint of the plain layer loads into it. The update
+    starts at exactly zero.
+
+    Nested tensors go through separate torch ops, not the fused kernels. Inside nn.TransformerEncoderLayer,
+    whose inference fast path calls no linear layer, put it by `apply_lora`.
+
+    Args:
+        in_features: K, size of an input row.
+        out_features: N, size of an output row.
+        bias: Whether the layer has a (frozen) bias.
+        r: Rank of the update, >= 1.
+        alpha: The update is scaled by s = alpha / r; None means r, so that s = 1.
+        dropout: Probability in [0, 1) of dropping an entry of x on the low-rank branch, in training.
+        rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
+        init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal":
+            the first half of the ranks starts in A (std 0.1), the rest in B, so that both get gradients from
+            the first step on. PEFT turns these halves by a random rotation, whose rounding leaves an update.
+        device: Where the parameters live.
+        dtype: Dtype of W and b.
+        adapter_dtype: Dtype of A and B, or its name; None means `dtype`, but fp32 where that has 16 bits, as
+            in PEFT: in 16 bits small steps would be rounded away.
+
+    Attributes:
+        enabled: Where False, forward applies W alone: after `initialize`, the W from before it.
+        adapters: All adapters by name; each stays there, whichever is in use.
+        lora_A, lora_B, r, alpha, dropout, rslora, init, scaling: The adapter's in use, to read and, but for
+            `scaling`, to assign; None where that one has no part in this layer.
+        start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
+        split: How the layer is divided among processes; None where it is whole.
+        applied_as: Its name in the model when `apply_lora` or a load made it; "" otherwise.
+
+    Raises:
+        TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
+            of fp16, bf16, fp32 and fp64.
+        ValueError: If r < 1, alpha is not finite, dropout is outside [0, 1), or init is unknown.
+
+    Source: arXiv 2106.09685, section 4.1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        r: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "gaussian",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        adapter_dtype: torch.dtype | str | None = None,
+    ) -> None:
+        arguments.check_dtype("dtype", dtype)
+        adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
+        in_features = check_size("in_features", in_features)
+        out_features = check_size("out_features", out_features)
+        arguments.check_bool(bias, "bias")
+        options = Options.checked(r, alpha, dropout, rslora, init)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype))
+        self._freeze_base()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        r: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "gaussian",
+        adapter_dtype: torch.dtype | str | None = None,
+    ) -> FusedLoRALinear:
+        """Wrap an existing layer: the same weight and bias objects (now frozen), its hooks and its mode.
+
+        The layer must be an nn.Linear and no subclass of it, as a subclass may compute something else. The
+        options are the constructor's.
+
+        Raises:
+            TypeError: If `linear` does not compute exactly what nn.Linear computes (see
+                `check_plain_linear`), or as in the constructor.
+            ValueError: As in the constructor.
+        """
+        layer = cls._beside(
+            linear,
+            r=r,
+            alpha=alpha,
+            dropout=dropout,
+            rslora=rslora,
+            init=init,
+            adapter_dtype=adapter_dtype,
+        )
+        layer._freeze_base()
+        return layer
+
+    @classmethod
+    def _beside(
+        cls, linear: nn.Linear, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
+    ) -> FusedLoRALinear:
+        """`from_linear`, but W and b are not frozen yet: nothing of `linear` has changed."""
+        check_plain_linear("linear", linear)
+        adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
+        checked = Options.checked(**options)
+        layer = twin_of(linear, cls)
+        layer._begin(name, new_adapter(layer.weight, checked, adapter_dtype))
+        return layer
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """Nothing: it is here to stop PEFT, which would put a layer around this one as around nn.Linear.
+
+        Raises:
+            TypeError: If PEFT asks while it makes such a layer.
+            AttributeError: For everybody else.
+        """
+        caller = sys._getframe(1)
+        peft = caller.f_globals.get("__name__", "").startswith("peft.")
+        if peft and caller.f_code.co_name == "get_base_layer":
+            raise TypeError(
+                "PEFT cannot adapt a FusedLoRALinear, which has LoRA already: exclude it from "
+                "target_modules, or call fastlora.remove_lora first (merge=True keeps the update)"
+            )
+        raise AttributeError("FusedLoRALinear has no base_layer; its weight is W")
+
+    def _freeze_base(self) -> None:
+        """Freeze W and b, as a part of the commit at work or in one of its own."""
+        with commit() as changing:
+            changing.freeze(self.weight)
+            if self.bias is not None:
+                changing.freeze(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: [..., in_features], in the weight's dtype and on its device.
+
+        Returns:
+            [..., out_features].
+
+        Raises:
+            TypeError: If x is no Tensor, or not in the weight's dtype.
+            ValueError: If x's last dimension or device is wrong.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
+        # What is compiled holds one state by its guards; it would be compiled anew after every change.
+        if is_compiling():
+            return self._computed(x)
+        moved = commits.moved
+        try:
+            y = self._computed(x)
+        except Exception:  # of operands from two states, say
+            if commits.moved == moved and not moved & 1:
+                raise
+        else:
+            if commits.moved == moved and not moved & 1:
+                return y
+        return commits.undisturbed(self._computed, x)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        own: dict[str, Any] = self._parameters  # not through __getattr__, which takes 0.6 us for each
+        active = self._active
+        A: Any
+        B: Any
+        try:
+            W, b = own["weight"], own["bias"]
+            if active is None:
+                A = B = None
+            elif active._forward_pre_hooks or "forward" in active.__dict__:
+                A, B = active()
+            else:
+                factors = active._parameters
+                A, B = factors["lora_A"], factors["lora_B"]
+        except KeyError:  # parametrized, pruned, a view of a flat parameter, or nn.DataParallel's replica
+            W, b = self.weight, self.bias
+            A, B = (None, None) if active is None else self.adapters[active.name]()
+        kept = self._buffers["_base_weight"]
+        if kept is not None and not self.enabled:
+            W = kept
+        if self.split is not None:
+            W, b, A, B = self.split.local(W, b, A, B)
+        if W.requires_grad or (b is not None and b.requires_grad):
+            warnings.warn(
+                "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
+                "gradient; to train them use remove_lora and unfreeze",
+                stacklevel=3,
+            )
+            W, b = W.detach(), None if b is None else b.detach()
+        if active is not None and kept is None and self.enabled:
+            s = arguments.scaling(active.r, active.alpha, active.rslora)
+            dropout = active.dropout if self.training else 0.0
+            return lora_linear(x, W, b, A, B, s, dropout=dropout)
+        training_warnings.suspect(self)
+        if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
+            check_base(x, W, b)
+        if self.enabled or self.start_A is None or self.start_B is None:
+            return F.linear(x, W, b)
+        return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script calls first, on this layer and on every model around it."""
+        raise TypeError(
+            "torch.jit.script cannot compile FusedLoRALinear, whose passes run in a Python function; "
+            "use torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
+        )

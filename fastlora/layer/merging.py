@@ -1,0 +1,117 @@
+"""Adding the update of one layer into its weight, and taking it out again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.formula import oracle
+from fastlora.layer import base_weights, sharding
+from fastlora.layer.adapters import AdaptedLinear
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.replacement import check_own_forward, twin_of
+from fastlora.layer.writable import check_own, check_own_writable
+
+
+class MergeableLinear(AdaptedLinear):
+    """The part of FusedLoRALinear that merges."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether `weight` holds W + s B A at present."""
+        return self._base_weight is not None
+
+    @exclusive
+    @torch.no_grad()
+    def effective_weight(self) -> Tensor:
+        """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else W.
+
+        That W is exact, but after `initialize`: then it is what is left and what was taken out, rounded once.
+        """
+        if self.enabled and not self.merged:
+            return self._sum()
+        return self.weight.detach().clone() if self.enabled else base_weights.whole_weight(self)
+
+    @exclusive
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add s B A into `weight`, summed in fp32 and rounded once; W is kept aside for `unmerge`.
+
+        While merged, forward is one plain linear and A and B receive no gradient. Merging twice changes
+        nothing.
+
+        Raises:
+            ValueError: If the sum holds NaN or infinity, or `weight` is computed from others (by a
+                parametrization, say) or cannot be written in place; it is as it was.
+        """
+        if self.merged:
+            return
+        check_own_writable(self, ("weight",), "the layer")
+        total = self._finite_sum()
+        with torch.inference_mode(False):
+            base = self.weight.detach().clone()
+        with commit() as changing:
+            changing.put(self._buffers, "_base_weight", base)
+            changing.write(self.weight, total, before=base)
+
+    @exclusive
+    def unmerge(self) -> None:
+        """Put W back, bit for bit. Unmerging twice changes nothing.
+
+        Raises:
+            ValueError: If `weight` cannot be written any more.
+        """
+        if self.merged:
+            check_own_writable(self, ("weight",), "the layer")
+            with commit() as changing:
+                changing.then(self._put_back)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        if self._base_weight is not None:
+            self.weight.copy_(self._base_weight)
+            self._base_weight = None
+
+    @exclusive
+    @torch.no_grad()
+    def to_linear(self, merge: bool = True) -> nn.Linear:
+        """A plain nn.Linear with this layer's bias object, hooks and mode; this layer stays as it is.
+
+        Args:
+            merge: Whether its weight is W + s B A (a new, frozen parameter) or W: this layer's own parameter,
+                or a copy of W while that parameter holds the merged weight.
+
+        Raises:
+            TypeError: If this layer's forward was replaced.
+            ValueError: If W + s B A is wanted and holds NaN or infinity; or if W or b is computed from
+                others, by a parametrization, say.
+        """
+        check_own_forward("layer", self)
+        check_own(self, ("weight", "bias"), "the layer")
+        if merge:
+            weight = nn.Parameter(self._finite_sum(), requires_grad=False)
+        elif self._base_weight is not None:
+            weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
+        else:
+            weight = self.weight
+        linear = self._plain_twin()
+        linear.weight = weight
+        return linear
+
+    def _plain_twin(self) -> nn.Linear:
+        """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""
+        return twin_of(self, nn.Linear, without=self._own_attributes)
+
+    def _sum(self) -> Tensor:
+        W, active = base_weights.frozen_weight(self), self._active
+        if active is None:
+            return W.detach().clone()
+        return oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+
+    def _finite_sum(self) -> Tensor:
+        total = self._sum()
+        if not total.is_meta and not sharding.all_finite(total):
+            raise ValueError(
+                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
+            )
+        return total

@@ -1,0 +1,77 @@
+"""One linear layer taking the place of another: what it must be for that, and what comes along."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.modules.module import _WrappedHook
+
+from fastlora.layer.linear_kinds import odd_tensor
+
+# Each module has its own; all else that was set on a module is handed on.
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+_Linear = TypeVar("_Linear", bound=nn.Linear)
+
+
+def check_plain_linear(name: str, module: object) -> None:
+    """Raise TypeError, calling the module `name`, unless it computes exactly what nn.Linear computes.
+
+    A subclass, a parametrization, a weight that a hook computes (weight_norm), a replaced or compiled
+    forward: a layer put in its place would ignore it, or be ignored by it.
+    """
+    if type(module) is not nn.Linear:
+        raise TypeError(f"{name} must be exactly an nn.Linear; got {type(module).__name__}")
+    tensors = {**module._parameters, **module._buffers, **module._modules}
+    if set(tensors) != {"weight", "bias"}:
+        raise TypeError(f"{name} must hold a weight and a bias and nothing else; it has {', '.join(tensors)}")
+    check_own_forward(name, module)
+    weight = module.weight
+    if weight is None or weight.dim() != 2:
+        raise TypeError(f"{name}.weight must be [N, K]; got {None if weight is None else list(weight.shape)}")
+    for own, tensor in (("weight", weight), ("bias", module.bias)):
+        if tensor is not None and (why := odd_tensor(tensor)):
+            raise TypeError(f"{name}.{own} must hold its numbers as they are; it is {why}")
+
+
+def check_own_forward(name: str, module: nn.Module) -> None:
+    """Raise TypeError if calling the module runs something else than its class's forward."""
+    if "_hf_hook" in vars(module) or "_old_forward" in vars(module):
+        raise TypeError(
+            f"{name} must keep its class's forward; accelerate replaced this module's (apply LoRA first and "
+            "dispatch the model afterwards, or take its hooks off by "
+            "accelerate.hooks.remove_hook_from_submodules)"
+        )
+    if "forward" in vars(module):
+        raise TypeError(f"{name} must keep its class's forward; this module's was replaced")
+    if module._compiled_call_impl is not None:
+        raise TypeError(f"{name} must be compiled afterwards; this module was compiled already")
+
+
+def twin_of(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] = ()) -> _Linear:
+    """A `cls` with the weight and bias of `source`, its mode, hooks, and whatever else was set on it.
+
+    The hook tables are the same objects, so that a handle given out earlier still removes its hook (but for
+    hooks before load_state_dict, which know their module).
+
+    Args:
+        source: The layer whose place is taken.
+        cls: nn.Linear or a subclass; its constructor is not called.
+        without: Names of attributes to leave behind.
+    """
+    twin = cls.__new__(cls)
+    nn.Module.__init__(twin)
+    left = {*_CONTAINERS, *without}
+    vars(twin).update({name: value for name, value in vars(source).items() if name not in left})
+    twin.register_parameter("weight", source._parameters["weight"])
+    twin.register_parameter("bias", source._parameters["bias"])
+    # torch ties these to their module by a weak reference, so they are made anew.
+    twin._load_state_dict_pre_hooks = OrderedDict(
+        (key, _WrappedHook(hook.hook, twin if hook.with_module else None))
+        for key, hook in source._load_state_dict_pre_hooks.items()
+        if isinstance(hook, _WrappedHook)
+    )
+    return twin

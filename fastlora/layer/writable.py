@@ -1,0 +1,82 @@
+"""Which tensors can be written in place; asked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.layer.sharding import local
+
+
+def check_own(layer: nn.Module, slots: Iterable[str], what: str) -> None:
+    """Raise ValueError, calling the layer `what`, unless these are parameters that the layer itself holds.
+
+    A parametrization, pruning, a spectral norm or FSDP's flat parameter computes the tensor of that name anew
+    for each use, and accelerate's offloading brings it anew: what is written to it is lost.
+    """
+    for slot in slots:
+        if slot not in layer._parameters:
+            raise ValueError(
+                f"{slot} of {what} must be a parameter of its own for this; it is computed from others, as a "
+                "parametrization, pruning or a flat parameter does (remove that first: torch.nn.utils."
+                "parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+            )
+        check_present(layer, layer._parameters[slot], f"{slot} of {what}")
+
+
+def check_present(layer: nn.Module, parameter: Tensor | None, what: str) -> None:
+    """Raise ValueError, calling the parameter `what`, where accelerate keeps its numbers elsewhere."""
+    if parameter is not None and parameter.is_meta and "_hf_hook" in vars(layer):
+        raise ValueError(
+            f"{what} must be here for this; accelerate offloaded it, bringing it for each forward pass alone "
+            "(accelerate.hooks.remove_hook_from_submodules brings it back)"
+        )
+
+
+def check_own_writable(layer: nn.Module, slots: Iterable[str], what: str) -> None:
+    """Raise ValueError, calling the layer `what`, unless it holds these itself and can write to them."""
+    for slot in slots:
+        check_own(layer, (slot,), what)
+        parameter = layer._parameters[slot]
+        if parameter is not None:
+            check_writable(parameter, f"{slot} of {what}")
+
+
+def check_writable(tensor: Tensor, what: str) -> None:
+    """Raise ValueError, calling the tensor `what`, unless it can be written in place."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{what} must be made outside torch.inference_mode to be changed; it is an inference tensor "
+            "(copy.deepcopy of the model, outside that mode, makes ordinary ones)"
+        )
+    own = local(tensor)
+    if _overlaps(own):
+        raise ValueError(
+            f"{what} must have memory of its own for each entry to be changed; its shape {list(own.shape)} "
+            f"with strides {list(own.stride())} shares some, as after expand (clone or contiguous it first)"
+        )
+
+
+def check_trainable(tensor: Tensor, what: str) -> None:
+    """Raise ValueError, calling the tensor `what`, unless it can be given a gradient."""
+    if tensor.is_inference():
+        raise ValueError(
+            f"{what} must be made outside torch.inference_mode to be trained; it is an inference tensor "
+            "(copy.deepcopy of the model, outside that mode, makes ordinary ones)"
+        )
+
+
+def _overlaps(tensor: Any) -> bool:
+    """Whether two entries lie in one place: some step is shorter than all that the smaller steps reach."""
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return False
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach += stride * (size - 1)
+    return False

@@ -1,0 +1,226 @@
+"""Several adapters on one model: add, choose, combine, delete. W is neither copied nor touched.
+
+Adapters have names; `apply_lora` makes the one called "default". One is in use at a time. Layers that it has
+no part in then apply W alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+from torch import nn
+
+from fastlora.arguments import check_choice, check_dtype
+from fastlora.config import LoRAConfig
+from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idle, switch
+from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
+from fastlora.layer.base_weights import check_whole
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import check_not_spread, reshard
+from fastlora.model.apply import make_layers, options_for
+from fastlora.model.ddp import note_change
+from fastlora.model.find_layers import existing_layers
+from fastlora.model.modules_to_save import inside, saved_modules
+from fastlora.model.name_matching import listed
+from fastlora.model.peft_config import as_config
+from fastlora.model.replace import replace_modules
+from fastlora.model.targets import Target, find_targets
+from fastlora.model.tasks import check_task, task_heads
+
+
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """The adapters of a model, the one in use first.
+
+    Raises:
+        ValueError: If there is no LoRA layer.
+    """
+    layers = existing_layers(model).values()
+    found = dict.fromkeys(name for layer in layers for name in layer.adapters)
+    in_use = name_in_use(layers)
+    return tuple(sorted(found, key=lambda name: name != in_use))
+
+
+def active_adapter(model: nn.Module) -> str:
+    """The adapter in use.
+
+    Raises:
+        ValueError: If there is no LoRA layer, or layers were given different ones.
+    """
+    return cast(str, name_in_use(existing_layers(model).values()))
+
+
+@exclusive
+def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
+    """Give a model with LoRA one more adapter, at its start, where it is zero. The one in use stays in use.
+
+    Targets are found as by `apply_lora`, but layers that have LoRA take part too; plain layers get it. What
+    is frozen and what is trained otherwise stays as it is.
+
+    Args:
+        model: A model with LoRA layers, unmerged.
+        name: Letters, digits, "_" and "-".
+        config: Which layers, and what update; without `modules_to_save`, which all adapters share.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, or as by `apply_lora`.
+        ValueError: If there is no LoRA layer, the name is taken or unsound, or as by `apply_lora`.
+    """
+    layers = existing_layers(model)
+    check_new(model, name)
+    config = as_config(model, config)
+    if config.modules_to_save is not None:
+        raise ValueError(
+            "modules_to_save must be None for a further adapter, as modules are trained in place, for all "
+            f"adapters; got {config.modules_to_save!r}"
+        )
+    known = set(layers.values())
+    check_task(model, config.task_type)
+    saved = [module for _, module in saved_modules(model)]
+    heads = inside(task_heads(model, config.task_type)) & inside(saved)
+    targets = find_targets(model, config, adapted=known, trained=inside(saved), heads=heads)
+    made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
+    plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
+    return give_adapter(model, name, made, make_layers(model, plain, name))
+
+
+@exclusive
+def give_adapter(
+    model: nn.Module,
+    name: str,
+    made: Mapping[FusedLoRALinear, Adapter],
+    new: Mapping[nn.Linear, FusedLoRALinear],
+) -> nn.Module:
+    """Give a new adapter to LoRA layers, and to layers made of plain ones.
+
+    Args:
+        model: A model with LoRA layers.
+        name: The new adapter's.
+        made: Its part in layers that have LoRA.
+        new: What takes the places of plain layers; `make_layers` made it with the new adapter alone, in use.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If a weight is spread over processes.
+    """
+    in_use = active_adapter(model)
+    reshard(model)
+    for layer in (*made, *new.values()):
+        # Whoever divided W would not know of this one, and each process would train it for itself.
+        check_not_spread(layer.weight, "weight of a layer with a further adapter")
+    with commit() as changing:
+        for layer in new.values():
+            switch(layer, in_use, changing)
+            layer._freeze_base()
+        for layer, adapter in made.items():
+            put_idle(layer, name, adapter, changing)
+        return replace_modules(model, new.items())
+
+
+@exclusive
+def set_adapter(model: nn.Module, name: str) -> None:
+    """Put an adapter in use; the one that was is frozen and loses its gradient.
+
+    What was trained of an adapter is trained again when it comes back. A DistributedDataParallel around the
+    model follows at its next forward pass, given the wrapper or the model in it, if all processes switch. An
+    optimizer must be given the parameters of each adapter that it is to train.
+
+    Raises:
+        ValueError: If there is no such adapter, or a layer is merged, or A or B is computed from others (by a
+            parametrization, say).
+        TypeError: If FullyShardedDataParallel holds A and B; parameters that `fully_shard` or tensor parallel
+            has divided can be switched.
+    """
+    layers = existing_layers(model)
+    _check_known(model, name)
+    reshard(model)
+    _check_switchable(layers, name)
+    with commit() as changing:
+        note_change(model, changing)
+        for layer in layers.values():
+            switch(layer, name, changing)
+
+
+@contextmanager
+def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Put an adapter in use for a `with` block, and the one before back afterwards.
+
+    Raises:
+        ValueError: As by `set_adapter`.
+        TypeError: As by `set_adapter`.
+    """
+    before = active_adapter(model)
+    try:
+        try:
+            set_adapter(model, name)
+            yield
+        finally:
+            _put_back(model, before)
+    finally:  # again, as Ctrl-C may come before the first has begun
+        _put_back(model, before)
+
+
+@exclusive
+def _put_back(model: nn.Module, name: str) -> None:
+    if active_adapter(model) != name:
+        set_adapter(model, name)
+
+
+@exclusive
+def delete_adapter(model: nn.Module, name: str) -> nn.Module:
+    """Take an adapter that is not in use away; layers left without any become plain nn.Linear again.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If there is no such adapter, or it is in use (see `set_adapter`, and `remove_lora` for the
+            last one).
+        TypeError: If a layer to be made plain had its forward replaced.
+    """
+    layers = existing_layers(model)
+    _check_known(model, name)
+    if name == active_adapter(model):
+        raise ValueError(
+            f"adapter {name!r} must not be in use to be deleted (set_adapter another first, or remove_lora)"
+        )
+    plain = {
+        layer: layer.to_linear(merge=False) for layer in layers.values() if set(layer.adapters) == {name}
+    }
+    with commit() as changing:
+        for layer in layers.values():
+            changing.drop(layer.adapters._modules, name)
+        return replace_modules(model, plain.items())
+
+
+def check_new(model: nn.Module, name: object) -> None:
+    """Raise unless `name` can be the name of one more adapter, which finds the W it would be made for."""
+    check_whole(existing_layers(model), "further adapters need the W from before")
+    if check_name(name) in adapter_names(model):
+        raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
+
+
+def _check_switchable(layers: Mapping[str, FusedLoRALinear], adapter: str) -> None:
+    merged = [name for name, layer in layers.items() if layer.merged]
+    if merged:
+        raise ValueError(
+            f"layers must be unmerged to switch adapters; merged: {listed(merged)} (unmerge_lora)"
+        )
+    for name, layer in layers.items():
+        check_switchable(layer, adapter, f"layer {name!r}")
+
+
+def _check_known(model: nn.Module, name: object) -> None:
+    check_choice("adapter", name, adapter_names(model))
+
+
+def _at_start(target: Target, config: LoRAConfig) -> Adapter:
+    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init)
+    return new_adapter(target.linear.weight, options, check_dtype("adapter_dtype", config.adapter_dtype))

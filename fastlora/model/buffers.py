@@ -1,0 +1,89 @@
+"""Persistent buffers that training moves though nothing there takes gradients: a BatchNorm's running means.
+
+No file of an adapter holds those of frozen modules, so what they were at first is noted, for a save to name
+those that are different. A few numbers of each, as text survives what a model goes through: copies, pickles,
+other devices and dtypes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.layer.commits import Commit
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import local
+from fastlora.model.name_matching import listed
+from fastlora.model.wrappers import module_names
+
+_NOTE: Final = "_buffers_before_lora"
+_SAMPLE: Final = 64
+_COUNTER: Final = "num_batches_tracked"  # it moves with the means, and at momentum 0 alone, to no effect
+
+
+def note(model: nn.Module, changing: Commit) -> None:
+    """Remember what buffers are, where that is not remembered already."""
+    for module in model.modules():
+        found = {kind: values for kind, buffer in _buffers(module) if (values := _sample(buffer)) is not None}
+        if found and _NOTE not in vars(module):
+            changing.put(vars(module), _NOTE, found)
+
+
+def forget(model: nn.Module, changing: Commit) -> None:
+    """Remember nothing of a model."""
+    for module in model.modules():
+        changing.drop(vars(module), _NOTE)
+
+
+def warn_of_moved(model: nn.Module, written: Collection[nn.Module], stacklevel: int) -> None:
+    """Name the buffers that are not what was noted, but for those of modules that are written."""
+    moved = [
+        f"{name}.{kind}".lstrip(".")
+        for module, (name, *_) in module_names(model).items()
+        if module not in written and (noted := vars(module).get(_NOTE))
+        for kind, buffer in _buffers(module)
+        if kind in noted and _differs(buffer, noted[kind])
+    ]
+    if moved:
+        warnings.warn(
+            f"buffers of frozen modules changed since these were given LoRA, and are in no adapter: "
+            f"{listed(moved)}. Whoever loads the adapter has the base model's: name their modules in "
+            "LoRAConfig.modules_to_save, keep these in eval() while training, or save model.state_dict()",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(module, FusedLoRALinear):
+        return
+    for kind, buffer in module._buffers.items():
+        if buffer is not None and kind not in module._non_persistent_buffers_set and kind != _COUNTER:
+            yield kind, buffer
+
+
+def _differs(buffer: Tensor, noted: list[float]) -> bool:
+    """Whether a buffer is not what was noted, as far as its dtype can tell."""
+    values = _sample(buffer)
+    if values is None or len(values) != len(noted):
+        return values is not None
+    now, then = (torch.tensor(each, dtype=torch.float64) for each in (values, noted))
+    if buffer.is_floating_point():
+        then = then.to(buffer.dtype).double()
+    return not torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
+
+
+@torch.no_grad()
+def _sample(buffer: Tensor) -> list[float] | None:
+    """Up to 64 of a buffer's numbers, evenly apart; None where it shows no values, as on "meta"."""
+    try:
+        flat = local(buffer).reshape(-1)
+        some = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
+        some = torch.view_as_real(some).reshape(-1) if some.is_complex() else some
+        values: list[float] = some.double().tolist()
+        return values
+    except Exception:  # whatever fake, lazy, quantized tensors raise: nothing may fail for a note
+        return None

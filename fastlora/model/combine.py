@@ -1,0 +1,93 @@
+"""A weighted sum of adapters as one new adapter.
+
+    s B A = sum_i w_i s_i B_i A_i
+
+exactly so with the A_i stacked and the w_i s_i B_i side by side (r = sum_i r_i, s = 1); or as near to
+it as any matrix of a smaller rank is, by its singular value decomposition (Eckart and Young, 1936).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.arguments import check_rank, shown
+from fastlora.formula.operands import accumulation_dtype
+from fastlora.layer.adapter import Adapter, Options, adapters_of
+from fastlora.layer.commits import exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.lowrank import decompose_product
+from fastlora.model.adapters import adapter_names, check_new, give_adapter
+from fastlora.model.find_layers import existing_layers
+
+
+@exclusive
+@torch.no_grad()
+def combine_adapters(
+    model: nn.Module, weights: Mapping[str, float], name: str, *, r: int | None = None
+) -> None:
+    """Add a new adapter whose update is the weighted sum of others'. The one in use stays in use.
+
+    A layer has part in it if it has in any of them. Each A and B is rounded once, to the widest dtype among
+    those combined. The new adapter starts without dropout.
+
+    Args:
+        model: A model that has the adapters.
+        weights: {name: weight}; weights may be negative.
+        name: Of the new adapter.
+        r: Its rank, by singular value decomposition where it is below the sum of the ranks; None means that
+            sum, which loses nothing.
+
+    Raises:
+        TypeError: If a weight is not a number, or r not an int.
+        ValueError: If there is no adapter to combine, one is unknown or not finite, a weight is not finite,
+            or the name is taken or unsound.
+    """
+    layers = existing_layers(model)
+    check_new(model, name)
+    _check_weights(weights, adapter_names(model))
+    if r is not None:
+        check_rank(r)
+    made: dict[FusedLoRALinear, Adapter] = {}
+    for layer_name, layer in layers.items():
+        own = adapters_of(layer)
+        parts = [(*own[each], float(weight)) for each, weight in weights.items() if each in own]
+        if parts:
+            made[layer] = _combined(parts, r, layer_name)
+    give_adapter(model, name, made, {})
+
+
+def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None, layer: str) -> Adapter:
+    dtype = parts[0][0].dtype
+    for A, _, _, _ in parts:
+        dtype = torch.promote_types(dtype, A.dtype)
+    wide = accumulation_dtype(dtype)
+    stacked = torch.cat([A.to(wide) for A, _, _, _ in parts])
+    beside = torch.cat([B.to(wide) * (weight * options.scaling) for _, B, options, weight in parts], dim=1)
+    if not (stacked.isfinite().all() and beside.isfinite().all()):
+        raise ValueError(f"adapters must be finite to be combined; those of layer {layer!r} are not")
+    if r is not None and r < stacked.shape[0]:
+        spectrum = decompose_product(beside, stacked)
+        beside, stacked = spectrum.factors(min(r, spectrum.S.shape[0]))
+    rank = stacked.shape[0]
+    with torch.inference_mode(False):
+        A, B = (nn.Parameter(tensor.detach().to(dtype).clone()) for tensor in (stacked, beside))
+    return Adapter(A, B, Options(r=rank, alpha=float(rank), dropout=0.0, rslora=False, init="gaussian"))
+
+
+def _check_weights(weights: object, names: tuple[str, ...]) -> None:
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"weights must map at least one adapter to its weight; got {shown(weights)}")
+    for name, weight in weights.items():
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(
+                f"weights must name adapters of the model, {', '.join(names)}; got {shown(name)}"
+            )
+        wanted = f"weights[{name!r}] must be a finite number; got {shown(weight)}"
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise TypeError(wanted)
+        if not abs(weight) <= sys.float_info.max:
+            raise ValueError(wanted)

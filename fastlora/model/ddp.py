@@ -1,0 +1,98 @@
+"""DistributedDataParallel around a model whose trained parameters change.
+
+Its reducer holds the parameters that took a gradient when it was made. One that is trained only later would
+be stepped by each process on gradients of its own, in silence. So whatever changes what is trained leaves a
+note on the wrappers around. All processes reach the next forward pass that records gradients together; then a
+wrapper with a note gets a new reducer, if other parameters are trained by now. A process that switches for
+itself, to evaluate, and back sends nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from fastlora.layer.commits import Commit
+
+_NOTE = "fastlora"
+
+
+def note_change(model: nn.Module, changing: Commit) -> None:
+    """Have the wrappers in and around a model follow what is trained in it; call it before that changes.
+
+    A wrapper that is not inside `model` is found by the garbage collector's list, if processes were started.
+    """
+    for wrapper in _wrappers(model):
+        hooks: Any = wrapper._forward_pre_hooks
+        if _NOTE not in hooks:
+            changing.put(hooks, _NOTE, _Note(wrapper))
+
+
+def _wrappers(model: nn.Module) -> Iterator[nn.parallel.DistributedDataParallel]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    inside = set(model.modules())
+    for found in gc.get_objects():
+        if not issubclass(type(found), nn.parallel.DistributedDataParallel):
+            continue
+        # One that another thread is making may hold nothing yet.
+        if "_modules" in vars(found) and not inside.isdisjoint(found.modules()):
+            yield found
+
+
+class _Note:
+    """A hook before a wrapper's forward pass, gone after the first one that records gradients.
+
+    Attributes:
+        reduced: The parameters in the wrapper's reducer.
+    """
+
+    def __init__(self, wrapper: nn.Module) -> None:
+        self.reduced = _trained(wrapper)
+
+    def __call__(self, wrapper: Any, inputs: object) -> None:
+        now = _trained(wrapper)
+        if not torch.is_grad_enabled() or not now:
+            return
+        if set(map(id, now)) != set(map(id, self.reduced)):
+            _renew_reducer(wrapper)
+        del wrapper._forward_pre_hooks[_NOTE]
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _renew_reducer(wrapper: Any) -> None:
+    """What the wrapper's constructor and its __setstate__ do; all processes must call it.
+
+    What is trained now is sent from the first process, as in the constructor: an adapter that came after the
+    wrapper has started from other random numbers everywhere.
+
+    Raises:
+        RuntimeError: If the wrapper reduces in a way that knows of single parameters.
+    """
+    if wrapper._use_python_reducer or wrapper.mixed_precision is not None or wrapper._delay_all_reduce_params:
+        raise RuntimeError(
+            "DistributedDataParallel must be made anew now that other parameters are trained; with "
+            "mixed_precision, delay_all_reduce_named_params or the python reducer it cannot follow"
+        )
+    parameters, sparse = wrapper._build_params_for_reducer()
+    c10d: Any = distributed
+    c10d._verify_params_across_processes(wrapper.process_group, parameters, None)
+    values = [parameter.detach() for parameter in parameters]
+    c10d._broadcast_coalesced(wrapper.process_group, values, wrapper.broadcast_bucket_size, 0)
+    wrapper.reducer._remove_autograd_hooks()
+    names = wrapper._build_debug_param_to_name_mapping(parameters)
+    wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
+    wrapper._has_rebuilt_buckets = False
+    if wrapper.static_graph:
+        wrapper._static_graph_delay_allreduce_enqueued = False
+        wrapper.reducer._set_static_graph()
+        wrapper.logger._set_static_graph()
+    for hook, state in wrapper._comm_hooks:
+        c10d._register_comm_hook(wrapper.reducer, state, hook)

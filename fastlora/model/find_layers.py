@@ -1,0 +1,40 @@
+"""The LoRA layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.wrappers import module_names
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
+    """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
+
+    Wrappers (of torch.compile, DistributedDataParallel and the like) leave no trace in the names.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+    """
+    check_model(model)
+    return (
+        (own[0], module) for module, own in module_names(model).items() if isinstance(module, FusedLoRALinear)
+    )
+
+
+def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
+    """`lora_layers` as a dict; ValueError where there is none."""
+    layers = dict(lora_layers(model))
+    if not layers:
+        raise ValueError(
+            f"model must have LoRA layers; this {type(model).__name__} has none (see apply_lora)"
+        )
+    return layers
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless it is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")

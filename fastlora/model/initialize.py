@@ -1,0 +1,131 @@
+"""Starting updates from W itself: A and B take a part of W, and W keeps the rest.
+
+    pissa    W = U S Vᵀ:  B = U_r √(S_r / s),  A = √(S_r / s) V_rᵀ     (arXiv 2404.02948)
+    olora    W = Q R:     B = Q_r,             A = R_r                 (arXiv 2406.01775)
+
+and W becomes W - s B A, so that the layer computes what it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from fastlora import lowrank
+from fastlora.arguments import FROM_WEIGHT, check_choice
+from fastlora.formula import oracle
+from fastlora.formula.operands import accumulation_dtype
+from fastlora.layer.adapter import SLOTS
+from fastlora.layer.base_weights import check_whole
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import all_finite
+from fastlora.layer.writable import check_own_writable
+from fastlora.lowrank import Factors
+from fastlora.model.find_layers import existing_layers
+from fastlora.model.merging import check_unshared, fold
+
+
+@exclusive
+@torch.no_grad()
+def initialize(model: nn.Module, start: str) -> None:
+    """Start the updates of a model from its weights, in place, its function unchanged within W's rounding.
+
+    Call it once after `apply_lora`, before training, sharding and compiling. A and B keep their dtype; W is
+    rounded once. What was taken out of W is kept beside it ([r, K] and [N, r]), in a state_dict as `start_A`
+    and `start_B`: so a layer switched off still computes with the W from before, and `save_pretrained` and
+    `save_adapter` write plain LoRA of rank 2 r beside that W, which anyone can load.
+
+    Args:
+        model: A model with LoRA layers, their updates still at zero.
+        start: "pissa", the principal part of W by its singular value decomposition; "pissa-randomized", the
+            same by a randomized one, for large W; or "olora", by a QR decomposition.
+
+    Raises:
+        ValueError: If `start` is unknown, there is no LoRA layer, or a layer is merged, has been trained, was
+            started so already, has several adapters, a rank above its smaller side, a scaling s <= 0, or a W
+            that is not finite or is shared with another module; or W, A or B is computed from others (by a
+            parametrization, say) or cannot be written in place.
+    """
+    check_choice("start", start, _STARTS)
+    layers = existing_layers(model)
+    _check_startable(model, layers)
+    # Whatever fails in a decomposition or a difference fails before the first W is changed.
+    factors = {layer: _start_of(name, layer, start) for name, layer in layers.items()}
+    with commit() as changing:
+        for layer, (B, A) in factors.items():
+            for slot, value in (("start_A", A), ("start_B", B)):
+                changing.put(layer._buffers, slot, value)
+            changing.put(vars(layer), "start_scaling", layer.scaling)
+            changing.write(layer.lora_A, A)
+            changing.write(layer.lora_B, B)
+            fold(layer, partial(_left, layer, Factors(B, A)), changing)
+
+
+def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:
+    """B and A as they are rounded, of which W - s B A can be left."""
+    found = _STARTS[start](layer.weight, layer.r, layer.scaling)
+    with torch.inference_mode(False):
+        kinds = ((found.B, layer.lora_B.dtype), (found.A, layer.lora_A.dtype))
+        factors = Factors(*(each.detach().to(dtype).contiguous().clone() for each, dtype in kinds))
+    if not all_finite(_left(layer, factors)):
+        raise ValueError(f"W - s B A of layer {name!r} must be finite in {layer.weight.dtype} to be its W")
+    return factors
+
+
+def _left(layer: FusedLoRALinear, factors: Factors) -> Tensor:
+    """W - s B A, with A and B as they are rounded already; their rounding then cancels."""
+    return oracle.effective_weight(layer.weight, factors.A, factors.B, -layer.scaling)
+
+
+def _pissa(W: Tensor, r: int, s: float) -> Factors:
+    return _scaled(lowrank.decompose(W).factors(r), s)
+
+
+def _pissa_randomized(W: Tensor, r: int, s: float) -> Factors:
+    # What PEFT's documentation takes for an example, "pissa_niter_16".
+    return _scaled(lowrank.decompose_randomized(W, r, iterations=16).factors(r), s)
+
+
+def _scaled(factors: Factors, s: float) -> Factors:
+    return Factors(factors.B / math.sqrt(s), factors.A / math.sqrt(s))
+
+
+def _olora(W: Tensor, r: int, s: float) -> Factors:
+    Q, R = torch.linalg.qr(W.to(accumulation_dtype(W.dtype)))
+    return Factors(Q[:, :r], R[:r])
+
+
+_STARTS: Final[Mapping[str, Callable[[Tensor, int, float], Factors]]] = dict(
+    zip(FROM_WEIGHT, (_pissa, _pissa_randomized, _olora), strict=True)
+)
+
+
+def _check_startable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
+    check_whole(layers, "it can be called once")
+    for name, layer in layers.items():
+        check_own_writable(layer, ("weight",), f"layer {name!r}")
+        for adapter in layer.adapters.values():
+            check_own_writable(adapter, SLOTS, f"layer {name!r}")
+        smaller = min(layer.weight.shape)
+        if layer.merged:
+            raise ValueError(f"layer {name!r} must be unmerged to be started from W (unmerge_lora)")
+        if len(layer.adapters) != 1 or layer.adapter is None:
+            raise ValueError(f"layer {name!r} must have one adapter to be started from W, which all share")
+        if layer.r > smaller:
+            raise ValueError(
+                f"r of layer {name!r} must be at most {smaller}, its smaller side, to be started from W; got "
+                f"{layer.r} (rank_pattern gives it its own)"
+            )
+        if layer.scaling <= 0:
+            raise ValueError(f"s of layer {name!r} must be positive to start from W; got {layer.scaling:g}")
+        if layer.weight.is_meta or not layer.weight.isfinite().all():
+            raise ValueError(f"W of layer {name!r} must hold finite values to start from")
+        if layer.lora_B.any():
+            raise ValueError(f"B of layer {name!r} must be zero, not trained, to be started from W")
+    check_unshared(model, layers, "started from", "leave it out")

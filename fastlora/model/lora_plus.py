@@ -1,0 +1,56 @@
+"""LoRA+: a larger learning rate for B than for A."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from fastlora.arguments import shown
+from fastlora.layer.adapter import SLOTS
+from fastlora.model.find_layers import existing_layers
+
+
+def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer of torch: A at `lr`, B at `ratio` times it, all else trained at `lr`.
+
+    B starts at zero and A does not; with one rate for both, a wide layer hardly learns features from A. The
+    paper's ratio is 16, with `lr` below what plain LoRA takes.
+
+    Args:
+        model: A model with LoRA layers.
+        lr: Of A, and of what else takes a gradient (modules to save, say).
+        ratio: How many times the rate of B is that of A.
+
+    Returns:
+        Groups named "lora_A", "lora_B" and "others", each with "params", "lr" and "name"; those without
+        parameters are left out.
+
+    Raises:
+        TypeError: If `lr` or `ratio` is not a number.
+        ValueError: If `lr` or `ratio` is not positive and finite, or there is no LoRA layer.
+
+    Source: arXiv 2402.12354.
+    """
+    _check_positive("lr", lr)
+    _check_positive("ratio", ratio)
+    layers = existing_layers(model).values()
+    updates = [each for layer in layers for each in layer.adapters.values()]
+    side = {id(getattr(each, slot)): slot for each in updates for slot in SLOTS}
+    groups: dict[str, dict[str, Any]] = {
+        name: {"params": [], "lr": rate, "name": name}
+        for name, rate in (("lora_A", lr), ("lora_B", lr * ratio), ("others", lr))
+    }
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[side.get(id(parameter), "others")]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def _check_positive(name: str, value: object) -> None:
+    wanted = f"{name} must be a positive, finite number; got {shown(value)}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(wanted)
+    if not 0 < value <= sys.float_info.max:
+        raise ValueError(wanted)

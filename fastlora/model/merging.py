@@ -1,0 +1,121 @@
+"""Updates added into the weights of a model, and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.layer.commits import Commit, commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.sharding import all_finite, is_spread, reshard
+from fastlora.layer.writable import check_own_writable
+from fastlora.model.find_layers import existing_layers
+from fastlora.model.wrappers import module_names
+
+
+@exclusive
+def merge_lora(model: nn.Module) -> None:
+    """Add every update into its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
+
+    A copy of each W is kept for that. Where parameters are spread over processes, all of these must call it;
+    each then changes its part. Either all layers are merged or, on an error, none more than before.
+
+    Raises:
+        ValueError: If there is no LoRA layer, or a weight is shared with another module, would not be finite,
+            is computed from others (by a parametrization, say) or cannot be written in place.
+    """
+    layers = existing_layers(model)
+    reshard(model)
+    check_mergeable(model, layers)
+    todo = [layer for layer in layers.values() if not layer.merged]
+    try:
+        for layer in todo:
+            layer.merge()
+    except BaseException:
+        _unmerge(todo)
+        raise
+
+
+@exclusive
+def unmerge_lora(model: nn.Module) -> None:
+    """Put every W back, bit for bit.
+
+    Raises:
+        ValueError: If there is no LoRA layer, or a weight cannot be written any more.
+    """
+    layers = existing_layers(model)
+    reshard(model)
+    for name, layer in layers.items():
+        if layer.merged:
+            check_own_writable(layer, ("weight",), f"layer {name!r}")
+    _unmerge(layers.values())
+
+
+def _unmerge(layers: Iterable[FusedLoRALinear]) -> None:
+    with commit() as changing:
+        for layer in layers:
+            changing.then(layer._put_back)
+
+
+def fold(layer: FusedLoRALinear, total: Callable[[], Tensor], changing: Commit) -> None:
+    """Have W become what `total` gives at the end of a commit: no more than one layer's is held at a time."""
+    given: list[Tensor] = []
+    done = False
+
+    @torch.no_grad()
+    def step() -> None:
+        nonlocal done
+        if done:
+            return
+        if not given:
+            given.append(total())
+        layer.weight.copy_(given[0])
+        layer._base_weight = None
+        done = True
+        given.clear()
+
+    changing.then(step)
+
+
+def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
+    """Raise ValueError, naming it, where a layer cannot be merged.
+
+    W must be the layer's own, and no other module's too, and writable; and A and B must be finite.
+    """
+    for name, layer in layers.items():
+        check_own_writable(layer, ("weight",), f"layer {name!r}")
+        active = layer.active
+        if active is None or active.lora_A.is_meta:
+            continue
+        if not (all_finite(active.lora_A) and all_finite(active.lora_B)):
+            raise ValueError(
+                f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
+            )
+    check_unshared(model, layers, "merged", "leave it unmerged")
+
+
+def check_unshared(
+    model: nn.Module, layers: Mapping[str, FusedLoRALinear], to_be: str, otherwise: str
+) -> None:
+    """Raise ValueError, naming it, where changing a layer's W would change another module."""
+    owners: dict[object, list[str]] = {}
+    for module, (name, *_) in module_names(model).items():
+        for kind, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(_memory(parameter), []).append(f"{name}.{kind}".lstrip("."))
+    for name, layer in layers.items():
+        users = owners[_memory(layer.weight)]
+        if len(users) > 1:
+            raise ValueError(
+                f"{name}.weight must belong to this layer alone to be {to_be}; it is shared by "
+                f"{', '.join(users)} (give the layer a weight of its own first, or {otherwise})"
+            )
+
+
+def _memory(parameter: nn.Parameter) -> object:
+    """The same for two parameters where writing one changes the other."""
+    if parameter.is_meta or parameter.numel() == 0 or is_spread(parameter):
+        return id(parameter)
+    return parameter.device, parameter.data_ptr()

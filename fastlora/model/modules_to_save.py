@@ -1,0 +1,91 @@
+"""Modules that are trained in full beside the updates, and saved with them: PEFT's `modules_to_save`.
+
+Such a module is trained in place: it carries a mark and nothing else is done to it. So it is the same module
+for every adapter, and it stays as trained where the updates are switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from torch import nn
+
+from fastlora.layer.commits import Commit
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.writable import check_trainable as check_gradient
+from fastlora.model.name_matching import listed, matched_modules
+from fastlora.model.wrappers import module_names
+
+_MARK: Final = "_trained_beside_lora"
+TASK: Final = "_lora_task_type"  # on the model itself: see tasks.py
+
+
+def find_modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[nn.Module]:
+    """The modules that these names mean; the model is not changed.
+
+    Raises:
+        ValueError: If a name matches no module; or a module has no parameters, holds LoRA layers, or shares a
+            parameter with the rest of the model, which would be trained with it.
+    """
+    known = module_names(model)
+    chosen = matched_modules("modules_to_save", names or (), known)
+    for module in chosen:
+        check_trainable(model, known[module][0], module)
+    return [module for module in known if module in chosen]
+
+
+def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Raise ValueError unless the module can be trained, and saved, apart from the rest of the model."""
+    inside = {id(inner) for inner in module.modules()}
+    own = {id(parameter) for parameter in module.parameters()}
+    if not own:
+        raise ValueError(f"modules_to_save must name modules with parameters; {name!r} has none")
+    for inner in module.modules():
+        if isinstance(inner, FusedLoRALinear):
+            raise ValueError(f"modules_to_save must name modules without LoRA layers; {name!r} has some")
+    sharing = [
+        f"{other}.{kind}".lstrip(".")
+        for outer, (other, *_) in module_names(model).items()
+        if id(outer) not in inside
+        for kind, parameter in outer._parameters.items()
+        if id(parameter) in own
+    ]
+    if sharing:
+        raise ValueError(
+            f"modules_to_save must name modules with weights of their own; {name!r} shares one with "
+            f"{listed(sharing)}, which would be trained too"
+        )
+    for kind, parameter in module.named_parameters():
+        if can_train(parameter):
+            check_gradient(parameter, f"{name}.{kind}".lstrip("."))
+
+
+def mark(modules: Sequence[nn.Module], changing: Commit) -> None:
+    """Have modules trained and saved with the updates; their floating-point parameters become trainable."""
+    for module in modules:
+        changing.put(vars(module), _MARK, True)
+        for parameter in module.parameters():
+            changing.assign(parameter, "requires_grad", can_train(parameter))
+
+
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is of a kind that takes a gradient."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """These modules and all that is in them."""
+    return {inner for module in modules for inner in module.modules()}
+
+
+def unmark(model: nn.Module, changing: Commit) -> None:
+    """Forget all marks; the parameters stay as they are."""
+    for module in model.modules():
+        changing.drop(vars(module), _MARK)
+        changing.drop(vars(module), TASK)
+
+
+def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of each module that is saved with the updates, each once."""
+    return ((own[0], module) for module, own in module_names(model).items() if _MARK in vars(module))

@@ -1,0 +1,58 @@
+"""Putting modules in the places of others in a model, wherever these are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from fastlora.layer.commits import Commit, commit
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.ddp import note_change
+
+
+def replace_modules(model: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]) -> nn.Module:
+    """Put a new module in every place of an old one, as a part of the commit at work or in one of its own.
+
+    Args:
+        model: The model; it may itself be one of the old modules.
+        replacements: Pairs of an old module and the new one.
+
+    Returns:
+        The model, or what takes its place.
+    """
+    new = dict(replacements)
+    with commit() as changing:
+        note_change(model, changing)
+        for module in list(model.modules()):
+            for name, child in module._modules.items():
+                if child is not None and child in new:
+                    changing.put(module._modules, name, new[child])
+        _follow_fast_paths(model, changing)
+    return new.get(model, model)
+
+
+def _follow_fast_paths(model: nn.Module, changing: Commit) -> None:
+    """Turn off torch's inference fast path around LoRA layers, and on again where they are gone.
+
+    nn.TransformerEncoderLayer then passes linear1.weight and linear2.weight to one fused operator and calls
+    neither layer, so that LoRA would be silently ignored in eval mode; nn.TransformerEncoder makes nested
+    tensors of padded batches for it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            _hold(module, "activation_relu_or_gelu", 0, changing)
+        elif isinstance(module, nn.TransformerEncoder):
+            _hold(module, "use_nested_tensor", False, changing)
+
+
+def _hold(module: nn.Module, switch: str, off: int, changing: Commit) -> None:
+    """Keep the switch off while LoRA is inside, its own value aside."""
+    own, aside = vars(module), f"_{switch}_without_lora"
+    has_lora = any(isinstance(inner, FusedLoRALinear) for inner in module.modules())
+    if has_lora and switch in own and aside not in own:
+        changing.put(own, aside, own[switch])
+        changing.put(own, switch, off)
+    elif not has_lora and aside in own:
+        changing.put(own, switch, own[aside])
+        changing.drop(own, aside)

@@ -1,0 +1,237 @@
+"""Which layers of a model a LoRAConfig means, and the rank and alpha of each."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple, cast
+
+from torch import nn
+
+from fastlora.arguments import shown
+from fastlora.config import LoRAConfig
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
+from fastlora.layer.replacement import check_plain_linear
+from fastlora.model.name_matching import listed, matched_modules, numbers_by_pattern
+from fastlora.model.wrappers import compiled_modules, module_names
+
+
+class Target(NamedTuple):
+    """A layer to adapt.
+
+    Attributes:
+        name: The first name it is registered under.
+        linear: The layer.
+        r: Rank of its update.
+        alpha: Its alpha; None means r.
+    """
+
+    name: str
+    linear: nn.Linear
+    r: int
+    alpha: float | None
+
+
+def find_targets(
+    model: nn.Module,
+    config: LoRAConfig,
+    *,
+    adapted: Collection[nn.Module] = (),
+    trained: Collection[nn.Module] = (),
+    heads: Collection[nn.Module] = (),
+) -> list[Target]:
+    """The layers that `config` means, in the model's order; the model is not changed.
+
+    A module registered under several names is one target, which any of its names can match or exclude.
+
+    Args:
+        model: Where to look.
+        config: What is meant.
+        adapted: LoRA layers that take one more adapter, as a plain layer would.
+        trained: Modules that are trained in full; an update to them would be pointless.
+        heads: Those of them that nobody named, so that a name may match them in passing, as in PEFT.
+
+    Raises:
+        TypeError: If a module that was named is not exactly an nn.Linear, or "all-linear" would leave linear
+            maps as they are that are held otherwise.
+        ValueError: If a pattern matches nothing, nothing is left to adapt, or a module that was named has
+            LoRA already or is trained in full.
+    """
+    names, compiled = module_names(model), compiled_modules(model)
+    _check_without_peft(names)
+    excluded = matched_modules("exclude_modules", config.exclude_modules or (), names)
+    if config.targets_all_linear:
+        chosen = _all_linear(model, names, excluded, adapted, trained)
+    else:
+        matched = matched_modules("target_modules", config.target_modules, names)
+        matched = _at_layers(config, matched, names)
+        chosen = [module for module in names if module in matched - excluded and module not in heads]
+        if not chosen and matched - excluded:
+            raise ValueError(
+                "target_modules must name layers besides the model's new head, which is trained in full and "
+                f"has {listed(names[module][0] for module in matched - excluded)} (task_type="
+                "'FEATURE_EXTRACTION' leaves it to the targets)"
+            )
+        if not chosen:
+            raise ValueError(f"exclude_modules={shown(config.exclude_modules)} leaves none of target_modules")
+        _check_named(names, chosen, adapted, trained)
+    for module in chosen:
+        if module not in adapted:
+            check_adaptable(names[module][0], module, compiled)
+    ranks = numbers_by_pattern("rank_pattern", config.rank_pattern, chosen, names)
+    alphas = numbers_by_pattern("alpha_pattern", config.alpha_pattern, chosen, names)
+    return [
+        Target(
+            name=names[module][0],
+            linear=cast(nn.Linear, module),
+            r=ranks.get(module, config.r),
+            alpha=alphas.get(module, config.alpha),
+        )
+        for module in chosen
+    ]
+
+
+def _at_layers(
+    config: LoRAConfig, matched: set[nn.Module], names: Mapping[nn.Module, list[str]]
+) -> set[nn.Module]:
+    """Of the matched modules those at the indices that the config names, if it does, as PEFT finds them."""
+    wanted = cast("tuple[int, ...] | None", config.layers_to_transform)
+    if wanted is None:
+        return matched
+    # PEFT's expressions, but that a number may also stand in the second place of a name ("layers.1.attn").
+    patterns = ["[^.]*"] if config.layers_pattern is None else config.layers_pattern
+    regexes = [re.compile(rf"(?:^|.*?\.)(?:{each})\.(?P<index>\d+)\.") for each in patterns]
+    found: dict[int, set[nn.Module]] = {}
+    for module in matched:
+        for name in names[module]:
+            match = next((match for regex in regexes if (match := regex.match(name))), None)
+            if match:
+                found.setdefault(int(match["index"]), set()).add(module)
+    missing = [index for index in wanted if index not in found]
+    if missing:
+        raise ValueError(
+            f"layers_to_transform must be indices of layers with target_modules; {shown(missing)} has none "
+            f"(there are {shown(sorted(found))})"
+        )
+    return {module for index in wanted for module in found[index]}
+
+
+def _check_without_peft(names: Mapping[nn.Module, list[str]]) -> None:
+    theirs = [own[0] for module, own in names.items() if is_pefts(module)]
+    if theirs:
+        raise TypeError(
+            f"model must have no layers of PEFT to be given LoRA; it has {listed(theirs)} (apply_lora on the "
+            "model before get_peft_model, or as merge_and_unload gives it back; accelerate_peft of "
+            "fastlora.integrations.peft makes PEFT's own layers fast)"
+        )
+
+
+def _all_linear(
+    model: nn.Module,
+    names: Mapping[nn.Module, list[str]],
+    excluded: Collection[nn.Module],
+    adapted: Collection[nn.Module],
+    trained: Collection[nn.Module],
+) -> list[nn.Module]:
+    """Each module that is exactly an nn.Linear, but for output heads and what is excluded.
+
+    Linear maps that are held otherwise are an error unless they are excluded: a model whose experts stay as
+    they are is not what "all-linear" says. A subclass is left out, for its weight may be used without calling
+    it: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently ignored. A warning
+    names those of others.
+    """
+    heads = _output_heads(model)
+    _check_all_reached(names, {*excluded, *trained, *heads})
+    chosen: list[nn.Module] = []
+    left_out: dict[str, list[str]] = {}
+    strangers: list[str] = []
+    for module, own in names.items():
+        if not isinstance(module, nn.Linear):
+            continue
+        if module in excluded:
+            left_out.setdefault("excluded", []).append(own[0])
+        elif module in trained:
+            left_out.setdefault("trained in full", []).append(own[0])
+        elif module in adapted:
+            chosen.append(module)
+        elif isinstance(module, FusedLoRALinear):
+            left_out.setdefault("with LoRA already", []).append(own[0])
+        elif type(module) is not nn.Linear:
+            left_out.setdefault("of a subclass", []).append(own[0])
+            strangers += [] if is_left_out_by_all(module) or module in heads else [own[0]]
+        elif module in heads:
+            left_out.setdefault("output head", []).append(own[0])
+        else:
+            chosen.append(module)
+    if not chosen:
+        reasons = "; ".join(f"{why}: {listed(own)}" for why, own in left_out.items())
+        raise ValueError(
+            "target_modules='all-linear' must find modules that are exactly nn.Linear; it found none"
+            + (f" (left out: {reasons})" if reasons else "")
+        )
+    if strangers:
+        warnings.warn(
+            f"target_modules='all-linear' leaves out {listed(strangers)}, of a subclass of nn.Linear that "
+            "may compute something else (name these in exclude_modules if that is meant)",
+            stacklevel=4,
+        )
+    return chosen
+
+
+def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Module]) -> None:
+    missed: dict[str, list[str]] = {}
+    for module, own in names.items():
+        kind = other_linear_kind(own[0], module)
+        if kind is not None and module not in excluded:
+            missed.setdefault(kind, []).append(own[0])
+    if missed:
+        kinds = "; ".join(f"{kind}: {listed(own)}" for kind, own in missed.items())
+        raise TypeError(
+            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear alone; this "
+            f"model has {kinds} (name the layers to adapt, or leave these out by exclude_modules)"
+        )
+
+
+def _output_heads(model: nn.Module) -> set[nn.Module]:
+    """What Transformers models call their output embeddings; PEFT's "all-linear" leaves them out too."""
+    getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
+    return {head for getter in getters if callable(getter) and isinstance(head := getter(), nn.Module)}
+
+
+def _check_named(
+    names: Mapping[nn.Module, list[str]],
+    chosen: Iterable[nn.Module],
+    adapted: Collection[nn.Module],
+    trained: Collection[nn.Module],
+) -> None:
+    taken = [
+        names[module][0] for module in chosen if isinstance(module, FusedLoRALinear) and module not in adapted
+    ]
+    if taken:
+        raise ValueError(
+            f"target_modules must name layers without LoRA; {listed(taken)} has it already (remove_lora "
+            "first, or exclude_modules)"
+        )
+    both = [names[module][0] for module in chosen if module in trained]
+    if both:
+        raise ValueError(f"target_modules and modules_to_save must not overlap; both mean {listed(both)}")
+
+
+def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module]) -> None:
+    """Raise TypeError unless the module of this name can be replaced by a LoRA layer.
+
+    Args:
+        name: The module's, for the message.
+        module: The module.
+        compiled: `compiled_modules` of the model.
+    """
+    kind = other_linear_kind(name, module)
+    if kind is not None:
+        raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}")
+    check_plain_linear(f"target {shown(name)}", module)
+    if module in compiled:
+        raise TypeError(
+            f"target {shown(name)} must be compiled afterwards; torch.compile wrapped this layer already"
+        )
