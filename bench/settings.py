@@ -71,7 +71,7 @@ GPU: Final = Setting(
     how=Effort(torch.device("cuda"), 50, 7, 6, 8192, 4 * 2**30),
     measurements=gpu_measurements(),
     tests=(
-        *("tests/test_launch.py", "tests/test_dropout.py", "tests/kernels/test_dropout.py"),
+        *("tests/routes/test_fused.py", "tests/formula/test_dropout.py", "tests/kernels/test_dropout.py"),
         # The sums of parts, without the test that compiles every tile of every table.
         "tests/test_parts.py::test_each_kind_of_tile_may_be_cut",
         "tests/test_parts.py::test_few_rows_of_a_long_contraction_are_cut_by_themselves",
@@ -110,7 +110,7 @@ DRY: Final = Setting(
         Measurement(Case(16, 32, 24, 4, _FP16, _FP16), EVERY, ("dry-run",), launches=True),
         Measurement(_MIXED, EVERY_WITH_DROPOUT, ("dry-run",), launches=True),
     ),
-    tests=("tests/test_launch.py", "-k", "adds_none or same_bits"),
+    tests=("tests/routes/test_fused.py", "-k", "adds_none or same_bits"),
     test_seconds=120,
     soak=Case(37, 48, 80, 4, _FP16, _FP16),
     soak_runs=5,

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 PASSED = "a.py::test_a PASSED [ 50%]\n=== 4 passed, 1 skipped in 2.51s ===\n"
 FAILED = """a.py::test_a[1] FAILED [100%]
 =========== short test summary info ===========
-FAILED tests/test_launch.py::test_a[1] - AssertionError: y: error 3
+FAILED tests/routes/test_fused.py::test_a[1] - AssertionError: y: error 3
 1 failed, 3 passed in 61.20s (0:01:01)
 """
 CUT = """[gw0] [  1%] PASSED a.py::test_a
@@ -42,7 +42,7 @@ def test_failures_are_kept_by_name():
     found = read_tests(Ended(1, FAILED, 61.2))
     assert not found["passed"]
     assert found["summary"] == "1 failed, 3 passed in 61.20s (0:01:01)"
-    assert found["failures"] == ["FAILED tests/test_launch.py::test_a[1] - AssertionError: y: error 3"]
+    assert found["failures"] == ["FAILED tests/routes/test_fused.py::test_a[1] - AssertionError: y: error 3"]
 
 
 def test_tests_that_did_not_finish_did_not_pass_and_say_how_far_they_came():

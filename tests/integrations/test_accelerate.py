@@ -5,8 +5,8 @@ import torch
 
 from fastlora import LoRAConfig, add_adapter, load_pretrained, merge_lora, save_pretrained, set_adapter
 from fastlora.model import initialize
+from tests.layer.test_training_warnings import optimizer_of
 from tests.models import adapted, mlp
-from tests.test_untrained import optimizer_of
 
 accelerate = pytest.importorskip("accelerate")
 

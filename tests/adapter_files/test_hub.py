@@ -17,8 +17,8 @@ from fastlora import (
     save_pretrained,
     set_adapter,
 )
+from tests.adapter_files import hub_server
 from tests.models import adapted, mlp
-from tests.pretrained import hub_server
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")

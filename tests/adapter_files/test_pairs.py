@@ -46,7 +46,7 @@ def stopped_between(folder):
     save_pretrained(made(3), folder)
     code = (
         "import os, pathlib, sys; from fastlora import save_pretrained; "
-        "from tests.pretrained.test_pairs import made; replace = pathlib.Path.replace; "
+        "from tests.adapter_files.test_pairs import made; replace = pathlib.Path.replace; "
         "pathlib.Path.replace = lambda *args: (replace(*args), os._exit(9)); "
         "save_pretrained(made(7), sys.argv[1])"
     )

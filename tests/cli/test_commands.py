@@ -15,7 +15,7 @@ from fastlora.recipes import mnist as job
 from fastlora.recipes.digits import Digits, read_sample
 from fastlora.routes import backend
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def invoke(*arguments):

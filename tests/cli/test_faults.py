@@ -13,7 +13,7 @@ from fastlora.cli.group import shortened
 from fastlora.recipes import mnist as job
 from fastlora.recipes.outputs import staged
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def invoke(*arguments):
