@@ -73,9 +73,9 @@ GPU: Final = Setting(
     tests=(
         *("tests/routes/test_fused.py", "tests/formula/test_dropout.py", "tests/kernels/test_dropout.py"),
         # The sums of parts, without the test that compiles every tile of every table.
-        "tests/test_parts.py::test_each_kind_of_tile_may_be_cut",
-        "tests/test_parts.py::test_few_rows_of_a_long_contraction_are_cut_by_themselves",
-        "tests/test_parts.py::test_parts_are_added_in_the_same_order_every_time",
+        "tests/routes/test_split_k.py::test_each_kind_of_tile_may_be_shared_by_several_programs",
+        "tests/routes/test_split_k.py::test_few_rows_of_a_long_contraction_are_split_by_themselves",
+        "tests/routes/test_split_k.py::test_splits_are_added_in_the_same_order_every_time",
     ),
     test_seconds=150,
     # A ragged number of rows, enough blocks of them for every multiprocessor to hand over to others.
