@@ -5,8 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from fastlora import LoRAConfig, apply_lora, lora_layers
-from fastlora.model import initialize
+from fastlora import LoRAConfig, apply_lora, initialize, lora_layers
 
 STARTS = ("pissa", "pissa-randomized", "olora")
 DTYPES = (torch.bfloat16, torch.float32)

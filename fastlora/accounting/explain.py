@@ -112,11 +112,14 @@ def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None =
 
     Raises:
         TypeError: If `layer` is not a FusedLoRALinear.
-        ValueError: If the last dimension is not the layer's, or the GPU is unknown.
+        ValueError: If the last dimension is not the layer's, the GPU is unknown, or the layer has no part in
+            the adapter in use.
         BackendError: If the backend is set to "triton" and cannot run on the layer's device.
     """
     if not isinstance(layer, FusedLoRALinear):
         raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+    if layer.active is None:
+        raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))
     dtypes = (layer.weight.dtype, layer.lora_A.dtype)
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import fastlora
-from fastlora import FusedLoRALinear
-from fastlora.accounting import explain
+from fastlora import FusedLoRALinear, explain
 from fastlora.accounting.explain import explain_problem
 from fastlora.accounting.gpus import GPUS, find_gpu
 from fastlora.formula.cost import Problem
@@ -13,6 +12,7 @@ from fastlora.routes.decide import reload_tables
 from fastlora.routes.plan import plan_for
 from fastlora_kernels import configs
 from fastlora_kernels.tables import Win
+from tests.several_adapters import two
 
 
 def layer(**options):
@@ -165,3 +165,11 @@ def test_what_is_told_is_the_callers_own():
     told = explain((5, 64), layer, gpu="H200").as_dict()
     told["passes"][0]["tasks"].clear()
     assert explain((5, 64), layer, gpu="H200").as_dict()["passes"][0]["tasks"]
+
+
+def test_a_layer_without_part_in_the_adapter_in_use_is_refused():
+    model = two(second={"target_modules": ["0"]})
+    fastlora.set_adapter(model, "fr")
+    without = next(each for _, each in fastlora.lora_layers(model) if each.active is None)
+    with pytest.raises(ValueError, match="must have a part in the adapter in use"):
+        explain((8, without.in_features), without)

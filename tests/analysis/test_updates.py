@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastlora import LoRAConfig, add_adapter, apply_lora, lora_layers
+from fastlora import LoRAConfig, add_adapter, apply_lora, initialize, lora_layers
 from fastlora.analysis import amplification, effective_rank, update_report
 from fastlora.layer.adapter import adapters_of
-from fastlora.model import initialize
 from tests.models import adapted, mlp
 from tests.testing import assert_within_budget
 

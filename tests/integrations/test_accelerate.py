@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from fastlora import LoRAConfig, add_adapter, load_pretrained, merge_lora, save_pretrained, set_adapter
-from fastlora.model import initialize
+from fastlora import (
+    LoRAConfig,
+    add_adapter,
+    initialize,
+    load_pretrained,
+    merge_lora,
+    save_pretrained,
+    set_adapter,
+)
 from tests.layer.test_training_warnings import optimizer_of
 from tests.models import adapted, mlp
 

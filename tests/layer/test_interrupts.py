@@ -16,6 +16,7 @@ from fastlora import (
     delete_adapter,
     freeze,
     hot_swap,
+    initialize,
     load_adapter,
     load_pretrained,
     lora_disabled,
@@ -30,7 +31,6 @@ from fastlora import (
     use_adapter,
 )
 from fastlora.layer import commits
-from fastlora.model import initialize
 from tests.interrupts import by_exception, by_signal, interrupted, lines_of, some
 from tests.models import adapted, mlp, with_update
 from tests.several_adapters import two

@@ -11,6 +11,7 @@ from fastlora import (
     apply_lora,
     combine_adapters,
     hot_swap,
+    initialize,
     load_adapter,
     load_pretrained,
     lora_layers,
@@ -24,7 +25,6 @@ from fastlora import (
     unmerge_lora,
 )
 from fastlora.layer.writable import check_writable
-from fastlora.model import initialize
 from tests.models import adapted, mlp, with_update
 from tests.several_adapters import two
 

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import fastlora
-from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, lora_layers
+from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, initialize, lora_layers
 from fastlora.formula.oracle import unfused
-from fastlora.model import initialize
 from tests.models import Shared, TiedLM, adapted, mlp
 from tests.started import DTYPES, STARTS, rescaled, started, trained, wide_mlp
 from tests.testing import assert_within_budget, relative_error

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import fastlora
-from fastlora import LoRAConfig, apply_lora
+from fastlora import LoRAConfig, apply_lora, initialize
 from fastlora.layer.base_weights import adapters_beside_whole
-from fastlora.model import initialize
 from tests.models import trainable
 from tests.started import DTYPES, STARTS, rescaled, started, trained
 from tests.testing import assert_within_budget
