@@ -23,16 +23,10 @@ from fastlora.model.adapters import (
     set_adapter,
     use_adapter,
 )
-from fastlora.model.apply import (
-    apply_lora,
-    freeze,
-    lora_disabled,
-    remove_lora,
-    set_lora_enabled,
-    unfreeze,
-)
+from fastlora.model.apply import apply_lora, lora_disabled, remove_lora, set_lora_enabled
 from fastlora.model.combine import combine_adapters
 from fastlora.model.find_layers import lora_layers
+from fastlora.model.freezing import freeze, unfreeze
 from fastlora.model.initialize import initialize
 from fastlora.model.lora_plus import lora_plus_groups
 from fastlora.model.merging import merge_lora, unmerge_lora

@@ -21,8 +21,9 @@ from fastlora.layer.sharding import local, part_of, reshard, whole
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.adapters import adapter_names, give_adapter
-from fastlora.model.apply import freeze, make_layers
+from fastlora.model.apply import make_layers
 from fastlora.model.find_layers import check_model, lora_layers
+from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark
 from fastlora.model.replace import replace_modules
 from fastlora.model.wrappers import modules_by_name

@@ -1,4 +1,4 @@
-"""LoRA over a whole model: apply, remove, enable, freeze."""
+"""LoRA put on a whole model, taken off it, and switched off."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from torch import nn
 
 from fastlora.arguments import check_bool
 from fastlora.config import LoRAConfig
-from fastlora.layer.active_adapter import idle_parameters, name_in_use
-from fastlora.layer.adapter import DEFAULT, SLOTS
+from fastlora.layer.active_adapter import name_in_use
+from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.base_weights import check_whole
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.replacement import check_own_forward
-from fastlora.layer.sharding import check_not_spread, reshard
-from fastlora.layer.writable import check_own, check_trainable, check_writable
+from fastlora.layer.sharding import check_not_spread
+from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
-from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import check_model, existing_layers, lora_layers
+from fastlora.model.freezing import freeze
 from fastlora.model.merging import check_mergeable, fold
 from fastlora.model.modules_to_save import (
-    can_train,
     find_modules_to_save,
     inside,
     mark,
-    saved_modules,
     unmark,
 )
 from fastlora.model.peft_config import as_config
@@ -205,63 +203,3 @@ def _enable(switches: Mapping[FusedLoRALinear, bool]) -> None:
     with commit() as changing:
         for layer, on in switches.items():
             changing.put(vars(layer), "enabled", on)
-
-
-@exclusive
-def freeze(model: nn.Module) -> None:
-    """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
-
-    A part without LoRA layers is frozen whole: `freeze(model.lm_head)` takes `unfreeze(model.lm_head)` back.
-
-    Raises:
-        TypeError: If `model` is not an nn.Module.
-        ValueError: If an update was made in torch.inference_mode, and so cannot be trained.
-    """
-    check_model(model)
-    layers = dict(lora_layers(model))
-    reshard(model)
-    saved = [module for _, module in saved_modules(model)]
-    updates = {
-        f"{slot} of layer {name!r}": getattr(layer.active, slot)
-        for name, layer in layers.items()
-        if layer.active is not None
-        for slot in SLOTS
-    }
-    for what, tensor in updates.items():
-        check_trainable(tensor, what)
-    with commit() as changing:
-        note_change(model, changing)
-        for parameter in model.parameters():
-            changing.freeze(parameter)
-        for tensor in updates.values():
-            changing.assign(tensor, "requires_grad", True)
-        mark(saved, changing)
-
-
-@exclusive
-def unfreeze(model: nn.Module) -> None:
-    """Make every parameter trainable but W and b of LoRA layers, and adapters that are not in use.
-
-    A weight tied to such a W (an embedding's, say) is that same parameter and stays frozen.
-
-    Raises:
-        ValueError: If a parameter was made in torch.inference_mode, and so cannot be trained.
-    """
-    layers = dict(lora_layers(model))
-    reshard(model)
-    frozen = {
-        id(tensor)
-        for layer in layers.values()
-        for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
-    }
-    chosen = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in frozen and can_train(parameter)
-    }
-    for name, parameter in chosen.items():
-        check_trainable(parameter, name)
-    with commit() as changing:
-        note_change(model, changing)
-        for parameter in chosen.values():
-            changing.assign(parameter, "requires_grad", True)

@@ -1,0 +1,74 @@
+"""Which parameters of a model with LoRA are trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fastlora.layer.active_adapter import idle_parameters
+from fastlora.layer.adapter import SLOTS
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.sharding import reshard
+from fastlora.layer.writable import check_trainable
+from fastlora.model.ddp import note_change
+from fastlora.model.find_layers import check_model, lora_layers
+from fastlora.model.modules_to_save import can_train, mark, saved_modules
+
+
+@exclusive
+def freeze(model: nn.Module) -> None:
+    """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
+
+    A part without LoRA layers is frozen whole: `freeze(model.lm_head)` takes `unfreeze(model.lm_head)` back.
+
+    Raises:
+        TypeError: If `model` is not an nn.Module.
+        ValueError: If an update was made in torch.inference_mode, and so cannot be trained.
+    """
+    check_model(model)
+    layers = dict(lora_layers(model))
+    reshard(model)
+    saved = [module for _, module in saved_modules(model)]
+    updates = {
+        f"{slot} of layer {name!r}": getattr(layer.active, slot)
+        for name, layer in layers.items()
+        if layer.active is not None
+        for slot in SLOTS
+    }
+    for what, tensor in updates.items():
+        check_trainable(tensor, what)
+    with commit() as changing:
+        note_change(model, changing)
+        for parameter in model.parameters():
+            changing.freeze(parameter)
+        for tensor in updates.values():
+            changing.assign(tensor, "requires_grad", True)
+        mark(saved, changing)
+
+
+@exclusive
+def unfreeze(model: nn.Module) -> None:
+    """Make every parameter trainable but W and b of LoRA layers, and adapters that are not in use.
+
+    A weight tied to such a W (an embedding's, say) is that same parameter and stays frozen.
+
+    Raises:
+        ValueError: If a parameter was made in torch.inference_mode, and so cannot be trained.
+    """
+    layers = dict(lora_layers(model))
+    reshard(model)
+    frozen = {
+        id(tensor)
+        for layer in layers.values()
+        for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
+    }
+    chosen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in frozen and can_train(parameter)
+    }
+    for name, parameter in chosen.items():
+        check_trainable(parameter, name)
+    with commit() as changing:
+        note_change(model, changing)
+        for parameter in chosen.values():
+            changing.assign(parameter, "requires_grad", True)
