@@ -50,7 +50,7 @@ def test_a_prepared_model_resumes_to_the_bit_and_its_adapter_reads_back(tmp_path
     save_pretrained(accelerator.unwrap_model(model), tmp_path / "adapter")
     read = load_pretrained(base, tmp_path / "adapter")
     assert all(torch.equal(a, b) for a, b in zip(read.parameters(), lora.parameters(), strict=True))
-    assert torch.equal(accelerator.get_state_dict(model)["0.lora_B"], read[0].lora_B)
+    assert torch.equal(accelerator.get_state_dict(model)["0.adapters.default.lora_B"], read[0].lora_B)
     once = steps(accelerator, model, optimizer)
     accelerator.load_state(tmp_path / "state")
     assert steps(accelerator, model, optimizer) == once
