@@ -72,4 +72,4 @@ def test_a_checkpoint_brings_the_start_along():
     assert torch.equal(fresh(x), model(x))
     with fastlora.lora_disabled(fresh), fastlora.lora_disabled(model):
         assert torch.equal(fresh(x), model(x))
-    assert trainable(fresh) == {f"{index}.lora_{side}" for index in (0, 2) for side in "AB"}
+    assert trainable(fresh) == {f"{index}.adapters.default.lora_{side}" for index in (0, 2) for side in "AB"}
