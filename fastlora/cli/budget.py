@@ -8,6 +8,7 @@ import click
 import torch
 
 from fastlora.accounting.meta_models import blueprint_budget
+from fastlora.cli.reporting import reported
 from fastlora.config import ALL_LINEAR, LoRAConfig
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32"])
@@ -47,7 +48,7 @@ def budget(
     Counted, not measured: one training step with Adam in the model's dtype, without temporaries, the loss, or
     what the CUDA libraries hold.
     """
-    try:
+    with reported():
         config = LoRAConfig(
             r=rank,
             target_modules=ALL_LINEAR
@@ -56,10 +57,6 @@ def budget(
             adapter_dtype=getattr(torch, adapter_dtype) if adapter_dtype else None,
         )
         found = blueprint_budget(model, config, batch=batch, tokens=tokens, dtype=getattr(torch, dtype))
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from error
-    except (ImportError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:

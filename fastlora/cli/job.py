@@ -9,9 +9,10 @@ import click
 from rich.console import Console
 
 from fastlora.adapter_files import AdapterError
-from fastlora.recipes.download import DownloadError
+from fastlora.cli.reporting import reported
 from fastlora.recipes.extras import MissingExtraError
 from fastlora.recipes.idx import DigitsError
+from fastlora.recipes.mnist.download import DownloadError
 from fastlora.recipes.progress import ConsoleProgress
 from fastlora.routes.backend import BackendError
 
@@ -50,15 +51,11 @@ def carry_out(
         click.UsageError: If the options are wrong.
         click.ClickException: If the job fails for a reason outside the program, or a proof does.
     """
-    try:
+    with reported(failed=()):
         options = read_options()
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from error
     console = Console()
-    try:
+    with reported(wrong=(), failed=_EXPECTED):
         result = run(options, ConsoleProgress(console))
-    except _EXPECTED as error:
-        raise click.ClickException(str(error)) from error
     # Wide enough for the tables: in a narrow terminal or a pipe rich would cut their numbers off.
     print_summary(result, Console(width=max(console.width, _WIDTH)))
     if not result.proved:

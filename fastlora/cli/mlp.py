@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fastlora.cli.job import carry_out
-from fastlora.recipes.options import AUTO
+from fastlora.cli.options import device_option, out_option
 from fastlora.recipes.walkthrough.job import run
 from fastlora.recipes.walkthrough.options import PEERS, WalkOptions
 from fastlora.recipes.walkthrough.summary import print_summary
@@ -18,16 +17,11 @@ from fastlora.recipes.walkthrough.summary import print_summary
 @click.option("--rank", type=int, default=3, help="Rank r of the updates.")
 @click.option("--alpha", type=float, default=8.0, help="The updates are scaled by alpha / r.")
 @click.option("--seed", type=int, default=1, help="Of the rows, the weights and the order of the rows.")
-@click.option("--device", default=AUTO, help=f"Such as cpu or cuda; {AUTO}: the GPU where there is one.")
+@device_option
 @click.option(
     "--peer", type=click.Choice(PEERS), help="Take the same steps with this library too, and show both."
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("mlp-out"),
-    help="Folder for results.json, the base, the adapters and the picture.",
-)
+@out_option("mlp-out", "results.json, the base, the adapters and the picture")
 def mlp(**chosen: Any) -> None:
     """Walk through LoRA on a small MLP, as PEFT's own example does, and look at every tensor.
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import click
 from torch import Tensor
 
+from fastlora.cli.options import out_option
+from fastlora.cli.reporting import reported
 from fastlora.lowrank import check_share
-from fastlora.recipes.matrices import CheckpointError, layer_weight, random_matrix
 from fastlora.recipes.options import check_count
-from fastlora.recipes.svd import PICTURE, RESULTS, SvdResult, run
+from fastlora.recipes.results import RESULTS
+from fastlora.recipes.svd.job import PICTURE, SvdResult, run
+from fastlora.recipes.svd.matrices import CheckpointError, layer_weight, random_matrix
 
 
 @click.command()
@@ -30,13 +33,7 @@ from fastlora.recipes.svd import PICTURE, RESULTS, SvdResult, run
 )
 @click.option("--energy", type=float, help="Or: the least rank that keeps this share of the energy, up to 1.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("svd-out"),
-    show_default=True,
-    help="Folder for results.json and the picture.",
-)
+@out_option("svd-out", "results.json and the picture")
 def svd(
     shape: str | None,
     true_rank: int | None,
@@ -51,18 +48,12 @@ def svd(
 
     Without --checkpoint, W is random and of low rank.
     """
-    try:
+    with reported(failed=(CheckpointError, ImportError, OSError)):
         check_count("seed", seed, 0)
         if energy is not None:
             check_share(energy)
         W, source = _matrix(shape, true_rank, checkpoint, layer, seed)
         result = run(W, source, r=r, energy=energy, seed=seed, out=out)
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from error
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from error
-    except (ImportError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     _print(result, out, chosen=r is not None or energy is not None)
 
 

@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from fastlora.recipes.seeds import weights_drawn_from
+
 SIZES: Final = (784, 1000, 2000, 10)
 LAYERS: Final = ("linear1", "linear2", "linear3")
 
@@ -28,8 +30,7 @@ class DigitsMLP(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with weights_drawn_from(seed):
             for name, K, N in zip(LAYERS, SIZES[:-1], SIZES[1:], strict=True):
                 self.add_module(name, nn.Linear(K, N, device="cpu", dtype=torch.float32))
 

@@ -1,94 +1,67 @@
-"""The picture of the MNIST job: wrong counts of each digit, and the loss while fine-tuning."""
+"""The frame of the jobs' pictures: two panels side by side, all in one style."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-# Okabe and Ito's palette: distinct to colour-blind eyes; the hatching tells the bars apart in grey.
-_BASE: Final = "#0072B2"
-_ON: Final = "#E69F00"
-_OFF: Final = "#56B4E9"
-_LINE: Final = "#333333"
+# Okabe and Ito's palette: distinct to colour-blind eyes.
+BLUE: Final = "#0072B2"
+ORANGE: Final = "#E69F00"
+SKY: Final = "#56B4E9"
+VERMILION: Final = "#D55E00"
+GREEN: Final = "#009E73"
+INK: Final = "#333333"
+GREY: Final = "#BBBBBB"
 
-# Below what fp32 can tell from 0 in a batch of 10: a tenth of its rounding.
-_LEAST_LOSS = 1e-8
+# Lines across at the ticks, no frame above or on the right.
+_STYLE: Final[dict[Any, Any]] = {
+    "figure.figsize": (12, 4.8),
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": "figure",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9,
+    "legend.framealpha": 1,
+    "legend.edgecolor": "none",
+}
 
 
-def draw_picture(
-    path: Path,
-    base: Sequence[int],
-    on: Sequence[int],
-    off: Sequence[int] | None,
-    digit: int,
-    losses: Sequence[float],
-) -> None:
-    """Draw a PNG of 1,800 x 720 pixels.
+@contextmanager
+def two_panels(
+    path: Path, widths: tuple[float, float] = (1, 1), title: str = ""
+) -> Iterator[tuple[Any, Any]]:
+    """The axes of both panels, to be drawn on in a `with` block; then a PNG of 1,800 x 720 pixels is written.
 
     Args:
         path: Where to write it.
-        base: Wrong counts of the ten digits before fine-tuning.
-        on: After it, with LoRA on.
-        off: After it, with LoRA off; None where all weights were trained.
-        digit: The digit that was trained on.
-        losses: Of each batch.
+        widths: The panels', relative to each other.
+        title: Above both; read as it stands.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        OSError: If the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    bars, curve = figure.subplots(1, 2, width_ratios=(2.2, 1))
-    series = [("base net", base, _BASE, "")]
-    if off is None:
-        series += [("all weights fine-tuned", on, _ON, "///")]
-    else:
-        series += [("LoRA on", on, _ON, "///"), ("LoRA off", off, _OFF, "...")]
-    _draw_counts(bars, series, digit)
-    _draw_losses(curve, losses, digit)
-    figure.savefig(path)
-
-
-def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]], digit: int) -> None:
-    width = 0.84 / len(series)
-    highest = max(1, *(max(counts) for _, counts, _, _ in series))
-    axes.axvspan(digit - 0.5, digit + 0.5, color="#EEEEEE", zorder=0)
-    for place, (label, counts, colour, hatch) in enumerate(series):
-        left = [d + (place - (len(series) - 1) / 2) * width for d in range(len(counts))]
-        drawn = axes.bar(
-            left, counts, width, label=label, color=colour, hatch=hatch, edgecolor="white", zorder=2
-        )
-        axes.bar_label(drawn, fontsize=7, padding=1.5, color=_LINE)
-    axes.set_xticks(range(len(series[0][1])))
-    axes.get_xticklabels()[digit].set_fontweight("bold")
-    axes.set_xlim(-0.5, len(series[0][1]) - 0.5)
-    axes.set_ylim(0, highest * 1.22)
-    axes.set_xlabel(f"digit (grey: fine-tuned on {digit} alone)")
-    axes.set_ylabel("wrong test digits")
-    axes.set_title("Wrong counts per digit", fontsize=11)
-    axes.legend(loc="upper center", ncols=len(series), fontsize=9, framealpha=1, edgecolor="none")
-    tidy(axes)
-
-
-def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
-    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 the loss
-    # of a batch that is surely right rounds to 0, which a logarithm cannot show.
-    shown = [max(loss, _LEAST_LOSS) for loss in losses]
-    axes.plot(range(1, len(losses) + 1), shown, color=_ON, linewidth=1.4)
-    axes.set_yscale("log")
-    axes.set_xlabel("batch")
-    axes.set_ylabel(f"cross-entropy (0 drawn at {_LEAST_LOSS:g})")
-    axes.set_title(f"Loss while fine-tuning on {digit}", fontsize=11)
-    tidy(axes)
-
-
-def tidy(axes: Any) -> None:
-    """Lines across at the ticks, no frame above or on the right."""
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6, zorder=1)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'pictures need matplotlib: pip install "fastlora-triton[demo]"', name=error.name
+        ) from error
+    with rc_context(_STYLE):
+        figure = Figure()
+        left, right = figure.subplots(1, 2, width_ratios=widths)
+        yield left, right
+        if title:
+            figure.suptitle(title, fontsize=12, parse_math=False)
+        figure.savefig(path, format="png")

@@ -1,4 +1,4 @@
-"""Progress of the MNIST job on a terminal: a bar for each phase, or a plain line where nobody watches."""
+"""Progress of a job on a terminal: a bar for each phase, or a plain line where nobody watches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class ConsoleProgress:
-    """A `Track` for `mnist.run`.
+    """A `Track` for a job.
 
     Args:
         console: Where the bars go.

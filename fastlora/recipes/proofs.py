@@ -1,61 +1,16 @@
-"""What LoRA promises about the weights, checked on a net after fine-tuning."""
+"""How a job proves what LoRA promises about the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlora.recipes.methods import LoRAMethod
-from fastlora.recipes.mlp import LAYERS, DigitsMLP
-from fastlora.recipes.training import Track, untracked
 
-
-class WeightProofs(NamedTuple):
-    """Which promises hold, over all layers.
-
-    Attributes:
-        frozen: W and b are the base's, bit for bit.
-        enabled: Switched on, the effective weight is W + s B A within rounding, and not W.
-        disabled: Switched off, the effective weight is the base's W, bit for bit.
-    """
-
-    frozen: bool
-    enabled: bool
-    disabled: bool
-
-
-def clone_weights(net: DigitsMLP) -> dict[str, Tensor]:
-    """A copy of every tensor of a plain net, by name."""
-    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-
-
-@torch.no_grad()
-def prove_weights(
-    net: DigitsMLP, method: LoRAMethod, base: Mapping[str, Tensor], track: Track = untracked
-) -> WeightProofs:
-    """Compare the layers of a fine-tuned net with the weights from before.
-
-    Args:
-        net: With `method`'s updates; it is left with them switched on.
-        method: How the net computes LoRA.
-        base: The plain net's weights, from `clone_weights`.
-        track: Where progress is shown, a step for each layer.
-    """
-    frozen = enabled = disabled = True
-    layers = list(zip(LAYERS, net.layers(), strict=True))
-    for name, layer in track(layers, "Prove", len(layers)):
-        W = base[f"{name}.weight"]
-        own, b, A, B, s = method.operands(layer)
-        frozen &= torch.equal(own, W) and torch.equal(b, base[f"{name}.bias"])
-        method.enable(layer, False)
-        disabled &= torch.equal(method.effective_weight(layer), W)
-        method.enable(layer, True)
-        weight = method.effective_weight(layer)
-        enabled &= is_sum(weight, W, A, B, s) and not torch.equal(weight, W)
-    return WeightProofs(frozen, enabled, disabled)
+def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of every tensor, to compare with later."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def is_sum(weight: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> bool:

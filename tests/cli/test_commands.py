@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from fastlora import __version__, set_backend
 from fastlora.cli import commands, main
-from fastlora.recipes import mnist as job
 from fastlora.recipes.digits import Digits, read_sample
+from fastlora.recipes.mnist import job
 from fastlora.routes import backend
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_a_proof_that_fails_makes_the_exit_status_1(monkeypatch, tmp_path, proof
         monkeypatch.setattr(job, "train_base", lambda options, train, track: job.DigitsMLP(0))
         return replace(job.run(options, track), **{proof: False})
 
-    monkeypatch.setattr(commands, "run", run_with_a_failure)
+    monkeypatch.setattr("fastlora.cli.mnist.run", run_with_a_failure)
     done = invoke("mnist", "--batches", 2, "--out", tmp_path)
     assert done.exit_code == 1
     assert "✗" in done.output

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fastlora.cli import commands
 from fastlora.cli.group import shortened
-from fastlora.recipes import mnist as job
+from fastlora.recipes.mnist import job
 from fastlora.recipes.outputs import staged
 
 ROOT = Path(__file__).parents[2]

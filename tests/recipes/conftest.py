@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from fastlora.recipes.digits import Digits, read_sample
-from fastlora.recipes.mnist import train_base
-from fastlora.recipes.options import MnistOptions
+from fastlora.recipes.mnist.job import train_base
+from fastlora.recipes.mnist.options import MnistOptions
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import types
 import pytest
 
 from fastlora.recipes.digits import SAMPLE, is_folder_of_digits
-from fastlora.recipes.download import DownloadError, download
-from fastlora.recipes.mnist import read_digits
-from fastlora.recipes.options import MnistOptions
+from fastlora.recipes.mnist.download import DownloadError, download
+from fastlora.recipes.mnist.job import read_digits
+from fastlora.recipes.mnist.options import MnistOptions
 
 
 def torchvision(monkeypatch, fetch):

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from fastlora.recipes.methods import LORA_METHODS
 from fastlora.recipes.mlp import DigitsMLP
+from fastlora.recipes.mnist.methods import LORA_METHODS
 
 
 def attached(method, net, seed=5):

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.recipes import extras, mlp, mnist
+from fastlora.recipes import extras, mlp
 from fastlora.recipes.digits import DigitsError
-from fastlora.recipes.methods import LORA_METHODS
-from fastlora.recipes.options import MnistOptions
+from fastlora.recipes.mnist import job as mnist
+from fastlora.recipes.mnist.methods import LORA_METHODS
+from fastlora.recipes.mnist.options import MnistOptions
 from fastlora.recipes.training import Score, score
 from tests.cases import quick
 from tests.testing import assert_within_budget

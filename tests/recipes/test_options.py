@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastlora.recipes.options import MnistOptions
+from fastlora.recipes.mnist.options import MnistOptions
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from fastlora.recipes.picture import draw_picture
+from fastlora.recipes.mnist.picture import draw_picture
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlora.recipes.methods import LORA_METHODS
 from fastlora.recipes.mlp import DigitsMLP
-from fastlora.recipes.proofs import WeightProofs, clone_weights, is_sum, prove_weights
+from fastlora.recipes.mnist.methods import LORA_METHODS
+from fastlora.recipes.mnist.proofs import WeightProofs, prove_weights
+from fastlora.recipes.proofs import cloned, is_sum
 
 
 @pytest.fixture(params=LORA_METHODS)
@@ -18,7 +19,7 @@ def method(request):
 def case(request, method):
     """A net with an update that is not zero, and the weights from before."""
     net = DigitsMLP(0).to(request.param)
-    before = clone_weights(net)
+    before = cloned(net.state_dict())
     method.attach(net, 3, 5.0)
     method.start(net, torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from fastlora.cli.commands import fastlora
-from fastlora.recipes.matrices import CheckpointError, layer_weight, random_matrix
-from fastlora.recipes.spectrum_picture import draw_spectrum
-from fastlora.recipes.svd import run
+from fastlora.recipes.svd.job import run
+from fastlora.recipes.svd.matrices import CheckpointError, layer_weight, random_matrix
+from fastlora.recipes.svd.picture import draw_spectrum
 
 
 def invoke(*arguments):

@@ -10,28 +10,30 @@ first. The same steps can be taken by PEFT beside it, from the same seeds.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from fastlora.info import versions
 from fastlora.recipes.extras import check_extras
 from fastlora.recipes.outputs import staged
+from fastlora.recipes.results import RESULTS, write_results
+from fastlora.recipes.seeds import generator_for
 from fastlora.recipes.timed import timed
 from fastlora.recipes.training import Track, untracked
 from fastlora.recipes.walkthrough.libraries import FASTLORA, PEFT
 from fastlora.recipes.walkthrough.net import SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
 from fastlora.recipes.walkthrough.picture import draw_picture
-from fastlora.recipes.walkthrough.results import BASE, PICTURE, RESULTS, Walk, WalkResult
+from fastlora.recipes.walkthrough.results import BASE, PICTURE, Walk, WalkResult
 from fastlora.recipes.walkthrough.tasks import sine_task, threshold_task
 from fastlora.recipes.walkthrough.walk import Generators, Tasks, share_right, train_epochs, walk
 from fastlora.routes.decide import Route, route_on
 
 PRETRAIN_EPOCHS: Final = 20
 
-_STREAMS: Final = ("sine", "threshold", "pretrain", "A", "same", "downstream")
+_generator = partial(generator_for, ("sine", "threshold", "pretrain", "A", "same", "downstream"))
 
 
 def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
@@ -89,11 +91,10 @@ def _run(options: WalkOptions, path: Route, draft: Path, track: Track) -> WalkRe
         ours=walks["fastlora"],
         peer=walks.get("peft"),
         seconds=seconds,
-        versions=versions(),
     )
     with timed(seconds, "picture"):
         draw_picture(draft / PICTURE, result)
-    result.write(draft / RESULTS)
+    write_results(draft, result.as_json())
     return result
 
 
@@ -102,8 +103,3 @@ def _save_base(base: SumMLP, path: Path) -> int:
 
     save_file(base.state_dict(), path)
     return path.stat().st_size
-
-
-def _generator(seed: int, stream: str) -> torch.Generator:
-    """A generator of its own for each use, so that none depends on how much another draws."""
-    return torch.Generator().manual_seed(seed * len(_STREAMS) + _STREAMS.index(stream))

@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from fastlora.recipes.seeds import weights_drawn_from
 from fastlora.recipes.walkthrough.tasks import CLASSES, FEATURES
 
 # The layers that get LoRA, and the one that may be trained in full besides.
@@ -26,8 +27,7 @@ class SumMLP(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with weights_drawn_from(seed):
             self.seq = nn.Sequential(
                 nn.Linear(FEATURES, 2000, device="cpu", dtype=torch.float32),
                 nn.ReLU(),

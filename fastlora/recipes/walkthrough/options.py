@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
-import torch
-
-from fastlora.arguments import check_alpha
-from fastlora.recipes.options import AUTO, check_layer_rank, find_device
+from fastlora.recipes.options import AUTO, LoRAOptions
 from fastlora.recipes.walkthrough.net import HIGHEST_RANK
 from fastlora.seeding import check_seed
 
@@ -17,7 +14,7 @@ PEERS: Final = ("peft",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WalkOptions:
+class WalkOptions(LoRAOptions):
     """Options of the walk-through; each is checked when this is made.
 
     Attributes:
@@ -35,6 +32,8 @@ class WalkOptions:
         ValueError: If an option is out of range.
     """
 
+    HIGHEST_RANK: ClassVar[int] = HIGHEST_RANK
+
     rank: int = 3
     alpha: float = 8.0
     seed: int = 1
@@ -42,15 +41,7 @@ class WalkOptions:
     peer: str | None = None
     out: Path = Path("mlp-out")
 
-    def __post_init__(self) -> None:
-        check_layer_rank(self.rank, HIGHEST_RANK)
-        if check_alpha(self.alpha) in (None, 0.0):
-            raise ValueError(f"alpha must be a finite number other than 0; got {self.alpha!r}")
+    def _check_own(self) -> None:
         check_seed(self.seed)
         if self.peer not in (None, *PEERS):
             raise ValueError(f"peer must be one of {', '.join(PEERS)}, or None; got {self.peer!r}")
-        self.torch_device()
-
-    def torch_device(self) -> torch.device:
-        """The device meant; ValueError if torch cannot use it."""
-        return find_device(self.device)

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fastlora.recipes.picture import tidy
+from fastlora.recipes.picture import BLUE, GREY, INK, ORANGE, two_panels
 from fastlora.recipes.walkthrough.results import Walk, WalkResult
 
-# Okabe and Ito's palette: distinct to colour-blind eyes; markers tell the curves apart in grey.
+# Darker than the lines between phases.
 _BASE: Final = "#777777"
-_OURS: Final = "#0072B2"
-_PEER: Final = "#E69F00"
-_LINE: Final = "#333333"
 
 _PHASES: Final = {
     "pretrain": "pretraining:\nsin(sum) > 0",
@@ -28,15 +25,9 @@ def draw_picture(path: Path, result: WalkResult) -> None:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    curve, bars = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    _draw_losses(curve, result.pretrain, result.walks)
-    _draw_changes(bars, result.ours)
-    figure.savefig(path)
+    with two_panels(path, (1.5, 1)) as (curve, bars):
+        _draw_losses(curve, result.pretrain, result.walks)
+        _draw_changes(bars, result.ours)
 
 
 def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]) -> None:
@@ -47,7 +38,8 @@ def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]
         count += length
     axes.plot(range(1, len(pretrain) + 1), pretrain, color=_BASE, linewidth=1.6, label="all weights")
     axes.hlines(pretrain[-1], len(pretrain), starts["downstream"] - 0.5, color=_BASE, linestyle=":")
-    styles = {"fastlora": (_OURS, "-", "o", 4.5), "peft": (_PEER, "--", "x", 7)}
+    # Markers tell the curves apart in grey.
+    styles = {"fastlora": (BLUE, "-", "o", 4.5), "peft": (ORANGE, "--", "x", 7)}
     for name, walk in walks.items():
         colour, line, marker, size = styles[name]
         for phase, losses in walk.losses.items():
@@ -61,31 +53,29 @@ def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]
     axes.set_ylim(0, highest * 1.35)
     for phase, start in starts.items():
         if phase != "pretrain":
-            axes.axvline(start - 0.5, color="#BBBBBB", linewidth=0.8)
+            axes.axvline(start - 0.5, color=GREY, linewidth=0.8)
         middle = start + (lengths[phase] - 1) / 2
-        axes.text(middle, highest * 1.32, _PHASES[phase], ha="center", va="top", fontsize=9, color=_LINE)
+        axes.text(middle, highest * 1.32, _PHASES[phase], ha="center", va="top", fontsize=9, color=INK)
     axes.set_xlim(0.5, count + 0.5)
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean loss of the epoch's batches")
-    axes.set_title("Loss", fontsize=11)
-    axes.legend(loc="center left", fontsize=9, framealpha=1, edgecolor="none")
-    tidy(axes)
+    axes.set_title("Loss")
+    axes.legend(loc="center left")
 
 
 def _draw_changes(axes: Any, walk: Walk) -> None:
     names = list(walk.change)
     # B begins at 0, so there is no ratio to draw.
     sizes = [walk.change[name] or 0.0 for name in names]
-    axes.barh(range(len(names)), sizes, color=_OURS, zorder=2)
+    axes.barh(range(len(names)), sizes, color=BLUE, zorder=2)
     for place, name in enumerate(names):
         what = "bit for bit the same"
         if walk.moved[name]:
             what = "moved away from 0" if walk.change[name] is None else f"{walk.change[name]:.2g}"
-        axes.text(sizes[place], place, f" {what}", va="center", fontsize=9, color=_LINE)
+        axes.text(sizes[place], place, f" {what}", va="center", fontsize=9, color=INK)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, max(*sizes, 1e-9) * 1.6)
     axes.set_xlabel("‖change‖ / ‖tensor before‖")
-    axes.set_title("What fine-tuning moved (fastlora)", fontsize=11)
-    tidy(axes)
+    axes.set_title("What fine-tuning moved (fastlora)")
     axes.grid(visible=False, axis="y")

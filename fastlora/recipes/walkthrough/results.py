@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from fastlora.recipes.results import LoRAResult
 from fastlora.recipes.walkthrough.libraries import Counts
 from fastlora.recipes.walkthrough.options import WalkOptions
-from fastlora.routes.decide import Route
 
-RESULTS: Final = "results.json"
 BASE: Final = "base.safetensors"
 PICTURE: Final = "mlp.png"
 
@@ -78,12 +75,10 @@ class Walk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WalkResult:
+class WalkResult(LoRAResult):
     """Figures and proofs of one run.
 
     Attributes:
-        options: What was asked for.
-        path: The code that the fused layers took, and why.
         base_parameters: In the net.
         base_bytes: Size of the net's own tensor file.
         pretrain: Mean loss of each pretraining epoch.
@@ -91,12 +86,9 @@ class WalkResult:
         base_accuracy: Share of the downstream task's test rows that the base labels right.
         ours: What fastlora did.
         peer: What the peer did; None where none was asked for.
-        seconds: By phase.
-        versions: Of what it ran on.
     """
 
     options: WalkOptions
-    path: Route
     base_parameters: int
     base_bytes: int
     pretrain: list[float]
@@ -104,8 +96,6 @@ class WalkResult:
     base_accuracy: float
     ours: Walk
     peer: Walk | None
-    seconds: dict[str, float]
-    versions: dict[str, str | None]
 
     @property
     def walks(self) -> dict[str, Walk]:
@@ -118,15 +108,11 @@ class WalkResult:
         """Whether every promise holds, the peer's included."""
         return all(all(walk.proofs) for walk in self.walks.values())
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of results.json: fastlora's figures at the top, the peer's under "peer"."""
+    def figures(self) -> dict[str, Any]:
+        """What the job found, as JSON has it: fastlora's at the top, the peer's under "peer"."""
         ours = self.ours.as_json(self.base_parameters)
         return {
-            "options": {
-                name: value if value is None or isinstance(value, (int, float)) else str(value)
-                for name, value in asdict(self.options).items()
-            },
-            "path": self.path._asdict(),
+            "path": self.path and self.path._asdict(),
             **ours,
             "losses": {"pretrain": self.pretrain, **self.ours.losses},
             "accuracy": {
@@ -136,10 +122,4 @@ class WalkResult:
             },
             "base_bytes": self.base_bytes,
             "peer": self.peer and self.peer.as_json(self.base_parameters),
-            "seconds": self.seconds,
-            "versions": self.versions,
         }
-
-    def write(self, path: Path) -> None:
-        """Write `as_json` to a file."""
-        path.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")

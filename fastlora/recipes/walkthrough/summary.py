@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastlora.recipes.summary import figures_table, print_lines, print_notes, print_proofs
 from fastlora.recipes.walkthrough.libraries import Counts
-from fastlora.recipes.walkthrough.results import BASE, PICTURE, RESULTS, Walk, WalkResult
+from fastlora.recipes.walkthrough.results import BASE, PICTURE, Walk, WalkResult
 from fastlora.recipes.walkthrough.walk import TENSORS
 
 # By the names in `Proofs`.
@@ -25,18 +25,15 @@ _CLAIMS: Final = {
 def print_summary(result: WalkResult, console: Console) -> None:
     """Print the figures, the proofs, and where the files lie; one column for each library."""
     console.print()
-    for line in _base(result):
-        console.print(line, soft_wrap=True, highlight=False)
+    print_lines(console, _base(result))
     console.print(_figures(result))
     console.print("What fine-tuning moved: ‖change‖ / ‖tensor before‖", highlight=False)
     console.print(_tensors(result))
-    marks = ("✓", "✗") if console.encoding.startswith("utf") else ("ok", "NO")
     for name, walk in result.walks.items():
-        for proof, holds in walk.proofs._asdict().items():
-            mark, style = (marks[0], "green") if holds else (marks[1], "bold red")
-            console.print(f"{mark} {name}: {_CLAIMS[proof]}", style=style, soft_wrap=True, highlight=False)
-    for line in _notes(result):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        proofs = walk.proofs._asdict().items()
+        print_proofs(console, ((f"{name}: {_CLAIMS[proof]}", holds) for proof, holds in proofs))
+    adapters = [("Adapter", f"{name}/{TENSORS}") for name in result.walks]
+    print_notes(console, result, PICTURE, [*adapters, ("Base", BASE)])
 
 
 def _base(result: WalkResult) -> Iterator[str]:
@@ -48,8 +45,7 @@ def _base(result: WalkResult) -> Iterator[str]:
 
 
 def _table(walks: Iterable[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("")
+    table = figures_table()
     for name in walks:
         table.add_column(name, justify="right")
     return table
@@ -93,15 +89,3 @@ def _moved(walk: Walk, name: str) -> str:
         return "not a bit"
     change = walk.change[name]
     return "moved from 0" if change is None else f"moved, {change:.4f}"
-
-
-def _notes(result: WalkResult) -> Iterator[str]:
-    yield f"Fused layers ran on: {result.path.name} ({result.path.why})"
-    out = result.options.out
-    for name in result.walks:
-        yield f"Adapter: {out / name / TENSORS}"
-    yield f"Base: {out / BASE}"
-    yield f"Results: {out / RESULTS}"
-    yield f"Picture: {out / PICTURE}"
-    spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items())
-    yield f"Seconds: {spent}; together {sum(result.seconds.values()):.1f}"

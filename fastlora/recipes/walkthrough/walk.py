@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastlora.recipes.proofs import is_sum
+from fastlora.recipes.proofs import cloned, is_sum
 from fastlora.recipes.training import Examples, Track, fit, untracked
 from fastlora.recipes.walkthrough.libraries import Library
 from fastlora.recipes.walkthrough.net import ADAPTED, HEAD, SumMLP
@@ -67,7 +67,7 @@ def walk(
     full = library.attach(copy.deepcopy(base), options.rank, options.alpha, full=(HEAD,))
     model = library.attach(copy.deepcopy(base), options.rank, options.alpha)
     library.start(model, generators.A)
-    before = _cloned(library.tensors(model))
+    before = cloned(library.tensors(model))
     is_zero = all(not (B @ A).any() for A, B, _ in library.updates(model).values())
     losses = {
         phase: train_epochs(model, task.train, epochs, generator, what=f"{name}: {what}", track=track)
@@ -76,7 +76,7 @@ def walk(
             ("downstream", tasks.threshold, DOWNSTREAM_EPOCHS, generators.downstream, "downstream"),
         )
     }
-    after = _cloned(library.tensors(model))
+    after = cloned(library.tensors(model))
     accuracy = share_right(model, tasks.threshold.test)
     folder = options.out / name
     library.save(model, folder)
@@ -144,10 +144,6 @@ def _outputs(net: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _same_outputs(one: nn.Module, other: nn.Module, examples: Examples) -> bool:
     return torch.equal(_outputs(one, examples)[0], _outputs(other, examples)[0])
-
-
-def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _relative_change(before: Tensor, after: Tensor) -> float | None:

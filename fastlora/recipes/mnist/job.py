@@ -10,23 +10,27 @@ that digit better, and the others worse; with it off, it is the net from before,
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
 
 from fastlora.adapter_files import save_adapter
-from fastlora.info import versions
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
-from fastlora.recipes.download import download
 from fastlora.recipes.extras import check_extras
-from fastlora.recipes.methods import LORA_METHODS, LoRAMethod
 from fastlora.recipes.mlp import DigitsMLP
-from fastlora.recipes.options import AUTO, MnistOptions
+from fastlora.recipes.mnist.download import download
+from fastlora.recipes.mnist.methods import LORA_METHODS, LoRAMethod
+from fastlora.recipes.mnist.options import MnistOptions
+from fastlora.recipes.mnist.picture import draw_picture
+from fastlora.recipes.mnist.proofs import prove_weights
+from fastlora.recipes.mnist.results import ADAPTER, PICTURE, MnistResult, Parameters
+from fastlora.recipes.options import AUTO
 from fastlora.recipes.outputs import staged
-from fastlora.recipes.picture import draw_picture
-from fastlora.recipes.proofs import clone_weights, prove_weights
-from fastlora.recipes.results import ADAPTER, PICTURE, RESULTS, MnistResult, Parameters
+from fastlora.recipes.proofs import cloned
+from fastlora.recipes.results import RESULTS, write_results
+from fastlora.recipes.seeds import generator_for
 from fastlora.recipes.timed import timed
 from fastlora.recipes.training import BATCH, Score, Track, constant, falling, fit, score, untracked
 from fastlora.routes.decide import Route, route_on
@@ -43,7 +47,7 @@ FINETUNE_RATE: Final = 2e-3
 SAMPLE_EPOCHS: Final = 5
 FULL_SET_EPOCHS: Final = 1
 
-_STREAMS: Final = ("train", "A", "finetune")
+_generator = partial(generator_for, ("train", "A", "finetune"))
 
 
 class FineTuned(NamedTuple):
@@ -88,7 +92,7 @@ def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -
         digits = read_digits(options)
     with timed(seconds, "train"):
         base = train_base(options, digits.train, track)
-        before = clone_weights(base)
+        before = cloned(base.state_dict())
     with timed(seconds, "test"):
         base_score = score(base, digits.test, what="Test the base net", track=track)
     digit = choose_digit(options, base_score)
@@ -124,9 +128,8 @@ def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -
         off_identical=proofs and proofs.disabled and off == base_score,
         adapter_bytes=adapter_bytes,
         seconds=seconds,
-        versions=versions(),
     )
-    result.write(draft / RESULTS)
+    write_results(draft, result.as_json())
     return result
 
 
@@ -200,8 +203,3 @@ def count_parameters(base: DigitsMLP, tuned: FineTuned) -> Parameters:
     own = sum(parameter.numel() for parameter in base.parameters())
     lora = 0 if tuned.method is None else sum(tensor.numel() for tensor in tuned.method.trained(tuned.net))
     return Parameters(base=own, lora=lora, total=own + lora, percent=100 * lora / own)
-
-
-def _generator(seed: int, stream: str) -> torch.Generator:
-    """A generator of its own for each use, so that none depends on how much another draws."""
-    return torch.Generator().manual_seed(seed * len(_STREAMS) + _STREAMS.index(stream))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.apply import apply_lora
 from fastlora.recipes.mlp import LAYERS, DigitsMLP
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
+
+_Layer: TypeAlias = FusedLoRALinear | ReferenceLoRALinear
 
 
 class Operands(NamedTuple):
@@ -76,24 +78,28 @@ class LoRAMethod(ABC):
         return [tensor for layer in net.layers() for tensor in self.operands(layer)[2:4]]
 
 
-class _Fused(LoRAMethod):
+class _LayerMethod(LoRAMethod):
+    """A layer of its own class in the place of nn.Linear; both classes have the same attributes."""
+
+    def operands(self, layer: nn.Module) -> Operands:
+        layer = cast(_Layer, layer)
+        return Operands(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
+
+    def enable(self, layer: nn.Module, on: bool) -> None:
+        cast(_Layer, layer).enabled = on
+
+    def effective_weight(self, layer: nn.Module) -> Tensor:
+        return cast(_Layer, layer).effective_weight()
+
+
+class _Fused(_LayerMethod):
     """FusedLoRALinear, by `apply_lora`."""
 
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:
         apply_lora(net, LoRAConfig(r=r, alpha=alpha, target_modules="all-linear"))
 
-    def operands(self, layer: nn.Module) -> Operands:
-        layer = cast(FusedLoRALinear, layer)
-        return Operands(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
 
-    def enable(self, layer: nn.Module, on: bool) -> None:
-        cast(FusedLoRALinear, layer).enabled = on
-
-    def effective_weight(self, layer: nn.Module) -> Tensor:
-        return cast(FusedLoRALinear, layer).effective_weight()
-
-
-class _Reference(LoRAMethod):
+class _Reference(_LayerMethod):
     """ReferenceLoRALinear: two more linear layers and an addition, in plain torch."""
 
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:
@@ -111,16 +117,6 @@ class _Reference(LoRAMethod):
             layer.weight.requires_grad_(False)
             layer.bias.requires_grad_(False)
             net.set_submodule(name, layer)
-
-    def operands(self, layer: nn.Module) -> Operands:
-        layer = cast(ReferenceLoRALinear, layer)
-        return Operands(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
-
-    def enable(self, layer: nn.Module, on: bool) -> None:
-        cast(ReferenceLoRALinear, layer).enabled = on
-
-    def effective_weight(self, layer: nn.Module) -> Tensor:
-        return cast(ReferenceLoRALinear, layer).effective_weight()
 
 
 class _Parametrize(LoRAMethod):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from fastlora import lowrank
 from fastlora.recipes.outputs import staged
-from fastlora.recipes.spectrum_picture import draw_spectrum
+from fastlora.recipes.results import RESULTS, write_results
+from fastlora.recipes.svd.picture import draw_spectrum
 
-RESULTS: Final = "results.json"
 PICTURE: Final = "svd.png"
 _ROWS: Final = 8
 
@@ -51,10 +50,9 @@ class SvdResult:
     y_error: float
     singular_values: list[float]
 
-    def write(self, path: Path) -> None:
-        """Write all as JSON."""
-        content = asdict(self) | {"parameters": self.parameters._asdict()}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    def as_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return asdict(self) | {"parameters": self.parameters._asdict()}
 
 
 def run(W: Tensor, source: str, *, r: int | None, energy: float | None, seed: int, out: Path) -> SvdResult:
@@ -79,7 +77,7 @@ def run(W: Tensor, source: str, *, r: int | None, energy: float | None, seed: in
         raise ValueError(f"rank and energy must not both be given; got {r} and {energy}")
     with staged(out, (RESULTS, PICTURE)) as draft:
         result = _measure(W, source, r, energy, seed)
-        result.write(draft / RESULTS)
+        write_results(draft, result.as_json())
         shape = (result.N, result.K)
         title = f"{result.N} x {result.K}, {source}"
         draw_spectrum(result.singular_values, shape, result.r, title, draft / PICTURE)

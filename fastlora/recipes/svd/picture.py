@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-# Okabe and Ito's palette.
-_KEPT: Final = "#0072B2"
-_DROPPED: Final = "#BBBBBB"
-_LOST: Final = "#D55E00"
-_COST: Final = "#009E73"
+from fastlora.recipes.picture import BLUE, GREEN, GREY, INK, VERMILION, two_panels
+
 # More stems than this are a smear; an area shows them.
 _MOST_STEMS: Final = 64
 
@@ -31,20 +28,13 @@ def draw_spectrum(S: Sequence[float], shape: tuple[int, int], r: int, source: st
         ImportError: If matplotlib is not installed.
         OSError: If it cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'pictures need matplotlib: pip install "fastlora-triton[demo]"', name=error.name
-        ) from error
-    figure = Figure(figsize=(12, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    values, loss = figure.subplots(1, 2)
-    _draw_values(values, S, r)
-    _draw_loss(loss, S, shape, r)
-    figure.suptitle(source, fontsize=12, parse_math=False)
-    figure.savefig(path, format="png")
+    with two_panels(path, title=source) as (values, loss):
+        from matplotlib.ticker import MaxNLocator
+
+        _draw_values(values, S, r)
+        _draw_loss(loss, S, shape, r)
+        for axes in (values, loss):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_values(axes: Any, S: Sequence[float], r: int) -> None:
@@ -52,7 +42,7 @@ def _draw_values(axes: Any, S: Sequence[float], r: int) -> None:
     least = max(S[0] * 1e-9, 1e-30)
     shown = [max(value, least) for value in S]
     places = range(1, len(S) + 1)
-    for colour, label, part in ((_KEPT, f"kept: {r}", slice(r)), (_DROPPED, "left out", slice(r, None))):
+    for colour, label, part in ((BLUE, f"kept: {r}", slice(r)), (GREY, "left out", slice(r, None))):
         if not shown[part]:
             continue
         if len(S) <= _MOST_STEMS:
@@ -66,9 +56,8 @@ def _draw_values(axes: Any, S: Sequence[float], r: int) -> None:
     axes.set_ylim(min(shown) / 3, max(shown) * 3)
     axes.set_xlabel("i")
     axes.set_ylabel("singular value $S_i$")
-    axes.set_title("Singular values", fontsize=11)
-    axes.legend(fontsize=9, framealpha=1, edgecolor="none")
-    _tidy(axes)
+    axes.set_title("Singular values")
+    axes.legend()
 
 
 def _draw_loss(axes: Any, S: Sequence[float], shape: tuple[int, int], r: int) -> None:
@@ -78,27 +67,16 @@ def _draw_loss(axes: Any, S: Sequence[float], shape: tuple[int, int], r: int) ->
     whole = tails[0] or 1.0
     N, K = shape
     ranks = range(len(S) + 1)
-    axes.plot(ranks, [100 * math.sqrt(t / whole) for t in tails], color=_LOST, label="error ‖W - BA‖ / ‖W‖")
-    axes.plot(ranks, [100 * k * (N + K) / (N * K) for k in ranks], color=_COST, linestyle="--",
-              label="parameters of B and A / of W")  # fmt: skip
-    axes.axvline(r, color="#333333", linewidth=0.8, linestyle=":")
-    axes.annotate(
-        f"r = {r}", (r, 100), xytext=(4, 2), textcoords="offset points", fontsize=9, color="#333333"
+    axes.plot(
+        ranks, [100 * math.sqrt(t / whole) for t in tails], color=VERMILION, label="error ‖W - BA‖ / ‖W‖"
     )
+    axes.plot(ranks, [100 * k * (N + K) / (N * K) for k in ranks], color=GREEN, linestyle="--",
+              label="parameters of B and A / of W")  # fmt: skip
+    axes.axvline(r, color=INK, linewidth=0.8, linestyle=":")
+    axes.annotate(f"r = {r}", (r, 100), xytext=(4, 2), textcoords="offset points", fontsize=9, color=INK)
     axes.set_xlim(0, len(S))
     axes.set_ylim(0, 115)
     axes.set_xlabel("rank r of B A")
     axes.set_ylabel("percent")
-    axes.set_title("What factors lose, and what they cost", fontsize=11)
-    axes.legend(fontsize=9, framealpha=1, edgecolor="none", loc="center right")
-    _tidy(axes)
-
-
-def _tidy(axes: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.set_title("What factors lose, and what they cost")
+    axes.legend(loc="center right")

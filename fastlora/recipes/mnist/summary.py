@@ -1,0 +1,61 @@
+"""What the MNIST job prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from fastlora.recipes.mnist.methods import FULL
+from fastlora.recipes.mnist.results import ADAPTER, PICTURE, MnistResult
+from fastlora.recipes.summary import figures_table, print_notes, print_proofs
+
+
+def print_summary(result: MnistResult, console: Console) -> None:
+    """Print the figures, the proofs, and where the files lie."""
+    console.print()
+    for line in _parameters(result):
+        console.print(line, highlight=False)
+    console.print()
+    console.print(_counts(result))
+    print_proofs(console, _proofs(result))
+    size = result.adapter_bytes
+    print_notes(console, result, PICTURE, [] if size is None else [("Adapter", f"{ADAPTER}, {size:,} bytes")])
+
+
+def _parameters(result: MnistResult) -> Iterator[str]:
+    base, lora, total, percent = result.parameters
+    yield f"{base:>10,} parameters in the net"
+    if result.options.method == FULL:
+        yield "           all of them fine-tuned, no LoRA"
+        return
+    yield f"{lora:>10,} added by LoRA, {percent:.3f}% of the net's"
+    yield f"{total:>10,} together"
+
+
+def _counts(result: MnistResult) -> Table:
+    """Accuracy and wrong counts, a row for each test; the digit that was fine-tuned on stands out."""
+    table = figures_table(f"Wrong of {result.test_digits:,} test digits; fine-tuned on {result.digit} alone")
+    table.add_column("accuracy", justify="right")
+    for digit in range(len(result.base.wrong)):
+        chosen = digit == result.digit
+        table.add_column(
+            f"[{digit}]" if chosen else str(digit), justify="right", style="bold" if chosen else ""
+        )
+    on = "fine-tuned" if result.options.method == FULL else "LoRA on"
+    for name, score in (("base", result.base), (on, result.on), ("LoRA off", result.off)):
+        if score is not None:
+            table.add_row(name, f"{score.accuracy:.4f}", *map(str, score.wrong))
+    return table
+
+
+def _proofs(result: MnistResult) -> Iterator[tuple[str, bool]]:
+    claims = (
+        ("frozen weights are the base's, bit for bit", result.frozen_identical),
+        ("LoRA on: every effective weight is W + s B A, within rounding", result.effective_holds),
+        ("LoRA off: every weight and every wrong count is exactly the base's", result.off_identical),
+    )
+    for claim, holds in claims:
+        if holds is not None:
+            yield claim, holds

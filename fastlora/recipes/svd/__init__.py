@@ -1,0 +1,1 @@
+"""The low-rank job: a matrix factored by its singular values."""
