@@ -14,15 +14,11 @@ Errors = tuple[type[Exception], ...]
 def reported(
     *, wrong: Errors = (TypeError, ValueError), failed: Errors = (ImportError, OSError)
 ) -> Iterator[None]:
-    """Raise a `with` block's errors as click's; others keep their traceback.
+    """Raise a `with` block's errors as click's; those that are neither keep their traceback.
 
     Args:
         wrong: Those that say that an option is wrong.
         failed: Those that have a reason outside the program; where an error is both, this holds.
-
-    Raises:
-        click.UsageError: For one of `wrong`.
-        click.ClickException: For one of `failed`.
     """
     try:
         yield

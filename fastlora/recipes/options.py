@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,7 +13,7 @@ AUTO: Final = "auto"
 
 
 class LoRAOptions:
-    """The base of a frozen dataclass of options, which declares the fields below with its own defaults.
+    """Base of a frozen dataclass that gives these fields its own defaults; each is checked when it is made.
 
     Attributes:
         rank: Of the update, r.
@@ -69,11 +68,9 @@ class LoRAOptions:
 
     def as_json(self) -> dict[str, Any]:
         """Each option as JSON has it: paths and dtypes as text."""
-        assert is_dataclass(self)
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: value if value is None or isinstance(value, (bool, int, float)) else str(value)
-            for name, value in values.items()
+            for name, value in vars(self).items()
         }
 
 

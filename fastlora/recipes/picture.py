@@ -21,7 +21,6 @@ _STYLE: Final[dict[Any, Any]] = {
     "figure.figsize": (12, 4.8),
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": "figure",
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,

@@ -11,10 +11,12 @@ from rich.table import Table
 from fastlora.recipes.results import RESULTS, LoRAResult
 
 
-def figures_table(title: str | None = None) -> Table:
-    """A table whose first column names its rows; add the others by `add_figures`."""
+def figures_table(columns: Iterable[str], title: str | None = None) -> Table:
+    """A table with a first column that names its rows, and these of numbers."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
     return table
 
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastlora.recipes.digits import CLASSES, Digits
+from fastlora.recipes.digits import CLASSES
 
 BATCH: Final = 10
 
@@ -136,11 +136,11 @@ def _denormals_are_zero() -> bool:
 
 
 class Score(NamedTuple):
-    """How a net did on test digits.
+    """How a net did on test examples.
 
     Attributes:
         accuracy: Share that it got right.
-        wrong: How many of each digit it got wrong.
+        wrong: How many of each label, 0 to 9 at least, it got wrong.
     """
 
     accuracy: float
@@ -148,10 +148,10 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(net: nn.Module, digits: Digits, *, what: str, track: Track = untracked) -> Score:
-    """Test a net; the digits are converted to the device and dtype of its first parameter."""
+def score(net: nn.Module, examples: Examples, *, what: str = "", track: Track = untracked) -> Score:
+    """Test a net; the examples are converted to the device and dtype of its first parameter."""
     like = next(net.parameters())
-    x, labels = digits.rows(like.device, like.dtype)
+    x, labels = examples.rows(like.device, like.dtype)
     net.eval()
     chunks = torch.split(x, _TEST_ROWS)
     guesses = torch.cat([net(chunk).argmax(1) for chunk in track(chunks, what, len(chunks))])

@@ -37,23 +37,27 @@ class Operands(NamedTuple):
 
 
 class LoRAMethod(ABC):
-    """One way to compute LoRA; a layer is what it makes of one of the net's linear layers."""
+    """One way to compute LoRA; a layer is what it makes of one of the net's linear layers.
+
+    Here that is a layer of another class in nn.Linear's place; the two such classes have the same attributes.
+    """
 
     @abstractmethod
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:
         """Give each linear layer of the net an update, and freeze all else, in place."""
 
-    @abstractmethod
     def operands(self, layer: nn.Module) -> Operands:
         """The tensors of a layer."""
+        layer = cast(_Layer, layer)
+        return Operands(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
 
-    @abstractmethod
     def enable(self, layer: nn.Module, on: bool) -> None:
         """Switch a layer's update on or off."""
+        cast(_Layer, layer).enabled = on
 
-    @abstractmethod
     def effective_weight(self, layer: nn.Module) -> Tensor:
         """The [N, K] weight that a layer applies, as this method forms it."""
+        return cast(_Layer, layer).effective_weight()
 
     def start(self, net: DigitsMLP, generator: torch.Generator) -> None:
         """Draw A, gaussian of std 1 / r (arXiv 2106.09685, section 4.1), the same for every method; B is 0.
@@ -78,28 +82,14 @@ class LoRAMethod(ABC):
         return [tensor for layer in net.layers() for tensor in self.operands(layer)[2:4]]
 
 
-class _LayerMethod(LoRAMethod):
-    """A layer of its own class in the place of nn.Linear; both classes have the same attributes."""
-
-    def operands(self, layer: nn.Module) -> Operands:
-        layer = cast(_Layer, layer)
-        return Operands(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
-
-    def enable(self, layer: nn.Module, on: bool) -> None:
-        cast(_Layer, layer).enabled = on
-
-    def effective_weight(self, layer: nn.Module) -> Tensor:
-        return cast(_Layer, layer).effective_weight()
-
-
-class _Fused(_LayerMethod):
+class _Fused(LoRAMethod):
     """FusedLoRALinear, by `apply_lora`."""
 
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:
         apply_lora(net, LoRAConfig(r=r, alpha=alpha, target_modules="all-linear"))
 
 
-class _Reference(_LayerMethod):
+class _Reference(LoRAMethod):
     """ReferenceLoRALinear: two more linear layers and an addition, in plain torch."""
 
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:

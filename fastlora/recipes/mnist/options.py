@@ -18,25 +18,17 @@ DTYPES: Final = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, kw_only=True)
 class MnistOptions(LoRAOptions):
-    """Options of the MNIST job; each is checked when this is made.
+    """Options of the MNIST job, those of `LoRAOptions` among them.
 
     Attributes:
         data: Folder of the full set's IDX files; None means the digits that come with the package.
         download: Whether torchvision fetches the full set, into `data` or else `out`/data.
         digit: The digit to fine-tune on, or "auto" for the one that the base gets wrong most.
-        rank: Of the update, r.
-        alpha: The update is scaled by alpha / r.
         epochs: Passes over the training digits; None means 5 for the shipped digits, 1 for the full set.
         batches: Batches of 10 to fine-tune for.
         method: "fused", "reference", "parametrize" or "full".
         seed: Of the initial weights, A, and the order of the digits.
-        device: Such as "cpu" or "cuda"; "auto" is the GPU where there is one.
         dtype: torch.float32 or torch.float64.
-        out: Folder that the results are written to; made if need be.
-
-    Raises:
-        TypeError: If an option is of the wrong type.
-        ValueError: If an option is out of range.
     """
 
     HIGHEST_RANK: ClassVar[int] = HIGHEST_RANK

@@ -9,14 +9,13 @@ from rich.table import Table
 
 from fastlora.recipes.mnist.methods import FULL
 from fastlora.recipes.mnist.results import ADAPTER, PICTURE, MnistResult
-from fastlora.recipes.summary import figures_table, print_notes, print_proofs
+from fastlora.recipes.summary import figures_table, print_lines, print_notes, print_proofs
 
 
 def print_summary(result: MnistResult, console: Console) -> None:
     """Print the figures, the proofs, and where the files lie."""
     console.print()
-    for line in _parameters(result):
-        console.print(line, highlight=False)
+    print_lines(console, _parameters(result))
     console.print()
     console.print(_counts(result))
     print_proofs(console, _proofs(result))
@@ -36,13 +35,10 @@ def _parameters(result: MnistResult) -> Iterator[str]:
 
 def _counts(result: MnistResult) -> Table:
     """Accuracy and wrong counts, a row for each test; the digit that was fine-tuned on stands out."""
-    table = figures_table(f"Wrong of {result.test_digits:,} test digits; fine-tuned on {result.digit} alone")
-    table.add_column("accuracy", justify="right")
-    for digit in range(len(result.base.wrong)):
-        chosen = digit == result.digit
-        table.add_column(
-            f"[{digit}]" if chosen else str(digit), justify="right", style="bold" if chosen else ""
-        )
+    digits = [f"[{d}]" if d == result.digit else str(d) for d in range(len(result.base.wrong))]
+    title = f"Wrong of {result.test_digits:,} test digits; fine-tuned on {result.digit} alone"
+    table = figures_table(["accuracy", *digits], title)
+    table.columns[2 + result.digit].style = "bold"
     on = "fine-tuned" if result.options.method == FULL else "LoRA on"
     for name, score in (("base", result.base), (on, result.on), ("LoRA off", result.off)):
         if score is not None:

@@ -21,14 +21,14 @@ from fastlora.recipes.outputs import staged
 from fastlora.recipes.results import RESULTS, write_results
 from fastlora.recipes.seeds import generator_for
 from fastlora.recipes.timed import timed
-from fastlora.recipes.training import Track, untracked
+from fastlora.recipes.training import Track, score, untracked
 from fastlora.recipes.walkthrough.libraries import FASTLORA, PEFT
 from fastlora.recipes.walkthrough.net import SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
 from fastlora.recipes.walkthrough.picture import draw_picture
 from fastlora.recipes.walkthrough.results import BASE, PICTURE, Walk, WalkResult
 from fastlora.recipes.walkthrough.tasks import sine_task, threshold_task
-from fastlora.recipes.walkthrough.walk import Generators, Tasks, share_right, train_epochs, walk
+from fastlora.recipes.walkthrough.walk import Generators, Tasks, train_epochs, walk
 from fastlora.routes.decide import Route, route_on
 
 PRETRAIN_EPOCHS: Final = 20
@@ -86,8 +86,8 @@ def _run(options: WalkOptions, path: Route, draft: Path, track: Track) -> WalkRe
         base_parameters=sum(tensor.numel() for tensor in base.parameters()),
         base_bytes=_save_base(base, draft / BASE),
         pretrain=pretrain,
-        pretrain_accuracy=share_right(base, tasks.sine.test),
-        base_accuracy=share_right(base, tasks.threshold.test),
+        pretrain_accuracy=score(base, tasks.sine.test).accuracy,
+        base_accuracy=score(base, tasks.threshold.test).accuracy,
         ours=walks["fastlora"],
         peer=walks.get("peft"),
         seconds=seconds,

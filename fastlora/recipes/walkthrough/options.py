@@ -15,21 +15,14 @@ PEERS: Final = ("peft",)
 
 @dataclass(frozen=True, kw_only=True)
 class WalkOptions(LoRAOptions):
-    """Options of the walk-through; each is checked when this is made.
+    """Options of the walk-through, those of `LoRAOptions` among them.
 
     Attributes:
-        rank: Of the update, r.
-        alpha: The update is scaled by alpha / r; 8 is PEFT's default.
+        alpha: 8 is PEFT's default.
         seed: Of the rows, the initial weights, A, and the order of the rows. How far 50 steps with a frozen
             last layer get in the downstream task is up to it: on a CPU, seeds 0 to 4 ended with 41.0, 75.5,
             47.0, 60.5 and 69.5 percent of the test rows right.
-        device: Such as "cpu" or "cuda"; "auto" is the GPU where there is one.
         peer: "peft" runs PEFT beside fastlora, from the same weights, A and order of the rows; None does not.
-        out: Folder that the results are written to; made if need be.
-
-    Raises:
-        TypeError: If an option is of the wrong type.
-        ValueError: If an option is out of range.
     """
 
     HIGHEST_RANK: ClassVar[int] = HIGHEST_RANK

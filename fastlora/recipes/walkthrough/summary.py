@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from rich.console import Console
@@ -44,16 +44,9 @@ def _base(result: WalkResult) -> Iterator[str]:
     )
 
 
-def _table(walks: Iterable[str]) -> Table:
-    table = figures_table()
-    for name in walks:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _figures(result: WalkResult) -> Table:
     """Parameters, losses and sizes."""
-    table = _table(result.walks)
+    table = figures_table(result.walks)
     rows: list[tuple[str, Callable[[Walk], str]]] = [
         ("trained", lambda walk: _share(walk.counts)),
         ("last layer besides", lambda walk: _share(walk.with_full_layer)),
@@ -78,7 +71,7 @@ def _ends(losses: Sequence[float]) -> str:
 
 def _tensors(result: WalkResult) -> Table:
     """Which tensors moved."""
-    table = _table(result.walks)
+    table = figures_table(result.walks)
     for name in result.ours.moved:
         table.add_row(name, *(_moved(walk, name) for walk in result.walks.values()))
     return table

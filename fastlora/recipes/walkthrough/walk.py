@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.recipes.proofs import cloned, is_sum
-from fastlora.recipes.training import Examples, Track, fit, untracked
+from fastlora.recipes.training import Track, fit, score, untracked
 from fastlora.recipes.walkthrough.libraries import Library
 from fastlora.recipes.walkthrough.net import ADAPTED, HEAD, SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
@@ -77,7 +77,7 @@ def walk(
         )
     }
     after = cloned(library.tensors(model))
-    accuracy = share_right(model, tasks.threshold.test)
+    accuracy = score(model, tasks.threshold.test).accuracy
     folder = options.out / name
     library.save(model, folder)
     reloaded = library.load(copy.deepcopy(base), folder)
@@ -129,21 +129,10 @@ def train_epochs(
 
 
 @torch.no_grad()
-def share_right(net: nn.Module, examples: Rows) -> float:
-    """The share of rows that the net labels right."""
-    y, labels = _outputs(net, examples)
-    return float((y.argmax(1) == labels).double().mean())
-
-
-def _outputs(net: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
-    like = next(net.parameters())
-    x, labels = examples.rows(like.device, like.dtype)
-    return net.eval()(x), labels
-
-
-@torch.no_grad()
-def _same_outputs(one: nn.Module, other: nn.Module, examples: Examples) -> bool:
-    return torch.equal(_outputs(one, examples)[0], _outputs(other, examples)[0])
+def _same_outputs(one: nn.Module, other: nn.Module, examples: Rows) -> bool:
+    like = next(one.parameters())
+    x, _ = examples.rows(like.device, like.dtype)
+    return torch.equal(one.eval()(x), other.eval()(x))
 
 
 def _relative_change(before: Tensor, after: Tensor) -> float | None:
