@@ -1,1 +1,1 @@
-"""y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b: its operands, its oracle and its cost, whatever code computes it."""
+"""The formula y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b: its operands, a readable reference and its minimum cost."""

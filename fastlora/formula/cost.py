@@ -1,4 +1,4 @@
-"""What a LoRA layer's passes cost at least: arithmetic, and bytes through memory."""
+"""The least that a pass of a LoRA layer costs: FLOPs, and bytes read from and written to memory."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _P_BYTES = 4
 
 
 class Cost(NamedTuple):
-    """Of one pass.
+    """The cost of one pass.
 
     Attributes:
         flops: Floating-point operations.
-        moved: Bytes, each input read once and each output written once.
+        moved: Bytes read and written, counting each input and each output once.
     """
 
     flops: int
     moved: int
 
     def floor_us(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """Microseconds at these rates: of the arithmetic or of the bytes, whichever takes longer."""
+        """The least time in microseconds at these rates: the larger of arithmetic time and memory time."""
         return 1e6 * max(self.flops / flops_per_s, self.moved / bytes_per_s)
 
 
 class Problem(NamedTuple):
-    """One layer and batch.
+    """Shapes and dtypes of one layer and batch.
 
     Attributes:
         M: Rows of x.
@@ -46,18 +46,21 @@ class Problem(NamedTuple):
     adapter_dtype: torch.dtype
 
     def forward(self) -> Cost:
-        """x Wᵀ, x Aᵀ and p Bᵀ; x, W, A and B are read, y and p written."""
+        """The products x Wᵀ, x Aᵀ and p Bᵀ; x, W, A and B are read, y and p are written."""
         M, K, N, r = self[:4]
         small = self.adapter_dtype.itemsize * r * (K + N) + _P_BYTES * M * r
         return Cost(2 * M * (N * K + r * (K + N)), self._base_bytes() + small)
 
     def backward(self) -> Cost:
-        """dy W, dy B and q A for dx, dyᵀ p for dB, qᵀ x for dA; dy, x, W, A, B and p are read."""
+        """The products dy W, dy B and q A for dx, dyᵀ p for dB, qᵀ x for dA.
+
+        dy, x, W, A, B and p are read; dx, dA and dB are written.
+        """
         M, K, N, r = self[:4]
         small = 2 * self.adapter_dtype.itemsize * r * (K + N) + _P_BYTES * M * r
         dx = self.dtype.itemsize * M * K
         return Cost(2 * M * (N * K + 2 * r * (K + N)), self._base_bytes() + dx + small)
 
     def _base_bytes(self) -> int:
-        """Of x, W and y, or x, W and dy."""
+        """Bytes of x and W, and of y (forward) or dy (backward)."""
         return self.dtype.itemsize * (self.M * self.K + self.N * self.K + self.M * self.N)

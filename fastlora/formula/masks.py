@@ -1,7 +1,7 @@
-"""LoRA dropout: its rate as it is applied, and the mask that the torch path draws from a seed.
+"""LoRA dropout: the rate that is applied, and the mask that the torch path draws from a seed.
 
-The rate is rounded to a multiple of 2^-16, on the torch path as in the kernels, and what is kept is scaled by
-the rounded rate, so that the expectation is exact.
+Torch path and kernels round the rate to a multiple of 2^-16. Kept entries are scaled by 1 / (1 - rounded
+rate), so the expectation is exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _STEPS: Final = 2**16
 
 
 def dropout_constants(dropout: float) -> tuple[int, float]:
-    """(threshold that 16 random bits must reach to keep an entry, scale of what is kept).
+    """(threshold, scale): an entry is kept if its 16 random bits reach the threshold, and is then scaled.
 
     Args:
         dropout: Probability of dropping an entry, in [0, 1).
@@ -25,7 +25,7 @@ def dropout_constants(dropout: float) -> tuple[int, float]:
 
 
 def draw_mask(like: Tensor, threshold: int, seed: Tensor | None) -> Tensor:
-    """1 where an entry is kept and 0 where it is dropped: the same for the same seed, device and shape.
+    """A mask, 1 where an entry is kept and 0 where it is dropped; seed, device and shape determine it.
 
     Args:
         like: [M, K]; the mask has its shape, dtype and device.
@@ -41,7 +41,7 @@ def draw_mask(like: Tensor, threshold: int, seed: Tensor | None) -> Tensor:
     mask = torch.empty_like(like, memory_format=torch.contiguous_format)
     if not like.is_cpu:
         return mask.bernoulli_(1 - threshold / _STEPS, generator=generator)
-    # Four entries share 64 random bits: on a CPU that takes a fifth of the time of as many Bernoulli draws.
+    # Four entries share 64 random bits. On a CPU this takes a fifth of the time of one Bernoulli draw each.
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
     return torch.ge(bits.view(like.shape), threshold - _STEPS // 2, out=mask)

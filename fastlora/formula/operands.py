@@ -1,4 +1,4 @@
-"""What one call computes with, checked once at the public edge and passed on whole."""
+"""The operands of one call, in one bundle: checked once at the public edge, then passed on unchanged."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class BaseWeight(NamedTuple):
-    """A frozen W [N, K], in the format in which it is kept.
+    """A frozen W [N, K] and the format in which it is stored.
 
     Attributes:
-        format: "plain": `tensors` holds W itself, strided as it may be.
-        tensors: What it is kept in.
+        format: How `tensors` store W. Only "plain" exists: the one tensor is W itself, with any strides.
+        tensors: The tensors that store W.
         N: Columns of y.
         K: Columns of x.
-        dtype: The dtype that W stands for, x's.
+        dtype: The dtype of W's values, which is x's.
     """
 
     format: str
@@ -27,7 +27,7 @@ class BaseWeight(NamedTuple):
 
 
 def plain(W: Tensor) -> BaseWeight:
-    """A W [N, K] that is a matrix of numbers."""
+    """A BaseWeight in the format "plain", from W [N, K]."""
     N, K = W.shape
     return BaseWeight("plain", (W,), N, K, W.dtype)
 
@@ -42,7 +42,7 @@ class Operands(NamedTuple):
         A: [r, K], in any floating dtype.
         B: [N, r], in A's dtype.
         s: The scaling.
-        dropout: Probability with which an entry of x_d is dropped; what is kept is scaled to make up for it.
+        dropout: Probability that an entry of x_d is dropped; kept entries are scaled to compensate.
         seed: [1] int64, the seed of the mask; None without dropout.
     """
 
@@ -57,7 +57,7 @@ class Operands(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which gradients a backward pass is asked for."""
+    """Which gradients a backward pass must compute."""
 
     dx: bool = True
     dA: bool = True
@@ -73,7 +73,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """[..., K] -> [M, K]; one dimension is one row."""
+    """[..., K] -> [M, K]; a 1-D tensor becomes one row."""
     dims = x.dim()
     if dims == 2:
         return x
@@ -81,7 +81,7 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast would have nn.Linear take this x in another dtype."""
+    """Whether nn.Linear, under the autocast in force, would convert this x to another dtype."""
     if not torch._C._is_any_autocast_enabled() or not x.is_floating_point() or x.dtype == torch.float64:
         return False
     kind = x.device.type
@@ -89,7 +89,7 @@ def autocasts(x: Tensor) -> bool:
 
 
 def check_tensors(x: object, W: object, b: object, A: object, B: object) -> None:
-    """Raise TypeError, naming it, where an operand is no Tensor."""
+    """Raise TypeError, naming the operand, if one is not a Tensor."""
     for name, tensor in (("x", x), ("W", W), ("A", A), ("B", B)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor; got {type(tensor).__name__}")

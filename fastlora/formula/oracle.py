@@ -1,4 +1,4 @@
-"""LoRA in plain torch, written to be read: what every other code path is held to.
+"""LoRA in plain torch, written to be read: the reference that every other code path is tested against.
 
     forward    p  = x_d Aᵀ                [M, r]
                y  = x Wᵀ + s p Bᵀ + b     [M, N]
@@ -7,7 +7,7 @@
                dA = qᵀ x_d                [r, K]
                dx = dy W + D * (q A)      [M, K]
 
-x_d = D * x is x after LoRA dropout, with D the mask over 1 - dropout; without dropout x itself.
+x_d = D * x is x after LoRA dropout, where D is the mask divided by 1 - dropout. Without dropout, x_d = x.
 
 LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.
 """
@@ -30,7 +30,7 @@ def unfused(
     dropout: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """The formula as most libraries write it: separate torch ops, differentiated by autograd.
+    """The formula as separate torch ops, differentiated by autograd, as most libraries compute it.
 
     Args:
         x: [..., K].
@@ -40,7 +40,7 @@ def unfused(
         B: [N, r].
         s: The scaling, alpha / r.
         dropout: Probability with which an entry of x is dropped on the low-rank branch.
-        training: Whether dropout acts.
+        training: Whether dropout is applied.
 
     Returns:
         y [..., N] in x's dtype.

@@ -1,1 +1,1 @@
-"""One layer: its frozen weight, its adapters, and what changes it."""
+"""The LoRA layer: its frozen weight, its adapters, and every operation that changes them."""

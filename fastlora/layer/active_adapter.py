@@ -1,7 +1,8 @@
-"""Which of a layer's adapters is in use.
+"""Which of a layer's adapters is in use, and how to switch.
 
-The layer holds a reference to it, beside `adapters` and no module of its own. A switch sets that reference,
-and which tensors are trained: no tensor moves, and compiled code meets one like it in the same place.
+The layer holds a plain reference to the adapter in use, which is not registered as a second submodule. A
+switch changes this reference and requires_grad. No tensor moves, so compiled code finds the adapter's tensors
+where it expects them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ REFERENCE = "_active"
 
 
 def put_idle(layer: Any, name: str, adapter: Adapter, changing: Commit) -> None:
-    """Give a layer one more adapter, not in use."""
+    """Add an adapter to a layer without putting it in use."""
     adapter.name = name
     adapter.train(layer.training)
     _rest(adapter, changing)
@@ -28,7 +29,7 @@ def put_idle(layer: Any, name: str, adapter: Adapter, changing: Commit) -> None:
 
 
 def switch(layer: Any, name: str, changing: Commit) -> None:
-    """Put an adapter of a layer in use, or none where the layer has no part in this one."""
+    """Put the adapter of this name in use; if the layer has no such adapter, none is in use afterwards."""
     before: Adapter | None = vars(layer)[REFERENCE]
     chosen: Adapter | None = layer.adapters._modules.get(name)
     if chosen is before:
@@ -44,17 +45,17 @@ def switch(layer: Any, name: str, changing: Commit) -> None:
 
 
 def _rest(adapter: Adapter, changing: Commit) -> None:
-    """Freeze an adapter, so that no optimizer moves it."""
+    """Freeze an adapter, so that no optimizer changes it."""
     for slot in SLOTS:
         changing.freeze(getattr(adapter, slot))
 
 
 def check_switchable(layer: Any, name: str, what: str) -> None:
-    """Raise unless a layer, called `what`, can put the adapter of this name in use.
+    """Raise unless a layer, called `what` in messages, can switch to the adapter of this name.
 
     Raises:
-        ValueError: If A or B is computed from others.
-        TypeError: If FSDP1 has put them into one parameter with others.
+        ValueError: If A or B is computed from other tensors, by a parametrization, say.
+        TypeError: If FSDP1 has flattened A and B into one parameter with others.
     """
     for adapter in (vars(layer)[REFERENCE], layer.adapters._modules.get(name)):
         if adapter is None:
@@ -68,10 +69,10 @@ def check_switchable(layer: Any, name: str, what: str) -> None:
 
 
 def name_in_use(layers: Iterable[Any]) -> str | None:
-    """The adapter that layers have in use; None where there are no layers.
+    """The name of the adapter that the layers have in use; None if no layer has one.
 
     Raises:
-        ValueError: If they do not agree.
+        ValueError: If the layers have different ones in use.
     """
     names = dict.fromkeys(layer.adapter for layer in layers if layer.adapter is not None)
     if len(names) > 1:

@@ -1,4 +1,4 @@
-"""One adapter: A, B, and what the update is scaled, regularized and started by."""
+"""One adapter: A, B, and the options for scaling, dropout and initial values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastlora.layer.commits import commit
 
 DEFAULT = "default"
 SLOTS = ("lora_A", "lora_B")
-_LONGEST_NAME = 100  # a directory is called so, and file systems stop at 255
+_LONGEST_NAME = 100  # the name is also a directory's, for which file systems allow 255
 _ORTHOGONAL_STD = 0.1  # PEFT's
 
 
 class Options(NamedTuple):
-    """How an update is scaled, regularized and started; the names are FusedLoRALinear's."""
+    """How an update is scaled, regularized and initialized; the fields are FusedLoRALinear's arguments."""
 
     r: int
     alpha: float
@@ -29,7 +29,7 @@ class Options(NamedTuple):
 
     @classmethod
     def checked(cls, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> Options:
-        """The options, if they are sound; else TypeError or ValueError. An alpha of None means r."""
+        """The options, if they are valid; else TypeError or ValueError. An alpha of None means r."""
         r, alpha = arguments.check_rank(r), arguments.check_alpha(alpha)
         return cls(
             r=r,
@@ -46,16 +46,17 @@ class Options(NamedTuple):
 
 
 class Adapter(nn.Module):
-    """An adapter of a layer; `layer.adapters` holds it, whether it is in use or not.
+    """An adapter of a layer. It stays in `layer.adapters`, whether it is in use or not.
 
     Args:
         A: [r, K].
         B: [N, r].
-        options: Each becomes an attribute.
+        options: Each field becomes an attribute.
 
     Attributes:
-        name: What it is called in its layer.
-        trains: Which of A and B are trained once it is in use; meanwhile both are frozen.
+        name: Its key in `layer.adapters`.
+        trains: While it is not in use: whether A, and whether B, is to be trained once it is. Until then both
+            are frozen.
     """
 
     lora_A: nn.Parameter
@@ -85,7 +86,7 @@ class Adapter(nn.Module):
         return arguments.scaling(self.r, self.alpha, self.rslora)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """A and B: whoever hooks calls, to bring parameters from elsewhere, has brought them by then."""
+        """A and B. Called as a module, so that hooks which fetch offloaded parameters run first."""
         return self.lora_A, self.lora_B
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -93,7 +94,7 @@ class Adapter(nn.Module):
             super()._load_from_state_dict(*args)
 
     def reset_parameters(self) -> None:
-        """Start anew, at zero; what builds a model on "meta" calls it after `to_empty`."""
+        """Reset the update to zero. Code that builds a model on "meta" calls this after `to_empty`."""
         start(self.lora_A, self.lora_B, self.init)
 
     def extra_repr(self) -> str:
@@ -104,7 +105,7 @@ class Adapter(nn.Module):
 class Adapters(nn.ModuleDict):
     """The adapters of a layer, by name."""
 
-    # A part of a layer, and no module of the model: see wrappers.py.
+    # Part of a layer, hence left out of the model's module names: see model/wrappers.py.
     is_inside_a_layer = True
 
     def __getitem__(self, name: str) -> Adapter:
@@ -118,7 +119,7 @@ def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
 
 
 def check_name(name: object) -> str:
-    """The name, if it can be a key of a state_dict and a directory; else TypeError or ValueError."""
+    """The name, if it can be part of a state_dict key and name a directory; else TypeError or ValueError."""
     wanted = (
         f"adapter name must be letters, digits, '_' and '-', at most {_LONGEST_NAME}, not starting with '-'; "
         f"got {arguments.shown(name)}"
@@ -133,13 +134,13 @@ def check_name(name: object) -> str:
 
 
 def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
-    """An adapter at its start for a weight [N, K], on its device; `dtype` None: see `adapter_dtype_over`."""
+    """A new adapter for a weight [N, K], on its device. For a `dtype` of None see `adapter_dtype_over`."""
     N, K = weight.shape
     kind: dict[str, Any] = {
         "device": weight.device,
         "dtype": arguments.adapter_dtype_over(weight.dtype, dtype),
     }
-    # Trained later, whatever mode this is called in.
+    # A and B are trained later, even if this is called in inference mode.
     with torch.inference_mode(False):
         A, B = (nn.Parameter(torch.empty(shape, **kind)) for shape in ((options.r, K), (N, options.r)))
     start(A, B, options.init)
@@ -147,7 +148,7 @@ def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> 
 
 
 def start(A: Tensor, B: Tensor, init: str) -> None:
-    """Start an update at exactly zero: A [r, K] by `init`, B [N, r] zero where A is not."""
+    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero."""
     if init == "gaussian":
         nn.init.normal_(A, std=1 / A.shape[0])
     elif init == "kaiming":

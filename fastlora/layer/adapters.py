@@ -1,4 +1,4 @@
-"""The adapters of one layer: held by name, one in use, its attributes the layer's."""
+"""The adapters of one layer, by name. The layer's `lora_A`, `r`, ... are those of the adapter in use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastlora.layer.writable import check_own_writable
 
 
 class OfAdapterInUse:
-    """An attribute of a layer that is its adapter's in use, to read and to assign; None where it has none."""
+    """A layer's attribute that reads and sets that of its adapter in use; None if no adapter is in use."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -52,7 +52,7 @@ class AdaptedLinear(nn.Linear):
     def _begin(self, name: str, first: Adapter) -> None:
         first.name = name
         self.adapters = Adapters({name: first}).train(self.training)
-        # Not by an assignment, which would make it a module of this layer's own, beside `adapters`.
+        # Through `vars`: an assignment would register the adapter as a second submodule.
         vars(self)[REFERENCE] = first
         self.enabled = True
         self.register_buffer("_base_weight", None, persistent=False)
@@ -61,22 +61,22 @@ class AdaptedLinear(nn.Linear):
         training_warnings.watch(self)
 
     def __setstate__(self, state: Any) -> None:
-        """A copied or unpickled layer is watched as a made one is."""
+        """As nn.Module's; the copied or unpickled layer gets the training warnings of a new one."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         training_warnings.watch(self)
 
     @property
     def active(self) -> Adapter | None:
-        """The adapter in use; None where it has no part in this layer."""
+        """The adapter in use; None if this layer has no part in it."""
         return self._active
 
     @property
     def adapter(self) -> str | None:
-        """Name of the adapter in use; None where it has no part in this layer."""
+        """Name of the adapter in use; None if this layer has no part in it."""
         return None if self._active is None else self._active.name
 
     def _existing(self, name: str) -> Adapter:
-        """The adapter in use, to assign an attribute of it; AttributeError where there is none."""
+        """The adapter in use, for setting one of its attributes; AttributeError if there is none."""
         if self._active is None:
             raise AttributeError(
                 f"{name} must be assigned where the layer has part in the adapter in use; it has not "
@@ -85,7 +85,7 @@ class AdaptedLinear(nn.Linear):
         return self._active
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it, for the adapter in use."""
+        """As nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it and sets A of the adapter in use."""
         if name in SLOTS:
             setattr(self._existing(name), name, param)
         else:
@@ -94,7 +94,7 @@ class AdaptedLinear(nn.Linear):
     @exclusive
     @torch.no_grad()
     def reset_adapter(self) -> None:
-        """Start the update in use anew: at zero by `init`, or at what `initialize` took out of W.
+        """Reset the adapter in use to its initial value: zero, or what `initialize` took out of W.
 
         Raises:
             ValueError: If A or B cannot be written in place.
@@ -111,19 +111,19 @@ class AdaptedLinear(nn.Linear):
             changing.write(active.lora_B, B)
 
     def reset_parameters(self) -> None:
-        """Start W, b and all adapters anew; what builds a model on "meta" calls it after `to_empty`."""
+        """Reset W, b and all adapters. Code that builds a model on "meta" calls this after `to_empty`."""
         super().reset_parameters()
-        if "adapters" in self._modules:  # nn.Linear's constructor calls this before there is one
+        if "adapters" in self._modules:  # nn.Linear's constructor calls this before `adapters` exists
             self._base_weight = self.start_A = self.start_B = None
             for name in self.adapters:
                 self.adapters[name].reset_parameters()
 
     def __repr__(self) -> str:
-        """One line, as nn.Linear's."""
+        """One line, like nn.Linear's."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        """nn.Linear's, and the update's."""
+        """nn.Linear's fields, then the adapter's."""
         parts, active = [super().extra_repr()], self._active
         if active is not None:
             parts.append(f"r={active.r}, alpha={active.alpha:g}")

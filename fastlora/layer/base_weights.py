@@ -1,10 +1,11 @@
-"""Layers whose W is what is left of a larger one: where it comes from, and what updates are beside the whole.
+"""The weight W₀ from before `initialize`, and adapters expressed relative to it.
 
-`initialize` takes the start of an update out of W, so that the layer computes the same as before:
+`initialize` (PiSSA, OLoRA) subtracts the initial update from W, so that the layer's function stays the same:
 
     W₀ = W + s₀ B₀ A₀          W + s B A = W₀ + s B A - s₀ B₀ A₀
 
-The last two terms are one plain LoRA update of rank 2 r beside W₀, which is what others know.
+The last two terms are a plain LoRA update of W₀ with rank 2 r. Files hold this one, because other programs
+have W₀ and not W.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from fastlora.layer.adapter import Options, adapters_of
 
 
 def frozen_weight(layer: Any) -> Tensor:
-    """W, wherever a FusedLoRALinear keeps it at present."""
+    """W itself: `layer.weight`, or the copy kept aside while the layer is merged."""
     W: Tensor = layer.weight if layer._base_weight is None else layer._base_weight
     return W
 
 
 def whole_weight(layer: Any) -> Tensor:
-    """A copy of the W₀ [N, K] from before `initialize`, within one rounding; without it, exactly W."""
+    """A copy of W₀ [N, K], exact to one rounding; of W, exactly, if the layer was not initialized from it."""
     W = frozen_weight(layer).detach()
     if layer.start_A is None:
         return W.clone()
@@ -35,7 +36,7 @@ def whole_weight(layer: Any) -> Tensor:
 
 @torch.no_grad()
 def adapters_beside_whole(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
-    """As `adapters_of`, with every update as it is beside W₀; without `initialize`, the same tensors."""
+    """As `adapters_of`, with every update relative to W₀; without `initialize`, the same tensors."""
     found = adapters_of(layer)
     if layer.start_A is None:
         return found
@@ -43,9 +44,9 @@ def adapters_beside_whole(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options
 
 
 def _beside(layer: Any, A: Tensor, B: Tensor, options: Options) -> tuple[Tensor, Tensor, Options]:
-    """[A; A₀] and [B, -B₀]: stacked, not multiplied by s, so that they are exact and cancel at the start."""
+    """[A; A₀] and [B, -B₀]. Not multiplied by s: so they are exact, and cancel before training."""
     s = layer.start_scaling
-    # 1 unless somebody changed alpha.
+    # 1, unless alpha was changed.
     ratio = options.scaling / s
     stacked = torch.cat([A, layer.start_A.to(A.dtype)])
     beside = torch.cat([B * ratio, -layer.start_B.to(B.dtype)], dim=1)
@@ -54,7 +55,7 @@ def _beside(layer: Any, A: Tensor, B: Tensor, options: Options) -> tuple[Tensor,
 
 
 def check_whole(layers: Mapping[str, Any], otherwise: str) -> None:
-    """Raise ValueError, saying what to do otherwise, where `initialize` took a start out of a layer's W."""
+    """Raise ValueError, with the advice `otherwise`, if `initialize` has changed the W of a layer."""
     changed = [name for name, layer in layers.items() if layer.start_A is not None]
     if changed:
         raise ValueError(

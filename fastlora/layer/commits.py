@@ -1,13 +1,13 @@
-"""How the state of a model changes: one change at a time, wholly or not at all, whatever interrupts it.
+"""Atomic changes to a model: one at a time, completely or not at all, even if interrupted.
 
-What a change needs is computed first; nothing of the model is different yet, and Ctrl-C may come at any time.
-Then one `commit` puts it in place. While that works,
+An operation first computes everything it needs, without changing the model; Ctrl-C is harmless there. Then
+one `commit` makes the changes. During a commit,
 
-  - signals wait: a Python handler (Ctrl-C's, a timer's) runs after the commit, not in its middle;
-  - what fails nevertheless is undone, backwards;
-  - `moved` is odd, so that a forward pass in another thread sees that what it read may belong to two states.
+  - signals wait: a Python handler (for Ctrl-C, a timer) runs after the commit, not in its middle;
+  - if a change fails, those before it are undone, the last one first;
+  - `moved` is odd, which tells a forward pass in another thread that it may have read a mix of two states.
 
-`exclusive` lets one thread at a time through everything that changes a model, what it decides by included.
+Functions marked `exclusive` change models. Only one thread at a time runs any of them, checks included.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from torch import Tensor
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# How often a commit began or ended in this process.
+# Counts the beginnings and ends of commits in this process.
 moved = 0
 
-# Blocks that hold a lock stand on one line: where a trace function is at work (a debugger's, a test's),
-# signals are handled at the start of each line, and on the way out of a block its first line comes once more,
-# when nothing would give the lock back.
+# A `with` block that holds a lock is written on one line. Under a trace function (a debugger's, a test's),
+# signals are handled at the start of each line, and Python visits a block's first line again when it leaves
+# the block. A handler that raised there would leave the lock held for ever.
 _operations = threading.RLock()
 _commits = threading.RLock()
 _current: Commit | None = None
-# Signals that programs handle; asking for the real-time ones' handlers too would take twice the time.
+# Without the real-time signals: asking for their handlers too would take twice the time.
 _SIGNALS = sorted(number for number in signal.valid_signals() if number < 32)
 
 
 def exclusive(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let one thread at a time into all functions so marked; the same thread may call one from another."""
+    """Mark a function: one thread at a time runs any marked function. A marked one may call another."""
 
     @wraps(function)
     def alone(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -51,7 +51,7 @@ def exclusive(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def undisturbed(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The result of a computation beside which no commit is at work."""
+    """The result of a computation during which no other thread's commit runs."""
     with _commits: return compute(x)  # fmt: skip  # noqa: E701 - see _commits
 
 
@@ -65,7 +65,7 @@ class Commit:
         self.ended = False
 
     def keep(self, mapping: dict[Any, Any]) -> None:
-        """Have a dict as it is now again, its order included, if this fails."""
+        """Remember a dict, its order included, to restore it if the commit fails."""
         if id(mapping) not in self._kept:
             self._kept[id(mapping)] = before = dict(mapping)
             self._undo.append(lambda: _restore(mapping, before))
@@ -76,19 +76,19 @@ class Commit:
         mapping[key] = value
 
     def drop(self, mapping: dict[Any, Any], key: Any) -> None:
-        """Take an entry out of a dict, if it is there."""
+        """Remove an entry of a dict, if there is one."""
         self.keep(mapping)
         mapping.pop(key, None)
 
     def assign(self, owner: Any, name: str, value: Any) -> None:
-        """Set what is an attribute by its class: a tensor's requires_grad, an object's __class__."""
+        """Set an attribute that `vars` does not hold: a tensor's requires_grad, an object's __class__."""
         before = getattr(owner, name)
         if before is not value:
             self._undo.append(lambda: setattr(owner, name, before))
             setattr(owner, name, value)
 
     def freeze(self, tensor: Tensor) -> None:
-        """No gradient from now on, and none left over: an optimizer would still step on an old one."""
+        """Turn requires_grad off and drop the gradient, which an optimizer would still use."""
         self.assign(tensor, "requires_grad", False)
         self.assign(tensor, "grad", None)
 
@@ -96,19 +96,19 @@ class Commit:
         """Copy values into a tensor.
 
         Args:
-            tensor: What is written to, checked by `check_writable`.
-            values: In its shape.
-            before: A copy of what it holds; made here where there is none yet.
+            tensor: The tensor to write to, checked by `check_writable`.
+            values: The new values, in the same shape.
+            before: A copy of the old values, for undoing; None makes one here.
         """
         old = tensor.detach().clone() if before is None else before
         self._undo.append(lambda: _write(tensor, old))
         _write(tensor, values)
 
     def then(self, step: Callable[[], object]) -> None:
-        """Do this when all else is done; from then on nothing is undone, but the rest of the steps is done.
+        """Add a step to run after all other changes. Once these steps begin, nothing is undone any more.
 
-        For what could be undone only with one more copy of every W. A step that fails is tried once more, so
-        doing it again after a part of it must be right.
+        For changes that could be undone only with another copy of every W. All steps run, even if one fails.
+        A step that fails is tried once more, so it must be right to repeat a step that was half done.
         """
         self._finish.append(step)
 
@@ -122,7 +122,7 @@ class Commit:
 
 @contextmanager
 def commit() -> Iterator[Commit]:
-    """Make changes that are all there afterwards, or none; within another commit, a part of that one."""
+    """A `with` block whose changes all take effect, or none do; within another commit, it joins that one."""
     with _commits: yield from _committed()  # fmt: skip  # noqa: E701 - see _commits
 
 
@@ -147,7 +147,7 @@ def _committed() -> Iterator[Commit]:
 
 
 class _SignalsHeld:
-    """Keep Python's signal handlers, which only the main thread runs, waiting until the end of a block."""
+    """Delay Python's signal handlers, which only the main thread runs, to the end of a `with` block."""
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
@@ -162,7 +162,7 @@ class _SignalsHeld:
                 if callable(handler):
                     self._handlers[number] = handler
                     signal.signal(number, self._note)
-        except BaseException:  # by a handler that was not held yet
+        except BaseException:  # raised by a handler that was not delayed yet
             self.__exit__()
             raise
 
@@ -170,7 +170,7 @@ class _SignalsHeld:
         self._came[number] = None
 
     def __exit__(self, *_: object) -> None:
-        # Handlers that are back may raise among the rest, and all must come back.
+        # A handler that is restored may run and raise at once; the others must be restored all the same.
         back = [partial(self._give_back, number) for number in self._handlers]
         _all_of([*back, self._deliver], tries=len(back) + 1)
 
@@ -187,9 +187,9 @@ class _SignalsHeld:
 
 
 def _all_of(steps: Iterable[Callable[[], object]], tries: int) -> None:
-    """Do every step, again where it failed, whatever others raise; then raise what was raised first.
+    """Run every step, even if others fail, each at most `tries` times; then raise the first error.
 
-    A step that was done may be done again, as an interrupt may come before that is noted.
+    A finished step may run again, because an interrupt may come before it is noted as done.
     """
     left = list(steps)[::-1]
     failed, error = 0, None
@@ -223,7 +223,7 @@ def _write(tensor: Tensor, values: Tensor) -> None:
 
 
 def _renew() -> None:
-    """In a forked child no other thread lives on that would give a lock back."""
+    """Make new locks in a forked child: the thread that held an old one does not exist there."""
     global _operations, _commits, _current, moved
     _operations, _commits, _current = threading.RLock(), threading.RLock(), None
     moved += moved % 2

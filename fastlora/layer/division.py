@@ -1,18 +1,21 @@
-"""The formula of one layer divided among processes, so that nothing larger than a plain layer's is sent.
+"""Tensor parallel: the formula of one layer divided among processes.
 
-Columns: each process has some rows of W, b and B, all of A, and computes these columns of y.
+Nothing as large as an activation is sent beyond what a plain layer sends.
+
+Columns: each process has some rows of W, b and B and all of A, and computes the matching columns of y.
 
     y_k = x W_kᵀ + s (x Aᵀ) B_kᵀ + b_k        nothing is sent
     dA  = Σ_k q_kᵀ x                          [r, K] is summed
     dx  = Σ_k (dy_k W_k + q_k A)              [M, K] is summed, as a plain layer's
 
-Rows: each process has some columns of x, W and A, all of B.
+Rows: each process has some columns of x, W and A and all of B.
 
     y   = Σ_k (x_k W_kᵀ + s (x_k A_kᵀ) B_kᵀ) + b    [M, N] is summed, as a plain layer's
     dB  = Σ_k s dyᵀ p_k                             [N, r] is summed
 
-The product with B is linear, so the part that each process has of p goes through its own epilogue and is
-summed with y: p itself need not be, and the forward pass stays one launch. b is added by one process alone.
+Each process has a partial sum p_k. The product with B is linear, so each process multiplies its p_k by B, and
+the sum over processes that y needs anyway covers this term too. p itself is not summed, and the forward pass
+stays one launch. Only one process adds b.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor, distributed
 
 
 class Operands(NamedTuple):
-    """What this process computes with."""
+    """This process's local tensors."""
 
     W: Tensor
     b: Tensor | None
@@ -40,13 +43,13 @@ class Split(Enum):
     ROWS = "rows"
 
     def local(self, W: Any, b: Any, A: Any, B: Any) -> Operands:
-        """This process's parts of a layer's DTensors, differentiable in A and B; None where these are None.
+        """This process's shards of a layer's DTensors, differentiable in A and B; None stays None.
 
         Args:
-            W: [N, K], divided over the processes of its one-dimensional mesh.
-            b: [N] or None; divided by columns, else whole.
-            A: [r, K]; divided by rows, else whole.
-            B: [N, r]; divided by columns, else whole.
+            W: [N, K], sharded over the processes of its one-dimensional mesh.
+            b: [N] or None; sharded under COLUMNS, else replicated.
+            A: [r, K]; sharded under ROWS, else replicated.
+            B: [N, r]; sharded under COLUMNS, else replicated.
         """
         mesh = W.device_mesh
         group = mesh.get_group()
@@ -58,12 +61,12 @@ class Split(Enum):
 
 
 def _own(factor: Any) -> Tensor | None:
-    """This process's part of a factor."""
+    """This process's shard of A or B."""
     return None if factor is None else cast(Tensor, factor.to_local())
 
 
 def _summed_gradient(factor: Any, group: distributed.ProcessGroup) -> Tensor | None:
-    """A factor that each process has whole, whose gradient is the sum of theirs."""
+    """A replicated A or B, whose gradient is the sum over the processes."""
     if factor is None:
         return None
     return cast(Tensor, _SummedGradient.apply(factor.to_local(), group))  # type: ignore[no-untyped-call]
@@ -80,7 +83,7 @@ class _SummedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The sum, in memory of its own: gradients are not written to."""
+        """The sum, in a new tensor: autograd forbids writing to the gradient that arrives."""
         total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=ctx.group)
         return total, None

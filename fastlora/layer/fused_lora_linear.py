@@ -26,13 +26,13 @@ from fastlora.layer.state import StoredLinear
 class FusedLoRALinear(StoredLinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
 
-    It stands in for nn.Linear: the same attributes, shapes and state_dict names (`weight`, `bias`). Beside
-    these, `adapters` holds its updates by name, each with `lora_A` [r, in_features] and `lora_B`
-    [out_features, r]; one is in use at a time. A checkpoint of the plain layer loads into it. The update
-    starts at exactly zero.
+    It can replace an nn.Linear: it has the same attributes, shapes and state_dict names (`weight`, `bias`),
+    and a checkpoint of the plain layer loads into it. In addition, `adapters` holds its updates by name, each
+    with `lora_A` [r, in_features] and `lora_B` [out_features, r]; one is in use at a time. A new update is
+    exactly zero.
 
-    Nested tensors go through separate torch ops, not the fused kernels. Inside nn.TransformerEncoderLayer,
-    whose inference fast path calls no linear layer, put it by `apply_lora`.
+    Nested tensors go through separate torch ops, not the fused kernels. To use it inside
+    nn.TransformerEncoderLayer, whose inference fast path calls no linear layer, call `apply_lora`.
 
     Args:
         in_features: K, size of an input row.
@@ -42,22 +42,23 @@ class FusedLoRALinear(StoredLinear):
         alpha: The update is scaled by s = alpha / r; None means r, so that s = 1.
         dropout: Probability in [0, 1) of dropping an entry of x on the low-rank branch, in training.
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
-        init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal":
-            the first half of the ranks starts in A (std 0.1), the rest in B, so that both get gradients from
-            the first step on. PEFT turns these halves by a random rotation, whose rounding leaves an update.
+        init: Initial values of A, with B zero: "gaussian" (std 1 / r) or "kaiming" (uniform, PEFT's default).
+            Or "orthogonal": the first half of the ranks is nonzero in A alone (std 0.1), the rest in B alone,
+            so that both get gradients from the first step on. PEFT also applies a random rotation, whose
+            rounding makes its initial update not quite zero.
         device: Where the parameters live.
         dtype: Dtype of W and b.
-        adapter_dtype: Dtype of A and B, or its name; None means `dtype`, but fp32 where that has 16 bits, as
-            in PEFT: in 16 bits small steps would be rounded away.
+        adapter_dtype: Dtype of A and B, or its name. None means `dtype`, or fp32 if that has 16 bits, as in
+            PEFT: in 16 bits, small optimizer steps would be rounded away.
 
     Attributes:
-        enabled: Where False, forward applies W alone: after `initialize`, the W from before it.
+        enabled: If False, forward applies W alone (after `initialize`, the W from before it).
         adapters: All adapters by name; each stays there, whichever is in use.
-        lora_A, lora_B, r, alpha, dropout, rslora, init, scaling: The adapter's in use, to read and, but for
-            `scaling`, to assign; None where that one has no part in this layer.
+        lora_A, lora_B, r, alpha, dropout, rslora, init, scaling: Those of the adapter in use. All but
+            `scaling` can be assigned. None if this layer has no part in that adapter.
         start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
-        split: How the layer is divided among processes; None where it is whole.
-        applied_as: Its name in the model when `apply_lora` or a load made it; "" otherwise.
+        split: How tensor parallel divides the layer among processes; None if it does not.
+        applied_as: Its name in the model, if `apply_lora` or a load made it; else "".
 
     Raises:
         TypeError: If r is not an int, alpha or dropout not a number, rslora not a bool, or a dtype not one
@@ -130,7 +131,7 @@ class FusedLoRALinear(StoredLinear):
     def _beside(
         cls, linear: nn.Linear, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
     ) -> FusedLoRALinear:
-        """`from_linear`, but W and b are not frozen yet: nothing of `linear` has changed."""
+        """As `from_linear`, but without freezing W and b, so that `linear` is unchanged."""
         check_plain_linear("linear", linear)
         adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         checked = Options.checked(**options)
@@ -140,11 +141,11 @@ class FusedLoRALinear(StoredLinear):
 
     @property
     def base_layer(self) -> nn.Module:
-        """Nothing: it is here to stop PEFT, which would put a layer around this one as around nn.Linear.
+        """Does not exist; defined to stop PEFT from wrapping this layer as it would an nn.Linear.
 
         Raises:
-            TypeError: If PEFT asks while it makes such a layer.
-            AttributeError: For everybody else.
+            TypeError: If PEFT reads it to make such a wrapper.
+            AttributeError: If anyone else reads it.
         """
         caller = sys._getframe(1)
         peft = caller.f_globals.get("__name__", "").startswith("peft.")
@@ -156,7 +157,7 @@ class FusedLoRALinear(StoredLinear):
         raise AttributeError("FusedLoRALinear has no base_layer; its weight is W")
 
     def _freeze_base(self) -> None:
-        """Freeze W and b, as a part of the commit at work or in one of its own."""
+        """Freeze W and b, in the commit in progress or in a new one."""
         with commit() as changing:
             changing.freeze(self.weight)
             if self.bias is not None:
@@ -177,13 +178,14 @@ class FusedLoRALinear(StoredLinear):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
-        # What is compiled holds one state by its guards; it would be compiled anew after every change.
+        # Compiled code needs no check: its guards hold it to one state. And as `moved` would become a guard,
+        # every commit would cause a recompilation.
         if is_compiling():
             return self._computed(x)
         moved = commits.moved
         try:
             y = self._computed(x)
-        except Exception:  # of operands from two states, say
+        except Exception:  # perhaps because the operands came from two states
             if commits.moved == moved and not moved & 1:
                 raise
         else:
@@ -192,7 +194,7 @@ class FusedLoRALinear(StoredLinear):
         return commits.undisturbed(self._computed, x)
 
     def _computed(self, x: Tensor) -> Tensor:
-        own: dict[str, Any] = self._parameters  # not through __getattr__, which takes 0.6 us for each
+        own: dict[str, Any] = self._parameters  # read directly, as __getattr__ takes 0.6 us for each
         active = self._active
         A: Any
         B: Any
@@ -205,7 +207,7 @@ class FusedLoRALinear(StoredLinear):
             else:
                 factors = active._parameters
                 A, B = factors["lora_A"], factors["lora_B"]
-        except KeyError:  # parametrized, pruned, a view of a flat parameter, or nn.DataParallel's replica
+        except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
             W, b = self.weight, self.bias
             A, B = (None, None) if active is None else self.adapters[active.name]()
         kept = self._buffers["_base_weight"]
@@ -232,7 +234,7 @@ class FusedLoRALinear(StoredLinear):
         return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script calls first, on this layer and on every model around it."""
+        """Refuse torch.jit.script, which calls this first, for this layer and every model with it."""
         raise TypeError(
             "torch.jit.script cannot compile FusedLoRALinear, whose passes run in a Python function; "
             "use torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"

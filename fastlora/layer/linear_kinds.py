@@ -1,4 +1,4 @@
-"""Linear maps that models hold in other ways than as an nn.Linear, so that they can be refused by name."""
+"""Recognizes linear maps that are not an nn.Linear, such as quantized layers, so errors can name them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fastlora import arguments
 
-# torch's own, whose weight nn.MultiheadAttention uses without calling it: left out by everybody.
+# nn.MultiheadAttention uses this layer's weight without calling the layer. No LoRA library adapts it.
 _LEFT_OUT: Final = nn.modules.linear.NonDynamicallyQuantizableLinear
 
-# What quantized linear layers are called, by the package or by the class; few are an nn.Linear.
+# Packages and classes of quantized linear layers; few of them are subclasses of nn.Linear.
 _QUANTIZING: Final = frozenset(
     (
         *(
@@ -35,16 +35,16 @@ _QUANTIZED: Final = re.compile(
     r"Linear(4|8)bit|Linear(FP|NF)4|(HQQ|Quant|QuantLinear|WQ|Q|Eetq|EETQ|Bit|FP8|Fp8|FP4|MXFP4|Higgs|Vptq|VQuant"
     r"|SpQR|Spqr)(ized)?Linear"
 )
-# What keeps a tensor whose values are its own: shards, and stand-ins that hold none yet.
+# Tensor classes that do not encode their values: plain ones, shards, and stand-ins without values.
 _PLAIN_TENSORS: Final = frozenset(("Parameter", "DTensor", "FakeTensor", "FunctionalTensor"))
 
 
 def other_linear_kind(name: str, module: nn.Module) -> str | None:
-    """What holds linear maps here that LoRA cannot be given to, as a phrase; None where nothing known does.
+    """A phrase saying what kind of linear map, other than nn.Linear, a module holds; None if none is known.
 
-    Known are the Conv1D of Transformers' GPT-2, whose weight is transposed; the experts of a mixture that are
-    slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers, as of bitsandbytes,
-    HQQ or torchao; and the layers of PEFT.
+    LoRA cannot be added to these. Known are the Conv1D of Transformers' GPT-2, whose weight is transposed;
+    experts stored as slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers, as
+    of bitsandbytes, HQQ or torchao; and the layers of PEFT.
 
     Args:
         name: The name that the module is registered under.
@@ -68,14 +68,14 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
         for own, parameter in module._parameters.items()
         if parameter is not None and parameter.dim() == 3
     ]
-    # Other 3-D parameters are no linear maps: position embeddings, a convolution's weight.
+    # Other 3-D parameters are not linear maps: position embeddings, the weight of a convolution.
     if stacked and "expert" in f"{name.rpartition('.')[2]} {kind}".lower():
         return f"{kind}, whose experts are 3-D parameters ({', '.join(stacked)})"
     return None
 
 
 def is_pefts(module: nn.Module) -> bool:
-    """Whether the module is a layer that PEFT put into a model, around one of the model's own."""
+    """Whether the module is one of PEFT's layers, which wraps one of the model's."""
     return any(
         cls.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper") and cls.__module__.startswith("peft.")
         for cls in type(module).__mro__
@@ -83,14 +83,14 @@ def is_pefts(module: nn.Module) -> bool:
 
 
 def is_left_out_by_all(module: nn.Linear) -> bool:
-    """Whether a subclass of nn.Linear is torch's own that takes no LoRA anywhere."""
+    """Whether the module is torch's subclass of nn.Linear that no LoRA library adapts."""
     return isinstance(module, _LEFT_OUT)
 
 
 def odd_tensor(tensor: Tensor) -> str | None:
-    """What a weight is that is no plain matrix of numbers, as a phrase; None where it is one.
+    """A phrase saying what a weight is if it is not a plain dense tensor; None if it is.
 
-    Quantization leaves tensors of its own classes in an nn.Linear, and sparsity its own layouts.
+    Quantization puts tensor subclasses into an nn.Linear, and sparsity other layouts.
     """
     cls = type(tensor.data)
     known = cls.__name__ in _PLAIN_TENSORS and cls.__module__.startswith("torch.")

@@ -1,4 +1,4 @@
-"""Adding the update of one layer into its weight, and taking it out again."""
+"""Merging: adding the update of one layer to its weight, and restoring the weight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MergeableLinear(AdaptedLinear):
     def effective_weight(self) -> Tensor:
         """A copy of the [N, K] weight that forward applies: W + s B A while enabled, else W.
 
-        That W is exact, but after `initialize`: then it is what is left and what was taken out, rounded once.
+        W is exact, except after `initialize`: then it is the W from before, restored with one rounding.
         """
         if self.enabled and not self.merged:
             return self._sum()
@@ -37,12 +37,12 @@ class MergeableLinear(AdaptedLinear):
     def merge(self) -> None:
         """Add s B A into `weight`, summed in fp32 and rounded once; W is kept aside for `unmerge`.
 
-        While merged, forward is one plain linear and A and B receive no gradient. Merging twice changes
-        nothing.
+        While merged, forward is one plain linear layer, and A and B receive no gradient. Merging a merged
+        layer changes nothing.
 
         Raises:
-            ValueError: If the sum holds NaN or infinity, or `weight` is computed from others (by a
-                parametrization, say) or cannot be written in place; it is as it was.
+            ValueError: If the sum holds NaN or infinity, or `weight` is computed from other tensors (by a
+                parametrization, say) or cannot be written in place. The layer is then unchanged.
         """
         if self.merged:
             return
@@ -56,10 +56,10 @@ class MergeableLinear(AdaptedLinear):
 
     @exclusive
     def unmerge(self) -> None:
-        """Put W back, bit for bit. Unmerging twice changes nothing.
+        """Restore W, bit for bit. Unmerging an unmerged layer changes nothing.
 
         Raises:
-            ValueError: If `weight` cannot be written any more.
+            ValueError: If `weight` cannot be written in place any more.
         """
         if self.merged:
             check_own_writable(self, ("weight",), "the layer")
@@ -75,16 +75,16 @@ class MergeableLinear(AdaptedLinear):
     @exclusive
     @torch.no_grad()
     def to_linear(self, merge: bool = True) -> nn.Linear:
-        """A plain nn.Linear with this layer's bias object, hooks and mode; this layer stays as it is.
+        """A plain nn.Linear with this layer's bias object, hooks and mode; this layer is unchanged.
 
         Args:
-            merge: Whether its weight is W + s B A (a new, frozen parameter) or W: this layer's own parameter,
-                or a copy of W while that parameter holds the merged weight.
+            merge: True gives the weight W + s B A, as a new, frozen parameter. False gives W: this layer's
+                own parameter, or a copy of W while this layer is merged.
 
         Raises:
             TypeError: If this layer's forward was replaced.
-            ValueError: If W + s B A is wanted and holds NaN or infinity; or if W or b is computed from
-                others, by a parametrization, say.
+            ValueError: If `merge` is True and W + s B A holds NaN or infinity; or if W or b is computed from
+                other tensors (by a parametrization, say).
         """
         check_own_forward("layer", self)
         check_own(self, ("weight", "bias"), "the layer")

@@ -1,4 +1,4 @@
-"""One linear layer taking the place of another: what it must be for that, and what comes along."""
+"""Replacing one linear layer by another: which layers can be replaced, and what the new one takes over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.module import _WrappedHook
 
 from fastlora.layer.linear_kinds import odd_tensor
 
-# Each module has its own; all else that was set on a module is handed on.
+# The new module has its own of these; every other attribute is taken over.
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 _Linear = TypeVar("_Linear", bound=nn.Linear)
@@ -20,8 +20,8 @@ _Linear = TypeVar("_Linear", bound=nn.Linear)
 def check_plain_linear(name: str, module: object) -> None:
     """Raise TypeError, calling the module `name`, unless it computes exactly what nn.Linear computes.
 
-    A subclass, a parametrization, a weight that a hook computes (weight_norm), a replaced or compiled
-    forward: a layer put in its place would ignore it, or be ignored by it.
+    Refused are a subclass, a parametrization, a weight that a hook computes (weight_norm), and a replaced or
+    compiled forward. A layer that replaced such a module would not do the same, or would not be called.
     """
     if type(module) is not nn.Linear:
         raise TypeError(f"{name} must be exactly an nn.Linear; got {type(module).__name__}")
@@ -38,7 +38,7 @@ def check_plain_linear(name: str, module: object) -> None:
 
 
 def check_own_forward(name: str, module: nn.Module) -> None:
-    """Raise TypeError if calling the module runs something else than its class's forward."""
+    """Raise TypeError if calling the module runs anything but its class's forward."""
     if "_hf_hook" in vars(module) or "_old_forward" in vars(module):
         raise TypeError(
             f"{name} must keep its class's forward; accelerate replaced this module's (apply LoRA first and "
@@ -52,13 +52,13 @@ def check_own_forward(name: str, module: nn.Module) -> None:
 
 
 def twin_of(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] = ()) -> _Linear:
-    """A `cls` with the weight and bias of `source`, its mode, hooks, and whatever else was set on it.
+    """A `cls` with the weight and bias objects of `source`, its mode, hooks, and every other attribute.
 
-    The hook tables are the same objects, so that a handle given out earlier still removes its hook (but for
-    hooks before load_state_dict, which know their module).
+    The two share their dicts of hooks, so that a handle from earlier still removes its hook. Hooks before
+    load_state_dict are the exception, as torch binds them to their module.
 
     Args:
-        source: The layer whose place is taken.
+        source: The layer to replace.
         cls: nn.Linear or a subclass; its constructor is not called.
         without: Names of attributes to leave behind.
     """
@@ -68,7 +68,7 @@ def twin_of(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] =
     vars(twin).update({name: value for name, value in vars(source).items() if name not in left})
     twin.register_parameter("weight", source._parameters["weight"])
     twin.register_parameter("bias", source._parameters["bias"])
-    # torch ties these to their module by a weak reference, so they are made anew.
+    # torch binds these to their module by a weak reference, so they are bound anew.
     twin._load_state_dict_pre_hooks = OrderedDict(
         (key, _WrappedHook(hook.hook, twin if hook.with_module else None))
         for key, hook in source._load_state_dict_pre_hooks.items()

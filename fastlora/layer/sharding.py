@@ -1,7 +1,7 @@
-"""Tensors spread over processes: telling them, making them whole, finding a process's part.
+"""Tensors spread over processes (DTensors): recognizing them, gathering them, finding the local shard.
 
-`torch.distributed.tensor` takes a second to import, so it is looked at only where it is loaded: without it no
-tensor is spread.
+Importing `torch.distributed.tensor` takes a second, so this module uses it only if somebody else has imported
+it. Before that, no tensor can be a DTensor.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from torch import Tensor, nn
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor: one that several processes hold together, in parts or as copies."""
+    """Whether a tensor is a DTensor, which several processes hold together, as shards or as replicas."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor on every process; all of them must call it where it is spread."""
+    """The full tensor, on every process. If it is a DTensor, this is a collective: all must call it."""
     spread: Any = tensor.detach()
     result: Tensor = spread.full_tensor() if is_spread(tensor) else spread
     return result
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no part of a tensor holds NaN or infinity; a collective where it is spread.
+    """Whether a tensor holds neither NaN nor infinity; a collective if it is a DTensor.
 
-    Counted and added up, as each process would answer `isfinite().all()` for its own part alone.
+    Non-finite entries are counted and the counts summed: `isfinite().all()` of a DTensor would only answer
+    for the local shard.
     """
     return not whole((~tensor.isfinite()).sum())
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, in the tensor's own memory."""
+    """This process's shard of a tensor, sharing its memory; a plain tensor itself."""
     spread: Any = tensor.detach()
     result: Tensor = spread.to_local() if is_spread(tensor) else spread
     return result
@@ -43,21 +44,20 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def part_of(values: Tensor, like: Tensor) -> Tensor:
-    """Of whole values the part that this process holds of `like`; nothing is communicated."""
+    """The part of the full `values` that this process holds of `like`; nothing is communicated."""
     if not is_spread(like):
         return values
     from torch.distributed.tensor import distribute_tensor
 
     spread: Any = like
-    # No source rank: each process has the values already.
+    # No source rank, because every process has the values already.
     return distribute_tensor(values, spread.device_mesh, spread.placements, src_data_rank=None).to_local()
 
 
 def reshard(model: nn.Module) -> None:
-    """Have FSDP2 hold parameters in parts again, where a forward pass left gathered copies of them.
+    """Have FSDP2 shard parameters again that a forward pass has left gathered.
 
-    Those copies are thrown away at the next step: what is written to them is lost, and they do not look
-    spread.
+    Gathered copies are plain tensors, and FSDP2 frees them at the next step: a write to one is lost.
     """
     module = sys.modules.get("torch.distributed.fsdp")
     if module is None or not hasattr(module, "FSDPModule"):
@@ -68,7 +68,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def check_not_spread(tensor: Tensor, what: str) -> None:
-    """Raise TypeError if the tensor is spread, calling it `what`."""
+    """Raise TypeError, calling the tensor `what`, if it is a DTensor."""
     if is_spread(tensor):
         raise TypeError(
             f"{what} must not be spread over processes for this (do it before fully_shard or "

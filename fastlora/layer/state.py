@@ -1,9 +1,9 @@
-"""What a layer writes into a state_dict, and reads from one.
+"""A layer's state_dict: saving and loading.
 
     weight, bias, start_A, start_B, adapters.<name>.lora_A, adapters.<name>.lora_B
 
-These are the names of named_parameters and named_buffers, whichever adapter is in use. A and B of "default"
-were once called `lora_A` and `lora_B`; that is still read.
+named_parameters and named_buffers have the same names, whichever adapter is in use. Earlier versions called A
+and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastlora.layer.merging import MergeableLinear
 
 
 def saved_name(adapter: str, slot: str) -> str:
-    """What A or B ("lora_A", "lora_B") of an adapter is called in its layer's state_dict."""
+    """The key in a layer's state_dict of an adapter's A or B (`slot` "lora_A" or "lora_B")."""
     return f"adapters.{adapter}.{slot}"
 
 
@@ -25,30 +25,33 @@ class StoredLinear(MergeableLinear):
 
     @exclusive
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """A checkpoint always holds W, merged or not: adding the update again on loading would be wrong."""
+        """As nn.Module's, but with W as `weight` even if the layer is merged.
+
+        A saved W + s B A would get the update a second time once it is loaded.
+        """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._base_weight is not None:
             destination[prefix + "weight"] = self._base_weight
 
     @exclusive
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint without A and B, the plain layer's, leaves the adapters as they are.
+        """As nn.Module's; a plain layer's checkpoint, without A and B, leaves the adapters unchanged.
 
-        A merged layer is unmerged first: its weight would not fit what is loaded.
+        A merged layer is unmerged first, as its weight holds the old update.
         """
         _name_as_now(state_dict, prefix)
         merged_from = (prefix + "weight", *(prefix + saved_name(str(self.adapter), slot) for slot in SLOTS))
         if any(name in state_dict for name in merged_from):
             self.unmerge()
         if _of_plain_layer(state_dict, prefix):
-            # Each then loads what it holds.
+            # The adapters' own values are put in, so that each adapter loads what it has.
             self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
         with commit():
             super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _name_as_now(state_dict: dict[str, Any], prefix: str) -> None:
-    """Give A and B of "default" the names they have now, where a state_dict has those of before."""
+    """Rename A and B of "default" in a state_dict of an earlier version to their present names."""
     for slot in SLOTS:
         now = prefix + saved_name(DEFAULT, slot)
         if prefix + slot in state_dict and now not in state_dict:
@@ -56,6 +59,6 @@ def _name_as_now(state_dict: dict[str, Any], prefix: str) -> None:
 
 
 def _of_plain_layer(state_dict: dict[str, Any], prefix: str) -> bool:
-    """Whether a state_dict is a plain layer's: W, and nothing of LoRA."""
+    """Whether a state_dict is a plain layer's: it has W and no tensor of LoRA."""
     ours = (prefix + "lora_", prefix + "adapters.")
     return prefix + "weight" in state_dict and not any(name.startswith(ours) for name in state_dict)

@@ -1,9 +1,10 @@
-"""Updates that an optimizer is to train and that get no gradient, named once, at its first step.
+"""Warnings about updates that are meant to be trained but are not, at an optimizer's first step.
 
-A layer that is merged or disabled, or whose weight something reads without calling the layer, trains nothing,
-and nothing else would tell: an optimizer passes over parameters without a gradient. Nor does one train what
-it does not hold: made before `apply_lora` it has W and neither A nor B, before `set_adapter` other ones.
-After that step only layers are looked at that ran merged or disabled while training, or changed adapters.
+A layer trains nothing if it is merged or disabled, or if something reads its weight without calling it.
+Nothing else would say so: an optimizer skips parameters without a gradient. Nor does it train parameters that
+it does not hold. One made before `apply_lora` has neither A nor B; one made before `set_adapter` has those of
+another adapter. After the first step only layers are checked that ran merged or disabled while training, or
+whose adapter was switched.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _hooks: list[Any] = []
 
 
 def watch(layer: nn.Module) -> None:
-    """Have a new LoRA layer looked at in the first steps of whatever optimizer holds its A or B.
+    """Check a new LoRA layer in the first steps of any optimizer that holds its A or B.
 
     Only a weak reference to the layer is kept.
     """
@@ -40,10 +41,10 @@ def watch(layer: nn.Module) -> None:
 
 
 def suspect(layer: Any) -> None:
-    """Look at a layer again at the next step: it ran without its update, in training.
+    """Check a layer again at the next step, because it ran without its update while training.
 
-    A merged one, which nobody means to train, is named at once; the text is the same for every layer, so that
-    Python's default filter shows it once.
+    For a merged layer the warning comes at once, as nobody trains one on purpose. Its text is the same for
+    every layer, so that Python's default filter shows it once.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return
@@ -61,19 +62,19 @@ def suspect(layer: Any) -> None:
 
 
 def look_again(layer: nn.Module) -> None:
-    """Look at a layer at the next step: another adapter of it came into use."""
+    """Check a layer again at the next step, because its adapter was switched."""
     _suspects.add(layer)
 
 
 def why_untrained(layer: Any) -> str:
-    """Why a layer's update got no gradient, as far as the layer can tell."""
+    """Why a layer's update got no gradient, as far as the layer's state shows."""
     if not layer.enabled:
         return "disabled"
     return "merged" if layer.merged else "not used by the loss"
 
 
 def idle_updates(layers: Iterable[Any]) -> list[Any]:
-    """The layers of these that have an A or B which is to be trained and has no gradient."""
+    """Those layers whose A or B requires a gradient and has none."""
     return [layer for layer in layers if any(map(_lacks_gradient, _trained(layer)))]
 
 
@@ -85,11 +86,11 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         return
     groups = optimizer.param_groups
     if all(not isinstance(lr := group.get("lr"), torch.Tensor) and lr == 0 for group in groups):
-        return  # nothing is trained: so checkpointing sets up the state, with gradients of its own
+        return  # not a training step: checkpointing makes one with made-up gradients to set up the state
     closure = any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
     if closure and optimizer not in _with_closure:
         _with_closure.add(optimizer)
-        return  # its gradients are made after this; they are still there at the second step
+        return  # a closure computes the gradients after this; at the second step they are still there
     own = _held(optimizer)
     mine: list[Any] = []
     passed_by: list[Any] = []
@@ -117,7 +118,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> None:
-    """Name the layers that no optimizer trains; not in its first step, as another's may come after it."""
+    """Warn of layers that no optimizer holds; not in the first step, as a second optimizer may follow."""
     if not known:
         _suspects.update(layers)
         return
@@ -144,7 +145,10 @@ def _held(optimizer: Optimizer) -> set[int]:
 
 
 def _holds_another_part(own: set[int], layer: nn.Module) -> bool:
-    """Whether an optimizer that does not hold A and B, which got gradients, has what got none of a layer."""
+    """Whether the layer's parameters in `own` (at least one) have no gradient, but A or B has one.
+
+    `own` holds the ids of an optimizer's parameters; A and B are not among them.
+    """
     others = [each for each in layer.parameters() if id(each) in own]
     return (
         bool(others) and all(map(_lacks_gradient, others)) and not all(map(_lacks_gradient, _trained(layer)))

@@ -1,4 +1,4 @@
-"""Which tensors can be written in place; asked before anything is changed."""
+"""Checks, before anything is changed, that tensors can be written in place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fastlora.layer.sharding import local
 def check_own(layer: nn.Module, slots: Iterable[str], what: str) -> None:
     """Raise ValueError, calling the layer `what`, unless these are parameters that the layer itself holds.
 
-    A parametrization, pruning, a spectral norm or FSDP's flat parameter computes the tensor of that name anew
-    for each use, and accelerate's offloading brings it anew: what is written to it is lost.
+    With a parametrization, pruning, a spectral norm or FSDP's flat parameter, the tensor of that name is
+    computed anew for each use; with accelerate's offloading it is fetched anew. A write to it would be lost.
     """
     for slot in slots:
         if slot not in layer._parameters:
@@ -28,7 +28,7 @@ def check_own(layer: nn.Module, slots: Iterable[str], what: str) -> None:
 
 
 def check_present(layer: nn.Module, parameter: Tensor | None, what: str) -> None:
-    """Raise ValueError, calling the parameter `what`, where accelerate keeps its numbers elsewhere."""
+    """Raise ValueError, calling the parameter `what`, if accelerate has offloaded its values."""
     if parameter is not None and parameter.is_meta and "_hf_hook" in vars(layer):
         raise ValueError(
             f"{what} must be here for this; accelerate offloaded it, bringing it for each forward pass alone "
@@ -37,7 +37,7 @@ def check_present(layer: nn.Module, parameter: Tensor | None, what: str) -> None
 
 
 def check_own_writable(layer: nn.Module, slots: Iterable[str], what: str) -> None:
-    """Raise ValueError, calling the layer `what`, unless it holds these itself and can write to them."""
+    """Raise ValueError, calling the layer `what`, unless it holds these parameters and they are writable."""
     for slot in slots:
         check_own(layer, (slot,), what)
         parameter = layer._parameters[slot]
@@ -61,7 +61,7 @@ def check_writable(tensor: Tensor, what: str) -> None:
 
 
 def check_trainable(tensor: Tensor, what: str) -> None:
-    """Raise ValueError, calling the tensor `what`, unless it can be given a gradient."""
+    """Raise ValueError, calling the tensor `what`, unless it can require a gradient."""
     if tensor.is_inference():
         raise ValueError(
             f"{what} must be made outside torch.inference_mode to be trained; it is an inference tensor "
@@ -70,7 +70,7 @@ def check_trainable(tensor: Tensor, what: str) -> None:
 
 
 def _overlaps(tensor: Any) -> bool:
-    """Whether two entries lie in one place: some step is shorter than all that the smaller steps reach."""
+    """Whether two entries share memory: some stride is no longer than the span of the shorter strides."""
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return False
     reach = 1

@@ -1,1 +1,1 @@
-"""The code that computes a call: which one, why, and each of them."""
+"""The code paths that compute a call, and the decision between them."""

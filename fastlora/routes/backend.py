@@ -1,4 +1,4 @@
-"""The setting of which code computes the formula, one for the process: FASTLORA_BACKEND or `set_backend`.
+"""The backend setting, one for the process: FASTLORA_BACKEND or `set_backend`.
 
 auto     the kernels on a GPU that can run them, torch elsewhere
 triton   the kernels; on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1), else an error
@@ -19,11 +19,11 @@ BACKENDS: Final = ("auto", "triton", "torch")
 
 
 class BackendError(RuntimeError):
-    """The backend asked for cannot run on the tensors given."""
+    """The backend that was chosen cannot run on these tensors."""
 
 
 class set_backend:  # noqa: N801 - called like a function, as torch.set_grad_enabled is
-    """Choose the code path, from now on or for a `with` block.
+    """Choose the backend, from now on or for a `with` block.
 
     Args:
         name: "auto", "triton" or "torch".
@@ -44,7 +44,7 @@ class set_backend:  # noqa: N801 - called like a function, as torch.set_grad_ena
         _backend = name
 
     def __enter__(self) -> None:
-        """The setting already holds; the block only bounds it."""
+        """Do nothing: the constructor has set the backend; leaving the block restores the previous one."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -69,10 +69,11 @@ def get_backend() -> str:
 
 
 def backend_of_mask() -> str:
-    """The setting that a forward pass with dropout takes, and its backward pass after it.
+    """The setting for a forward pass with dropout, and for its backward pass.
 
-    A checkpoint runs its forward again inside the backward pass, when another setting may hold, and must draw
-    the same mask: so a forward inside a backward pass takes the setting of the last one outside.
+    Activation checkpointing runs a forward again inside the backward pass. It must draw the same mask, though
+    the setting may have changed since. So a forward inside a backward pass takes the setting of the last
+    forward outside one.
     """
     global _backend_of_mask
     setting = get_backend()

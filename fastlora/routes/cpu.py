@@ -1,8 +1,8 @@
 """The formula on a CPU: torch's products, in the order and the dtypes that take the least time.
 
-The thin product comes first and the base product is added onto it, in y and in dx: a thin product is bound by
-memory, and costs less where it only writes its result than where it reads it as well. There is no [M, N]
-temporary beside y.
+In y and in dx the low-rank product comes first, and the base product is accumulated onto it. The low-rank
+product is bound by memory: it is cheaper if it only writes the result than if it reads it too. No [M, N]
+temporary is needed besides y.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import Needs, Operands, accumulation_dtype
 
-# Rows converted at a time where adapters are wider than x: at 16,384 columns an fp32 block is 32 MiB,
-# however long x is.
+# Rows of x converted at a time if the adapters' dtype is wider. This bounds the temporary: an fp32 block of
+# 16,384 columns is 32 MiB, however many rows x has.
 _CHUNK_ROWS = 512
 
-# MKL computes W xᵀ faster than x Wᵀ for a few rows, transposing back included: 1.1 to 1.9 times with 8 to 48
-# rows and W of 768 x 768 to 4096 x 1024, fp32, one thread on an Intel Xeon; less for smaller W.
+# For a few rows, MKL computes W xᵀ, transposed back, faster than x Wᵀ: 1.1 to 1.9 times with 8 to 48 rows
+# and W of 768 x 768 to 4096 x 1024, fp32, one thread on an Intel Xeon; less for smaller W.
 _FEW_ROWS = range(8, 49)
 _LARGE = 2**19
 _ACCUMULATED = (torch.float32, torch.float64)
@@ -43,13 +43,13 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
 def backward(
     o: Operands, dy: Tensor, p: Tensor, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx [M, K], dA [r, K] and dB [N, r] in their operands' dtypes; None where not needed.
+    """dx [M, K], dA [r, K] and dB [N, r] in their operands' dtypes; None if not needed.
 
     Args:
-        o: As `forward` was given them; the seed gives the same mask again.
+        o: The operands of `forward`; their seed gives the same mask again.
         dy: [M, N] in x's dtype.
         p: [M, r] as `forward` returned it.
-        needs: What is computed.
+        needs: Which gradients to compute.
     """
     x, (W,), A, B, s = o.x, o.base.tensors, o.A, o.B, o.s
     dx = dA = dB = mask = None
@@ -75,7 +75,7 @@ def _is_faster_transposed(x: Tensor) -> bool:
 
 
 def _scaled_product(left: Tensor, right: Tensor, s: float) -> Tensor:
-    """The matrix product times s, in one operation."""
+    """s times the matrix product, in one torch operation."""
     if s == 1:
         return torch.mm(left, right)
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=s)
@@ -98,7 +98,7 @@ def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
 def _gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:
     """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype.
 
-    One of the two is x or dy, the other p or q, which may be wider.
+    One of the two matrices is x or dy, the other p or q, whose dtype may be wider.
     """
     if left.dtype == right.dtype == adapter:
         return _scaled_product(left.t(), right, s)

@@ -1,4 +1,4 @@
-"""Which code computes a call, and why: decided here alone, once a call, for both passes."""
+"""Which code computes a call, and why. Decided only here, once a call, for both passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastlora.routes.backend import BACKENDS, BackendError, get_backend
 
 KERNEL_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 
-# bf16 matrix units came with compute capability 8.0; the tile table starts there.
+# The first compute capability with bf16 matrix units, and the oldest with a tile table.
 _OLDEST_CUDA: Final = (8, 0)
 # TMA addresses memory in units of 16 bytes.
 _TMA_ALIGNMENT: Final = 16
@@ -28,7 +28,7 @@ class Route(NamedTuple):
 
     Attributes:
         name: "triton", "interpreter" (the same kernels on a CPU) or "torch".
-        why: The reason, as a phrase for people.
+        why: The reason, as a phrase to show.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Route(NamedTuple):
 
     @property
     def is_fused(self) -> bool:
-        """Whether it is the kernels."""
+        """Whether this code is the fused kernels."""
         return self.name != "torch"
 
 
@@ -44,8 +44,8 @@ class Decision(NamedTuple):
     """The routes of one call.
 
     Attributes:
-        forward: Of its forward pass.
-        backward: Of its backward pass, which draws the same dropout mask.
+        forward: The route of the forward pass.
+        backward: The route of the backward pass, which draws the same dropout mask.
     """
 
     forward: Route
@@ -56,9 +56,9 @@ def decide(o: Operands, needs: Needs = EVERYTHING, setting: str | None = None) -
     """The code that computes a call.
 
     Args:
-        o: Its operands.
-        needs: The gradients that will be asked for.
-        setting: "auto", "triton" or "torch"; None means the one in force.
+        o: The operands.
+        needs: The gradients that the backward pass will compute.
+        setting: "auto", "triton" or "torch"; None means the current backend setting.
 
     Raises:
         ValueError: If the setting is none of these.
@@ -83,17 +83,17 @@ def decide_for(
     gpu: str | None = None,
     architecture: str = "",
 ) -> Decision:
-    """The code that computes a call of this description.
+    """As `decide`, from a description of the call instead of tensors.
 
     Args:
         problem: Shape and dtypes.
         device: Device of x.
-        needs: The gradients that will be asked for.
+        needs: The gradients that the backward pass will compute.
         setting: As in `decide`.
         dropout: As in `Operands`.
         aligned: Whether TMA can address x and W.
-        gpu: Name of a GPU that can run the kernels, to tell of it instead of the device.
-        architecture: That GPU's tile table.
+        gpu: Name of a GPU that can run the kernels, to decide for it instead of for `device`.
+        architecture: Name of that GPU's tile table.
 
     Raises:
         ValueError: As in `decide`.
@@ -106,7 +106,7 @@ def decide_for(
     return _decided(problem, device, needs, setting, dropped, aligned, gpu, architecture, interpret, exact)
 
 
-# Lengths of sequences vary from batch to batch, hence the size.
+# Large, because sequence lengths vary from batch to batch.
 @functools.lru_cache(maxsize=8192)
 def _decided(
     problem: Problem,
@@ -148,7 +148,7 @@ def _decided(
 def route_on(
     device: torch.device, dtype: torch.dtype, setting: str | None = None, *, gpu: str | None = None
 ) -> Route:
-    """The code that tensors of this device and dtype take, whatever their shape.
+    """The code for tensors of this device and dtype; a call's shape may still change it (see `decide`).
 
     Args:
         device: Device of x.
@@ -183,7 +183,7 @@ def problem_of(o: Operands) -> Problem:
 
 
 def is_aligned(matrix: Tensor) -> bool:
-    """Whether TMA can address a [rows, columns] matrix: contiguous rows that start on 16 bytes."""
+    """Whether TMA can address a [rows, columns] matrix: contiguous rows, each aligned to 16 bytes."""
     stride, inner = matrix.stride()
     row_bytes = stride * matrix.element_size()
     return (
@@ -195,7 +195,7 @@ def is_aligned(matrix: Tensor) -> bool:
 
 
 def reload_tables() -> None:
-    """Read the tile tables anew, after FASTLORA_TABLES or its files have changed."""
+    """Have the tile tables read again, after FASTLORA_TABLES or its files have changed."""
     from fastlora.routes.plan import forget_plans
 
     forget_plans()
@@ -204,7 +204,7 @@ def reload_tables() -> None:
 
 _ASKED_FOR: Final = Route("torch", "the backend is set to torch")
 _PLAIN_CPU: Final = Route("torch", "a CPU runs the kernels only where the backend is set to triton")
-# Said before anything is looked up: here a microsecond counts.
+# Made in advance: on this path a microsecond counts.
 _ON_A_CPU: Final = {
     "auto": Decision(_PLAIN_CPU, _PLAIN_CPU),
     "torch": Decision(_ASKED_FOR, _ASKED_FOR),

@@ -1,4 +1,4 @@
-"""Host side of the kernels: describes the operands, allocates what the tasks share, launches once."""
+"""Host side of the kernels: passes the operands, allocates outputs and scratch memory, launches once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ in one launch.
 
     Args:
-        o: Of fp16, bf16 or fp32, any strides, not empty; the mask's probability is rounded to 2^-16.
-        plan: How to launch, instead of what the tile table says; of this very shape and dropout.
+        o: Operands of fp16, bf16 or fp32, any strides, not empty; dropout is rounded to a multiple of 2^-16.
+        plan: A launch plan for these very shapes and dropout; None means the one from the tile table.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32.
@@ -78,17 +78,17 @@ def backward(
     needs: Needs,
     plan: Plan | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx = dy W + D * (q A), dA = qᵀ x_d and dB = s dyᵀ p with q = s dy B, those needed, in one launch.
+    """dx = dy W + D * (q A), dA = qᵀ x_d and dB = s dyᵀ p, with q = s dy B, in one launch.
 
     Args:
-        o: As `forward` was given them; the seed gives the same mask D again.
+        o: The operands of `forward`; their seed gives the same mask D again.
         dy: [M, N] in x's dtype, any strides, not empty.
         p: [M, r] as `forward` returned it.
-        needs: What is computed.
+        needs: Which gradients to compute.
         plan: As in `forward`.
 
     Returns:
-        (dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype), None where not needed.
+        (dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype), each None if not needed.
     """
     if not any(needs):
         return None, None, None
@@ -150,25 +150,25 @@ def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:
 
 
 def _read(matrix: Tensor, block: tuple[int, int] = (0, 0), tma: bool = False) -> Any:
-    """A matrix for a kernel to read: a descriptor of blocks, or its pointer and strides."""
+    """A matrix for a kernel to read: a tensor descriptor of blocks, or (pointer, strides)."""
     if tma:
         return TensorDescriptor.from_tensor(matrix, list(block))
     return matrix, *matrix.stride()
 
 
 def _written(matrix: Tensor, block: tuple[int, int], tma: bool) -> Any:
-    """A contiguous matrix to be written: a descriptor of blocks where it is aligned, or its pointer."""
+    """A contiguous matrix to be written: a tensor descriptor of blocks if it is aligned, else its pointer."""
     return TensorDescriptor.from_tensor(matrix, list(block)) if tma and is_aligned(matrix) else matrix
 
 
 def _scratch(plan: Plan, x: Tensor, *names: str, otherwise: Tensor | None = None) -> Tensor | None:
-    """Memory for the splits of these tiles; where no programs share one, `otherwise`, as nobody uses it."""
+    """Scratch memory for the split-K partial tiles of these tasks; `otherwise` if none is split."""
     size = plan.scratch_size(*names)
     return torch.empty(size, device=x.device, dtype=torch.float32) if size else otherwise
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device; make it x's.
+    """Make x's device the current one, on which Triton launches.
 
     Raises:
         BackendError: If the interpreter is asked for after Triton compiled its own functions.

@@ -1,6 +1,6 @@
-"""How a call is laid out on a device: tiles, tasks and variants, looked up in the tile tables.
+"""The launch plan of a call: tiles, tasks and kernel variant, looked up in the tile tables.
 
-Needs no Triton and no GPU, so that `explain` can tell what another machine would do.
+It needs neither Triton nor a GPU, so that `explain` can describe what another machine would do.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Plan(NamedTuple):
         direction: "forward" or "backward".
         shape_class: The class of the output's shape in the tile table.
         tile: Block shapes, warps and stages.
-        block_r: Block of ranks.
-        tasks: Programs of the launch by what they compute: "p" and "y" forward; "q", "dx", "dA" and "dB"
+        block_r: Ranks in a block.
+        tasks: Number of programs by what they compute: "p" and "y" forward; "q", "dx", "dA" and "dB"
             backward.
-        split_k: How many of these programs share a tile, by the same names.
+        split_k: How many programs share one tile, by the same names.
         num_tasks: Programs of the launch.
-        workspace: int32 counters that the programs share.
-        tma: Whether operands come through tensor descriptors, and results go where they are aligned.
-        store_columns: Columns of the block that a y or dx tile is stored by.
-        wide_adapters: Whether A and B are wider than x.
+        workspace: Number of int32 counters that the programs share.
+        tma: Whether operands are loaded through tensor descriptors; aligned results are stored so too.
+        store_columns: Columns of the block in which a y or dx tile is stored.
+        wide_adapters: Whether the dtype of A and B is wider than x's.
         precision: Of fp32 products: "ieee" or "tf32".
         options: Compiler options.
     """
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     options: dict[str, int | bool]
 
     def scratch_size(self, *names: str) -> int:
-        """fp32 elements that the splits of these tiles take together; 0 where no programs share one."""
+        """fp32 elements of scratch for the split-K partial tiles of these tasks; 0 if none is split."""
         tile = self.tile
         sizes = {
             "p": (tile.block_m, self.block_r),
@@ -78,14 +78,14 @@ def plan_for(
     dropout: float = 0.0,
     aligned: bool = True,
 ) -> Plan:
-    """The plan for an architecture of the tile tables, whatever machine this is.
+    """The plan for an architecture of the tile tables, which need not be this machine's.
 
     Args:
         direction: "forward" or "backward".
         architecture: The table's name.
         problem: Shape and dtypes.
-        needs: What a backward pass computes.
-        tile: Instead of the table's.
+        needs: Which gradients a backward pass computes.
+        tile: A tile to use; None means the table's.
         dropout: Probability of dropping an entry of x_d.
         aligned: Whether TMA can address the operands.
     """
@@ -94,9 +94,9 @@ def plan_for(
 
 
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:
-    """The class of shapes for which the vendor's matrix product was measured to be faster; None where not.
+    """The shape class, if the vendor's matrix product was measured to be faster for it; else None.
 
-    It was measured without dropout, with every gradient needed; and counts for its own dtypes and rank.
+    Measurements are without dropout and with every gradient needed. One counts only for its dtypes and rank.
     """
     name, entry, _ = _entry_of(direction, architecture, problem, _precision(), aligned)
     dtypes = _name(problem.dtype), _name(problem.adapter_dtype)
@@ -110,7 +110,7 @@ def _precision() -> str:
 def _entry_of(
     direction: str, architecture: str, problem: Problem, precision: str, aligned: bool
 ) -> tuple[str, Entry, str]:
-    """The class of the output's shape, what the table says of it, and the kind of elements."""
+    """(shape class of the output, its entry in the table, element kind)."""
     table = configs.table_of(architecture)
     kind = configs.element_kind(torch.finfo(problem.dtype).bits, precision)
     columns = problem.N if direction == "forward" else problem.K
@@ -119,7 +119,7 @@ def _entry_of(
     return name, table.entries[kind][name], kind
 
 
-# Lengths of sequences vary from batch to batch, hence the size.
+# Large, because sequence lengths vary from batch to batch.
 @functools.lru_cache(maxsize=8192)
 def _cached_plan(
     direction: str,
@@ -185,7 +185,7 @@ def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, ne
     tiles = tasks.backward_tiles(M, N, K, r, *needs, *blocks)
     steps = num_blocks(N, tile.block_n)
     split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("q", "dx")}
-    # The tiles of dB and dA stand in one row, split alike.
+    # The tiles of dB and dA form one sequence, with the same number of splits.
     gradients = configs.split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
     end = tasks.backward_tickets(tiles, split_k["q"], split_k["dx"], gradients).end
     split_k |= {"dB": gradients, "dA": gradients}
@@ -195,7 +195,7 @@ def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, ne
 
 @functools.lru_cache(maxsize=64)
 def architecture_of(device: torch.device) -> str:
-    """The tile table's name for a device: "interpreter" for the CPU."""
+    """The name of the tile table for a device; "interpreter" for the CPU."""
     if device.type == "cpu":
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
@@ -207,7 +207,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def forget_plans() -> None:
-    """Read the tile tables anew."""
+    """Have the tile tables read again."""
     load_table.cache_clear()
     architecture_of.cache_clear()
     _cached_plan.cache_clear()

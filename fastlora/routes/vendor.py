@@ -1,7 +1,7 @@
-"""The formula by the vendor's matrix products: for devices without kernels, and where these are slower.
+"""The formula by the vendor's matrix products: for devices without kernels, and where kernels are slower.
 
-It is written for few launches. Adapters wider than x are multiplied in their own dtype, which takes a copy of
-x in that dtype for the time of one product.
+It is written for few launches. Adapters in a wider dtype than x are multiplied in that dtype, which takes a
+temporary copy of x in it during the product.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def _mask(o: Operands) -> Tensor | None:
 
 
 def _dropped(rows: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """D * rows [M, K]. The scale comes last, as it would be rounded in a 16-bit D."""
+    """D * rows [M, K]: the mask, then the scale, which would be rounded in a 16-bit D."""
     return rows if mask is None else (rows * mask).mul_(dropout_constants(dropout)[1])
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The matrix product in the wider of both dtypes."""
+    """The matrix product in the wider of the two dtypes."""
     dtype = torch.promote_types(left.dtype, right.dtype)
     return torch.mm(left.to(dtype), right.to(dtype))
