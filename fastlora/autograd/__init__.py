@@ -1,1 +1,1 @@
-"""The formula as torch sees it: a differentiable function, and operators for compilers."""
+"""The formula for torch: an autograd function, and operators for torch.compile and torch.export."""

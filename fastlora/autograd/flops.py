@@ -1,4 +1,4 @@
-"""The operators' FLOPs, for torch's counter, which cannot look into them."""
+"""The FLOPs of our operators, for torch's FlopCounterMode, which cannot see inside them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _forward(x: torch.Size, W: torch.Size, b: torch.Size | None, A: torch.Size, *_: Any, **__: Any) -> int:
-    """x Wᵀ, x Aᵀ and p Bᵀ."""
+    """FLOPs of x Wᵀ, x Aᵀ and p Bᵀ."""
     (M, K), N, r = x, W[0], A[0]
     return 2 * M * (N * K + r * (K + N))
 
@@ -44,7 +44,7 @@ def _backward(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Of what is needed: dy W and q A for dx, qᵀ x for dA, dyᵀ p for dB; dy B for q."""
+    """FLOPs of the gradients that are needed: dy W and q A for dx, qᵀ x for dA, dyᵀ p for dB; dy B for q."""
     (M, K), N, r = x, W[0], A[0]
     wanted = need_dx * (N * K + r * K) + need_dA * r * K + need_dB * r * N + (need_dx or need_dA) * r * N
     return 2 * M * wanted

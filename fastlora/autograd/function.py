@@ -27,11 +27,11 @@ _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
 class LoRALinearFunction(torch.autograd.Function):
-    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b; saves x, W, A, B, p and a seed, no mask and no x_d.
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b; saves x, W, A, B, p and the seed, but neither the mask nor x_d.
 
-    forward takes the context itself: where a `setup_context` does, torch inspects forward's signature at
-    every call, for three times the rest of its overhead. And x comes with all its dimensions, as views made
-    in here are no nodes of the graph.
+    There is no `setup_context`: with one, torch inspects forward's signature at every call, which takes three
+    times the rest of its overhead. x comes with all its dimensions and is reshaped in here, where views add
+    no nodes to the autograd graph.
     """
 
     @staticmethod
@@ -50,17 +50,17 @@ class LoRALinearFunction(torch.autograd.Function):
         """x [..., K] -> y [..., N]."""
         o = Operands(as_rows(x), base, b, A, B, s, dropout, seed)
         y, p, decision = operators.forward(o, Needs(*ctx.needs_input_grad[:3]), setting)
-        # Everything goes through here, so that saved-tensor hooks and checkpointing see it.
+        # All tensors are saved here, and none on ctx, so that saved-tensor hooks and checkpointing see them.
         ctx.save_for_backward(x, *base.tensors, A, B, p, seed)
         ctx.base, ctx.rest = (base.format, base.N, base.K, base.dtype), (s, dropout, setting, decision)
         if x.dim() == 2:
             return y
-        # As torch's own linear does it: a view that a Function returns could not be changed in place.
+        # As in torch's own linear: a plain view that a Function returns could not be changed in place.
         return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], base.N)))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """dy [..., N] -> gradients in the order of forward's arguments, None where nobody asked."""
+        """dy [..., N] -> gradients in the order of forward's arguments; None if not needed."""
         x, *tensors, A, B, p, seed = ctx.saved_tensors
         format, N, K, dtype = ctx.base
         s, dropout, setting, decision = ctx.rest
@@ -78,14 +78,14 @@ def lora_linear(
 ) -> Tensor:
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
-    Under torch.func's transforms (grad, vmap) and in torch.jit.trace it is the same formula in separate
-    operations, which these can go through; so is the derivative of a derivative. Not so under torch.compile:
-    most of its backends refuse a derivative of a derivative by name, but backend="eager" loses what goes
-    through this function's A, B and x without a word, as it does for every torch.autograd.Function.
+    Under torch.func's transforms (grad, vmap) and in torch.jit.trace, the formula is computed by separate
+    torch operations, which these can handle. So are second derivatives. torch.compile has none: most of its
+    backends raise an error, but backend="eager" silently drops the part that goes through x, A and B, as it
+    does for every torch.autograd.Function.
 
-    The backward pass takes the code path of its forward, whatever `set_backend` says by then.
+    The backward pass takes the code path of its forward pass, even if `set_backend` was called in between.
 
-    Under autocast x, W and b are taken in autocast's dtype, as `nn.Linear` does; A and B keep theirs.
+    Under autocast, x, W and b are converted to autocast's dtype, as in `nn.Linear`; A and B keep theirs.
 
     Args:
         x: [..., K], fp16, bf16, fp32 or fp64, any strides; one dimension gives one row.
@@ -94,9 +94,9 @@ def lora_linear(
         A: [r, K], floating, possibly wider than x (fp32 master weights on a 16-bit base).
         B: [N, r], in A's dtype.
         s: Scaling, alpha / r or alpha / sqrt(r).
-        dropout: Probability in [0, 1) that an entry of x_d, the low-rank branch's input, is dropped; what is
-            kept is scaled by 1 / (1 - dropout). The mask's seed is drawn from torch's generator of x's
-            device; the mask is computed again in the backward pass, not stored.
+        dropout: Probability in [0, 1) that an entry of x_d, the low-rank branch's input, is dropped; kept
+            entries are scaled by 1 / (1 - dropout). The mask's seed is drawn from torch's generator of x's
+            device. The mask is not stored, but computed again in the backward pass.
 
     Returns:
         y [..., N] in x's dtype.
@@ -116,7 +116,7 @@ def lora_linear(
         dropout = check_dropout(dropout)
     if type(s) is not float or s - s != 0:
         s = check_scaling(s)
-    if torch._C._get_tracing_state():  # it takes neither a Python function nor comparisons of shapes
+    if torch._C._get_tracing_state():  # which allows neither a Python function nor comparisons of shapes
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     if x.is_nested:
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
@@ -129,7 +129,7 @@ def lora_linear(
     check_adapter(x, W.shape[0], A, B)
     if torch._C._are_functorch_transforms_active():
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
-    # Drawn on the device: no synchronization, and a replayed CUDA graph draws anew.
+    # Drawn on the device: needs no synchronization, and a replayed CUDA graph draws a new seed.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
     y: Tensor = LoRALinearFunction.apply(x, A, B, plain(W), b, s, dropout, seed, setting)  # type: ignore[no-untyped-call]

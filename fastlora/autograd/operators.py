@@ -1,10 +1,11 @@
-"""The formula as torch operators, `torch.ops.fastlora.lora_forward` and `lora_backward`, and without them.
+"""The torch operators `torch.ops.fastlora.lora_forward` and `lora_backward`, and direct calls without them.
 
-Operators want flat schemas: here alone the operands are spelled out. Each decides by its operands and by
-`backend`, the setting of a forward, which its backward is given too, as the code paths draw other masks; None
-means the setting in force. The fake versions give torch.compile and torch.export the shapes. Defined with
-Library.define, whose call costs about half of a `custom_op`'s; `forward` and `backward` save that too where
-nobody needs to see an operator. `triton` is imported only when a kernel first runs.
+Operators have flat signatures, so only here are the operands spelled out. An operator decides its code path
+by its operands and by `backend`, a backend setting; None means the current one. A backward is given the
+setting of its forward, because the code paths draw different masks. The fake versions tell torch.compile and
+torch.export the shapes. The operators are defined by Library.define, whose call costs about half of a
+`custom_op`'s. `forward` and `backward` avoid even that, unless something must see an operator (see
+`needs_operator`). `triton` is imported only when a kernel first runs.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _library.define(
 
 
 def forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, Decision | None]:
-    """y [M, N] in x's dtype, p [M, r] in fp32 (fp64 for fp64), and what was decided for the backward pass.
+    """y [M, N] in x's dtype, p [M, r] in fp32 (fp64 for fp64), and the decision, for the backward pass.
 
     Args:
         o: The operands.
-        needs: The gradients that will be asked for.
+        needs: The gradients that the backward pass will compute.
         setting: "auto", "triton" or "torch".
     """
     if not needs_operator(o.x):
@@ -50,16 +51,16 @@ def forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, De
 def backward(
     o: Operands, dy: Tensor, p: Tensor, needs: Needs, setting: str, decision: Decision | None
 ) -> Gradients:
-    """dx, dA and dB in the dtypes of x, A and B; None where not needed.
+    """dx, dA and dB in the dtypes of x, A and B; None if not needed.
 
-    In grad mode it is the operator: a derivative of these may be asked for, and the operator has one.
+    In grad mode it calls the operator, which has a derivative: the gradients may be differentiated again.
 
     Args:
-        o: As `forward` was given them.
+        o: The operands of `forward`.
         dy: [M, N] in x's dtype.
         p: As `forward` returned it.
-        needs: What is computed.
-        setting: As `forward` was given it.
+        needs: Which gradients to compute.
+        setting: The setting of `forward`.
         decision: As `forward` returned it.
     """
     if decision is not None and not torch.is_grad_enabled() and not needs_operator(o.x):
@@ -71,12 +72,15 @@ def backward(
 
 
 def needs_operator(x: Tensor) -> bool:
-    """Whether the passes must be seen as operators, and cannot be called directly.
+    """Whether the passes must go through the operators, and cannot be called directly.
 
-    The pair of operators costs the host 20 us a layer and step. But a compiler must see them whole, and what
-    holds no values or wraps them (meta and fake tensors, DTensor) must be asked. A dispatch mode must too:
-    selective checkpointing keeps what operators return, and the CPU path goes on to add onto that. Under
-    autocast, where a backward pass may run, the operators keep it out.
+    The pair of operators costs the host 20 us a layer and step. They are needed in these cases:
+
+      - A compiler must see each pass as one operator.
+      - Meta tensors, fake tensors and DTensors handle operators, and not the code inside them.
+      - A dispatch mode may keep what an operator returns, as selective checkpointing does. The CPU path would
+        change such a tensor in place.
+      - Under autocast, in which a backward pass may run too, the operators keep autocast out of the passes.
     """
     return (
         type(x) is not Tensor
@@ -148,7 +152,7 @@ def _backward(
     need_dB: bool,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients; one that is not needed has shape [0]."""
+    """dx, dA and dB; one that is not needed is an empty tensor of shape [0]."""
     o, needs = Operands(x, plain(W), None, A, B, s, dropout, seed), Needs(need_dx, need_dA, need_dB)
     found = _run_backward(o, dy, p, needs, decide(o, needs, backend))
     dx, dA, dB = (
@@ -189,10 +193,10 @@ lora_backward = torch.ops.fastlora.lora_backward.default
 
 
 def _register_autocast(kind: str) -> None:
-    """Keep autocast out of the passes: its conversions inside would mix dtypes that belong together.
+    """Turn autocast off inside the passes, where its conversions would mix dtypes that must be equal.
 
-    The forward takes x, W and b in autocast's dtype, as nn.Linear does, for who calls it as it stands (an
-    exported program); the backward takes what the forward saved as it is.
+    The forward operator converts x, W and b to autocast's dtype, as nn.Linear does, because an exported
+    program calls the operator itself. The backward operator converts nothing.
     """
 
     def forward(x: Tensor, W: Tensor, b: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """The derivative of the backward pass, for gradient penalties and the like, in plain torch operations.
 
-With g_x, g_A and g_B the gradients that arrive for dx, dA and dB, the sum of their products with these is
+Let g_x, g_A and g_B be the incoming gradients of dx, dA and dB. The sum of their inner products with these is
 
     L = Σ dy * (g_x Wᵀ + h Bᵀ + s x_d Aᵀ g_Bᵀ)    with h = s (D * g_x) Aᵀ + s x_d g_Aᵀ    [M, r]
 
-whose gradients for dy, x, A and B are computed here. p counts as what it is, a function of x and A; W is
-frozen here too.
+and its gradients for dy, x, A and B are computed here. p is treated as a function of x and A, not as an
+input. W is frozen here too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
-    """(g_x, g_A, g_B), None where nothing arrived -> gradients in the order of the operator's arguments."""
+    """(g_x, g_A, g_B), each possibly None -> gradients in the order of the operator's arguments."""
     *operands, seed = ctx.saved_tensors
     wide = torch.promote_types(operands[1].dtype, operands[3].dtype)
     dy, x, W, A, B = (tensor.to(wide) for tensor in operands)
@@ -50,7 +50,7 @@ def _backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _mask(x: Tensor, dropout: float, seed: Tensor, backend: str | None) -> Tensor:
-    """D [M, K] as the passes drew it: where the dx of a layer with W = 0 and q A = 1 is not zero."""
+    """D [M, K] as the passes drew it, found as the dx of a layer with W = 0 and q A = 1."""
     M, K = x.shape
     one, W, A, p = x.new_ones(1, 1), x.new_zeros(1, K), x.new_ones(1, K), x.new_zeros(M, 1)
     need = (True, False, False)

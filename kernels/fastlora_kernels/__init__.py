@@ -1,1 +1,1 @@
-"""Triton device code of fastlora and its tile table; imports triton and nothing else."""
+"""The Triton kernels of fastlora and their tile tables. Depends on triton alone."""

@@ -1,4 +1,4 @@
-"""The backward kernel: dx, dA and dB, as many as are asked for, in one launch."""
+"""The backward kernel: those of dx, dA and dB that are needed, in one launch."""
 
 import triton
 import triton.language as tl
@@ -42,12 +42,13 @@ def finish_dx(
 ):
     """dx = acc + D * (q A), with D the dropout mask or 1."""
     if mask is None:
-        STEP: tl.constexpr = min(BLOCK_R, 32)  # what fits beside the main loop's accumulator
+        STEP: tl.constexpr = min(BLOCK_R, 32)  # fits into registers together with the accumulator
         acc = add_low_rank(acc, q_ptr, A, 1.0, row, column, M, K, r, BLOCK_M, BLOCK_K, STEP, DTYPE, PRECISION)
         store_tile(dx, acc, row, column, M, K, BLOCK_M, BLOCK_K)
     else:
-        # In quarters: the low-rank product takes an accumulator of its own, for which the registers beside a
-        # whole tile's are too few. By 32 ranks one variant spilled 8 bytes (sm_90, r=24, Triton 3.9.0).
+        # In quarters: the low-rank product needs an accumulator of its own. One for the full tile would not
+        # fit into registers together with `acc`. With a STEP of 32, one variant spilled 8 bytes (sm_90, r=24,
+        # Triton 3.9.0).
         STEP: tl.constexpr = min(BLOCK_R, 16)
         HALF: tl.constexpr = BLOCK_K // 2
         QUARTER: tl.constexpr = BLOCK_K // 4
@@ -75,7 +76,7 @@ def finish_dx(
                 )
 
 
-# As in the forward.
+# As in the forward kernel.
 @triton.jit(do_not_specialize=["M", "threshold", "split_q", "split_dx", "split_gradients"])
 def backward_kernel(
     dy,  # [M, N]: a descriptor of [BLOCK_M, BLOCK_N] blocks, or (pointer, strides)
@@ -88,11 +89,11 @@ def backward_kernel(
     dx,  # [M, K]: a descriptor of the blocks that are stored, or a pointer to contiguous rows
     dA_ptr,  # [r, K] contiguous; any of these three is None where it is not needed
     dB_ptr,  # [N, r] contiguous
-    scratch_ptrs,  # fp32, for the splits of (q, dx, gradients); dx's is None where no dx tile is shared
+    scratch_ptrs,  # fp32, for the splits of (q, dx, gradients); dx's is None if no dx tile is split
     workspace_ptr,  # int32, zero at launch: tasks.BackwardCounters
     seed_ptr,  # [1] int64, the seed of the dropout mask; None without dropout
     threshold,  # an entry of x was dropped with probability threshold / 2^16
-    kept_scale,  # what was kept was multiplied by this
+    kept_scale,  # kept entries were multiplied by this
     s,
     M,
     N,

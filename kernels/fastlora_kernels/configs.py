@@ -1,4 +1,4 @@
-"""Which tiles and compiler options a call takes: by architecture, element kind and shape."""
+"""The tiles and compiler options of a call, by architecture, element kind and shape."""
 
 from typing import Final
 
@@ -16,9 +16,10 @@ FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
 
-# Ranks beyond these are taken in several blocks, so that registers do not grow with the rank. fp32 elements
-# take twice the registers a rank; so do adapters wider than x, and four times where the matrix units read
-# their operands from registers (mma.sync) rather than from shared memory (wgmma, tcgen05).
+# The largest block of ranks; more ranks are processed in several blocks, so that registers do not grow with
+# the rank. fp32 elements take twice the registers for each rank. So do adapters in a wider dtype than x; they
+# take four times if the matrix units read operands from registers (mma.sync) instead of from shared memory
+# (wgmma, tcgen05).
 _RANKS: Final = 64
 _RANKS_FP32: Final = 32
 _RANKS_WIDE_ADAPTERS: Final = {
@@ -30,10 +31,10 @@ _RANKS_WIDE_ADAPTERS: Final = {
     "interpreter": 32,
 }
 
-# Each split but the last has at least this many steps of its loop: fewer would not fill the pipeline.
+# The fewest loop steps of a split (the last may have fewer): less would not fill the pipeline.
 _FEWEST_STEPS: Final = 4
 
-# What the interpreter runs: small, so that small tests cross tile borders and split tiles.
+# The table for the interpreter. Its tiles are small, so that small tests cross tile borders and split tiles.
 INTERPRETER: Final = Table(
     multiprocessors=12,
     shared_memory=0,
@@ -51,12 +52,12 @@ INTERPRETER: Final = Table(
 
 
 def nearest_architecture(backend: str, capability: tuple[int, int], shared_memory: int) -> str:
-    """The newest architecture with a table that is no newer than the GPU and fits its shared memory.
+    """The newest architecture with a table that is not newer than the GPU and fits its shared memory.
 
     Args:
         backend: "cuda" or "hip".
         capability: Compute capability of a CUDA GPU; unused for ROCm.
-        shared_memory: Bytes that one program may take on the GPU.
+        shared_memory: Bytes of shared memory that one program may take on the GPU.
     """
     if backend == "hip":
         return "gfx942"
@@ -76,7 +77,7 @@ def table_of(architecture: str) -> Table:
 
 
 def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma: bool = True) -> str:
-    """The class of an output [M, C] among those that the table has for this element kind.
+    """The shape class of an output [M, C], among those that the table has for this element kind.
 
     Args:
         table: The architecture's.
@@ -93,7 +94,7 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
         return "low"
     if "narrow" in classes and C <= NARROW_COLUMNS:
         return "narrow"
-    # By pointers a wide tile's addresses take more registers than there are: Triton 3.6.0 spilled 24 bytes.
+    # Without TMA, the addresses of a wide tile take too many registers: Triton 3.6.0 spilled 24 bytes.
     enough = (
         "wide" in classes
         and num_tiles(getattr(classes["wide"], direction), direction, M, C) >= table.multiprocessors
@@ -104,7 +105,7 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
 
 
 def beaten(entry: Entry, direction: str, dtype: str, adapter_dtype: str, r: int) -> bool:
-    """Whether the vendor's matrix product was measured to be faster in a pass: at this dtype and rank alone.
+    """Whether the vendor's matrix product was measured to be faster in a pass with these dtypes and rank.
 
     Args:
         entry: The shape class's.
@@ -117,59 +118,65 @@ def beaten(entry: Entry, direction: str, dtype: str, adapter_dtype: str, r: int)
 
 
 def num_tiles(tile: Tile, direction: str, M: int, C: int) -> int:
-    """Tiles of an output [M, C]."""
+    """Number of tiles of an output [M, C]."""
     return num_blocks(M, tile.block_m) * num_blocks(C, tile.columns(direction))
 
 
 def num_blocks(size: int, block: int) -> int:
-    """Blocks that cover a size."""
+    """Number of blocks that cover a size."""
     return -(-size // block)
 
 
 def split_k(table: Table, tiles: int, steps: int) -> int:
-    """Programs that share each of these tiles, of so many loop steps, for all multiprocessors to work."""
+    """How many programs share each of these tiles, so that all multiprocessors have work.
+
+    Args:
+        table: The architecture's.
+        tiles: Number of tiles.
+        steps: Loop steps of a tile.
+    """
     if tiles == 0 or steps == 0:
         return 1
     most = max(1, min(table.multiprocessors // tiles, steps // _FEWEST_STEPS))
-    # All splits but the last are equally long; rounded up, fewer of them may do all the steps.
+    # All splits but the last have equally many steps, rounded up; so fewer splits may cover all steps.
     return num_blocks(steps, num_blocks(steps, most))
 
 
 def takes_tma(architecture: str, kind: str) -> bool:
-    """Whether aligned operands come and results go through tensor descriptors.
+    """Whether aligned operands and results go through tensor descriptors.
 
-    Exact fp32 products read their operands into registers; through TMA they took 60 to 80 registers more
-    (sm_90, 64 x 64 tiles) and nothing is won.
+    Not for exact fp32 products, which read their operands into registers: with TMA they took 60 to 80
+    registers more (sm_90, 64 x 64 tiles), for no gain.
     """
     return architecture in ("sm_90", "sm_100", "interpreter") and kind != "ieee"
 
 
 def element_kind(bits: int, precision: str) -> str:
-    """The kind "half" for 16-bit elements; for 32-bit ones the dot precision, "tf32" or "ieee"."""
+    """The element kind: "half" for 16 bits; for 32 bits, the dot precision "tf32" or "ieee"."""
     return "half" if bits == 16 else precision
 
 
 def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool) -> int:
-    """The block of ranks: a power of two, at least the 16 that a matrix instruction takes."""
+    """Ranks in a block: a power of two, at least the 16 that a matrix instruction takes."""
     most = _RANKS_WIDE_ADAPTERS[architecture] if wide_adapters else _RANKS if kind == "half" else _RANKS_FP32
     return min(max(16, 1 << (r - 1).bit_length()), most)
 
 
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
-    """Columns of the block that is stored at once: under the dropout mask dx is stored in quarters."""
+    """Columns of an output tile that are stored at once: a quarter of them for dx with dropout, else all."""
     columns = tile.columns(direction)
     return columns // 4 if direction == "backward" and dropout else columns
 
 
 def launch_options(tile: Tile, backend: str) -> dict[str, int | bool]:
-    """What the compiler is told besides the block shapes; `backend` is "cuda" or "hip"."""
+    """The compiler options, block shapes aside; `backend` is "cuda" or "hip"."""
     options: dict[str, int | bool] = {
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,
     }
     if backend == "cuda":
-        # Without a bound ptxas spills 8 to 32 bytes in some fp32 variants to fit one more program on a
-        # multiprocessor; with the hardware's own bound no entry of the tables spills.
+        # 255 is the hardware's limit. Without it, ptxas spills 8 to 32 bytes in some fp32 variants to fit one
+        # more program on a multiprocessor; with it, no entry of the tables spills.
         options["maxnreg"] = 255
     return options

@@ -15,9 +15,9 @@ forward_tickets = on_device(tasks.forward_tickets)
 forward_counters = on_device(tasks.forward_counters)
 
 
-# Sizes that change from call to call and that nothing is vectorized along: no variants for them. They stand
-# outside of the tuples because this does not reach into one: Triton 3.6 and 3.9 specialize on what is inside.
-# A descriptor must not stand in a tuple: 3.6 finds those among the arguments themselves only.
+# Not specialized: values that change from call to call, and along which nothing is vectorized. They are
+# arguments of their own because `do_not_specialize` has no effect inside a tuple in Triton 3.6 and 3.9. A
+# tensor descriptor must not be in a tuple either: 3.6 finds descriptors only among the arguments themselves.
 @triton.jit(do_not_specialize=["M", "threshold", "split_p", "split_y"])
 def forward_kernel(
     x,  # [M, K]: a descriptor of [BLOCK_M, BLOCK_K] blocks, or (pointer, strides)
@@ -27,11 +27,11 @@ def forward_kernel(
     B,  # [N, r], as (pointer, strides)
     y,  # [M, N]: a descriptor of [BLOCK_M, BLOCK_N] blocks, or a pointer to contiguous rows
     p_ptr,  # [M, r] contiguous fp32
-    scratch_ptrs,  # fp32, for the splits of (p, y); y's is None where no y tile is shared
+    scratch_ptrs,  # fp32, for the splits of (p, y); y's is None if no y tile is split
     workspace_ptr,  # int32, zero at launch: tasks.ForwardCounters
     seed_ptr,  # [1] int64, the seed of the dropout mask; None without dropout
     threshold,  # an entry of x is dropped with probability threshold / 2^16
-    kept_scale,  # what is kept is multiplied by this
+    kept_scale,  # kept entries are multiplied by this
     s,
     M,
     N,
@@ -48,7 +48,7 @@ def forward_kernel(
 ):
     """p = (D * x) Aᵀ;  y = x Wᵀ + s p Bᵀ + b, with D the dropout mask or 1.
 
-    A y tile runs its whole main loop before it needs p.
+    A program that computes a y tile needs p only after its main loop.
     """
     ticket = take_ticket(workspace_ptr)  # the first counter of the workspace
     mask = (tl.load(seed_ptr), threshold) if seed_ptr is not None else None
@@ -88,7 +88,7 @@ def forward_kernel(
             has_sum, acc = sum_of_splits(acc, split, BLOCK_M, BLOCK_N)
         if has_sum:
             wait_for(workspace_ptr + counters.flags + m, tiles.ranks)
-            # What fits beside the main loop's accumulator, which holds most registers.
+            # Fits into registers together with the main loop's accumulator, which takes most of them.
             STEP: tl.constexpr = min(BLOCK_R, 32)
             DTYPE: tl.constexpr = x.dtype if isinstance(x, tl.tensor_descriptor) else x[0].dtype.element_ty
             B_t = (B[0], B[2], B[1])

@@ -1,7 +1,7 @@
-"""The products with a side of only r: p and q tiles from [M, C], dB and dA tiles from its transpose.
+"""The products whose result has only r rows or columns: tiles of p, q, dB and dA.
 
-They are bound by memory, so several programs may share a tile (`split_k.py`). `source` is a matrix as in
-`tile_ops.py`; C stands for N or K.
+They are bound by memory, so several programs may share a tile (`split_k.py`). `source` is a matrix argument
+as described in `tile_ops.py`. C stands for N or K.
 """
 
 import triton
@@ -16,8 +16,9 @@ from fastlora_kernels.tile_ops import load_handed_over, load_tile
 def dot_adapter(block, v, acc, TWO_TERMS: tl.constexpr, PRECISION: tl.constexpr):
     """acc + block v, with v converted to block's dtype.
 
-    With TWO_TERMS an fp32 v on a 16-bit block is taken as a high and a low term of 16 bits: the adapter's
-    gradient then keeps fp32's accuracy at r times the small cost, and no fp32 copy of the block is made.
+    With TWO_TERMS, an fp32 v is written as the sum of two 16-bit terms, high and low, if block has 16 bits.
+    The adapter's gradient then keeps fp32's accuracy without an fp32 copy of the block. The price is a second
+    product of this small size.
     """
     high = v.to(block.dtype)
     acc = tl.dot(block, high, acc, input_precision=PRECISION)
@@ -47,7 +48,7 @@ def project_tile(
 ):
     """out[row:, rank:] = s source right for BLOCK_M rows and BLOCK_R ranks.
 
-    Returns whether this program stored the tile, which the caller then publishes.
+    Returns whether this program stored the tile; if so, the caller must publish it.
     """
     start, stop = split_range(C, split, BLOCK_C)
     acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)

@@ -1,9 +1,9 @@
-"""Split-K: several programs share a tile, each a part of its contraction, so that few tiles fill the machine.
+"""Split-K: several programs share one output tile, so that even a few tiles use the whole GPU.
 
-"K" is the field's word for the dimension that is summed over: K itself for p and y, N for q and dx, M for dA
-and dB. Every split leaves its fp32 tile in a scratch tensor and counts itself as arrived; the program that
-arrives last adds all of them up, always in the same order, so the bits do not depend on which one that was.
-Nobody waits: the others are done when they have arrived.
+Each program sums over its own range of the contracted dimension. That is K for p and y, N for q and dx, and M
+for dA and dB. It stores its partial fp32 tile, a split, in a scratch tensor and counts itself as arrived. The
+program that arrives last adds all splits, always in the same order, so the result does not depend on which
+one it is. No program waits: the others end once they have arrived.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Split(NamedTuple):
 
 @triton.jit
 def split_range(size, split, BLOCK: tl.constexpr):
-    """(start, stop) of this split's run of whole blocks of range(0, size)."""
+    """(start, stop) of this split's part of range(0, size), in units of BLOCK."""
     step = tl.cdiv(tl.cdiv(size, BLOCK), split.count) * BLOCK
     start = split.index * step
     return start, tl.minimum(start + step, size)
@@ -40,16 +40,16 @@ def split_range(size, split, BLOCK: tl.constexpr):
 
 @triton.jit
 def sum_of_splits(acc, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(whether this program has the sum, the sum): the tile was not shared, or this split arrived last.
+    """(whether this program has the sum, the sum). It has if the tile is not split or it arrived last.
 
-    acc: [ROWS, COLUMNS] fp32.
+    acc: this program's partial sum, [ROWS, COLUMNS] fp32.
     """
     has_sum = split.count == 1
     if split.count > 1:
         within = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         first_ptr = split.scratch_ptr + split.tile.to(tl.int64) * split.count * (ROWS * COLUMNS)
         tl.store(first_ptr + split.index * (ROWS * COLUMNS) + within, acc)
-        # Every thread's stores come before the barrier, one thread's release after it; the last to arrive
+        # All threads store before the barrier, and one thread releases after it. The last program to arrive
         # acquires what all others released.
         tl.debug_barrier()
         has_sum = tl.atomic_add(split.arrivals_ptr + split.tile, 1, sem="acq_rel") == split.count - 1
@@ -57,6 +57,6 @@ def sum_of_splits(acc, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
             tl.debug_barrier()
             acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
             for other in range(split.count):
-                # L1 is not coherent, hence ".cg".
+                # L1 is not coherent: ".cg" bypasses it.
                 acc += tl.load(first_ptr + other * (ROWS * COLUMNS) + within, cache_modifier=".cg")
     return has_sum, acc

@@ -1,7 +1,7 @@
-"""What a tile table holds, and the check of every value of it as it is read.
+"""What a tile table holds, and the check of each value when a table is read.
 
-A table is data that somebody may have written by hand: what no kernel could run with is refused here, by its
-name, and not where it divides by zero or fails to compile.
+A table may be written by hand. A value that no kernel can run with is refused here, with its name, before it
+causes a division by zero or a failed compilation.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ CLASSES: Final = ("few", "low", "narrow", "square", "wide")
 DTYPES: Final = ("float16", "bfloat16", "float32")
 KINDS: Final = ("half", "tf32", "ieee")
 
-# A matrix instruction takes 16 rows, columns and steps, and a tensor descriptor has at most 256 of each; a
-# program has at most 1,024 threads, 32 or 64 a warp. Under dropout a tile of dx is stored in quarters.
+# Matrix instructions take 16 rows, columns and steps; a tensor descriptor's block has at most 256 of each. A
+# program has at most 1,024 threads, 32 or 64 in a warp. With dropout, a dx tile is stored in quarters.
 _SIDES: Final = (16, 32, 64, 128, 256)
 _ALLOWED: Final = {
     "block_m": _SIDES,
@@ -22,7 +22,7 @@ _ALLOWED: Final = {
     "num_warps": (1, 2, 4, 8, 16),
     "num_stages": range(1, 9),
 }
-# Columns of the output, by direction.
+# The field with the columns of the output tile, by direction.
 _ALLOWED_COLUMNS: Final = {"forward": {"block_n": _SIDES[2:]}, "backward": {"block_k": _SIDES[2:]}}
 _MULTIPROCESSORS: Final = range(1, 4097)
 _SHARED_MEMORY: Final = range(2**24 + 1)
@@ -30,17 +30,17 @@ _RANKS: Final = range(1, 2**20)
 
 
 class ContentError(ValueError):
-    """A value that no table may hold; its text names the value's place."""
+    """A value that no table may hold; the message says where in the table it is."""
 
 
 class Tile(NamedTuple):
-    """One program's share of a matrix product: of y [M, N], summed over K, or of dx [M, K], summed over N.
+    """The block sizes and launch options of one program's output tile, of y [M, N] or of dx [M, K].
 
     Attributes:
         block_m: Rows of the output tile.
-        block_n: Columns of a y tile; the step of the main loop backward, and the columns of a dB tile.
+        block_n: Columns of a y tile. Backward: the step of the main loop, and the columns of a dB tile.
         block_k: The step of the main loop forward; columns of a dx tile.
-        group: Row tiles that share a band of L2.
+        group: Row tiles that are processed together, so that they share operands in L2.
         num_warps: Warps of a program.
         num_stages: Depth of the software pipeline.
     """
@@ -54,7 +54,7 @@ class Tile(NamedTuple):
 
     @property
     def block_k_dA(self) -> int:  # noqa: N802 - dA is the gradient of A
-        """Columns of a dA tile: as many as a dB tile has, which are few, so that there are many tiles."""
+        """Columns of a dA tile: as many as a dB tile has. They are few, so that there are many tiles."""
         return self.block_n
 
     def columns(self, direction: str) -> int:
@@ -73,7 +73,7 @@ def tile_of(direction: str, rows: int, columns: int, step: int, *rest: int) -> T
 
 
 class Win(NamedTuple):
-    """What the vendor's matrix product was measured to be faster in.
+    """A pass, dtype and rank for which the vendor's matrix product was measured to be faster.
 
     Attributes:
         direction: "forward" or "backward".
@@ -87,13 +87,13 @@ class Win(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a shape class takes.
+    """The entry of a shape class.
 
     Attributes:
-        forward: Tile of the forward.
-        backward: Tile of the backward.
-        library: Where the vendor's matrix product, with the low-rank part accumulated onto it, was measured
-            to be faster than the kernel.
+        forward: Tile of the forward pass.
+        backward: Tile of the backward pass.
+        library: Cases in which the vendor's matrix product, with the low-rank product accumulated onto it,
+            was measured to be faster than the kernel.
     """
 
     forward: Tile
@@ -105,11 +105,11 @@ class Table(NamedTuple):
     """One architecture's tiles.
 
     Attributes:
-        multiprocessors: Of its usual GPU; what few tiles are split for.
-        shared_memory: Bytes that one program may take (CUDA programming guide, "compute capabilities"; the
-            CDNA3 ISA guide for gfx942).
+        multiprocessors: Their number on its usual GPU; if there are fewer tiles, these are split.
+        shared_memory: Bytes of shared memory that one program may take (CUDA programming guide, "compute
+            capabilities"; the CDNA3 ISA guide for gfx942).
         measured: The results file, device and commit that chose the tiles; None if nothing was measured.
-        entries: By element kind and shape class.
+        entries: {element kind: {shape class: entry}}.
     """
 
     multiprocessors: int
@@ -119,7 +119,7 @@ class Table(NamedTuple):
 
 
 def read_content(content: object) -> Table:
-    """A table from what its JSON file holds.
+    """A table from the parsed content of its JSON file.
 
     Raises:
         ContentError: If a value is missing, unknown, or out of its range.
@@ -183,7 +183,7 @@ def _fields(
 
 
 def _number(place: str, value: object, allowed: range | tuple[int, ...]) -> int:
-    # True is no number here, and 16.0 would be none where a kernel takes it.
+    # Not isinstance or ==: they would accept True and 16.0.
     if type(value) is int and value in allowed:
         return value
     what = (

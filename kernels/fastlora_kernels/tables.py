@@ -1,8 +1,8 @@
-"""The tile tables, one JSON file for each architecture: a lookup, never a search at run time.
+"""Reads and writes the tile tables, one JSON file for each architecture. Nothing is tuned at run time.
 
-A table is data so that a tuning run can write a new one (`python -m bench.tuning`), to be committed with the
-measurement that chose it, or kept beside one's own code and named by FASTLORA_TABLES. Every entry of the
-package's compiles without a spill within its architecture's shared memory; `compile_check/` holds it to that.
+A tuning run (`python -m bench.tuning`) writes a new table. It is either committed with the measurement that
+chose it, or kept by a user in the folder that FASTLORA_TABLES names. `compile_check/` checks that every entry
+of the package's tables compiles without spills and within its architecture's shared memory.
 """
 
 import functools
@@ -30,13 +30,13 @@ ARCHITECTURES: Final = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 
 FOLDER: Final = Path(__file__).parent / "tables"
 
-# The package's tables have 4 kB.
+# The largest table file that is read; the package's have 4 kB.
 _MOST_BYTES: Final = 256 * 1024
 
 
 @functools.cache
 def load_table(architecture: str) -> Table:
-    """The table of one of ARCHITECTURES: of the folder that FASTLORA_TABLES names where it has one.
+    """The table of one of ARCHITECTURES: from the folder FASTLORA_TABLES if it has one, else the package's.
 
     Raises:
         ValueError: If FASTLORA_TABLES names no folder, or the file is no tile table.
@@ -51,7 +51,7 @@ def load_table(architecture: str) -> Table:
 
 
 def read_table(path: Path) -> Table:
-    """A table from its file, every value of it checked.
+    """A table from its file, with every value checked.
 
     Raises:
         ValueError: If the file is no tile table.
@@ -78,7 +78,7 @@ def _short(text: str) -> str:
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write a table so that a difference between two of them reads tile by tile."""
+    """Write a table, with one line for each tile, so that a diff of two tables is readable."""
     kinds = []
     for kind, classes in table.entries.items():
         entries = []

@@ -1,11 +1,12 @@
-"""What a launch consists of: its tiles, the tickets that stand for them, and the counters that they share.
+"""The tasks of a launch: its tiles, the tickets that number its programs, and the counters that they share.
 
-Plain arithmetic, stated once: the host sizes a launch by it, and device code, where a ticket is drawn, finds
-its task by it (`on_device` in tickets.py). So only what both Python and Triton can run stands here: no
-helper, as Triton calls none but its own, no `bool` among the annotations, which Triton reads too, and `//`
-on positive numbers alone, where it means the same to both.
+One launch computes several kinds of tiles. Each program draws a ticket, which decides its tile. A tile that
+several programs share (split-K, `split_k.py`) has a ticket for each of them.
 
-A tile may be shared by several programs (split-K, `split_k.py`); it has a ticket for each of them.
+This arithmetic is stated once. The host uses it to size a launch, and device code (through `on_device` in
+tickets.py) to find a program's tile. So the functions must run both in Python and in Triton: they call no
+helpers, because Triton calls only jitted functions; their annotations have no `bool`, because Triton reads
+them too; and they use `//` on positive numbers alone, for which it is the same in both.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ class ForwardTiles(NamedTuple):
         rows: Blocks of M.
         columns: Blocks of N.
         ranks: Blocks of r.
-        p: Tiles of p, [BLOCK_M, BLOCK_R]: those of one block of rows stand together.
+        p: Tiles of p, [BLOCK_M, BLOCK_R]; those of one block of rows are adjacent.
         y: Tiles of y, [BLOCK_M, BLOCK_N].
     """
 
@@ -30,11 +31,11 @@ class ForwardTiles(NamedTuple):
 
 
 class ForwardTickets(NamedTuple):
-    """Tickets of a forward pass: from 0 on the p tiles, then the y tiles.
+    """Tickets of a forward pass: the p tiles, from 0 on, then the y tiles.
 
     Attributes:
         y: The first ticket of a y tile.
-        end: How many tickets there are: the programs of the launch.
+        end: The number of tickets, which is the number of programs.
     """
 
     y: int
@@ -42,10 +43,10 @@ class ForwardTickets(NamedTuple):
 
 
 class ForwardCounters(NamedTuple):
-    """Where the int32 counters of a forward pass lie in its workspace, which is zero at launch.
+    """Offsets of the int32 counters of a forward pass in its workspace, which is zero at launch.
 
     Attributes:
-        tickets: The counter of tickets.
+        tickets: How many tickets were drawn.
         flags: For each block of rows, how many of its p tiles are stored.
         p: For each p tile, how many of its splits have arrived.
         y: The same for each y tile.
@@ -60,13 +61,13 @@ class ForwardCounters(NamedTuple):
 
 
 class BackwardTiles(NamedTuple):
-    """Tiles of a backward pass; 0 of what is not needed.
+    """Tiles of a backward pass; 0 of a gradient that is not needed.
 
     Attributes:
         rows: Blocks of M.
         columns: Blocks of K.
         ranks: Blocks of r.
-        q: Tiles of q, [BLOCK_M, BLOCK_R]: those of one block of rows stand together.
+        q: Tiles of q, [BLOCK_M, BLOCK_R]; those of one block of rows are adjacent.
         dx: Tiles of dx, [BLOCK_M, BLOCK_K].
         dB: Tiles of dB, [BLOCK_N, BLOCK_R].
         dA: Tiles of dA, [BLOCK_R, BLOCK_K_DA].
@@ -82,16 +83,16 @@ class BackwardTiles(NamedTuple):
 
 
 class BackwardTickets(NamedTuple):
-    """Tickets of a backward pass: from 0 on the q tiles, half of the dx tiles, dB and dA, the other dx tiles.
+    """Tickets of a backward pass: q, the first half of the dx tiles, dB, dA, the second half of dx.
 
-    dB and dA wait on memory, dx on the matrix units: in the middle they share the machine, at the end they
-    would be its tail.
+    dB and dA are bound by memory, dx by the matrix units. In the middle they overlap with dx; at the end they
+    would run alone.
 
     Attributes:
         dx: The first ticket of a dx tile, and the end of q's.
-        gradients: The first ticket of a dB tile; those of dA follow, split alike.
-        num_gradients: The tickets of dB and dA together; the second half of dx comes so much later.
-        end: How many tickets there are: the programs of the launch.
+        gradients: The first ticket of a dB tile; those of dA follow, with the same number of splits.
+        num_gradients: The number of tickets of dB and dA together, by which dx's second half is shifted.
+        end: The number of tickets, which is the number of programs.
     """
 
     dx: int
@@ -101,11 +102,11 @@ class BackwardTickets(NamedTuple):
 
 
 class BackwardCounters(NamedTuple):
-    """Where the int32 counters of a backward pass lie in its workspace, which is zero at launch.
+    """Offsets of the int32 counters of a backward pass in its workspace, which is zero at launch.
 
     Attributes:
-        tickets: The counter of tickets.
-        all_rows: How many q tiles are stored.
+        tickets: How many tickets were drawn.
+        all_rows: How many q tiles are stored, of all rows.
         flags: For each block of rows, how many of its q tiles are stored.
         q: For each q tile, how many of its splits have arrived.
         dx: The same for each dx tile.
@@ -131,7 +132,7 @@ def forward_tiles(M: int, N: int, r: int, BLOCK_M: int, BLOCK_N: int, BLOCK_R: i
 
 
 def forward_tickets(tiles: ForwardTiles, split_p: int, split_y: int) -> ForwardTickets:
-    """The ForwardTickets of these tiles, each shared by so many programs."""
+    """The ForwardTickets of these tiles; split_p programs share a p tile, split_y programs a y tile."""
     y = tiles.p * split_p
     return ForwardTickets(y=y, end=y + tiles.y * split_y)
 
@@ -158,7 +159,7 @@ def backward_tiles(
     BLOCK_R: int,
     BLOCK_K_DA: int,
 ) -> BackwardTiles:
-    """The BackwardTiles of a pass that computes what is needed."""
+    """The BackwardTiles of a pass that computes the gradients that are needed."""
     rows = (M + BLOCK_M - 1) // BLOCK_M
     columns = (K + BLOCK_K - 1) // BLOCK_K
     ranks = (r + BLOCK_R - 1) // BLOCK_R
@@ -176,7 +177,7 @@ def backward_tiles(
 def backward_tickets(
     tiles: BackwardTiles, split_q: int, split_dx: int, split_gradients: int
 ) -> BackwardTickets:
-    """The BackwardTickets of these tiles, each shared by so many programs."""
+    """The BackwardTickets of these tiles; split_... programs share a tile (gradients: of dB or dA)."""
     dx = tiles.q * split_q
     num_dx = tiles.dx * split_dx
     num_gradients = (tiles.dB + tiles.dA) * split_gradients

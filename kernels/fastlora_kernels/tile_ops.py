@@ -1,8 +1,8 @@
 """Loading a tile, adding the low-rank product to a y or dx tile, and storing it.
 
-A matrix that is read is a tensor descriptor of blocks, or a tuple (pointer, stride of rows, stride of
-columns). One that is written is a descriptor, or a pointer to contiguous rows. p and q are fp32, contiguous
-[M, r]. C stands for N or K, whichever the pass has there.
+A matrix argument that is read is a tensor descriptor of blocks, or a tuple (pointer, row stride, column
+stride). One that is written is a descriptor, or a pointer to contiguous rows. p and q are contiguous fp32
+[M, r]. C stands for N or K, depending on the pass.
 """
 
 import triton
@@ -20,7 +20,7 @@ def load_tile(source, row, column, num_rows, num_columns, ROWS: tl.constexpr, CO
         source_ptr, stride_row, stride_column = source
         offs_row = row + tl.arange(0, ROWS)
         offs_column = column + tl.arange(0, COLUMNS)
-        # M * K passes 2^31 in real use, so offsets are 64-bit before they are multiplied.
+        # M * K exceeds 2^31 in real use, so offsets become 64-bit before they are multiplied.
         offsets = (
             offs_row.to(tl.int64)[:, None] * stride_row + offs_column.to(tl.int64)[None, :] * stride_column
         )
@@ -31,7 +31,7 @@ def load_tile(source, row, column, num_rows, num_columns, ROWS: tl.constexpr, CO
 
 @triton.jit
 def load_handed_over(small_ptr, offs_m, offs_r, M, r):
-    """p or q at these rows and ranks, zero outside [M, r]; past L1, which is not coherent."""
+    """p or q at these rows and ranks, zero outside [M, r]; bypasses L1, which is not coherent."""
     return tl.load(
         small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
         mask=(offs_m < M)[:, None] & (offs_r < r)[None, :],
@@ -59,7 +59,7 @@ def add_low_rank(
 ):
     """acc + s small right at (row, column); the caller has waited for the rows of small."""
     offs_m = row + tl.arange(0, BLOCK_M)
-    # One or two trips at usual ranks, so there is nothing to pipeline.
+    # One or two iterations at usual ranks, so there is nothing to pipeline.
     for rank in tl.range(0, r, STEP, num_stages=1):
         small = load_handed_over(small_ptr, offs_m, rank + tl.arange(0, STEP), M, r)
         right_tile = load_tile(right, rank, column, r, C, STEP, BLOCK_C)
@@ -91,7 +91,7 @@ def store_tile(
 
 @triton.jit
 def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The left and the right half of [ROWS, COLUMNS], a matter of registers."""
+    """The left and the right half of a [ROWS, COLUMNS] tile, without going through memory."""
     return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
@@ -114,7 +114,7 @@ def store_with_masked_low_rank(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out[row:, column:] = acc + D * (s small right), with D the mask of 0 and 1; its scale is in s."""
+    """out[row:, column:] = acc + D * (s small right), with D the 0/1 mask; s includes the mask's scale."""
     zero = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
     update = add_low_rank(
         zero, small_ptr, right, s, row, column, M, C, r, BLOCK_M, BLOCK_C, STEP, DTYPE, PRECISION

@@ -1,1 +1,1 @@
-"""The kernels compiled for any GPU on any machine, and what every entry of the tile tables is held to."""
+"""Compiles the kernels of every tile table entry, for any GPU on any machine, and checks the result."""

@@ -1,4 +1,4 @@
-"""Compile every entry of the tile tables for its targets, and hold it to the rules.
+"""Compile every entry of the tile tables for its targets, and check it against the rules (`rules.py`).
 
     python -m fastlora_kernels.compile_check                         the most demanding variants
     python -m fastlora_kernels.compile_check sm_90 --every-variant   every variant of one architecture
@@ -19,7 +19,7 @@ from fastlora_kernels.compile_check.variants import TARGETS, cases
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the check; the exit status."""
+    """Run the check and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m fastlora_kernels.compile_check", description="Check the tile table."
     )

@@ -1,4 +1,4 @@
-"""Compile the kernels for any GPU on any machine, and read what the compiler made of them."""
+"""Compiles the kernels for any GPU on any machine, and reads the resources that the result takes."""
 
 import re
 import subprocess
@@ -16,18 +16,18 @@ from fastlora_kernels.configs import launch_options, rank_block, store_columns
 from fastlora_kernels.forward import forward_kernel
 from fastlora_kernels.tables import Tile
 
-# A size or stride of whole 16s, as the JIT finds most to be; "i32" stands for any.
+# A size or stride that is a multiple of 16, as most are; "i32" stands for any.
 _SIXTEENS: Final = "i32 of 16s"
 
 
 class Constant(NamedTuple):
-    """An argument that the JIT makes a constant of: None, 1, or a constexpr."""
+    """An argument that the JIT compiles in as a constant: None, 1, or a constexpr."""
 
     value: object
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel takes.
+    """The resources of one compiled kernel.
 
     Attributes:
         shared: Bytes of shared memory a program.
@@ -75,7 +75,7 @@ def compile_kernel(
 
 
 def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
-    """An argument's part of the signature; its constants and attributes are put into theirs."""
+    """One argument's entry of the signature; adds its constants and attributes to the two dicts."""
     if isinstance(kind, Constant):
         constants[path] = kind.value
         return "constexpr"
@@ -144,21 +144,21 @@ def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str,
 
 
 def _read(variant: Variant, rows: int, columns: int) -> Any:
-    """A matrix that is read, [rows, columns] at a time."""
+    """The kind of a matrix argument that is read in blocks [rows, columns]."""
     if variant.tma:
         return f"tensordesc<{variant.element}[{rows}, {columns}]>"
     return f"*{variant.element}", _SIXTEENS, Constant(1)
 
 
 def _written(variant: Variant, rows: int, columns: int) -> str:
-    """A matrix that is written, [rows, columns] at a time."""
+    """The kind of a matrix argument that is written in blocks [rows, columns]."""
     if variant.stores_through_tma:
         return f"tensordesc<{variant.element}[{rows}, {columns}]>"
     return f"*{variant.element}"
 
 
 def _cuda_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes a thread, from the compiled code itself."""
+    """(registers, stack bytes) of a thread, read from the compiled code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

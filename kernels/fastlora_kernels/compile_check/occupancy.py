@@ -1,10 +1,10 @@
-"""How many programs of a kernel one multiprocessor holds at a time, by what a program takes."""
+"""Occupancy: how many programs of a kernel one multiprocessor runs at a time."""
 
 from typing import Final, NamedTuple
 
 
 class Limits(NamedTuple):
-    """What one multiprocessor has.
+    """The limits of one multiprocessor.
 
     Attributes:
         registers: 32-bit registers of all threads.
@@ -13,7 +13,7 @@ class Limits(NamedTuple):
         warps: Resident warps.
         programs: Resident programs.
         lanes: Threads of a warp.
-        grain: Registers are given to a warp in multiples of this for each thread.
+        grain: A thread's registers are allocated in multiples of this.
     """
 
     registers: int
@@ -38,7 +38,7 @@ LIMITS: Final = {
 
 
 def resident_programs(target: str, num_warps: int, registers: int, shared: int) -> tuple[int, str]:
-    """(programs that one multiprocessor holds, what there is not enough of for one more).
+    """(programs resident on one multiprocessor, the resource that leaves no room for one more).
 
     Args:
         target: A key of LIMITS.

@@ -1,4 +1,4 @@
-"""What a compiled kernel is held to: shared memory, no spill, matrix instructions, and a sound hand-over."""
+"""Rules for a compiled kernel: shared memory, no spills, matrix instructions, and a correct hand-over."""
 
 import re
 
@@ -8,7 +8,7 @@ from fastlora_kernels.tables import load_table
 
 
 def faults(case: Case, made: Resources) -> list[str]:
-    """What is wrong with a compiled kernel, as phrases; none if it may be shipped."""
+    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped."""
     found = []
     limit = load_table(case.architecture).shared_memory
     if made.shared > limit:
@@ -23,7 +23,7 @@ def faults(case: Case, made: Resources) -> list[str]:
             r"bulk\.tensor\S*\.global\.shared::c\w+", made.assembly
         ):
             found.append("stores nothing through TMA")
-    # The instruction takes 64 rows.
+    # A wgmma instruction takes 64 rows.
     wants_wgmma = case.architecture == "sm_90" and case.kind != "ieee" and case.tile.block_m >= 64
     if wants_wgmma and "wgmma.mma_async" not in made.assembly:
         found.append("has no wgmma")
@@ -31,16 +31,17 @@ def faults(case: Case, made: Resources) -> list[str]:
 
 
 def _hand_over_faults(ptx: str, direction: str) -> list[str]:
-    """The order of a hand-over: stores, barrier, release; acquire, barrier, loads past L1."""
-    # A tile is published with release: Triton 3.6 makes an atom of it, 3.9 a red, which returns nothing. A
-    # split arrives with both in one.
+    """Faults in a hand-over, which must be: stores, barrier, release; acquire, barrier, loads past L1."""
+    # A tile is published by an atomic with release semantics: "atom" from Triton 3.6, "red", which returns
+    # nothing, from 3.9. A split arrives by one atomic with acquire and release.
     release, acquire, both, load = "release.add", "gpu.acquire", "acq_rel.add", "ld.global.cg"
     events = re.findall(r"st\.global|bar\.sync|release\.add|gpu\.acquire|acq_rel\.add|ld\.global\.cg", ptx)
     found = [f"has no {event}" for event in (release, acquire, both) if event not in events]
     for index, event in enumerate(events):
         if event in (release, both) and events[index - 1] != "bar.sync":
             found.append(f"hands over by {event} without a barrier after its stores")
-        # The backward's dB tiles read p past L1 as well, which an earlier launch wrote.
+        # Not checked backward: dB tiles too read p past L1, but without acquire, as an earlier launch wrote
+        # p.
         if event == load and direction == "forward" and not {acquire, both} & set(events[:index]):
             found.append("reads what was handed over before it acquires it")
         if event in (acquire, both) and "bar.sync" not in events[index + 1 : _next(events, load, index)]:
@@ -49,12 +50,12 @@ def _hand_over_faults(ptx: str, direction: str) -> list[str]:
 
 
 def _next(events: list[str], event: str, index: int) -> int:
-    """Where `event` next stands after `index`, or the end."""
+    """The index of the next `event` after `index`; the length if there is none."""
     return events.index(event, index) if event in events[index:] else len(events)
 
 
 def check(case: Case) -> tuple[str, list[str]]:
-    """Compile a kernel; a line on what it takes, and its faults."""
+    """Compile a kernel: (a line on its resources, its faults)."""
     try:
         made = compile_kernel(case.direction, case.architecture, case.tile, case.variant, case.target)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Which kernels are compiled: of every entry of the tile tables, the most demanding variants or all."""
+"""Which kernels the check compiles: for every tile table entry, its most demanding variants or all."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ TARGETS: Final = {
 
 
 class Variant(NamedTuple):
-    """What a kernel is specialized for, besides its tile.
+    """What a kernel is specialized for, in addition to its tile.
 
     Attributes:
         element: "bf16", "fp16" or "fp32", the dtype of x, W and b.
@@ -28,9 +28,9 @@ class Variant(NamedTuple):
         tma: Whether x, W and dy come through tensor descriptors.
         precision: "tf32" or "ieee", for fp32.
         dropout: Whether the low-rank branch has dropout.
-        bias: Whether there is a bias; of the forward.
+        bias: Whether there is a bias; for the forward kernel only.
         split_k: Whether several programs share a y or dx tile.
-        tma_store: Whether y and dx go through tensor descriptors; None for as x, W and dy come.
+        tma_store: Whether y and dx are stored through tensor descriptors; None means as `tma`.
     """
 
     element: str = "bf16"
@@ -45,7 +45,7 @@ class Variant(NamedTuple):
 
     @property
     def stores_through_tma(self) -> bool:
-        """Whether y and dx go through tensor descriptors."""
+        """Whether y and dx are stored through tensor descriptors."""
         return self.tma if self.tma_store is None else self.tma_store
 
     @property
@@ -55,7 +55,7 @@ class Variant(NamedTuple):
 
     @property
     def wide_adapters(self) -> bool:
-        """Whether A and B are wider than x."""
+        """Whether the dtype of A and B is wider than x's."""
         return self.adapter == "fp32" and self.element != "fp32"
 
 
@@ -103,7 +103,7 @@ def tile_cases(
     """The kernels of one tile, whether or not it is in the table."""
     make = all_variants if every_variant else demanding_variants
     for target in TARGETS[architecture]:
-        # There are enough wide tiles for every multiprocessor: no programs share one.
+        # Wide tiles are never split: there are enough of them for every multiprocessor.
         for variant in make(
             kind, direction, tma=takes_tma(architecture, kind), split_k=shape_class != "wide"
         ):
@@ -111,7 +111,7 @@ def tile_cases(
 
 
 def demanding_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> list[Variant]:
-    """Those that take most shared memory (p and q are fp32 in the pipeline) and most registers."""
+    """The variants that take most shared memory (p and q are fp32 in the pipeline) and most registers."""
     bias = direction == "forward"
     if kind == "half":
         return [
@@ -126,7 +126,7 @@ def all_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> Iter
     dtypes = [("fp32", "fp32", kind)]
     if kind == "half":
         dtypes = [(x, adapter, "ieee") for x in ("bf16", "fp16") for adapter in (x, "fp32")]
-    # Where there is TMA, wide tiles, which no programs share, are taken with it only.
+    # Wide tiles, which are never split, are used with TMA only, on architectures that have it.
     loads = ((True, False) if split_k else (True,)) if tma else (False,)
     biases = (True, False) if direction == "forward" else (False,)
     for (element, adapter, precision), load, dropout, bias in itertools.product(
@@ -136,7 +136,7 @@ def all_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> Iter
     for (element, adapter, precision), r in itertools.product(dtypes[:2], (8, 24)):
         yield Variant(element, adapter, r, tma, precision, bias=biases[0])
     if tma:
-        # Rows of x and W start on 16 bytes where those of y do not, or the other way about.
+        # Rows of x and W may be aligned to 16 bytes while those of y are not, or the reverse.
         for load in loads:
             yield Variant(
                 *dtypes[0][:2], 64, load, dtypes[0][2], True, biases[0], split_k, tma_store=not load
