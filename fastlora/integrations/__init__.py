@@ -1,1 +1,1 @@
-"""fastlora inside other libraries; each module here needs the library that it is named after."""
+"""fastlora inside other libraries; each module needs the library that it is named after."""

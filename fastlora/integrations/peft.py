@@ -1,15 +1,15 @@
-"""PEFT's own LoRA models with fastlora's fused forward, by one line.
+"""Gives PEFT's own LoRA models fastlora's fused forward, with one line.
 
     model = get_peft_model(base, LoraConfig(...))
     print(accelerate_peft(model))
 
-The model stays PEFT's: its parameters, state_dict, files and methods are as they were. A layer takes the
-fused forward where that computes exactly what PEFT's would, and PEFT's own elsewhere; `forward_counts` says
-how often each, and why.
+The model stays PEFT's: its parameters, state_dict, files and methods do not change. A layer runs the fused
+forward if that computes exactly what PEFT's would, and PEFT's own forward otherwise. `forward_counts` says
+how often each ran, and why.
 
-Two things differ. PEFT drops with an nn.Dropout module; the fused forward draws a mask of the same
-distribution, reproducible by torch.manual_seed too, but another mask. And the fused forward can be
-differentiated once, not twice.
+Two things differ. For dropout, PEFT uses an nn.Dropout module; the fused forward draws another mask, of the
+same distribution and also reproducible by torch.manual_seed. And the fused forward can be differentiated
+once, not twice.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class SwapReport(Shown):
     """What `accelerate_peft` did to each of PEFT's layers; `str()` of it is a text for people.
 
     Attributes:
-        fused: Layers that take the fused forward as they are now.
-        stock: Layers that were swapped too but take PEFT's own forward as they are now, and why.
+        fused: Layers that were swapped and, in their present state, run the fused forward.
+        stock: Layers that were swapped but, in their present state, run PEFT's own forward, and why.
         kept: Layers that were not swapped, and why.
     """
 
@@ -46,7 +46,7 @@ class SwapReport(Shown):
     kept: dict[str, str]
 
     def parts(self) -> Iterator[Part]:
-        """How many layers are fused, and each other one with its reason."""
+        """The number of fused layers, then every other layer with its reason."""
         fused, layers = len(self.fused), len(self.fused) + len(self.stock) + len(self.kept)
         verb = "takes" if fused == 1 else "take"
         yield f"{fused} of {layers} layers {verb} fastlora's fused forward"
@@ -65,9 +65,9 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
     """Give PEFT's LoRA layers over plain linear layers the fused forward, in place.
 
     The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
-    `FastLinear`, a subclass that overrides `forward` alone. Everything else about the model stays, so that it
-    can be trained, saved, copied and pickled as before. `undo` takes it back. Layers that PEFT makes later
-    are its own: call it again, or see `register`.
+    `FastLinear`, a subclass that overrides only `forward`. Nothing else about the model changes, so it can be
+    trained, saved, copied and pickled as before. `undo` reverses it. Layers that PEFT adds later are not
+    included: call it again, or see `register`.
 
     Args:
         model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
@@ -97,12 +97,12 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
 
 @exclusive
 def undo(model: nn.Module) -> None:
-    """Make every `FastLinear` of a model PEFT's own layer again, whether swapped or made by `register`.
+    """Turn every `FastLinear` of a model, swapped or made by `register`, back into PEFT's own layer.
 
     Raises:
         TypeError: If `model` is not an nn.Module, or a layer is of a subclass of FastLinear, or something
-            holds on to its forward, as accelerate's hooks do (accelerate.hooks.remove_hook_from_submodules
-            removes them); the model is as it was.
+            keeps a reference to its forward, as accelerate's hooks do
+            (accelerate.hooks.remove_hook_from_submodules removes them). The model is then unchanged.
     """
     _check_model(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
@@ -117,10 +117,10 @@ def undo(model: nn.Module) -> None:
 
 
 def register(config: LoraConfig) -> LoraConfig:
-    """Have PEFT make `FastLinear` layers wherever it adapts exactly an nn.Linear by this config.
+    """Have PEFT make a `FastLinear` wherever, by this config, it adapts exactly an nn.Linear.
 
-    Layers that PEFT makes later by this config are fused too. PEFT does not save this choice with the config,
-    so a model that is loaded from files takes `accelerate_peft`.
+    This includes layers that PEFT makes later by this config. PEFT does not save the choice with the config,
+    so call `accelerate_peft` on a model that is loaded from files.
 
     Returns:
         The same config: `get_peft_model(model, register(LoraConfig(...)))`.
@@ -135,9 +135,9 @@ def register(config: LoraConfig) -> LoraConfig:
 
 
 def forward_counts(model: nn.Module) -> Counter[str]:
-    """How many eager forwards of the `FastLinear` layers were "fused", and how many not, by the reason.
+    """The number of eager forwards of `FastLinear` layers: under "fused", or under why PEFT's own ran.
 
-    A forward that activation checkpointing runs again counts again; one that torch.compile compiled does not.
+    A forward that activation checkpointing runs again counts again; a compiled one does not count.
 
     Raises:
         TypeError: If `model` is not an nn.Module.
@@ -158,17 +158,17 @@ def _make_layer(
     parameter_name: str | None = None,
     **options: Any,
 ) -> FastLinear | None:
-    """A layer in PEFT's place; None, and PEFT goes on, where the target is not exactly a plain nn.Linear."""
+    """A layer for PEFT to use; None, for PEFT to make its own, if the target is not exactly an nn.Linear."""
     if parameter_name is not None or config.fan_in_fan_out or type(target) is not nn.Linear:
         return None
-    # A quantized weight sits in a plain nn.Linear too, and PEFT has a layer of its own for it.
+    # A quantized weight may also be in a plain nn.Linear; PEFT has a special layer for it.
     if type(target.weight) is not nn.Parameter:
         return None
     return FastLinear(target, adapter_name, config=config, **options)
 
 
 def _why_kept(layer: Any) -> str | None:
-    """Why a layer of PEFT is left as it is; None where it can be swapped."""
+    """Why a layer of PEFT is not swapped; None if it can be."""
     if type(layer) not in (Linear, FastLinear):
         return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
     base = layer.base_layer

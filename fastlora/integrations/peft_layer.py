@@ -1,4 +1,4 @@
-"""peft.tuners.lora.Linear with a fused forward where that computes exactly what PEFT's would."""
+"""peft.tuners.lora.Linear with a fused forward, used if it computes exactly what PEFT's would."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import operands_of, why_not_fused
 
 FUSED = "fused"
-# What FastLinear keeps on a layer beyond PEFT's own attributes.
+# The only attribute that FastLinear adds to those of PEFT's layer.
 COUNTS = "forward_counts"
 
 
 class FastLinear(Linear):
-    """PEFT's LoRA layer over an nn.Linear: the same attributes, parameters and state_dict, another forward.
+    """PEFT's LoRA layer over an nn.Linear, with the same attributes, parameters and state_dict.
 
-    Layers become one by `accelerate_peft`, which sets their class, or by `register`. What PEFT does with its
-    layers (adding, switching, merging and deleting adapters, saving) is PEFT's own code still.
+    `accelerate_peft` makes one by setting the class of PEFT's layer; `register` has PEFT construct it.
+    Adding, switching, merging, deleting and saving adapters is still PEFT's own code.
 
     Attributes:
-        forward_counts: How many eager forwards went which way: "fused", or else why PEFT's own ran.
+        forward_counts: The number of eager forwards: under "fused", or under why PEFT's own ran.
     """
 
     forward_counts: Counter[str]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x [..., K] -> [..., N]: fused where that is exactly right, else by PEFT's own forward."""
+        """x [..., K] -> [..., N]: fused if that is exactly the same, else by PEFT's own forward."""
         operands = operands_of(self)
         if isinstance(operands, str):
             return self._stock_forward(operands, x, *args, **kwargs)
@@ -40,7 +40,8 @@ class FastLinear(Linear):
         self._count(FUSED)
         W, b, A, B, s, dropout = operands
         if isinstance(s, Tensor):
-            # Into B, not into a float: reading it back would wait for the device, and it may want a gradient.
+            # s is a tensor and is multiplied into B. As a float it would need a device synchronization and
+            # could get no gradient.
             B, s = B * s, 1.0
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
 
@@ -49,6 +50,6 @@ class FastLinear(Linear):
         return super().forward(x, *args, **kwargs)
 
     def _count(self, way: str) -> None:
-        # A compiled forward is traced once and run often; its graph would be made anew for every count.
+        # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
         if not torch.compiler.is_compiling():
             vars(self).setdefault(COUNTS, Counter())[way] += 1

@@ -1,4 +1,4 @@
-"""What fastlora uses of PEFT, and the one place where its absence and its version are noticed."""
+"""Imports from PEFT, and the one place that checks that it is installed in the right version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ except ImportError as error:
 
 _KNOWN = "0.21."
 if not peft.__version__.startswith(_KNOWN):
-    # Which forwards may be replaced was read from this version's source; another's may compute more.
+    # Which forwards may be replaced was determined from this version's source; another may compute more.
     raise ImportError(
         f"fastlora.integrations.peft knows PEFT {_KNOWN}x; installed is {peft.__version__}", name="peft"
     )

@@ -1,8 +1,8 @@
-"""When PEFT's LoRA layer computes y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b and nothing else, so that fused code may.
+"""When PEFT's LoRA layer computes exactly y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, so that fused code may replace it.
 
-Read from peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule that fails gives its
-reason as a phrase for people. Nothing here depends on whether gradients are recorded: activation
-checkpointing runs a forward without and again with them, and both must draw the same dropout mask.
+They follow peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule that fails gives its
+reason as a phrase to show. No rule depends on whether gradients are recorded: activation checkpointing runs a
+forward first without and then with them, and both must draw the same dropout mask.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastlora import arguments
 
-# Arguments that PEFT hands to every LoRA layer; None leaves the forward as it is.
+# Arguments that PEFT passes to every LoRA layer; a value of None has no effect.
 _OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
 _AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 class Operands(NamedTuple):
-    """What the formula takes from a PEFT layer.
+    """The formula's operands from a PEFT layer.
 
     Attributes:
         W: [N, K].
         b: [N] or None.
-        A: [r, K]; r is read from here, as hot-swapping pads A and B but not the rank that is noted beside.
+        A: [r, K]. The r of this shape counts, as PEFT's hot-swapping pads A and B but leaves `layer.r` alone.
         B: [N, r].
-        s: The scaling; a 0-dimensional tensor where hot-swapping made it one.
-        dropout: The probability in force, 0 outside training.
+        s: The scaling; a 0-dimensional tensor if hot-swapping made it one.
+        dropout: The probability that applies now; 0 outside training.
     """
 
     W: Tensor
@@ -85,7 +85,7 @@ def operands_of(layer: Any) -> Operands | str:
 def why_not_fused(
     operands: Operands, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str | None:
-    """Why these arguments need PEFT's own forward; None where they do not."""
+    """Why these arguments need PEFT's own forward; None if they do not."""
     if args or any(name not in _OPTIONAL_ARGUMENTS or kwargs[name] is not None for name in kwargs):
         return "there are arguments beside x"
     if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.is_nested:
@@ -113,8 +113,8 @@ def _is_called_plainly(module: nn.Module) -> bool:
 
 
 def _dropout_of(module: nn.Module) -> float | str:
-    """The probability in force of the module that PEFT drops with, or why it is not fused."""
-    # Exact types, again: a subclass may do something else.
+    """The probability that PEFT's dropout module applies now, or why it cannot be fused."""
+    # Exact types: a subclass may do something else.
     if type(module) not in (nn.Identity, nn.Dropout) or not _is_called_plainly(module):
         return "the dropout is not a plain nn.Dropout"
     if not isinstance(module, nn.Dropout) or not module.training:
@@ -136,14 +136,17 @@ def _tensor_obstacle(operands: Operands) -> str | None:
             return "the tensors are on several devices"
     if W.requires_grad or (b is not None and b.requires_grad):
         return "the base layer is trained too"
-    # A shard, or what a sharding library leaves of a parameter that it has put away, has another shape.
+    # A shard, or the placeholder for a parameter that a sharding library has moved away, has another shape.
     if W.dim() != 2 or A.dim() != 2 or A.shape[1] != W.shape[1] or B.shape != (W.shape[0], A.shape[0]):
         return "the shapes do not make one update"
     return None
 
 
 def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
-    """Covered: one dtype for all; fp32 adapters on a 16-bit base; either of these under autocast."""
+    """Why these dtypes need PEFT's own forward; None if they do not.
+
+    Supported are one dtype for all, fp32 adapters on a 16-bit base, and either of these under autocast.
+    """
     W, b, A, B, _, _ = operands
     kind = x.device.type
     base = (x.dtype, W.dtype, W.dtype if b is None else b.dtype)

@@ -1,1 +1,1 @@
-"""LoRA over a whole model: which layers get it, several adapters, what is trained beside them."""
+"""LoRA over a whole model: which layers get it, several adapters, and what else is trained."""

@@ -1,7 +1,7 @@
-"""Several adapters on one model: add, choose, combine, delete. W is neither copied nor touched.
+"""Several adapters on one model: add, switch, delete. W is neither copied nor changed.
 
-Adapters have names; `apply_lora` makes the one called "default". One is in use at a time. Layers that it has
-no part in then apply W alone.
+Adapters have names; `apply_lora` makes the one called "default". One is in use at a time. A layer without A
+and B for it applies W alone; the adapter "has no part" in this layer.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ def active_adapter(model: nn.Module) -> str:
     """The adapter in use.
 
     Raises:
-        ValueError: If there is no LoRA layer, or layers were given different ones.
+        ValueError: If there is no LoRA layer, or layers have different ones in use.
     """
     return cast(str, name_in_use(existing_layers(model).values()))
 
 
 @exclusive
 def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
-    """Give a model with LoRA one more adapter, at its start, where it is zero. The one in use stays in use.
+    """Add a new adapter, whose update is zero, to a model with LoRA. The adapter in use stays in use.
 
-    Targets are found as by `apply_lora`, but layers that have LoRA take part too; plain layers get it. What
-    is frozen and what is trained otherwise stays as it is.
+    Targets are found as by `apply_lora`, but may also be layers that have LoRA already. Plain layers among
+    them become LoRA layers. Nothing else changes in what is trained and what is frozen.
 
     Args:
         model: A model with LoRA layers, unmerged.
         name: Letters, digits, "_" and "-".
-        config: Which layers, and what update; without `modules_to_save`, which all adapters share.
+        config: Which layers, and what update. It must not have `modules_to_save`, which all adapters share.
 
     Returns:
         The model.
 
     Raises:
         TypeError: If an argument is of the wrong type, or as by `apply_lora`.
-        ValueError: If there is no LoRA layer, the name is taken or unsound, or as by `apply_lora`.
+        ValueError: If there is no LoRA layer, the name is taken or invalid, or as by `apply_lora`.
     """
     layers = existing_layers(model)
     check_new(model, name)
@@ -96,24 +96,25 @@ def give_adapter(
     made: Mapping[FusedLoRALinear, Adapter],
     new: Mapping[nn.Linear, FusedLoRALinear],
 ) -> nn.Module:
-    """Give a new adapter to LoRA layers, and to layers made of plain ones.
+    """Add a new adapter to LoRA layers, and replace plain layers by LoRA layers that have it.
 
     Args:
         model: A model with LoRA layers.
-        name: The new adapter's.
-        made: Its part in layers that have LoRA.
-        new: What takes the places of plain layers; `make_layers` made it with the new adapter alone, in use.
+        name: The new adapter's name.
+        made: {LoRA layer: its new A, B and options}.
+        new: {plain layer: the LoRA layer to replace it}, made by `make_layers` with the new adapter in use.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: If a weight is spread over processes.
+        TypeError: If a weight is a DTensor.
     """
     in_use = active_adapter(model)
     reshard(model)
     for layer in (*made, *new.values()):
-        # Whoever divided W would not know of this one, and each process would train it for itself.
+        # A sharding library that has sharded W would not sync a later adapter: processes would train it
+        # apart.
         check_not_spread(layer.weight, "weight of a layer with a further adapter")
     with commit() as changing:
         for layer in new.values():
@@ -126,17 +127,17 @@ def give_adapter(
 
 @exclusive
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Put an adapter in use; the one that was is frozen and loses its gradient.
+    """Put an adapter in use; the previous one is frozen and loses its gradient.
 
-    What was trained of an adapter is trained again when it comes back. A DistributedDataParallel around the
-    model follows at its next forward pass, given the wrapper or the model in it, if all processes switch. An
-    optimizer must be given the parameters of each adapter that it is to train.
+    If A or B of an adapter was frozen when it was last in use, it is frozen again; else it is trained. A
+    DistributedDataParallel around the model, or given as the model, adapts at its next forward pass, provided
+    that all processes switch. An optimizer must be given the parameters of each adapter that it is to train.
 
     Raises:
-        ValueError: If there is no such adapter, or a layer is merged, or A or B is computed from others (by a
-            parametrization, say).
-        TypeError: If FullyShardedDataParallel holds A and B; parameters that `fully_shard` or tensor parallel
-            has divided can be switched.
+        ValueError: If there is no such adapter, or a layer is merged, or A or B is computed from other
+            tensors (by a parametrization, say).
+        TypeError: If FullyShardedDataParallel holds A and B. Parameters that `fully_shard` or tensor parallel
+            has sharded can be switched.
     """
     layers = existing_layers(model)
     _check_known(model, name)
@@ -150,7 +151,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Put an adapter in use for a `with` block, and the one before back afterwards.
+    """Put an adapter in use for a `with` block, and the previous one again afterwards.
 
     Raises:
         ValueError: As by `set_adapter`.
@@ -163,7 +164,7 @@ def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
             yield
         finally:
             _put_back(model, before)
-    finally:  # again, as Ctrl-C may come before the first has begun
+    finally:  # a second time, as Ctrl-C may have come just before the first call
         _put_back(model, before)
 
 
@@ -175,7 +176,7 @@ def _put_back(model: nn.Module, name: str) -> None:
 
 @exclusive
 def delete_adapter(model: nn.Module, name: str) -> nn.Module:
-    """Take an adapter that is not in use away; layers left without any become plain nn.Linear again.
+    """Delete an adapter that is not in use; layers left without any adapter become plain nn.Linear again.
 
     Returns:
         The model.
@@ -201,7 +202,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 
 
 def check_new(model: nn.Module, name: object) -> None:
-    """Raise unless `name` can be the name of one more adapter, which finds the W it would be made for."""
+    """Raise unless `name` can name a new adapter and no layer was initialized from its W."""
     check_whole(existing_layers(model), "further adapters need the W from before")
     if check_name(name) in adapter_names(model):
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")

@@ -1,4 +1,4 @@
-"""LoRA put on a whole model, taken off it, and switched off."""
+"""Adding LoRA to a whole model, removing it, and switching it on and off."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 @exclusive
 def apply_lora(model: _Model, config: Any) -> _Model:
-    """Give linear layers of a model a LoRA update, in place, and freeze all but the updates.
+    """Add a LoRA update to linear layers of a model, in place, and freeze everything else.
 
-    What `config.modules_to_save` names is trained in full besides. Everything is checked before anything is
-    changed. Every other parameter, those of norms and embeddings included, is frozen and loses its gradient;
-    buffers such as running means still move in training mode, and a save names those that did.
+    The modules that `config.modules_to_save` names are trained in full, too. Every other parameter, including
+    those of norms and embeddings, is frozen and loses its gradient. Buffers such as running means still
+    change in training mode; saving an adapter warns of those that did. Everything is checked before anything
+    is changed.
 
-    With target_modules="all-linear", each module that is exactly an nn.Linear is taken. Left out are
-    subclasses (their weight may be used without calling them, as nn.MultiheadAttention does with its
-    out_proj), the output head that a Transformers model names (as PEFT does), and layers that have LoRA
-    already. Named explicitly, any of these but the head is an error. Linear maps that are no nn.Linear (the
-    Conv1D of GPT-2, experts in 3-D parameters) must be left out by exclude_modules; else they are an error.
+    target_modules="all-linear" means each module that is exactly an nn.Linear, except layers that have LoRA
+    already, and the output head that a Transformers model names (as in PEFT). Subclasses are left out, as
+    their weight may be used without calling them: nn.MultiheadAttention does so with its out_proj. To name
+    any of these explicitly, except the head, is an error. Linear maps that are not an nn.Linear (the Conv1D
+    of GPT-2, experts in 3-D parameters) are an error, unless exclude_modules leaves them out.
 
     A layer registered in several places is replaced in all of them. A weight tied to another module's stays
-    tied. A layer whose weight its parent reads without calling it does not see the update, except in
-    nn.TransformerEncoderLayer, whose inference fast path is turned off.
+    tied. If a parent reads a layer's weight without calling the layer, the update has no effect there. For
+    nn.TransformerEncoderLayer, the inference fast path that does so is turned off.
 
     Args:
         model: Any module; it may itself be an nn.Linear.
-        config: Which layers, and what update: a LoRAConfig, or a peft.LoraConfig without fields that have no
-            meaning here.
+        config: Which layers, and what update: a LoRAConfig, or a peft.LoraConfig that uses no option that is
+            unsupported here.
 
     Returns:
         The model; the new layer where the model itself is an nn.Linear (a FusedLoRALinear is one).
@@ -88,7 +89,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
 
 
 def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
-    """What `FusedLoRALinear.from_linear` takes for a target."""
+    """The options of `FusedLoRALinear.from_linear` for a target."""
     return {
         "r": target.r,
         "alpha": target.alpha,
@@ -102,9 +103,9 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
 def make_layers(
     model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
 ) -> dict[nn.Linear, FusedLoRALinear]:
-    """A FusedLoRALinear for each plain layer of a model, not yet in its place, the update named `adapter`.
+    """Make, but do not yet put in place, a FusedLoRALinear for each plain layer, with an adapter `adapter`.
 
-    Nothing of the plain layers changes: W and b are to be frozen when theirs takes their place.
+    The plain layers do not change; the caller freezes W and b when it replaces them.
     """
     names = module_names(model)
     layers: dict[nn.Linear, FusedLoRALinear] = {}
@@ -121,18 +122,18 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Args:
         model: A model with LoRA layers.
-        merge: Whether each weight becomes W + s B A, also where the layer is disabled, or is exactly W.
+        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W.
 
     Returns:
         The model; the plain layer where the model itself is a LoRA layer. `unfreeze` makes it trainable.
 
     Raises:
-        TypeError: If a layer's forward was replaced or compiled, or its weight is spread over processes.
-        ValueError: If there is no LoRA layer, or a weight to merge is shared with another module or would
-            not be finite; or W is wanted back from a layer where `initialize` took the update out of it; or a
-            weight is computed from others (by a parametrization, say) or cannot be written in place.
+        TypeError: If a layer's forward was replaced or compiled, or its weight is a DTensor.
+        ValueError: If there is no LoRA layer; a weight to merge is shared with another module or would not be
+            finite; `merge` is False and `initialize` has changed W; or a weight is computed from other
+            tensors (by a parametrization, say) or cannot be written in place.
 
-    Ctrl-C while weights are merged is answered when the last one is: W is not kept aside.
+    Ctrl-C during merging takes effect after the last layer, because no copy of W is kept to undo with.
     """
     check_bool(merge, "merge")
     layers = existing_layers(model)
@@ -147,7 +148,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         if layer.merged:
             check_writable(layer.weight, f"weight of layer {name!r}")
     if merge:
-        # Whatever fails in a sum fails here; keeping the sums would take a second copy of the model.
+        # Tried here, so that an error comes before any change. Keeping the sums would double the memory.
         for layer in layers.values():
             layer._finite_sum()
     plain = {layer: layer._plain_twin() for layer in layers.values()}
@@ -159,7 +160,8 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         for layer in layers.values():
             if merge:
                 fold(layer, layer._sum, changing)
-                # Another thread's forward pass may have found this layer: it is what takes its place now.
+                # A forward pass in another thread may still use this layer: it must compute as its
+                # replacement.
                 changing.put(vars(layer), "enabled", False)
                 for slot in ("start_A", "start_B"):
                     changing.put(layer._buffers, slot, None)
@@ -170,7 +172,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
 @exclusive
 def set_lora_enabled(model: nn.Module, on: bool) -> None:
-    """Switch every update on, or off: forward then applies W alone.
+    """Switch every update on or off; when off, forward applies W alone.
 
     Raises:
         TypeError: If `on` is not a bool.
@@ -182,7 +184,7 @@ def set_lora_enabled(model: nn.Module, on: bool) -> None:
 
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[None]:
-    """Switch every update off for a `with` block, and each layer back to what it was afterwards.
+    """Switch every update off for a `with` block; afterwards each layer is as before.
 
     Raises:
         ValueError: If there is no LoRA layer.
@@ -194,7 +196,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             _enable(before)
-    finally:  # again, as Ctrl-C may come before the first has begun
+    finally:  # a second time, as Ctrl-C may have come just before the first call
         _enable(before)
 
 

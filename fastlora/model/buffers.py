@@ -1,8 +1,8 @@
-"""Persistent buffers that training moves though nothing there takes gradients: a BatchNorm's running means.
+"""Detects persistent buffers that training changed, such as a BatchNorm's running means.
 
-No file of an adapter holds those of frozen modules, so what they were at first is noted, for a save to name
-those that are different. A few numbers of each, as text survives what a model goes through: copies, pickles,
-other devices and dtypes.
+Adapter files do not hold the buffers of frozen modules. So a sample of their initial values is noted, and a
+save warns of buffers that have changed since. The sample is kept as text, which survives copies, pickling and
+moves to other devices and dtypes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fastlora.model.wrappers import module_names
 
 _NOTE: Final = "_buffers_before_lora"
 _SAMPLE: Final = 64
-_COUNTER: Final = "num_batches_tracked"  # it moves with the means, and at momentum 0 alone, to no effect
+_COUNTER: Final = "num_batches_tracked"  # changes with the means; at momentum 0 alone, without effect
 
 
 def note(model: nn.Module, changing: Commit) -> None:
-    """Remember what buffers are, where that is not remembered already."""
+    """Note a sample of each buffer that has none noted yet."""
     for module in model.modules():
         found = {kind: values for kind, buffer in _buffers(module) if (values := _sample(buffer)) is not None}
         if found and _NOTE not in vars(module):
@@ -34,13 +34,13 @@ def note(model: nn.Module, changing: Commit) -> None:
 
 
 def forget(model: nn.Module, changing: Commit) -> None:
-    """Remember nothing of a model."""
+    """Delete all notes in a model."""
     for module in model.modules():
         changing.drop(vars(module), _NOTE)
 
 
 def warn_of_moved(model: nn.Module, written: Collection[nn.Module], stacklevel: int) -> None:
-    """Name the buffers that are not what was noted, but for those of modules that are written."""
+    """Warn of buffers that differ from what was noted, except those of modules that are written."""
     moved = [
         f"{name}.{kind}".lstrip(".")
         for module, (name, *_) in module_names(model).items()
@@ -66,7 +66,7 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _differs(buffer: Tensor, noted: list[float]) -> bool:
-    """Whether a buffer is not what was noted, as far as its dtype can tell."""
+    """Whether a buffer differs from the noted values, rounded to its dtype."""
     values = _sample(buffer)
     if values is None or len(values) != len(noted):
         return values is not None
@@ -78,12 +78,12 @@ def _differs(buffer: Tensor, noted: list[float]) -> bool:
 
 @torch.no_grad()
 def _sample(buffer: Tensor) -> list[float] | None:
-    """Up to 64 of a buffer's numbers, evenly apart; None where it shows no values, as on "meta"."""
+    """Up to 64 of a buffer's numbers, evenly spaced; None if its values cannot be read, as on "meta"."""
     try:
         flat = local(buffer).reshape(-1)
         some = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
         some = torch.view_as_real(some).reshape(-1) if some.is_complex() else some
         values: list[float] = some.double().tolist()
         return values
-    except Exception:  # whatever fake, lazy, quantized tensors raise: nothing may fail for a note
+    except Exception:  # fake, lazy or quantized tensors raise various errors; a note may never fail a call
         return None

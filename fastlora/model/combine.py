@@ -2,8 +2,8 @@
 
     s B A = sum_i w_i s_i B_i A_i
 
-exactly so with the A_i stacked and the w_i s_i B_i side by side (r = sum_i r_i, s = 1); or as near to
-it as any matrix of a smaller rank is, by its singular value decomposition (Eckart and Young, 1936).
+This is exact if the A_i are stacked and the w_i s_i B_i concatenated (r = sum_i r_i, s = 1). For a smaller r,
+the singular value decomposition gives the nearest update of that rank (Eckart and Young, 1936).
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ def combine_adapters(
 ) -> None:
     """Add a new adapter whose update is the weighted sum of others'. The one in use stays in use.
 
-    A layer has part in it if it has in any of them. Each A and B is rounded once, to the widest dtype among
-    those combined. The new adapter starts without dropout.
+    It gets a part in each layer that any of them has a part in. Each A and B is rounded once, to the widest
+    dtype among those combined. The new adapter has no dropout.
 
     Args:
         model: A model that has the adapters.
         weights: {name: weight}; weights may be negative.
-        name: Of the new adapter.
-        r: Its rank, by singular value decomposition where it is below the sum of the ranks; None means that
-            sum, which loses nothing.
+        name: The new adapter's name.
+        r: Its rank. None means the sum of the ranks, which loses nothing; a smaller r takes the nearest
+        update
+            of that rank.
 
     Raises:
         TypeError: If a weight is not a number, or r not an int.
         ValueError: If there is no adapter to combine, one is unknown or not finite, a weight is not finite,
-            or the name is taken or unsound.
+            or the name is taken or invalid.
     """
     layers = existing_layers(model)
     check_new(model, name)

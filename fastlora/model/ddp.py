@@ -1,10 +1,11 @@
-"""DistributedDataParallel around a model whose trained parameters change.
+"""Keeps DistributedDataParallel in step with a model whose trained parameters change.
 
-Its reducer holds the parameters that took a gradient when it was made. One that is trained only later would
-be stepped by each process on gradients of its own, in silence. So whatever changes what is trained leaves a
-note on the wrappers around. All processes reach the next forward pass that records gradients together; then a
-wrapper with a note gets a new reducer, if other parameters are trained by now. A process that switches for
-itself, to evaluate, and back sends nothing.
+Its reducer averages the gradients of the parameters that were trained when the wrapper was made. A parameter
+that is trained only later would silently get different gradients in each process. So an operation that
+changes what is trained leaves a note on the wrappers around the model. At the next forward pass that records
+gradients, which all processes reach together, a wrapper with a note gets a new reducer, if the trained
+parameters differ by then. If one process switches adapters to evaluate and then switches back, nothing is
+sent.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _NOTE = "fastlora"
 
 
 def note_change(model: nn.Module, changing: Commit) -> None:
-    """Have the wrappers in and around a model follow what is trained in it; call it before that changes.
+    """Leave a note on the wrappers in and around a model; call this before its trained parameters change.
 
-    A wrapper that is not inside `model` is found by the garbage collector's list, if processes were started.
+    Wrappers around the model are found in the garbage collector's list, if torch.distributed is initialized.
     """
     for wrapper in _wrappers(model):
         hooks: Any = wrapper._forward_pre_hooks
@@ -39,13 +40,13 @@ def _wrappers(model: nn.Module) -> Iterator[nn.parallel.DistributedDataParallel]
     for found in gc.get_objects():
         if not issubclass(type(found), nn.parallel.DistributedDataParallel):
             continue
-        # One that another thread is making may hold nothing yet.
+        # A wrapper that another thread is just constructing may have no modules yet.
         if "_modules" in vars(found) and not inside.isdisjoint(found.modules()):
             yield found
 
 
 class _Note:
-    """A hook before a wrapper's forward pass, gone after the first one that records gradients.
+    """A forward pre-hook of a wrapper, which removes itself at the first pass that records gradients.
 
     Attributes:
         reduced: The parameters in the wrapper's reducer.
@@ -68,13 +69,13 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _renew_reducer(wrapper: Any) -> None:
-    """What the wrapper's constructor and its __setstate__ do; all processes must call it.
+    """Make a new reducer, as the wrapper's constructor and __setstate__ do; all processes must call it.
 
-    What is trained now is sent from the first process, as in the constructor: an adapter that came after the
-    wrapper has started from other random numbers everywhere.
+    As in the constructor, the first process sends its trained parameters to the others: an adapter that was
+    added after wrapping has different random values in each process.
 
     Raises:
-        RuntimeError: If the wrapper reduces in a way that knows of single parameters.
+        RuntimeError: If the wrapper has communication state for individual parameters.
     """
     if wrapper._use_python_reducer or wrapper.mixed_precision is not None or wrapper._delay_all_reduce_params:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""The LoRA layers of a model."""
+"""Finds the LoRA layers of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastlora.model.wrappers import module_names
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
     """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
 
-    Wrappers (of torch.compile, DistributedDataParallel and the like) leave no trace in the names.
+    Wrappers (of torch.compile, DistributedDataParallel and the like) do not appear in the names.
 
     Raises:
         TypeError: If `model` is not an nn.Module.
@@ -25,7 +25,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
 
 
 def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
-    """`lora_layers` as a dict; ValueError where there is none."""
+    """`lora_layers` as a dict; ValueError if there are none."""
     layers = dict(lora_layers(model))
     if not layers:
         raise ValueError(

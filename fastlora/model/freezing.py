@@ -16,9 +16,10 @@ from fastlora.model.modules_to_save import can_train, mark, saved_modules
 
 @exclusive
 def freeze(model: nn.Module) -> None:
-    """Train A and B of the adapter in use and the modules to save; all else is frozen and loses its gradient.
+    """Make A and B of the adapter in use and the modules to save trainable; freeze everything else.
 
-    A part without LoRA layers is frozen whole: `freeze(model.lm_head)` takes `unfreeze(model.lm_head)` back.
+    Frozen parameters lose their gradients. A submodule without LoRA layers is frozen entirely:
+    `freeze(model.lm_head)` reverses `unfreeze(model.lm_head)`.
 
     Raises:
         TypeError: If `model` is not an nn.Module.
@@ -47,9 +48,9 @@ def freeze(model: nn.Module) -> None:
 
 @exclusive
 def unfreeze(model: nn.Module) -> None:
-    """Make every parameter trainable but W and b of LoRA layers, and adapters that are not in use.
+    """Make every parameter trainable except W and b of LoRA layers and adapters that are not in use.
 
-    A weight tied to such a W (an embedding's, say) is that same parameter and stays frozen.
+    A weight tied to such a W (an embedding's, say) is the same parameter, so it stays frozen.
 
     Raises:
         ValueError: If a parameter was made in torch.inference_mode, and so cannot be trained.

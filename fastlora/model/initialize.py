@@ -1,9 +1,9 @@
-"""Starting updates from W itself: A and B take a part of W, and W keeps the rest.
+"""Initializing updates from W itself: A and B take a part of W, and W keeps the rest.
 
     pissa    W = U S Vᵀ:  B = U_r √(S_r / s),  A = √(S_r / s) V_rᵀ     (arXiv 2404.02948)
     olora    W = Q R:     B = Q_r,             A = R_r                 (arXiv 2406.01775)
 
-and W becomes W - s B A, so that the layer computes what it did.
+W becomes W - s B A, so that the layer computes the same as before.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from fastlora.model.merging import check_unshared, fold
 @exclusive
 @torch.no_grad()
 def initialize(model: nn.Module, start: str) -> None:
-    """Start the updates of a model from its weights, in place, its function unchanged within W's rounding.
+    """Initialize the updates of a model from its weights, in place. Its function changes by rounding alone.
 
     Call it once after `apply_lora`, before training, sharding and compiling. A and B keep their dtype; W is
-    rounded once. What was taken out of W is kept beside it ([r, K] and [N, r]), in a state_dict as `start_A`
-    and `start_B`: so a layer switched off still computes with the W from before, and `save_pretrained` and
-    `save_adapter` write plain LoRA of rank 2 r beside that W, which anyone can load.
+    rounded once. The initial A [r, K] and B [N, r] are kept as `start_A` and `start_B`, in the state_dict
+    too. With them, a layer that is switched off still applies the W from before. And `save_pretrained` and
+    `save_adapter` write a plain LoRA update of rank 2 r for that W, which any program can load.
 
     Args:
-        model: A model with LoRA layers, their updates still at zero.
+        model: A model with LoRA layers whose updates are still zero.
         start: "pissa", the principal part of W by its singular value decomposition; "pissa-randomized", the
             same by a randomized one, for large W; or "olora", by a QR decomposition.
 
     Raises:
         ValueError: If `start` is unknown, there is no LoRA layer, or a layer is merged, has been trained, was
-            started so already, has several adapters, a rank above its smaller side, a scaling s <= 0, or a W
-            that is not finite or is shared with another module; or W, A or B is computed from others (by a
-            parametrization, say) or cannot be written in place.
+            initialized from W already, has several adapters, a rank above its smaller side, a scaling s <= 0,
+            or a W that is not finite or is shared with another module; or W, A or B is computed from other
+            tensors (by a parametrization, say) or cannot be written in place.
     """
     check_choice("start", start, _STARTS)
     layers = existing_layers(model)
     _check_startable(model, layers)
-    # Whatever fails in a decomposition or a difference fails before the first W is changed.
+    # Everything that can fail is computed before the first W is changed.
     factors = {layer: _start_of(name, layer, start) for name, layer in layers.items()}
     with commit() as changing:
         for layer, (B, A) in factors.items():
@@ -68,7 +68,7 @@ def initialize(model: nn.Module, start: str) -> None:
 
 
 def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:
-    """B and A as they are rounded, of which W - s B A can be left."""
+    """The initial B and A, rounded to their dtype, for which W - s B A is finite."""
     found = _STARTS[start](layer.weight, layer.r, layer.scaling)
     with torch.inference_mode(False):
         kinds = ((found.B, layer.lora_B.dtype), (found.A, layer.lora_A.dtype))
@@ -79,7 +79,7 @@ def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:
 
 
 def _left(layer: FusedLoRALinear, factors: Factors) -> Tensor:
-    """W - s B A, with A and B as they are rounded already; their rounding then cancels."""
+    """W - s B A from the rounded A and B, so that their rounding cancels in W - s B A + s B A."""
     return oracle.effective_weight(layer.weight, factors.A, factors.B, -layer.scaling)
 
 
@@ -88,7 +88,7 @@ def _pissa(W: Tensor, r: int, s: float) -> Factors:
 
 
 def _pissa_randomized(W: Tensor, r: int, s: float) -> Factors:
-    # What PEFT's documentation takes for an example, "pissa_niter_16".
+    # 16 as in the example of PEFT's documentation, "pissa_niter_16".
     return _scaled(lowrank.decompose_randomized(W, r, iterations=16).factors(r), s)
 
 

@@ -13,15 +13,15 @@ from fastlora.model.find_layers import existing_layers
 
 
 def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer of torch: A at `lr`, B at `ratio` times it, all else trained at `lr`.
+    """Parameter groups for a torch optimizer: B gets the rate `ratio` * `lr`; A and the others get `lr`.
 
-    B starts at zero and A does not; with one rate for both, a wide layer hardly learns features from A. The
-    paper's ratio is 16, with `lr` below what plain LoRA takes.
+    Initially B is zero and A is not. With one rate for both, a wide layer hardly learns features from A. The
+    paper uses a ratio of 16, and a smaller `lr` than plain LoRA.
 
     Args:
         model: A model with LoRA layers.
-        lr: Of A, and of what else takes a gradient (modules to save, say).
-        ratio: How many times the rate of B is that of A.
+        lr: The learning rate of A, and of other trained parameters (modules to save, say).
+        ratio: The learning rate of B divided by that of A.
 
     Returns:
         Groups named "lora_A", "lora_B" and "others", each with "params", "lr" and "name"; those without

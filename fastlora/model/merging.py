@@ -1,4 +1,4 @@
-"""Updates added into the weights of a model, and taken out again."""
+"""Merging a model: adding updates to its weights, and restoring the weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fastlora.model.wrappers import module_names
 
 @exclusive
 def merge_lora(model: nn.Module) -> None:
-    """Add every update into its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
+    """Add every update to its weight (`FusedLoRALinear.merge`); `unmerge_lora` restores each bit for bit.
 
-    A copy of each W is kept for that. Where parameters are spread over processes, all of these must call it;
-    each then changes its part. Either all layers are merged or, on an error, none more than before.
+    For this, a copy of each W is kept. If parameters are DTensors, all processes must call it; each changes
+    its shard. Either all layers are merged or, on an error, no further layer is.
 
     Raises:
         ValueError: If there is no LoRA layer, or a weight is shared with another module, would not be finite,
-            is computed from others (by a parametrization, say) or cannot be written in place.
+            is computed from other tensors (by a parametrization, say) or cannot be written in place.
     """
     layers = existing_layers(model)
     reshard(model)
@@ -40,10 +40,10 @@ def merge_lora(model: nn.Module) -> None:
 
 @exclusive
 def unmerge_lora(model: nn.Module) -> None:
-    """Put every W back, bit for bit.
+    """Restore every W, bit for bit.
 
     Raises:
-        ValueError: If there is no LoRA layer, or a weight cannot be written any more.
+        ValueError: If there is no LoRA layer, or a weight cannot be written in place any more.
     """
     layers = existing_layers(model)
     reshard(model)
@@ -60,7 +60,7 @@ def _unmerge(layers: Iterable[FusedLoRALinear]) -> None:
 
 
 def fold(layer: FusedLoRALinear, total: Callable[[], Tensor], changing: Commit) -> None:
-    """Have W become what `total` gives at the end of a commit: no more than one layer's is held at a time."""
+    """Set W to `total()` at the end of a commit, so that only one layer's sum is in memory at a time."""
     given: list[Tensor] = []
     done = False
 
@@ -80,9 +80,9 @@ def fold(layer: FusedLoRALinear, total: Callable[[], Tensor], changing: Commit) 
 
 
 def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
-    """Raise ValueError, naming it, where a layer cannot be merged.
+    """Raise ValueError, naming the layer, if one cannot be merged.
 
-    W must be the layer's own, and no other module's too, and writable; and A and B must be finite.
+    W must be a writable parameter of the layer and not shared with another module; A and B must be finite.
     """
     for name, layer in layers.items():
         check_own_writable(layer, ("weight",), f"layer {name!r}")
@@ -99,7 +99,7 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> 
 def check_unshared(
     model: nn.Module, layers: Mapping[str, FusedLoRALinear], to_be: str, otherwise: str
 ) -> None:
-    """Raise ValueError, naming it, where changing a layer's W would change another module."""
+    """Raise ValueError, naming the layer, if changing its W would change another module."""
     owners: dict[object, list[str]] = {}
     for module, (name, *_) in module_names(model).items():
         for kind, parameter in module._parameters.items():
@@ -115,7 +115,7 @@ def check_unshared(
 
 
 def _memory(parameter: nn.Parameter) -> object:
-    """The same for two parameters where writing one changes the other."""
+    """A key that is equal for two parameters if writing to one changes the other."""
     if parameter.is_meta or parameter.numel() == 0 or is_spread(parameter):
         return id(parameter)
     return parameter.device, parameter.data_ptr()

@@ -1,7 +1,7 @@
-"""Modules that are trained in full beside the updates, and saved with them: PEFT's `modules_to_save`.
+"""Modules that are trained in full and saved together with the updates: PEFT's `modules_to_save`.
 
-Such a module is trained in place: it carries a mark and nothing else is done to it. So it is the same module
-for every adapter, and it stays as trained where the updates are switched off.
+Such a module is trained in place; an attribute marks it. Unlike in PEFT, there is no copy for each adapter:
+it is the same module for every adapter, and it stays as trained when the updates are switched off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TASK: Final = "_lora_task_type"  # on the model itself: see tasks.py
 
 
 def find_modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[nn.Module]:
-    """The modules that these names mean; the model is not changed.
+    """The modules that these names match; the model is not changed.
 
     Raises:
         ValueError: If a name matches no module; or a module has no parameters, holds LoRA layers, or shares a
@@ -36,7 +36,7 @@ def find_modules_to_save(model: nn.Module, names: Sequence[str] | None) -> list[
 
 
 def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Raise ValueError unless the module can be trained, and saved, apart from the rest of the model."""
+    """Raise ValueError unless the module can be trained and saved separately from the rest of the model."""
     inside = {id(inner) for inner in module.modules()}
     own = {id(parameter) for parameter in module.parameters()}
     if not own:
@@ -62,7 +62,7 @@ def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def mark(modules: Sequence[nn.Module], changing: Commit) -> None:
-    """Have modules trained and saved with the updates; their floating-point parameters become trainable."""
+    """Mark modules to be trained and saved with the updates; floating-point parameters become trainable."""
     for module in modules:
         changing.put(vars(module), _MARK, True)
         for parameter in module.parameters():
@@ -70,22 +70,22 @@ def mark(modules: Sequence[nn.Module], changing: Commit) -> None:
 
 
 def can_train(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is of a kind that takes a gradient."""
+    """Whether a parameter's dtype allows a gradient."""
     return parameter.is_floating_point() or parameter.is_complex()
 
 
 def inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
-    """These modules and all that is in them."""
+    """These modules and all their submodules."""
     return {inner for module in modules for inner in module.modules()}
 
 
 def unmark(model: nn.Module, changing: Commit) -> None:
-    """Forget all marks; the parameters stay as they are."""
+    """Remove all marks; the parameters do not change."""
     for module in model.modules():
         changing.drop(vars(module), _MARK)
         changing.drop(vars(module), TASK)
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of each module that is saved with the updates, each once."""
+    """(name, module) of each marked module, each once."""
     return ((own[0], module) for module, own in module_names(model).items() if _MARK in vars(module))

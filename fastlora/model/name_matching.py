@@ -1,4 +1,4 @@
-"""Names of modules matched by names and regular expressions, as PEFT matches them, and listed in messages."""
+"""Matches modules by name or regular expression, as PEFT does, and lists names in messages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastlora.arguments import shown
 _Number = TypeVar("_Number", int, float)
 _Matcher = Callable[[str], bool]
 
-# Enough of a list of names for a message; a large model has thousands.
+# The most names, and letters of a name, that a message shows; a large model has thousands of names.
 _SHOWN, _LONGEST = 8, 80
 
 
 def matched_modules(
     argument: str, patterns: str | Iterable[str], names: Mapping[nn.Module, list[str]]
 ) -> set[nn.Module]:
-    """The modules that a regular expression or names match; ValueError where one matches nothing."""
+    """The modules that a regular expression or names match; ValueError if one matches nothing."""
     matchers: dict[str, _Matcher]
     if isinstance(patterns, str):
         regex = re.compile(patterns)
@@ -51,7 +51,7 @@ def _matcher(entry: str) -> _Matcher:
 
 
 def _parameter_named(matches: _Matcher, names: Mapping[nn.Module, list[str]]) -> str | None:
-    """The first parameter that is matched, with its shape and what module it belongs to."""
+    """A phrase on the first parameter that matches: its name, its shape and its module."""
     for module, (prefix, *_) in names.items():
         for own, parameter in module._parameters.items():
             if parameter is not None and matches(f"{prefix}.{own}".lstrip(".")):
@@ -65,7 +65,7 @@ def numbers_by_pattern(
     chosen: Iterable[nn.Module],
     names: Mapping[nn.Module, list[str]],
 ) -> dict[nn.Module, _Number]:
-    """The number of each module that a key matches, by the first such key, as PEFT chooses."""
+    """{module: number} by the first key of the pattern that matches the module, as PEFT chooses."""
     numbers: dict[nn.Module, _Number] = {}
     for key, number in pattern.items():
         regex = re.compile(key)
@@ -81,13 +81,13 @@ def numbers_by_pattern(
 
 
 def matches_end(regex: re.Pattern[str], name: str) -> bool:
-    """Whether the name, or what follows one of its dots, matches; "^" stands for the name's own start."""
+    """Whether the name, or the part after one of its dots, matches; "^" matches only the name's start."""
     starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
     return any(regex.fullmatch(name, start) for start in starts)
 
 
 def near_names(pattern: str, names: Collection[str]) -> str:
-    """A phrase with the names that look most like `pattern`, or else with what there is."""
+    """A phrase with the names most similar to `pattern`, or with all names if none is."""
     literal = re.sub(r"[^\w.]|\.(?=[*+?])", "", pattern).strip(".")
     depth = literal.count(".") + 1
     endings = dict.fromkeys(".".join(name.split(".")[-depth:]) for name in names if name)
@@ -98,7 +98,7 @@ def near_names(pattern: str, names: Collection[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names for a message, cut where there are many."""
+    """The names for a message, shortened if there are many."""
     every = list(names)
     more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
     return ", ".join(shown(name, _LONGEST) for name in every[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Reading a peft.LoraConfig as a LoRAConfig, where every field of it has a meaning here."""
+"""Converts a peft.LoraConfig to a LoRAConfig, if every option that it uses is supported here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAME: Final = (
 )
 _RENAMED: Final = {"lora_alpha": "alpha", "lora_dropout": "dropout", "use_rslora": "rslora"}
 _INITS: Final = {"True": "kaiming", "gaussian": "gaussian", "orthogonal": "orthogonal"}
-# Who made the config and for what, and options of what must be off.
+# Fields without effect: who made the config and for what, and details of options that must be off.
 _INDIFFERENT: Final = frozenset(
     (
         *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -27,15 +27,16 @@ _INDIFFERENT: Final = frozenset(
 
 
 def as_config(model: nn.Module, config: object) -> LoRAConfig:
-    """The config, if it is a LoRAConfig, or a peft.LoraConfig that asks for nothing else.
+    """A LoRAConfig from a LoRAConfig or a peft.LoraConfig.
 
     Args:
-        model: What it is for: without `target_modules` PEFT chooses by the type of a Transformers model.
-        config: Either.
+        model: The model it is for. Without `target_modules`, PEFT chooses by the type of a Transformers
+        model.
+        config: Either kind of config.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If a field asks for what is not supported, naming the field.
+        ValueError: If a field of a peft.LoraConfig is not supported; the message names the field.
     """
     if isinstance(config, LoRAConfig):
         return config
@@ -70,7 +71,7 @@ def _indices(value: Any) -> Any:
 
 
 def _pefts_choice(model: nn.Module) -> list[str]:
-    """What PEFT targets in a Transformers model where a config does not say it."""
+    """The target modules that PEFT chooses for a Transformers model if a config names none."""
     from peft.utils import constants
 
     choices = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING

@@ -1,4 +1,4 @@
-"""Putting modules in the places of others in a model, wherever these are registered."""
+"""Replaces modules of a model wherever they are registered."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastlora.model.ddp import note_change
 
 
 def replace_modules(model: nn.Module, replacements: Iterable[tuple[nn.Module, nn.Module]]) -> nn.Module:
-    """Put a new module in every place of an old one, as a part of the commit at work or in one of its own.
+    """Put a new module in every place of an old one, in the commit in progress or in a new one.
 
     Args:
         model: The model; it may itself be one of the old modules.
         replacements: Pairs of an old module and the new one.
 
     Returns:
-        The model, or what takes its place.
+        The model, or its replacement if the model itself was replaced.
     """
     new = dict(replacements)
     with commit() as changing:
@@ -33,11 +33,11 @@ def replace_modules(model: nn.Module, replacements: Iterable[tuple[nn.Module, nn
 
 
 def _follow_fast_paths(model: nn.Module, changing: Commit) -> None:
-    """Turn off torch's inference fast path around LoRA layers, and on again where they are gone.
+    """Turn off torch's inference fast path around LoRA layers, and on again where there are none left.
 
-    nn.TransformerEncoderLayer then passes linear1.weight and linear2.weight to one fused operator and calls
-    neither layer, so that LoRA would be silently ignored in eval mode; nn.TransformerEncoder makes nested
-    tensors of padded batches for it.
+    On the fast path, nn.TransformerEncoderLayer passes linear1.weight and linear2.weight to one fused
+    operator and calls neither layer, so LoRA would be silently ignored in eval mode. For it,
+    nn.TransformerEncoder turns padded batches into nested tensors.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
@@ -47,7 +47,7 @@ def _follow_fast_paths(model: nn.Module, changing: Commit) -> None:
 
 
 def _hold(module: nn.Module, switch: str, off: int, changing: Commit) -> None:
-    """Keep the switch off while LoRA is inside, its own value aside."""
+    """Turn a switch off while LoRA is inside, keeping its own value to restore it."""
     own, aside = vars(module), f"_{switch}_without_lora"
     has_lora = any(isinstance(inner, FusedLoRALinear) for inner in module.modules())
     if has_lora and switch in own and aside not in own:

@@ -1,4 +1,4 @@
-"""How many parameters a model has, how many are LoRA's, and how many are trained."""
+"""Counts the parameters of a model, those of LoRA, and those that are trained."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastlora.tables import Part, Shown, Table
 
 @dataclass(frozen=True)
 class LayerParameters:
-    """A LoRA layer's share.
+    """The counts of one LoRA layer.
 
     Attributes:
         name: Its name in the model.
         in_features: K.
         out_features: N.
-        r: Rank of its update; 0 where it has no part in the adapter in use.
+        r: Rank of its update; 0 if it has no part in the adapter in use.
         base: Parameters in W and b.
         lora: Parameters in A and B of the adapter in use.
     """
@@ -38,9 +38,9 @@ class ParameterReport(Shown):
 
     Attributes:
         base: Parameters that are not LoRA's.
-        lora: Parameters in A and B of all LoRA layers, those of adapters not in use included.
+        lora: Parameters in A and B of all LoRA layers, including adapters that are not in use.
         trainable: Parameters that require a gradient.
-        layers: One entry a LoRA layer; layers that share a weight each list it.
+        layers: One entry for each LoRA layer; layers that share a weight each count it.
     """
 
     base: int
@@ -55,16 +55,16 @@ class ParameterReport(Shown):
 
     @property
     def percent(self) -> float:
-        """Trainable parameters in percent of the total, PEFT's "trainable%"."""
+        """Trainable parameters in percent of the total: PEFT's "trainable%"."""
         return 100 * self.trainable / self.total if self.total else 0.0
 
     @property
     def percent_of_base(self) -> float:
-        """LoRA's parameters in percent of the model's without LoRA."""
+        """LoRA's parameters in percent of those of the model without LoRA."""
         return 100 * self.lora / self.base if self.base else 0.0
 
     def parts(self) -> Iterator[Part]:
-        """A table of the layers, and the sums under it."""
+        """A table of the layers, then the totals."""
         if self.layers:
             yield Table(
                 ("layer", "shape", "r", "base", "LoRA"),

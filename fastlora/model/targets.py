@@ -1,4 +1,4 @@
-"""Which layers of a model a LoRAConfig means, and the rank and alpha of each."""
+"""Finds the layers of a model that a LoRAConfig selects, with the rank and alpha of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Target(NamedTuple):
     """A layer to adapt.
 
     Attributes:
-        name: The first name it is registered under.
+        name: The first name that it is registered under.
         linear: The layer.
         r: Rank of its update.
         alpha: Its alpha; None means r.
@@ -42,20 +42,21 @@ def find_targets(
     trained: Collection[nn.Module] = (),
     heads: Collection[nn.Module] = (),
 ) -> list[Target]:
-    """The layers that `config` means, in the model's order; the model is not changed.
+    """The layers that `config` selects, in the model's order; the model is not changed.
 
-    A module registered under several names is one target, which any of its names can match or exclude.
+    A module registered under several names is one target; any of its names can match or exclude it.
 
     Args:
         model: Where to look.
-        config: What is meant.
-        adapted: LoRA layers that take one more adapter, as a plain layer would.
-        trained: Modules that are trained in full; an update to them would be pointless.
-        heads: Those of them that nobody named, so that a name may match them in passing, as in PEFT.
+        config: Which layers.
+        adapted: LoRA layers that may be targets too, as they can take one more adapter.
+        trained: Modules that are trained in full, so that an update would be pointless.
+        heads: Those of `trained` that the config does not name. A target name may match them without error,
+            as in PEFT.
 
     Raises:
-        TypeError: If a module that was named is not exactly an nn.Linear, or "all-linear" would leave linear
-            maps as they are that are held otherwise.
+        TypeError: If a module that was named is not exactly an nn.Linear, or "all-linear" meets linear maps
+            that are not an nn.Linear.
         ValueError: If a pattern matches nothing, nothing is left to adapt, or a module that was named has
             LoRA already or is trained in full.
     """
@@ -96,11 +97,11 @@ def find_targets(
 def _at_layers(
     config: LoRAConfig, matched: set[nn.Module], names: Mapping[nn.Module, list[str]]
 ) -> set[nn.Module]:
-    """Of the matched modules those at the indices that the config names, if it does, as PEFT finds them."""
+    """The matched modules in the layers of `layers_to_transform`, as PEFT finds them; all if it is None."""
     wanted = cast("tuple[int, ...] | None", config.layers_to_transform)
     if wanted is None:
         return matched
-    # PEFT's expressions, but that a number may also stand in the second place of a name ("layers.1.attn").
+    # PEFT's expressions, except that the number may also be the second part of a name ("layers.1.attn").
     patterns = ["[^.]*"] if config.layers_pattern is None else config.layers_pattern
     regexes = [re.compile(rf"(?:^|.*?\.)(?:{each})\.(?P<index>\d+)\.") for each in patterns]
     found: dict[int, set[nn.Module]] = {}
@@ -135,12 +136,12 @@ def _all_linear(
     adapted: Collection[nn.Module],
     trained: Collection[nn.Module],
 ) -> list[nn.Module]:
-    """Each module that is exactly an nn.Linear, but for output heads and what is excluded.
+    """Each module that is exactly an nn.Linear, except output heads and excluded modules.
 
-    Linear maps that are held otherwise are an error unless they are excluded: a model whose experts stay as
-    they are is not what "all-linear" says. A subclass is left out, for its weight may be used without calling
-    it: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently ignored. A warning
-    names those of others.
+    Linear maps that are not an nn.Linear, such as experts in 3-D parameters, are an error unless they are
+    excluded, because "all-linear" would not be true. Subclasses are left out, as their weight may be used
+    without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently
+    ignored. A warning names the subclasses that are not torch's.
     """
     heads = _output_heads(model)
     _check_all_reached(names, {*excluded, *trained, *heads})
@@ -195,7 +196,7 @@ def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Mo
 
 
 def _output_heads(model: nn.Module) -> set[nn.Module]:
-    """What Transformers models call their output embeddings; PEFT's "all-linear" leaves them out too."""
+    """The output embeddings of Transformers models, which PEFT's "all-linear" leaves out too."""
     getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
     return {head for getter in getters if callable(getter) and isinstance(head := getter(), nn.Module)}
 

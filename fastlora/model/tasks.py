@@ -1,8 +1,8 @@
-"""What a Transformers model was made for, and the head that is new for it: PEFT's `task_type`.
+"""The task of a Transformers model, and the new head for it: PEFT's `task_type`.
 
-The head of a `...ForSequenceClassification` and its like starts at random, so it is trained in full and saved
-with the updates, whatever the targets are, as PEFT does. PEFT knows the task when it is told; here the
-model's class tells it too.
+The head of a `...ForSequenceClassification` or a similar class has random initial weights. So it is trained
+in full and saved with the updates, whatever the targets are, as in PEFT. PEFT must be told the task; here it
+is also inferred from the model's class.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fastlora.model.modules_to_save import TASK, check_trainable, saved_modules
 from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names, unwrapped
 
-# Ends of the names of heads, as PEFT's models have them (0.21, peft_model.py): "classifier" is
-# "pre_classifier" too.
+# Ends of the names of heads, from PEFT's models (0.21, peft_model.py): "classifier" also matches
+# "pre_classifier".
 _HEADS: Final = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-# What a class is called, and its task; PEFT has no task for the last.
+# Parts of class names, and their tasks; PEFT has no task for the last.
 _CLASSES: Final = {
     "SequenceClassification": "SEQ_CLS",
     "TokenClassification": "TOKEN_CLS",
@@ -45,19 +45,19 @@ _FOR: Final = re.compile(rf"For({'|'.join(_CLASSES)})(WithTeacher)?$")
 
 
 def remember_task(model: nn.Module, task: str | None, changing: Commit) -> None:
-    """Keep the task that a config named, for the files of this model, until LoRA is removed."""
+    """Remember the task that a config names, for adapter files, until LoRA is removed."""
     if task is not None:
         changing.put(vars(unwrapped(model)), TASK, task)
 
 
 def task_of(model: nn.Module, asked: str | None = None) -> str | None:
-    """The `task_type` for a model's adapter_config.json; None where none is known.
+    """The `task_type` for a model's adapter_config.json; None if none is known.
 
-    A task that the class alone tells counts only where its head is saved, for PEFT looks for it in the file.
+    A task inferred from the class counts only if its head is saved, because PEFT then expects it in the file.
 
     Args:
         model: A model with LoRA layers, wrapped or not.
-        asked: What a caller wants to stand there.
+        asked: The task that the caller wants; None infers it.
 
     Raises:
         ValueError: If `asked` is a task whose head is in the model but would not be saved.
@@ -70,7 +70,7 @@ def task_of(model: nn.Module, asked: str | None = None) -> str | None:
     if task is None:
         known = _known_class(inner)
         task = None if known is None else _CLASSES[known]
-        # PEFT's model of a task passes input_ids on, which models of pictures and sounds do not take.
+        # PEFT's model class for a task passes input_ids, which models for images and audio do not take.
         if task is None or getattr(inner, "main_input_name", None) != "input_ids":
             return None
         return task if task_heads(inner, None) and not _unsaved_heads(inner, task) else None
@@ -78,7 +78,7 @@ def task_of(model: nn.Module, asked: str | None = None) -> str | None:
 
 
 def check_task(model: nn.Module, task: str | None) -> None:
-    """Raise ValueError if this is a task whose head is in the model but is not saved with the updates."""
+    """Raise ValueError if the task's head is in the model but is not saved with the updates."""
     unsaved = _unsaved_heads(unwrapped(model), task) if task is not None else []
     if unsaved:
         raise ValueError(
@@ -88,13 +88,13 @@ def check_task(model: nn.Module, task: str | None) -> None:
 
 
 def task_heads(model: nn.Module, task: str | None) -> dict[nn.Module, str]:
-    """The modules of a model that are new for its task, with their names; of nested ones the outermost.
+    """{module: name} of a model's new modules for its task; of nested ones, the outermost.
 
-    They are those that PEFT trains for the task, and what the class keeps beside its base model.
+    They are those that PEFT trains for the task, and the children of the class other than its base model.
 
     Args:
-        model: Any module; what it holds is looked at as well.
-        task: PEFT's name of the task; None means what the class tells. FEATURE_EXTRACTION and language models
+        model: Any module; its submodules are searched too.
+        task: PEFT's name of the task; None infers it from the class. FEATURE_EXTRACTION and language models
             have no such head.
     """
     names = {module: own[0] for module, own in module_names(model).items()}
@@ -110,9 +110,10 @@ def task_heads(model: nn.Module, task: str | None) -> dict[nn.Module, str]:
 
 
 def heads_to_train(model: nn.Module, config: LoRAConfig) -> list[nn.Module]:
-    """The heads that `apply_lora` trains in full by this config; the model is not changed.
+    """The heads that `apply_lora` trains in full for this config; the model is not changed.
 
-    A head that has LoRA layers already is left to them. Where a task is known but no head, a warning says so.
+    A head that has LoRA layers already is not included. If a task is known but no head is found, a warning
+    says so.
 
     Raises:
         ValueError: If a head shares a weight with the rest of the model, or has LoRA layers while the config
@@ -136,7 +137,7 @@ def heads_to_train(model: nn.Module, config: LoRAConfig) -> list[nn.Module]:
 
 
 def _known_class(module: nn.Module) -> str | None:
-    """What a Transformers model is "For", where its head is new for that."""
+    """The "For..." part of a Transformers model's class name, if the class adds a new head; else None."""
     classes = type(module).__mro__
     if not any(cls.__name__ == "PreTrainedModel" for cls in classes):
         return None
@@ -154,7 +155,7 @@ def _heads_by_name(module: nn.Module, task: str) -> list[nn.Module]:
 
 
 def _beside_base(module: nn.Module) -> Iterator[nn.Module]:
-    """What a task's model holds beside the base model that its class names."""
+    """The children of a task's model, except the base model that its class names."""
     base = module._modules.get(str(getattr(module, "base_model_prefix", "")))
     if base is not None:
         yield from (each for each in module.children() if each is not base and _has_numbers(each))

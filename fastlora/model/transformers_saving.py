@@ -1,11 +1,13 @@
-"""The `save_pretrained` of Transformers' models with LoRA: the adapter too, and no plain config.json.
+"""`save_pretrained` of Transformers models with LoRA: saves adapters too, and guards against misreading.
 
-Transformers reads a directory with a model's config.json as that model, drops every lora key as unexpected
-and returns the untrained base; without any config.json a model's class takes its default one, which is that
-of a real model. So the config.json here names a file of weights that does not exist: reading fails at once
-and says what to read instead. Only a config of the caller's own hides that: with PEFT installed the adapter
-is then read too; without, Transformers reads the base and reports every lora key as unexpected. The whole
-state stays beside the adapter, as Trainer resumes from that.
+From a directory with a model's config.json, Transformers loads that model. It drops all LoRA keys as
+unexpected, and returns the untrained base. Without a config.json, a model class uses its default config,
+which is that of a real model. So the config.json written here names a weights file that does not exist:
+loading fails at once, with a message on what to load instead.
+
+This does not help if the caller passes a config. With PEFT installed, the adapter is then loaded too; without
+it, Transformers loads the base and reports all LoRA keys as unexpected. The full state is saved as well,
+because Trainer resumes from it.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from fastlora.model.find_layers import lora_layers
 
 _NAME = "save_pretrained"
 
-# `transformers_weights` is the file that Transformers reads in place of model.safetensors.
+# Transformers reads the file `transformers_weights` instead of model.safetensors.
 _NO_MODEL = {"transformers_weights": "LoRA, not a model: load the base, then adapter_config.json.safetensors"}
 
-# (model, directory, state_dict, is_main_process); `pretrained`, which lies above, adds its own.
+# Called with (model, directory, state_dict, is_main_process). adapter_files adds its writer here, because it
+# may import this module, but not the reverse.
 writers: list[Callable[[nn.Module, Path, Mapping[str, Tensor] | None, bool], None]] = []
 
 
 class SavePretrained:
-    """Stands in a model for its class's `save_pretrained`; it is copied and pickled with the model."""
+    """Replaces a model's `save_pretrained`, as an attribute that is copied and pickled with the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -46,7 +49,7 @@ class SavePretrained:
         push_to_hub: bool = False,
         **options: Any,
     ) -> Any:
-        """As the class's, whose arguments it takes; with the adapters, and a config.json that is none.
+        """As the class's `save_pretrained`, but saves the adapters too, and the config.json described above.
 
         Raises:
             ValueError: If push_to_hub is asked for, or the directory is the base model's own.
@@ -81,27 +84,27 @@ class SavePretrained:
 
 
 def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
-    """In place of a config's `save_pretrained`."""
+    """Write the config.json described above, in place of a config's `save_pretrained`."""
     text = json.dumps(_NO_MODEL, indent=2) + "\n"
     (Path(directory) / "config.json").write_text(text, encoding="utf-8")
 
 
 def install(model: nn.Module, changing: Commit) -> None:
-    """Have each Transformers model that has LoRA layers, here or further inside, save its adapters too."""
+    """Give each Transformers model with LoRA layers, this one or any inside, a `SavePretrained`."""
     for found in _models(model):
         if any(True for _ in lora_layers(found)):
             changing.put(vars(found), _NAME, SavePretrained(found))
 
 
 def uninstall(model: nn.Module, changing: Commit) -> None:
-    """Give the models their class's `save_pretrained` back."""
+    """Remove every `SavePretrained`, so that the class's `save_pretrained` is used again."""
     for found in _models(model):
         if isinstance(vars(found).get(_NAME), SavePretrained):
             changing.drop(vars(found), _NAME)
 
 
 def _models(model: nn.Module) -> Iterator[nn.Module]:
-    """The Transformers models in a model; none exists where Transformers was not imported."""
+    """The Transformers models in a model; none if Transformers was not imported."""
     package = sys.modules.get("transformers.modeling_utils")
     if package is None:
         return iter(())

@@ -1,8 +1,8 @@
-"""Modules that only wrap another one: they leave no trace in the names of what is inside.
+"""Module names without the parts that wrappers add.
 
 torch.compile, activation checkpointing, FSDP, DistributedDataParallel, DataParallel and AveragedModel each
-put a model below a child of their own, "module" or "_orig_mod", say. A name with such a part in it means
-nothing to whoever reads a file, and nothing to a pattern that was written for the model itself.
+register the wrapped model as a child, "module" or "_orig_mod", say. Names with such parts would not fit in
+adapter files, nor match patterns that were written for the model itself.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from typing import Final
 
 from torch import nn
 
-# Names that only wrappers give: torch.compile, activation checkpointing, FSDP.
+# Child names that only wrappers use: torch.compile, activation checkpointing, FSDP.
 _INNER_NAMES: Final = frozenset(("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
 
-# Classes that hold the model as `module`, a name that models use as well.
+# Wrapper classes whose child is called `module`, a name that models use as well.
 _HOLDERS: Final = frozenset(("DistributedDataParallel", "DataParallel", "AveragedModel", "DeepSpeedEngine"))
 _PACKAGES: Final = frozenset(("torch", "deepspeed"))
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of every module, by every path to it, wrappers' parts left out of the names.
+    """(name, module) of every module, once for each path to it, with wrappers left out of the names.
 
-    What a LoRA layer holds its adapters in is left out: no name of the model's, or of a pattern, means it.
-
-    A wrapper and what it wraps have one name; the wrapper comes first.
+    A wrapper and the module in it have the same name; the wrapper comes first. The submodules in which a LoRA
+    layer keeps its adapters are left out: they are not modules of the model.
     """
     return _walk(model, "")
 
@@ -41,17 +40,17 @@ def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of a model by each of its names; of a wrapper and what it wraps, the latter."""
+    """{name: module} with every name of every module; of a wrapper and the module in it, the latter."""
     return dict(named_modules(model))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model behind all wrappers around it."""
+    """The model inside all its wrappers."""
     return modules_by_name(model)[""]
 
 
 def compiled_modules(model: nn.Module) -> set[nn.Module]:
-    """The modules that torch.compile wraps itself, which it goes on calling whatever is registered later."""
+    """The modules that torch.compile wraps directly: it goes on calling them even if they are replaced."""
     inner = (module._modules.get("_orig_mod") for module in model.modules())
     return {module for module in inner if module is not None}
 

@@ -1,4 +1,4 @@
-"""Training on many GPUs: what torch's DistributedDataParallel, FSDP2 and tensor parallel need besides."""
+"""Training on many GPUs: additions to torch's DistributedDataParallel, FSDP2 and tensor parallel for LoRA."""
 
 from fastlora.parallel.checkpoints import LoadPlanner
 from fastlora.parallel.memory import Memory, memory_per_gpu

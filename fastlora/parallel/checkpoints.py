@@ -1,4 +1,7 @@
-"""Checkpoints of torch.distributed.checkpoint that name A and B of "default" as they were once called."""
+"""Loads checkpoints of torch.distributed.checkpoint that have the old names for A and B of "default".
+
+They were `lora_A` and `lora_B`, and now are `adapters.default.lora_A` and `adapters.default.lora_B`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ _NOW, _BEFORE = f".adapters.{DEFAULT}.lora_", ".lora_"
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """torch's planner, for `torch.distributed.checkpoint.load`, that also finds `lora_A` of before."""
+    """torch's planner for `torch.distributed.checkpoint.load`; it also finds A and B by their old names."""
 
     def set_up_planner(
         self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        """torch's; what is wanted by a name of now and saved by that of before is asked for by the latter."""
+        """As torch's; a tensor that the checkpoint has under its old name only is looked up by that name."""
         super().set_up_planner(state_dict, metadata, is_coordinator)
         saved = {} if metadata is None else metadata.state_dict_metadata
         renamed = {now: now.replace(_NOW, _BEFORE) for now in self.state_dict if now not in saved}
@@ -28,6 +31,6 @@ class LoadPlanner(DefaultLoadPlanner):
             self.mappings[before] = self.mappings.pop(now)
 
     def load_bytes(self, read_item: Any, value: Any) -> None:
-        """torch's; the names in an optimizer's groups stay the model's."""
+        """As torch's; the parameter names in an optimizer's groups stay the present ones."""
         if not (self._renamed and read_item.dest_index.fqn.endswith(".params")):
             super().load_bytes(read_item, value)

@@ -1,4 +1,4 @@
-"""What training a model with LoRA takes of each GPU's memory, before activations."""
+"""The memory that training a model with LoRA takes on each GPU, without activations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Memory(NamedTuple):
     """Bytes on the GPU that holds most; `str()` of it is a table.
 
     Attributes:
-        weights: Of everything frozen.
-        updates: Of everything trained.
-        gradients: Of everything trained, in its own dtype.
-        optimizer: State of everything trained.
-        gathered: Whole parameters that FSDP2 holds for a time.
+        weights: All frozen parameters.
+        updates: All trained parameters.
+        gradients: Of all trained parameters, in their dtypes.
+        optimizer: The optimizer's state of all trained parameters.
+        gathered: Unsharded parameters that FSDP2 holds temporarily.
     """
 
     weights: int
@@ -30,7 +30,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them; activations come on top."""
+        """The sum; activations come on top."""
         return sum(self)
 
     def parts(self) -> list[Part]:
@@ -48,20 +48,20 @@ class Memory(NamedTuple):
 def memory_per_gpu(
     model: nn.Module, processes: int = 1, groups: Iterable[nn.Module] = (), *, state_per_parameter: int = 8
 ) -> Memory:
-    """The memory of a model that FSDP2 divides over processes; one process holds it whole.
+    """The memory on each GPU of a model that FSDP2 shards over processes; with one process, of all of it.
 
-        weights + updates + gradients + optimizer, each divided by the processes
-        + the whole parameters outside the groups + two times the largest whole group
+        (weights + updates + gradients + optimizer) / processes
+        + the unsharded parameters outside the groups + twice the largest unsharded group
 
-    Two times, as FSDP2 gathers a group while the one before is in use. Each parameter is divided along its
-    first dimension, and the first process has the largest part. Tensor parallel divides what is left by its
-    own number. Nothing is allocated: the model may be on "meta".
+    Twice, because FSDP2 gathers a group while the one before is still in use. Each parameter is sharded along
+    its first dimension, and the first process has the largest shard. Tensor parallel divides the result
+    further by its own number of processes. Nothing is allocated, so the model may be on "meta".
 
     Args:
-        model: A model with what is to be trained marked by requires_grad, not divided yet.
-        processes: Over how many fully_shard divides it.
-        groups: The modules that fully_shard is called on, but for the model itself: decoder layers.
-        state_per_parameter: Bytes of the optimizer's state for each trained number; 8 for Adam in fp32.
+        model: A model that is not sharded yet; requires_grad says what is trained.
+        processes: The number of processes that fully_shard shards over.
+        groups: The modules that fully_shard is called on, except the model itself: decoder layers, say.
+        state_per_parameter: Bytes of optimizer state for each trained number; 8 for Adam in fp32.
 
     Raises:
         ValueError: If `processes` is below 1.
@@ -82,7 +82,7 @@ def memory_per_gpu(
 
 
 def _part(parameter: nn.Parameter, processes: int) -> int:
-    """Numbers of a parameter that the first process holds."""
+    """Number of entries of a parameter that the first process holds."""
     if parameter.dim() == 0:
         return 1
     return math.ceil(parameter.shape[0] / processes) * math.prod(parameter.shape[1:])

@@ -1,4 +1,4 @@
-"""Tensor parallel for LoRA layers: torch's two styles for linear layers, that know of A and B."""
+"""Tensor parallel for LoRA layers: torch's two styles for linear layers, extended to A and B."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ from fastlora.layer.writable import check_own
 
 
 class ColwiseParallel(torch_parallel.ColwiseParallel):
-    """torch's ColwiseParallel, also for FusedLoRALinear: rows of W, b and B are divided, A is whole.
+    """torch's ColwiseParallel, also for FusedLoRALinear: shards the rows of W, b and B, and replicates A.
 
-    Compared with a plain layer nothing more is sent but the sum of dA [r, K]. With dropout the processes must
-    be seeded alike, so that all draw one mask.
+    In addition to what a plain layer sends, only dA [r, K] is summed over the processes. With dropout, the
+    processes must have the same seed, so that all draw the same mask.
 
-    Args: torch's: `input_layouts` (default: whole), `output_layouts` (default: divided along the last
-        dimension) and `use_local_output`.
+    Args:
+        input_layouts: As in torch's class; replicated by default.
+        output_layouts: As in torch's class; sharded along the last dimension by default.
+        use_local_output: As in torch's class.
 
     Raises:
         ValueError: When applied: if out_features cannot be divided evenly, or the layer is merged or was
             initialized from W.
-        TypeError: When applied: if the layer's weight is spread over processes already.
+        TypeError: When applied: if the layer's weight is a DTensor already.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -51,19 +53,21 @@ class ColwiseParallel(torch_parallel.ColwiseParallel):
 
 
 class RowwiseParallel(torch_parallel.RowwiseParallel):
-    """torch's RowwiseParallel, also for FusedLoRALinear: columns of W and A are divided, b and B are whole.
+    """torch's RowwiseParallel, also for FusedLoRALinear: shards the columns of W and A, replicates b and B.
 
-    Compared with a plain layer nothing more is sent but the sum of dB [N, r]: what each process has of p goes
-    through its own product with B, and is summed with y. With dropout each process draws the mask of its own
-    columns; processes seeded alike stay so.
+    In addition to what a plain layer sends, only dB [N, r] is summed over the processes: each one multiplies
+    its partial p by B, and the result is summed together with y. With dropout, each process draws the mask of
+    its own columns. Processes that start with the same seed keep the same generator state.
 
-    Args: torch's: `input_layouts` (default: divided along the last dimension), `output_layouts` (default:
-        whole) and `use_local_output`.
+    Args:
+        input_layouts: As in torch's class; sharded along the last dimension by default.
+        output_layouts: As in torch's class; replicated by default.
+        use_local_output: As in torch's class.
 
     Raises:
         ValueError: When applied: if in_features cannot be divided evenly, or the layer is merged or was
             initialized from W.
-        TypeError: When applied: if the layer's weight is spread over processes already.
+        TypeError: When applied: if the layer's weight is a DTensor already.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -91,7 +95,7 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
 def _divide(
     style: Any, layer: FusedLoRALinear, mesh: DeviceMesh, split: Split, dims: dict[str, int | None]
 ) -> nn.Module:
-    """Divide each parameter along its dimension (None: whole everywhere), and give forward its layouts."""
+    """Shard each parameter along its dimension (None: replicate); add hooks for the layouts of x and y."""
     divided: list[tuple[nn.Module, str, nn.Parameter]] = []
     for module in (layer, *layer.adapters.values()):
         for slot, parameter in module.named_parameters(recurse=False):
@@ -99,7 +103,7 @@ def _divide(
             value = distribute_tensor(parameter, mesh, [placement], src_data_rank=style.src_data_rank)
             divided.append((module, slot, nn.Parameter(value, requires_grad=parameter.requires_grad)))
 
-    # Any: what these return takes the place of x and y, but torch declares them to return None.
+    # Any: torch declares hooks that return None, while these return new x and y.
     own_input: Any = partial(_own_input, split, style.input_layouts)
     laid_out: Any = partial(_laid_out, split, style.output_layouts, style.use_local_output)
     with commit() as changing:
@@ -114,7 +118,7 @@ def _divide(
 def _own_input(
     split: Split, layouts: tuple[Placement, ...], layer: FusedLoRALinear, inputs: Any, mesh: DeviceMesh
 ) -> Tensor:
-    """This process's part of x, from x as it comes."""
+    """This process's part of x, from x in its input layout."""
     x = inputs[0]
     if not isinstance(x, DTensor):
         x = DTensor.from_local(x, mesh, layouts, run_check=False)
@@ -122,7 +126,8 @@ def _own_input(
         (Replicate(), Partial()) if split is Split.COLUMNS else (Shard(x.dim() - 1), Shard(x.dim() - 1))
     )
     _draw_seeds(split, layer, x.device, mesh.get_local_rank())
-    # Else layers that share x would each have their part of dx summed, and not once all have added theirs.
+    # Only if needed. Otherwise, for layers that share x, dx would be summed over the processes once for each
+    # layer, and not once for all of them.
     if x.placements != (wanted,):
         x = x.redistribute(placements=[wanted])
     return x.to_local(grad_placements=[gradient])
@@ -136,7 +141,7 @@ def _laid_out(
     y: Tensor,
     mesh: DeviceMesh,
 ) -> Tensor:
-    """y in the layout that was asked for, from what this process computed."""
+    """y in its output layout, from what this process computed."""
     _draw_seeds(split, layer, y.device, mesh.size() - 1 - mesh.get_local_rank())
     own = Shard(y.dim() - 1) if split is Split.COLUMNS else Partial()
     result = DTensor.from_local(y, mesh, [own], run_check=False).redistribute(placements=layouts)
@@ -144,10 +149,10 @@ def _laid_out(
 
 
 def _draw_seeds(split: Split, layer: FusedLoRALinear, device: torch.device, count: int) -> None:
-    """Pass over seeds of other processes' masks, where each has columns of x of its own.
+    """Draw and discard seeds, so that under ROWS each process gets its own and all generators stay in step.
 
-    One process draws the first, the next the second, and all go on from the same place. One at a time, as a
-    GPU's generator moves on by launches and not by numbers.
+    The first process uses the first seed, the next one the second. They are drawn one by one, because a GPU's
+    generator advances by launches, not by how many numbers are drawn.
     """
     if split is Split.ROWS and layer.training and layer.dropout:
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Updates that are trained but receive no gradient, which DistributedDataParallel answers obscurely."""
+"""Finds updates that require a gradient and get none; DistributedDataParallel's own error is hard to read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NAMED: Final = 8
 
 
 def check_all_trained(model: nn.Module) -> None:
-    """Raise unless every A and B that is trained got a gradient; call it after a first backward pass.
+    """Raise unless every trained A and B got a gradient; call it after the first backward pass.
 
-    DistributedDataParallel reduces gradients when the last of them is there. One that never comes makes the
-    next forward pass fail with parameters' numbers ("Expected to have finished reduction"); this says which
-    layers they are and why. It communicates nothing.
+    DistributedDataParallel waits for the gradient of every parameter. If one never comes, the next forward
+    pass fails with an error that lists parameter indices ("Expected to have finished reduction"). This check
+    names the layers and the reasons. It communicates nothing.
 
     Args:
         model: A model with LoRA layers, wrapped or not.
