@@ -1,4 +1,4 @@
-"""What callers pass, checked: one line that names the argument, what it was and what would be right."""
+"""Checks of arguments. Each error is one line: the argument's name, its value, and what would be right."""
 
 from __future__ import annotations
 

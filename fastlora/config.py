@@ -1,4 +1,4 @@
-"""What a LoRA update is configured by, and which values are sound."""
+"""LoRAConfig: which layers get a LoRA update and how, with checks of its values."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class LoRAConfig:
         alpha: The update is scaled by alpha / r; None means each layer's own r, so that s = 1.
         dropout: Probability in [0, 1) of dropping an entry of x on the low-rank branch, in training.
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
-        init: How A starts: "gaussian" (std 1 / r), "kaiming" (uniform, as PEFT's default), or "orthogonal",
-            where B starts as well (see `FusedLoRALinear`).
+        init: Initial values of A: "gaussian" (std 1 / r), "kaiming" (uniform, PEFT's default), or
+            "orthogonal", which makes B nonzero as well (see `FusedLoRALinear`).
         adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but
             fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
@@ -51,8 +51,8 @@ class LoRAConfig:
         rank_pattern: Ranks of their own: {name, or regular expression for the end of a name: r}. The first
             key that matches counts.
         alpha_pattern: The same for alpha.
-        modules_to_save: Names of modules that are trained in full beside the updates and saved with them,
-            each a whole name or the end of one: a fresh classifier, say. They are trained in place.
+        modules_to_save: Names of modules that are trained in full, in place, and saved with the updates, such
+            as a new classifier; each a whole name or the end of one.
         task_type: PEFT's name of the task, such as "SEQ_CLS". The new head of a model for classification or
             question answering is trained in full and saved as if it were in modules_to_save, whatever the
             targets; layers in it are no targets. None means that the class of a Transformers model tells the

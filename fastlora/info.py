@@ -84,7 +84,7 @@ class Info(Shown):
 
 
 def collect_info() -> Info:
-    """Look around.
+    """Collect versions, settings and devices.
 
     Raises:
         ValueError: If FASTLORA_BACKEND holds an unknown name.

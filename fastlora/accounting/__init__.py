@@ -1,1 +1,1 @@
-"""What a pass, a layer and a training take, counted and not measured."""
+"""The cost of a pass, a layer and a training run: counted, not measured."""

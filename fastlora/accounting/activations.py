@@ -1,4 +1,4 @@
-"""What autograd keeps for the backward pass, counted on any device."""
+"""Counts the bytes that autograd saves for the backward pass, on any device."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 class _Saved:
-    """A tensor in the hands of the graph; gone with the part of the graph that saved it."""
+    """A saved tensor; it is deleted together with the graph node that saved it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor]) -> int:
-    """Bytes of the memory that a forward pass has saved for its backward pass when it is over.
+    """Bytes that a finished forward pass keeps saved for its backward pass.
 
-    Each block of memory counts once and whole, however many saved tensors are views of it: it is kept alive
-    whole. x counts where it is saved: in a net it is a result of the layer before, kept for nothing else.
-    What a method keeps in other ways than saving it for backward is not seen. Blocks are told apart by their
-    identity, as those of fake tensors all have the address 0.
+    Each storage counts once and in full, however many saved tensors are views of it. x counts if it is saved:
+    in a net it is the output of the layer before, and nothing else keeps it. Memory that is kept in other
+    ways than by save_for_backward is not seen. Storages are compared by identity, because those of fake
+    tensors all have the address 0.
 
     Args:
-        forward: Runs the pass; what it returns keeps the graph alive.
-        own: Tensors that exist anyway, such as weights: their memory is not counted.
+        forward: Runs the pass; its result must keep the graph alive.
+        own: Tensors that exist anyway, such as weights; their memory is not counted.
     """
     known = {tensor.untyped_storage()._cdata for tensor in own}
     held: WeakSet[_Saved] = WeakSet()

@@ -1,4 +1,4 @@
-"""What training takes, in full and with LoRA: counted on a model, which may have no weights yet."""
+"""The memory that full fine-tuning and LoRA take, counted on a model, which may be without weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MOMENTS = 2
 
 @dataclass(frozen=True)
 class Needs:
-    """What one way of training takes. All but the first are bytes; `total` is what a GPU must hold of them.
+    """What one way of training needs; all but `trainable` in bytes.
 
     Attributes:
-        trainable: Parameters that are trained.
-        saved: On disk, the tensors that a trained model needs besides the base; a safetensors file has some
-            hundred bytes a tensor more.
-        weights: Every parameter, A and B included.
-        gradients: One for each trainable parameter, in its dtype.
-        optimizer: Adam's two moments of each, in its dtype, as torch.optim.Adam holds them.
-        activations: Saved for backward by one forward pass, without that of the loss.
+        trainable: Number of trained parameters.
+        saved: On disk: the tensors that a trained model needs in addition to the base. A safetensors file has
+            about a hundred bytes more for each tensor.
+        weights: All parameters, including A and B.
+        gradients: Of each trained parameter, in its dtype.
+        optimizer: Adam's two moments of each trained parameter, in its dtype, as in torch.optim.Adam.
+        activations: Saved for backward by one forward pass, without the loss.
     """
 
     trainable: int
@@ -49,9 +49,9 @@ class Budget(Shown):
     """Full fine-tuning against LoRA; `str()` of it is a table.
 
     Attributes:
-        parameters: In the model without LoRA.
-        full: What training all of them takes.
-        lora: What LoRA takes.
+        parameters: Number of parameters of the model without LoRA.
+        full: What training all of them needs.
+        lora: What training with LoRA needs.
     """
 
     parameters: int
@@ -79,13 +79,13 @@ class Budget(Shown):
 
 
 def training_budget(model: nn.Module, config: LoRAConfig, forward: Callable[[nn.Module], object]) -> Budget:
-    """Count what training takes, before and after `apply_lora`, which is done to the model.
+    """Count what training needs without LoRA; then call `apply_lora` on the model and count again.
 
-    Works on any device; under torch's FakeTensorMode, as `meta_models` builds models, no memory is
-    taken and nothing is computed.
+    It works on any device. Under torch's FakeTensorMode, in which `meta_models` builds models, no memory is
+    allocated and nothing is computed.
 
     Args:
-        model: One without LoRA; afterwards it has it.
+        model: A model without LoRA; afterwards it has LoRA.
         config: Which layers, and what update.
         forward: Runs one training batch through the model and returns the result.
 

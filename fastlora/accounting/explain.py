@@ -1,4 +1,4 @@
-"""What a layer does on a shape: which code, which tiles, what it moves, and the least time that implies."""
+"""Explains a layer's passes on a shape: code path, tiles, FLOPs and bytes, and the least time they imply."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ class Explanation:
 
 
 def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None = None) -> Explanation:
-    """What a layer's update does with an x of this shape, contiguous and in the weight's dtype.
+    """Explain a layer's passes on an x of this shape, contiguous and in the weight's dtype.
 
-    It is told as the passes would decide it now: by the backend that is set, and with the layer's dropout
-    while it is in training mode. Of the backward all three gradients are taken to be needed.
+    It shows what the passes would do now: by the current backend setting, and with the layer's dropout if it
+    is in training mode. The backward pass is assumed to need all three gradients.
 
     Args:
         x_shape: [..., K].
-        layer: Its dtypes, device, rank, dropout and mode count, and how its weight lies in memory.
+        layer: Its dtypes, device, rank, dropout and mode matter, and its weight's memory layout.
         gpu: A GPU to explain for instead of the layer's device, such as "H200" (see `gpus.GPUS`).
 
     Raises:
@@ -148,14 +148,14 @@ def explain_problem(
     dropout: float = 0.0,
     W: Tensor | None = None,
 ) -> Explanation:
-    """The same for a shape and dtypes alone.
+    """As `explain`, for a shape and dtypes instead of a layer.
 
     Args:
         problem: Shape and dtypes; every size at least 1.
-        device: Whose path is told; None means the first GPU, or the CPU.
+        device: The device to explain for; None means the first GPU, or the CPU.
         gpu: As in `explain`.
         dropout: Probability of dropping an entry of x on the low-rank branch.
-        W: [N, K], for how it lies in memory; None means contiguous.
+        W: [N, K], for its memory layout; None means contiguous.
 
     Raises:
         ValueError: If a size is below 1, or the GPU is unknown.

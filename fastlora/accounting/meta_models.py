@@ -25,7 +25,7 @@ _UNMASKED: Final = "sdpa_of_whole_rows"
 
 
 class BlueprintError(ValueError):
-    """A model that cannot be built from what was said."""
+    """The model cannot be built from its description."""
 
 
 class _Batch(NamedTuple):
@@ -36,11 +36,11 @@ class _Batch(NamedTuple):
 def blueprint_budget(
     spec: str, config: LoRAConfig, *, batch: int = 1, tokens: int = 2048, dtype: torch.dtype = torch.bfloat16
 ) -> Budget:
-    """Count what training a model takes that need not exist here; no weights are made or read.
+    """Count what training a model takes, from a description of it; no weights are made or read.
 
     Args:
         spec: Which model. A list of layers, K,N or NAME=K,N or NAME=K,N*COUNT, separated by spaces or
-            semicolons: linear layers without bias, each taken to have an input of its own. Or a Transformers
+            semicolons: linear layers without bias, each with its own input. Or a Transformers
             model: a config's JSON file, a folder with one, a model type such as "llama" (its default config),
             or "org/name" on the Hugging Face hub (its config is fetched). It becomes the causal language
             model of that config where there is one.
@@ -50,8 +50,8 @@ def blueprint_budget(
         dtype: Of the model's weights and activations.
 
     Raises:
-        BlueprintError: If the spec is no such thing, the model cannot be built or takes other inputs than
-            token ids, or it looks into the values of its tensors.
+        BlueprintError: If the spec is none of these, the model cannot be built or takes other inputs than
+            token ids, or its forward depends on the values of tensors.
         ImportError: If Transformers is needed and not installed.
         OSError: If the config cannot be read or fetched.
         TypeError: As `apply_lora`.
@@ -121,7 +121,7 @@ def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
     known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kind: Any = transformers.AutoModelForCausalLM if known else transformers.AutoModel
 
-    # For whole rows Transformers' sdpa makes no mask; but it looks into a tensor to see that they are whole.
+    # Transformers' sdpa makes no mask if no row is padded, but checks that by reading values of a tensor.
     transformers.AttentionMaskInterface.register(_UNMASKED, lambda *_, **__: None)
     transformers.AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 

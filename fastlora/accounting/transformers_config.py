@@ -1,4 +1,4 @@
-"""The Transformers config that a few words mean: a file, a folder, a known type, or a model on the hub."""
+"""Finds a Transformers config from a file, a folder, a model type, or the name of a model on the hub."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PATIENCE: Final = 10
 
 
 class ConfigError(ValueError):
-    """Words that mean no Transformers config, or a file that holds none."""
+    """The name does not lead to a Transformers config, or the file holds none."""
 
 
 def find_config(spec: str) -> Any:
-    """The config meant by a JSON file, a folder with config.json, a model type, or "org/name" on the hub.
+    """The config from a JSON file, a folder with config.json, a model type, or "org/name" on the hub.
 
-    No code that comes with a model is run, and the hub is asked once, not again and again while it is away.
+    No code that comes with a model is run. The hub is asked once, without retries.
 
     Raises:
         ConfigError: If `spec` is none of these, or what it names is no config that Transformers knows.
@@ -99,7 +99,7 @@ def _read(auto: Any, types: Iterable[str], spec: str, path: Path) -> Any:
 
 
 def _fetch(auto: Any, name: str) -> Any:
-    """The config of a model on the hub, or what the cache has of it where the hub cannot be reached."""
+    """The config of a model on the hub; if the hub cannot be reached, the cached one."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

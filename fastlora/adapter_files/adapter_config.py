@@ -1,7 +1,7 @@
-"""adapter_config.json as PEFT writes it (0.21), and what of it bears on the function of an adapter.
+"""Reads and writes adapter_config.json as PEFT does (0.21), and checks that it describes plain LoRA.
 
-Reading refuses, by its key, everything that would make the adapter another function than plain LoRA on linear
-layers, a key unknown here included. Which layers an adapter has is told by its tensors.
+An option that makes the adapter compute something else than plain LoRA on linear layers is refused by its
+key; so is an unknown key. Which layers an adapter has is determined by its tensors, not by the config.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DIGESTED: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What of adapter_config.json bears on the function; PEFT's names where they differ are in brackets.
+    """The options that affect what the adapter computes; comments give PEFT's names if they differ.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -68,11 +68,11 @@ class AdapterConfig:
         return Patterns("alpha_pattern", self.alpha_pattern)
 
     def rank(self, layer: str) -> int:
-        """r of a layer; ValueError where patterns take too long."""
+        """r of a layer; ValueError if matching the patterns takes too long."""
         return self._ranks.find(layer, self.r)
 
     def alpha_of(self, layer: str) -> float:
-        """Alpha of a layer; ValueError where patterns take too long."""
+        """Alpha of a layer; ValueError if matching the patterns takes too long."""
         return float(self._alphas.find(layer, self.alpha))
 
     def dumps(self, **about: object) -> str:
@@ -95,7 +95,7 @@ class AdapterConfig:
 
     @classmethod
     def loads(cls, text: str | bytes) -> AdapterConfig:
-        """Read the text of adapter_config.json; anything may stand there.
+        """Read the text of adapter_config.json, which is not trusted.
 
         Raises:
             AdapterError: If it is not JSON, or a key is missing, unsound or not supported.
@@ -131,9 +131,9 @@ class AdapterConfig:
 
 
 def digest(text: str | bytes) -> str:
-    """A digest of what bears on the function in a sound adapter_config.json.
+    """A digest of the options in a valid adapter_config.json that affect what the adapter computes.
 
-    How that is written down, and what is without effect, leaves it the same.
+    It does not depend on formatting, or on keys without effect.
     """
     found = json.loads(text)
     read = {key: found.get(key, DEFAULTS[key]) for key in _DIGESTED}

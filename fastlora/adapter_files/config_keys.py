@@ -1,7 +1,7 @@
-"""What each key of adapter_config.json means here: read, without effect, or another function than plain LoRA.
+"""The keys of adapter_config.json: which are read, which have no effect, and which are refused.
 
-The keys are those of PEFT 0.21's LoraConfig, and of earlier ones. A key that is unknown may stand there as
-null, false or empty: an option of tomorrow that is not in use.
+The keys are those of PEFT 0.21's LoraConfig and of earlier versions. An unknown key is accepted if its value
+is null, false or empty: it is an option of a later version that is not in use.
 """
 
 from __future__ import annotations

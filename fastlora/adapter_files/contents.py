@@ -1,15 +1,15 @@
-"""What an adapter on disk holds: its config and its tensors, known to agree before any tensor is read.
+"""Opens an adapter on disk: its config and its tensors, which are checked to match before any is read.
 
     tensors     base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.weight [N, r]
                 base_model.model.<module to save>.<name in its state_dict>
 
-The config is adapter_config.json beside adapter_model.safetensors; in a single file it is the metadata's
-entry `adapter_config`. No model appears here; `load` fits the contents to one.
+The config is in adapter_config.json next to adapter_model.safetensors; in a single file it is the metadata's
+entry `adapter_config`. No model is involved here; `load` fits the contents to one.
 
-Of two files, each appears at once, but not both: the tensors' metadata hold a digest of the config that was
-saved with them. A load beside a save waits for the second file. A config that does not fit and is older than
-the tensors is one that a save did not come to replace, an error; one that is younger was edited by hand,
-which is said and taken. Files without a digest, PEFT's, are taken as they are.
+A save replaces each of the two files atomically, but not both at once. So the tensors' metadata hold a digest
+of the config that was saved with them. If config and digest do not match, a load waits a little, in case a
+save is in progress. After that, a config older than the tensors is an error: a save was interrupted. A newer
+one was edited by hand; it is used, with a warning. Files without a digest, such as PEFT's, are not checked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DIGEST_KEY: Final = "fastlora_config_digest"
 
 _PREFIX: Final = "base_model.model."
 _LONGEST_NAME: Final = 256
-# A saver is between its two renames for microseconds, or was stopped there.
+# Seconds to wait. A save takes microseconds between its two renames, unless it was killed there.
 _WAITS: Final = (0.001, 0.004, 0.015, 0.05, 0.15, 0.3)
 
 # Endings of tensors of what is not plain LoRA on linear layers; `base_layer` and the others follow `lora_`.

@@ -1,4 +1,4 @@
-"""Saying which layers of a model an adapter has, in the few words that PEFT's patterns take."""
+"""Describes the layers and ranks of an adapter by short name endings and patterns, for PEFT's config."""
 
 from __future__ import annotations
 

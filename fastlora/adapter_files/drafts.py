@@ -1,7 +1,7 @@
-"""Writing files that belong together: all of them as drafts first, then each put in its place by one rename.
+"""Writes files that belong together: first all as drafts (temporary files), then each is renamed into place.
 
-A draft is named after its process. One that a killed process left is deleted by the next write into its
-directory: at once if that process ran on this machine and is surely dead, else after a day.
+A draft's name contains its process. If a process was killed, the next write into the directory deletes its
+drafts: at once if the process ran on this machine and is certainly dead, else after a day.
 """
 
 from __future__ import annotations

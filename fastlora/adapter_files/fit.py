@@ -1,4 +1,4 @@
-"""Fitting what an adapter on disk holds to a model, by names and shapes alone: no tensor is read."""
+"""Finds the layers and modules of a model that an adapter on disk fits, by names and shapes alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fastlora.model.wrappers import compiled_modules, modules_by_name
 
 
 class Saved(NamedTuple):
-    """The modules to save of an adapter, in a model.
+    """The modules to save of an adapter, as found in a model.
 
     Attributes:
         modules: The modules.
-        tensors: {key: where its value belongs}.
+        tensors: {key: the model's tensor that takes its value}.
     """
 
     modules: list[nn.Module]

@@ -1,4 +1,4 @@
-"""What is trained in full: all of it must reach the file, or be refused by name."""
+"""Modules that are trained in full: each must be written to the file, or be refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other values for an adapter, with nothing changed that compiled code was made for."""
+"""Replaces the values of an adapter without changing anything that would cause a recompilation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastlora.model.wrappers import modules_by_name
 
 
 class _Values(NamedTuple):
-    """What goes where in one layer."""
+    """The new values A and B of one layer, and the parameters that take them."""
 
     own_A: Tensor
     own_B: Tensor

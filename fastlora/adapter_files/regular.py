@@ -1,4 +1,4 @@
-"""Opening files from strangers: regular ones alone, as a FIFO, a socket or a device can hang or act."""
+"""Opens untrusted paths, but only regular files: opening a FIFO or device may hang or have side effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that modules of Transformers models had in earlier releases, by Transformers' own tables."""
+"""Maps module names from earlier releases of Transformers to present ones, by Transformers' own tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What updates did: how large they are, which directions of W they amplify, and how alike two are."""
+"""Analysis of updates: their size, the directions of W that they amplify, and the similarity of two."""
 
 from fastlora.analysis.heatmaps import draw_similarity, draw_updates
 from fastlora.analysis.similarity import Similarity, adapter_similarity, subspace_similarity

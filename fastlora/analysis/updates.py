@@ -1,4 +1,4 @@
-"""Measures of a single update: its norm beside W's, how many directions it has, and how it amplifies them."""
+"""Measures of an update: its norm relative to W's, its effective rank, and its amplification factor."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class UpdateReport(Shown):
 
 @torch.no_grad()
 def update_report(model: nn.Module, adapter: str | None = None) -> UpdateReport:
-    """Measure an adapter's update of every layer; no [N, K] is formed but a copy of one W at a time.
+    """Measure an adapter's update in every layer; the only [N, K] temporary is a copy of one W at a time.
 
-    After `initialize`, the update is that beside the W from before.
+    After `initialize`, the update is the one relative to the W from before.
 
     Args:
         model: A model with LoRA layers.

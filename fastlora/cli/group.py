@@ -1,4 +1,4 @@
-"""The group of all commands: whatever goes wrong in one ends in a short message, an interrupt in one word."""
+"""The group of all commands, which reports every error by a short message and an interrupt by one word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command runs a job: its errors as click's, its progress, its summary, and whether it was proved."""
+"""Runs a job for a command: shows progress and summary, and turns errors and failed proofs into click's."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How anything here is measured: times, errors against fp64, random inputs, what a device holds."""
+"""Measuring: times, errors against fp64, random inputs, and properties of devices."""

@@ -1,8 +1,8 @@
 """The error budget that every numeric test, benchmark and tuning run shares.
 
-No tolerance is typed in: a result may be at most twice as far from fp64 as unfused torch is in the same
-dtypes, plus one rounding of its own dtype, plus, where A and B are wider than x, the rounding of the two
-parts of x's dtype that the kernels take them in.
+No tolerance is typed in. A result's error against fp64 may be at most twice that of unfused torch in the same
+dtypes, plus one rounding in its own dtype. If the dtype of A and B is wider than x's, the rounding of the two
+terms in x's dtype by which the kernels represent them comes on top.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def gradients(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def oracle(inputs: Inputs) -> dict[str, Tensor]:
-    """The same in fp64."""
+    """y, p, dx, dA and dB in fp64."""
     return gradients(inputs.to(torch.float64))
 
 
@@ -39,7 +39,7 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
 
 
 def split_eps(inputs: Inputs) -> float:
-    """The relative rounding of adapters that are held as two parts of x's narrower dtype."""
+    """The relative rounding error of adapters represented as two terms in x's narrower dtype."""
     x, adapter = torch.finfo(inputs.x.dtype), torch.finfo(inputs.A.dtype)
     return x.eps**2 if adapter.bits > x.bits else 0.0
 

@@ -160,8 +160,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         for layer in layers.values():
             if merge:
                 fold(layer, layer._sum, changing)
-                # A forward pass in another thread may still use this layer: it must compute as its
-                # replacement.
+                # Another thread's forward may still use this layer: it must compute as its replacement.
                 changing.put(vars(layer), "enabled", False)
                 for slot in ("start_A", "start_B"):
                     changing.put(layer._buffers, slot, None)

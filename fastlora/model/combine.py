@@ -38,9 +38,8 @@ def combine_adapters(
         model: A model that has the adapters.
         weights: {name: weight}; weights may be negative.
         name: The new adapter's name.
-        r: Its rank. None means the sum of the ranks, which loses nothing; a smaller r takes the nearest
-        update
-            of that rank.
+        r: Its rank. None means the sum of the ranks, which loses nothing; a smaller r gives the nearest
+            update of that rank.
 
     Raises:
         TypeError: If a weight is not a number, or r not an int.

@@ -1,1 +1,1 @@
-"""Whole jobs, from data to picture, and the small data they ship."""
+"""Complete example jobs, from data to picture, with the small data sets that they need."""

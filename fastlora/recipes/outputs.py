@@ -1,4 +1,4 @@
-"""The folder that a job leaves its files in: all of them, or, where it is broken off, none."""
+"""The output folder of a job: all of its files appear in it, or, if the job fails, none."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The search for the tiles that are fastest on a GPU: which are tried, on which shapes, and who wins."""
+"""Tuning: the search for the fastest tiles on a GPU, with its candidates, shapes and rule for a winner."""

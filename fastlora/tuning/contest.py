@@ -1,4 +1,4 @@
-"""One contest of tiles: a pass of one shape, every tile held to fp64 and then timed in turn."""
+"""One contest: every tile is checked against fp64 on one pass and shape, then all are timed in turn."""
 
 from __future__ import annotations
 
