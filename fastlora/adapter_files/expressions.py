@@ -1,9 +1,9 @@
-"""Regular expressions from strangers, matched in a time that their length and the name's bound.
+"""Matches untrusted regular expressions in a time bounded by the lengths of expression and name.
 
-Python's own matcher tries one way after another, and some expressions have more ways than a lifetime. This
-one follows all ways at once, letter by letter: an automaton whose states are sets of places in the
-expression, made when they are met. It takes what names of modules are written with: letters, ".", classes,
-groups, "|", repeats and the anchors; what looks back or ahead is refused.
+Python's matcher backtracks, which takes exponential time for some expressions. This one is a lazily built
+finite automaton, whose states are sets of places in the expression. It supports what patterns for names of
+modules need: letters, ".", classes, groups, "|", repeats and anchors. Backreferences and look-around are
+refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tensors in layouts of other programs: told by their keys, and refused with the way to convert them."""
+"""Recognizes tensor files in other programs' layouts by their keys; the error says how to convert them."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     u64 (little-endian): length of the header | header, JSON | the tensors' bytes, without gaps
     header    {"__metadata__": {str: str}, key: {"dtype": ..., "shape": [...], "data_offsets": [begin, end]}}
 
-Written here, and not by the library of this name: an adapter must be saved where that is not installed, and
-must be read from one open file, while the library opens a path twice, to another file if it is replaced then.
+The safetensors library is not used. Saving must work without it. And an adapter must be read from one open
+file, while the library opens a path twice, and gets another file if it is replaced in between.
 """
 
 from __future__ import annotations

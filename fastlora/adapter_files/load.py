@@ -1,4 +1,4 @@
-"""Reading adapters that PEFT or fastlora wrote into a model; all is checked before anything is changed."""
+"""Loads adapters from PEFT or fastlora into a model; everything is checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
 
 
 class _Refill(NamedTuple):
-    """Other values for an adapter; alpha and rslora are taken over, the rest stays."""
+    """New values for an existing adapter; alpha and rslora change too, other options do not."""
 
     adapter: Adapter
     parts: tuple[Tensor, Tensor]
@@ -160,7 +160,7 @@ def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> l
 def _read_update(
     contents: Contents, path: str, layer: nn.Linear, name: str
 ) -> tuple[Tensor, Tensor, Options]:
-    """A and B in the dtype of the adapter that the layer has, else in the file's, but 16 bits in fp32."""
+    """A and B in the dtype of the layer's existing adapter, else in the file's, with 16 bits made fp32."""
     header = contents.layers[path]
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, FusedLoRALinear) and name in layer.adapters:
@@ -170,7 +170,7 @@ def _read_update(
 
 
 def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
-    """Raise AdapterError where a further adapter brings other values for a module that all adapters share."""
+    """Raise AdapterError if an added adapter has other values for a module that all adapters share."""
     for key, tensor in saved.tensors.items():
         if not torch.equal(whole(tensor), plain[key]):
             raise AdapterError(
@@ -182,14 +182,14 @@ def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
 def _made(
     model: nn.Module, name: str, layers: Mapping[str, nn.Linear], updates: _Updates
 ) -> tuple[dict[nn.Linear, FusedLoRALinear], dict[FusedLoRALinear, Adapter]]:
-    """What takes the places of plain layers, and what further adapter others get, not yet in the model."""
+    """({plain layer: its replacement}, {LoRA layer: its new adapter}), not yet in the model."""
     plain: dict[nn.Linear, dict[str, Any]] = {}
     made: dict[FusedLoRALinear, Adapter] = {}
     for path, layer in layers.items():
         A, B, options = updates[path]
         if isinstance(layer, FusedLoRALinear):
             with torch.inference_mode(False):
-                # What is read in that mode could never be trained.
+                # A tensor made in inference mode could never be trained.
                 A, B = (each.clone() if each.is_inference() else each for each in (A, B))
                 made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
         else:

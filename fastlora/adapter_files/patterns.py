@@ -1,7 +1,7 @@
-"""rank_pattern and alpha_pattern of a file that may come from anyone: numbers of layers by expressions.
+"""rank_pattern and alpha_pattern of an untrusted file: a layer's number by the first pattern that matches.
 
-Nearly all keys in use are names, and there can be thousands: these are looked up. The others are expressions,
-few, and all of them together may take so many steps.
+Nearly all keys in practice are plain names, of which there can be thousands; they are looked up in a dict.
+The few others are regular expressions, which together may take a limited number of steps.
 """
 
 from __future__ import annotations

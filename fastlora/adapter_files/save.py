@@ -1,4 +1,4 @@
-"""Writing adapters as PEFT writes them: a directory each, or one file."""
+"""Writes adapters as PEFT does: each into a directory, or one into a single file."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class _Adapter(NamedTuple):
 
     Attributes:
         config: adapter_config.json.
-        tensors: {key: tensor}, each whole.
-        writes: Whether this process is to write them: the first one where they were spread.
+        tensors: {key: full tensor}.
+        writes: Whether this process writes them; if they were DTensors, only the first one does.
     """
 
     config: str
@@ -67,21 +67,21 @@ def save_pretrained(
     """Write adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
 
     The adapter "default" goes into the directory itself, any other one into a sub-directory of its name. Each
-    file appears whole or not at all, and nothing is written before everything is checked. A file that is
-    replaced keeps its permissions, and a link stays one. The tensors hold a digest of their config, by which
-    a load beside a save has the old adapter or the new one. Merged and disabled layers are saved like any
-    other. After `initialize`, an update is written as what it is beside the W from before, plain LoRA of
-    twice the rank. Modules to save go into each adapter, as PEFT has it. The format has one dropout for all
-    layers: where they differ, the largest is written, and a warning says so.
+    file is replaced atomically, and nothing is written before everything is checked. A file that is replaced
+    keeps its permissions, and a link stays a link. The tensor file holds a digest of the config, so that a
+    load during a save gets the old or the new adapter, never a mix. Merged and disabled layers are saved like
+    any other. After `initialize`, an update is written relative to the W from before, as plain LoRA of twice
+    the rank. Modules to save go into each adapter, as in PEFT. The format has one dropout for all layers; if
+    they differ, the largest is written, with a warning.
 
-    Where parameters are spread over processes (FSDP2, tensor parallel), all of these must call it: adapters
-    are gathered, and process 0 writes. Where each process has them whole, whoever calls it writes.
+    If parameters are DTensors (FSDP2, tensor parallel), all processes must call it: adapters are gathered,
+    and process 0 writes. If each process has full parameters, every process that calls it writes.
 
     Args:
         model: A model with LoRA layers; the wrappers of torch.compile, activation checkpointing and FSDP
             leave no trace in the names.
-        directory: Where to; it is made where it does not exist, and files of these names are replaced.
-        adapters: Which; None means all.
+        directory: Where to write; it is created if needed, and files of these names are replaced.
+        adapters: Names of the adapters to write; None means all.
         base_model_name_or_path: For the config; None means what a Transformers model says of itself.
         task_type: For the config, such as "CAUSAL_LM"; None means what `LoRAConfig` named, or the model's
             class where it tells a task and the head is saved.
@@ -109,13 +109,13 @@ def save_pretrained(
 def write_beside(
     model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
 ) -> None:
-    """Write all adapters beside a checkpoint; where they cannot be written, warn, for the checkpoint has all.
+    """Write all adapters next to a checkpoint. Failures only warn, as the checkpoint has everything.
 
     Args:
         model: As in `save_pretrained`.
         directory: The checkpoint's.
-        state: What the caller wants written, an average of the weights, say; or the whole state where it was
-            gathered: then nothing is gathered here, as other processes may not take part.
+        state: The values to write, such as an average of the weights, or the gathered state. If it is given,
+            nothing is gathered here, because other processes may not take part.
         is_main_process: Whether this process writes.
     """
     try:
@@ -143,7 +143,7 @@ def _write(directory: str | os.PathLike[str], content: Mapping[str, _Adapter]) -
             continue
         folder = Path(directory) if name == DEFAULT else Path(directory) / name
         folder.mkdir(parents=True, exist_ok=True)
-        # In this order: an older config beside new tensors tells a load that a save was stopped.
+        # In this order: an old config next to new tensors tells a load that a save was interrupted.
         files += [(folder / TENSOR_FILE, written[name]), (folder / CONFIG_FILE, adapter.config.encode())]
     write_together(files)
 

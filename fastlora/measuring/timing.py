@@ -1,4 +1,4 @@
-"""The timing core: methods in turn in one process, medians with quartiles, ratios pair by pair."""
+"""The timing core: times methods in turn in one process; medians, quartiles, and ratios round by round."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Timer(Protocol):
 class CpuTimer:
     """The host's clock, for code that is done when it returns.
 
-    What ran before leaves its traces: threads of another OpenMP runtime that still spin, memory given back to
-    the system, a cold instruction cache. They are the lead-in's, or the neighbour of the method that leaves
-    most would pay for it: up to twice its own time, seen behind torch.compile's code.
+    Code that ran before has after-effects: threads of another OpenMP runtime that still spin, memory returned
+    to the system, a cold instruction cache. An untimed lead-in run absorbs them. Without it, a method
+    measured after torch.compile's code took up to twice its own time.
     """
 
     leads_in: ClassVar[bool] = True

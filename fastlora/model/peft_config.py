@@ -30,8 +30,7 @@ def as_config(model: nn.Module, config: object) -> LoRAConfig:
     """A LoRAConfig from a LoRAConfig or a peft.LoraConfig.
 
     Args:
-        model: The model it is for. Without `target_modules`, PEFT chooses by the type of a Transformers
-        model.
+        model: The model that it is for. PEFT chooses `target_modules` by its type if a config has none.
         config: Either kind of config.
 
     Raises:

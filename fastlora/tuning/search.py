@@ -1,8 +1,9 @@
-"""Search tiles for a GPU: contests class by class, and the table that comes of them.
+"""Searches tiles for a GPU, one shape class after another, and writes the resulting table.
 
-For every shape class of the 16-bit entries, forward and backward: each candidate is held to fp64, then all
-are timed in turn, beside the vendor's product with the low-rank part accumulated onto it. The tile with the
-least geometric mean over the class's shapes is kept where it beats the table's beyond the noise.
+For every shape class of the 16-bit entries, forward and backward, each candidate is checked against fp64.
+Then all are timed in turn, together with the vendor's matrix product with the low-rank product accumulated
+onto it. The tile with the least geometric mean over the class's shapes wins, if it beats the table's beyond
+the noise.
 """
 
 from __future__ import annotations
