@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastlora.arguments import check_bool
 from fastlora.formula import oracle
 from fastlora.layer import base_weights, sharding
 from fastlora.layer.adapters import AdaptedLinear
@@ -86,6 +87,7 @@ class MergeableLinear(AdaptedLinear):
             ValueError: If `merge` is True and W + s B A holds NaN or infinity; or if W or b is computed from
                 other tensors (by a parametrization, say).
         """
+        check_bool(merge, "merge")
         check_own_forward("layer", self)
         check_own(self, ("weight", "bias"), "the layer")
         if merge:
