@@ -64,6 +64,7 @@ def test_two_processes_train_as_one_does(folder):
     trains_as_one_process()
 
 
+@pytest.mark.exhaustive
 @four.test
 def test_four_processes_train_as_one_does_also_where_a_rank_is_left_without_a_row_of_a(folder):
     assert net().head.lora_A.shape[0] < distributed.get_world_size()
@@ -136,6 +137,7 @@ def test_a_full_state_dict_is_the_plain_models(folder):
         assert not torch.equal(plain.blocks[0].up.lora_B, net().blocks[0].up.lora_B)
 
 
+@pytest.mark.exhaustive
 @four.test
 def test_a_run_goes_on_with_another_number_of_processes(folder):
     """Two processes save in parts after the first step; four read it and do the rest."""
@@ -195,7 +197,7 @@ def test_adapters_are_gathered_and_written_by_one_process(folder):
         assert torch.equal(tensor, one_file.get_parameter(name)), name
 
 
-@four.test
+@two.test
 def test_adapter_files_are_read_into_parts(folder):
     source = net()
     if distributed.get_rank() == 0:

@@ -267,12 +267,14 @@ def test_what_cannot_be_divided_is_refused(folder):
         parallelize_module(twice, everyone(), ColwiseParallel())
 
 
+@pytest.mark.exhaustive
 @four.test
 def test_four_processes_train_as_one_does(folder):
     model = divided(net())
     assert_trained_alike(model, train(model, batches()))
 
 
+@pytest.mark.exhaustive
 @four.test
 def test_tensor_parallel_within_fsdp2_trains_as_one_process_does(folder):
     model, data = on_a_grid(net())
@@ -281,6 +283,7 @@ def test_tensor_parallel_within_fsdp2_trains_as_one_process_does(folder):
     assert_trained_alike(model, averaged(losses))
 
 
+@pytest.mark.exhaustive
 @four.test
 def test_a_grid_saves_reads_and_merges_adapters(folder):
     model, data = on_a_grid(net())

@@ -56,9 +56,9 @@ PATHS = {
 
 
 def paths():
-    """(path, backend): with the interpreted kernels, what is not eager waits for .ci/run."""
+    """(path, backend): Inductor, and with the interpreted kernels what is not eager, wait for .ci/run."""
     for path, backend in itertools.product(PATHS, ("torch", "triton")):
-        slow = DEVICE == "cpu" and backend == "triton" and path != "eager"
+        slow = path == "inductor" or (DEVICE == "cpu" and backend == "triton" and path != "eager")
         yield pytest.param(path, backend, marks=[pytest.mark.exhaustive] if slow else [])
 
 
