@@ -41,12 +41,13 @@ def workers(launcher):
     return [int(pid) for pid in children.read_text().split()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found by Linux's /proc")
 @pytest.mark.parametrize(
     ("example", "checkpoint", "steps"),
     [
         ("ddp_digits.py", "checkpoint.pt", 40),
-        pytest.param("fsdp_llama.py", "latest", 30, marks=pytest.mark.exhaustive),
+        ("fsdp_llama.py", "latest", 30),
     ],
 )
 def test_a_run_whose_worker_dies_ends_with_the_losses_of_an_undisturbed_one(

@@ -5,7 +5,6 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastlora import LoRAConfig, apply_lora, lora_layers
-from tests.cases import quick
 from tests.integrations.architectures import tiny
 from tests.models import with_update
 
@@ -20,7 +19,8 @@ def step(model, run, tokens):
     return [loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
 
 
-@pytest.mark.parametrize("layers", quick([1, 2], 1))
+@pytest.mark.exhaustive  # other nets are compiled in tests/training and tests/autograd
+@pytest.mark.parametrize("layers", [1, 2])
 def test_a_llama_is_one_graph_and_texts_of_any_length_take_the_second_compilation(layers):
     torch.compiler.reset()
     model = tiny("Llama", num_hidden_layers=layers)

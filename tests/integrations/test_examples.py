@@ -39,7 +39,7 @@ def test_every_example_is_tested():
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param((), id="alone"),
+        pytest.param((), id="alone", marks=pytest.mark.exhaustive),  # quick: test_trainer.py
         pytest.param(
             ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--main_process_port", 0),
             id="two processes",
