@@ -153,6 +153,7 @@ print(first == (random.random(), torch.rand(1).item()))
     assert run_without(["numpy"], code) == "True"
 
 
+@pytest.mark.exhaustive  # two more processes; what is imported before is seeded in this one
 def test_numpy_imported_afterwards_is_seeded_too():
     code = "from fastlora.seeding import seed_all\nseed_all(3)\nimport numpy\nprint(numpy.random.rand())"
     runs = {
