@@ -55,6 +55,7 @@ def test_the_trainer_example_saves_a_model_that_transformers_loads(tmp_path, lau
     assert model(torch.arange(8)[None]).logits.isfinite().all()
 
 
+@pytest.mark.exhaustive  # quick: test_peft.py
 def test_the_peft_example_is_fused_and_saves_pefts_adapter(tmp_path):
     output = run(EXAMPLES / "peft_one_line.py", "--steps", 4, "--out", "out", cwd=tmp_path)
     assert "14 of 14 layers take fastlora's fused forward" in output
