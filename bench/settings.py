@@ -111,7 +111,7 @@ DRY: Final = Setting(
         Measurement(_MIXED, EVERY_WITH_DROPOUT, ("dry-run",), launches=True),
     ),
     tests=("tests/routes/test_fused.py", "-k", "adds_none or same_bits"),
-    test_seconds=120,
+    test_seconds=300,
     soak=Case(37, 48, 80, 4, _FP16, _FP16),
     soak_runs=5,
     soak_seconds=10,
@@ -128,7 +128,7 @@ DRY: Final = Setting(
     sanitizer_seconds=60,
     tune_seconds=60,
     compilers=1,
-    compile_seconds=60,
+    compile_seconds=300,
 )
 
 SETTINGS: Final = {"cuda": GPU, "cpu": DRY}

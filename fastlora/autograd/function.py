@@ -10,15 +10,15 @@ from torch import Tensor
 from fastlora.arguments import check_dropout, check_scaling
 from fastlora.autograd import operators, second_derivative  # noqa: F401 - makes the operator differentiable
 from fastlora.formula.operands import (
+    EVERYTHING,
     BaseWeight,
     Needs,
     Operands,
     as_rows,
     autocasts,
     check_adapter,
-    check_base,
     check_tensors,
-    plain,
+    checked_base,
 )
 from fastlora.formula.oracle import unfused
 from fastlora.routes.backend import backend_of_mask, get_backend
@@ -35,25 +35,19 @@ class LoRALinearFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        A: Tensor,
-        B: Tensor,
-        base: BaseWeight,
-        b: Tensor | None,
-        s: float,
-        dropout: float,
-        seed: Tensor | None,
-        setting: str,
-    ) -> Tensor:
-        """x [..., K] -> y [..., N]."""
-        o = Operands(as_rows(x), base, b, A, B, s, dropout, seed)
-        y, p, decision = operators.forward(o, Needs(*ctx.needs_input_grad[:3]), setting)
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, W: Tensor, o: Operands, setting: str) -> Tensor:
+        """x [..., K] -> y [..., N]; the bundle holds the same x, A, B and W, which autograd must see apart."""
+        flat = x.dim() == 2
+        if not flat:
+            o = Operands(as_rows(x), *o[1:])
+        # Asking costs time, and on a CPU nothing depends on it.
+        needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
+        y, p, decision = operators.forward(o, needs, setting)
         # All tensors are saved here, and none on ctx, so that saved-tensor hooks and checkpointing see them.
-        ctx.save_for_backward(x, *base.tensors, A, B, p, seed)
-        ctx.base, ctx.rest = (base.format, base.N, base.K, base.dtype), (s, dropout, setting, decision)
-        if x.dim() == 2:
+        ctx.save_for_backward(x, W, A, B, p, o.seed)
+        base = o.base
+        ctx.rest = (base.format, base.N, base.K, base.dtype, o.s, o.dropout, setting, decision)
+        if flat:
             return y
         # As in torch's own linear: a plain view that a Function returns could not be changed in place.
         return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], base.N)))
@@ -61,16 +55,16 @@ class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [..., N] -> gradients in the order of forward's arguments; None if not needed."""
-        x, *tensors, A, B, p, seed = ctx.saved_tensors
-        format, N, K, dtype = ctx.base
-        s, dropout, setting, decision = ctx.rest
-        base = BaseWeight(format, tuple(tensors), N, K, dtype)
-        o = Operands(as_rows(x), base, None, A, B, s, dropout, seed)
+        x, W, A, B, p, seed = ctx.saved_tensors
+        format, N, K, dtype, s, dropout, setting, decision = ctx.rest
+        base = BaseWeight(format, (W,), N, K, dtype)
         needs = Needs(*ctx.needs_input_grad[:3])
-        dx, dA, dB = operators.backward(o, as_rows(dy), p, needs, setting, decision)
-        if dx is not None and x.dim() != 2:
+        flat = x.dim() == 2
+        o = Operands(x if flat else as_rows(x), base, None, A, B, s, dropout, seed)
+        dx, dA, dB = operators.backward(o, dy if flat else as_rows(dy), p, needs, setting, decision)
+        if not flat and dx is not None:
             dx = dx.view(x.shape)
-        return dx, dA, dB, None, None, None, None, None, None
+        return dx, dA, dB, None, None, None
 
 
 def lora_linear(
@@ -120,17 +114,18 @@ def lora_linear(
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     if x.is_nested:
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
-    if autocasts(x):
+    if torch._C._is_any_autocast_enabled() and autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             return lora_linear(x, W, b, A, B, s, dropout=dropout)
-    check_base(x, W, b)
-    check_adapter(x, W.shape[0], A, B)
+    base = checked_base(x, W, b)
+    check_adapter(x, base, A, B)
     if torch._C._are_functorch_transforms_active():
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     # Drawn on the device: needs no synchronization, and a replayed CUDA graph draws a new seed.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
-    y: Tensor = LoRALinearFunction.apply(x, A, B, plain(W), b, s, dropout, seed, setting)  # type: ignore[no-untyped-call]
+    o = Operands(x, base, b, A, B, s, dropout, seed)
+    y: Tensor = LoRALinearFunction.apply(x, A, B, W, o, setting)  # type: ignore[no-untyped-call]
     return y

@@ -43,9 +43,11 @@ def forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, De
     """
     if not needs_operator(o.x):
         decision = decide(o, needs, setting)
-        return *_run_forward(o, decision), decision
+        y, p = _run_forward(o, decision)
+        return y, p, decision
     (W,) = o.base.tensors
-    return *lora_forward(o.x, W, o.b, o.A, o.B, o.s, o.dropout, o.seed, setting), None
+    y, p = lora_forward(o.x, W, o.b, o.A, o.B, o.s, o.dropout, o.seed, setting)
+    return y, p, None
 
 
 def backward(

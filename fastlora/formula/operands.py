@@ -97,35 +97,41 @@ def check_tensors(x: object, W: object, b: object, A: object, B: object) -> None
         raise TypeError(f"b must be a Tensor or None; got {type(b).__name__}")
 
 
-def check_base(x: Tensor, W: Tensor, b: Tensor | None) -> None:
-    """Raise TypeError or ValueError, naming the argument, unless x Wᵀ + b can be computed."""
+def checked_base(x: Tensor, W: Tensor, b: Tensor | None) -> BaseWeight:
+    """W as a base weight.
+
+    Raises:
+        TypeError: If x is not floating point, or x, W and b differ in dtype.
+        ValueError: If x Wᵀ + b cannot be computed: shapes or devices do not fit.
+    """
     if W.dim() != 2:
         raise ValueError(f"W must have shape [N, K]; got {list(W.shape)}")
-    N, K = W.shape
+    (N, K), dtype, device = W.shape, W.dtype, x.device
     if x.dim() == 0 or x.shape[-1] != K:
         raise ValueError(f"x must have shape [..., K={K}]; got {list(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, in W's dtype {W.dtype}; got {x.dtype}")
-    if x.dtype != W.dtype:
-        raise TypeError(f"x must have W's dtype {W.dtype}; got {x.dtype}")
-    if b is not None and (b.shape != (N,) or b.dtype != W.dtype):
-        raise ValueError(f"b must have shape [N={N}] and W's dtype {W.dtype}; got {list(b.shape)}, {b.dtype}")
-    if W.device != x.device or (b is not None and b.device != x.device):
+        raise TypeError(f"x must be floating point, in W's dtype {dtype}; got {x.dtype}")
+    if x.dtype != dtype:
+        raise TypeError(f"x must have W's dtype {dtype}; got {x.dtype}")
+    if b is not None and (b.shape != (N,) or b.dtype != dtype):
+        raise ValueError(f"b must have shape [N={N}] and W's dtype {dtype}; got {list(b.shape)}, {b.dtype}")
+    if W.device != device or (b is not None and b.device != device):
         _refuse_device(x, W=W, b=b)
+    return BaseWeight("plain", (W,), N, K, dtype)
 
 
-def check_adapter(x: Tensor, N: int, A: Tensor, B: Tensor) -> None:
+def check_adapter(x: Tensor, base: BaseWeight, A: Tensor, B: Tensor) -> None:
     """Raise TypeError or ValueError, naming the argument, unless s (x Aᵀ) Bᵀ is [..., N]."""
-    K = x.shape[-1]
-    if A.dim() != 2 or A.shape[1] != K:
-        raise ValueError(f"A must have shape [r, K={K}]; got {list(A.shape)}")
-    if B.shape != (N, A.shape[0]):
-        raise ValueError(f"B must have shape [N={N}, r={A.shape[0]}]; got {list(B.shape)}")
+    if A.dim() != 2 or A.shape[1] != base.K:
+        raise ValueError(f"A must have shape [r, K={base.K}]; got {list(A.shape)}")
+    if B.shape != (base.N, A.shape[0]):
+        raise ValueError(f"B must have shape [N={base.N}, r={A.shape[0]}]; got {list(B.shape)}")
     if not A.is_floating_point():
         raise TypeError(f"A must be floating point; got {A.dtype}")
     if B.dtype != A.dtype:
         raise TypeError(f"B must have A's dtype {A.dtype}; got {B.dtype}")
-    if A.device != x.device or B.device != x.device:
+    device = x.device
+    if A.device != device or B.device != device:
         _refuse_device(x, A=A, B=B)
 
 

@@ -15,7 +15,7 @@ from fastlora import arguments
 from fastlora.arguments import check_size
 from fastlora.autograd.function import lora_linear
 from fastlora.formula import oracle
-from fastlora.formula.operands import autocasts, check_base
+from fastlora.formula.operands import autocasts, checked_base
 from fastlora.layer import commits, training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.commits import commit
@@ -228,7 +228,7 @@ class FusedLoRALinear(StoredLinear):
             return lora_linear(x, W, b, A, B, s, dropout=dropout)
         training_warnings.suspect(self)
         if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
-            check_base(x, W, b)
+            checked_base(x, W, b)
         if self.enabled or self.start_A is None or self.start_B is None:
             return F.linear(x, W, b)
         return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)

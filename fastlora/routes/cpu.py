@@ -27,15 +27,16 @@ _MKL = torch.backends.mkl.is_available()
 
 def forward(o: Operands) -> tuple[Tensor, Tensor]:
     """y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64)."""
-    x, (W,), b, A, B, s = o.x, o.base.tensors, o.b, o.A, o.B, o.s
+    x, base, b, A, B, s, dropout, seed = o
+    (W,) = base.tensors
     x_d = x
-    if o.dropout > 0:
-        threshold, kept_scale = dropout_constants(o.dropout)
-        x_d = draw_mask(x, threshold, o.seed).mul_(x).mul_(kept_scale)
+    if dropout > 0:
+        threshold, kept_scale = dropout_constants(dropout)
+        x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale)
     p = _shrink(x_d, A.t())
     p_x, B_x = (p, B) if p.dtype == B.dtype == x.dtype else (p.to(x.dtype), B.to(x.dtype))
     y = _scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
-    if o.base.N * o.base.K >= _LARGE and _is_faster_transposed(x):
+    if base.N * base.K >= _LARGE and _is_faster_transposed(x):
         return y.add_(torch.mm(W, x.t()).t()), p
     return y.addmm_(x, W.t()), p
 
@@ -51,11 +52,12 @@ def backward(
         p: [M, r] as `forward` returned it.
         needs: Which gradients to compute.
     """
-    x, (W,), A, B, s = o.x, o.base.tensors, o.A, o.B, o.s
+    x, base, _, A, B, s, dropout, seed = o
+    (W,) = base.tensors
     dx = dA = dB = mask = None
-    if o.dropout > 0 and (needs.dx or needs.dA):
-        threshold, kept_scale = dropout_constants(o.dropout)
-        mask = draw_mask(x, threshold, o.seed)
+    if dropout > 0 and (needs.dx or needs.dA):
+        threshold, kept_scale = dropout_constants(dropout)
+        mask = draw_mask(x, threshold, seed)
     if needs.dB:
         dB = _gram(dy, p, B.dtype, s)
     if needs.dx or needs.dA:
