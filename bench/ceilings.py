@@ -7,6 +7,7 @@ fine-tuning a half more): time over the floor then compares them. What lies betw
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
 class Floor(NamedTuple):
     """The least time in microseconds of passes that follow each other, and what it is made of."""
 
-    us: float
+    floor_us: float
     flops: int
     moved_bytes: int
 
@@ -101,19 +102,14 @@ def net_uses(task: Task) -> list[Use]:
     tuned = UNFUSED.tune(model, task.names, task.update)
     uses: list[Use] = []
 
-    def watch(name: str) -> None:
-        K, N = sizes[name]
+    def seen(name: str, _: nn.Module, inputs: Any) -> None:
+        (x,), (K, N) = inputs, sizes[name]
         r = task.update.r if name in task.names else 0
-
-        def seen(_: nn.Module, inputs: Any) -> None:
-            (x,) = inputs
-            problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
-            uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
-
-        tuned.model.get_submodule(name).register_forward_pre_hook(seen)
+        problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
+        uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
 
     for name in sizes:
-        watch(name)
+        tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(seen, name))
     task.run(tuned.model, task.batches[0])
     return uses
 

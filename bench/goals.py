@@ -58,10 +58,10 @@ class Finding(NamedTuple):
 
     what: str
     shapes: str
-    measured: str
-    reach: str
-    limit: str
-    verdict: str
+    measured: str = "-"
+    reach: str = ""
+    limit: str = ""
+    verdict: str = "not measured"
 
 
 GOALS: Final = (
@@ -96,7 +96,7 @@ def _ratios(groups: Iterable[Group], over: str, under: str, phase: str) -> list[
 
 def _finding(goal: Goal, shapes: str, ratios: Sequence[float]) -> Finding:
     if not ratios:
-        return Finding(goal.what, shapes, "-", goal.reach, goal.limit, "not measured")
+        return Finding(goal.what, shapes, reach=goal.reach, limit=goal.limit)
     mean = round(statistics.geometric_mean(ratios), 3)  # judged as printed
     verdict = "met" if goal.least <= mean <= goal.most else "NOT MET"
     return Finding(goal.what, shapes, f"{mean:.3f}", goal.reach, goal.limit, verdict)
@@ -105,18 +105,15 @@ def _finding(goal: Goal, shapes: str, ratios: Sequence[float]) -> Finding:
 def _fastest_other(groups: Sequence[Group]) -> Finding:
     """The least of the other methods' times over ours, over all cases."""
     what, reach = "fastest other LoRA over fastlora, forward+backward", "> 1.00"
-    found = [
-        (value, name, subject(group.any_row))
-        for name in _OTHERS
-        for group, value in _ratios(groups, name, _OURS, _STEP)
-    ]
+    found = [(value, name, group) for name in _OTHERS for group, value in _ratios(groups, name, _OURS, _STEP)]
     if not found:
-        return Finding(what, "least of 0", "-", reach, "", "not measured")
-    cases = {group.title for name in _OTHERS for group, _ in _ratios(groups, name, _OURS, _STEP)}
-    lost = {group.title for name in _OTHERS for group, v in _ratios(groups, name, _OURS, _STEP) if v <= 1}
-    least, name, case = min(found)
+        return Finding(what, "least of 0", reach=reach)
+    cases = {group.title for *_, group in found}
+    lost = {group.title for value, _, group in found if value <= 1}
+    least, name, group = min(found, key=lambda one: one[0])
+    measured = f"{least:.3f} ({name}, {subject(group.any_row)})"
     verdict = f"NOT MET in {len(lost)} of {len(cases)}" if lost else "met"
-    return Finding(what, f"least of {len(cases)}", f"{least:.3f} ({name}, {case})", reach, "", verdict)
+    return Finding(what, f"least of {len(cases)}", measured, reach, verdict=verdict)
 
 
 def _launches(results: Results, phase: str) -> Finding:
@@ -125,20 +122,15 @@ def _launches(results: Results, phase: str) -> Finding:
     wanted = {"method": _OURS, "phase": phase, **_HEADLINE.labels()}
     profile = next((one for one in results.profiles if wanted.items() <= one.items()), None)
     if profile is None:
-        return Finding(what, "headline", "-", reach, "", "not measured")
+        return Finding(what, "headline", reach=reach)
     kernels = [name for name in profile["kernels"] if name != FILL and "memset" not in name.lower()]
     fills = len(profile["kernels"]) - len(kernels)
     verdict = "met" if len(kernels) == 1 and fills <= 1 else "NOT MET"
-    return Finding(what, "headline", f"{len(kernels)} and {fills} fills", reach, "", verdict)
+    return Finding(what, "headline", f"{len(kernels)} and {fills} fills", reach, verdict=verdict)
 
 
 def _is_llama(labels: dict[str, Any], like: dict[str, Any]) -> bool:
     """Whether a case is of the means: a Llama layer with many rows, otherwise as the case given."""
-    shape = labels["shape"]
-    others = {name: value for name, value in like.items() if name != "shape"}
-    return (
-        (shape["K"], shape["N"]) in (*LLAMA_8B, *LLAMA_70B)
-        and shape["M"] >= _FEWEST_ROWS
-        and shape["r"] == _HEADLINE.r
-        and others.items() <= labels.items()
-    )
+    shape, own = labels["shape"], {**labels, "shape": like["shape"]}
+    is_layer = (shape["K"], shape["N"]) in (*LLAMA_8B, *LLAMA_70B)
+    return is_layer and shape["M"] >= _FEWEST_ROWS and shape["r"] == _HEADLINE.r and own == like

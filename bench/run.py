@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,13 +89,27 @@ class Run:
         if results.ceilings is None:
             results.ceilings = measure_ceilings(setting.how, setting.cases[0].dtype)._asdict()
             results.write(self.path)
-        self.ceilings = Ceilings(**results.ceilings)
-        say(f"ceilings  {self.ceilings}")
-        self.methods = self._present_methods()
-        self._each("times", self._time, self._left(results.has), self.deadline - _LAST_SECONDS)
-        uncounted = self._left(results.has_profile)
-        counted = [one for one in uncounted if one.launches and results.has(one.case.labels())]
-        self._each("launches", self._count_launches, counted, self.deadline)
+        ceilings, l2_bytes = Ceilings(**results.ceilings), results.environment.device["l2_bytes"]
+        say(f"ceilings  {ceilings}")
+        here = self._present_methods()
+
+        def time_case(one: Measurement) -> None:
+            methods = [method for method in here if method.name in one.methods]
+            measure_case(results, one, setting.how, methods, ceilings, l2_bytes)
+
+        def count_launches(one: Measurement) -> None:
+            timed = results.methods_of(one.case.labels())
+            methods = [method for method in here if method.name in timed]
+            results.add_profiles(profile_case(one.case, setting.device, methods))
+
+        def is_to_count(one: Measurement) -> bool:
+            labels = one.case.labels()
+            return one.launches and bool(results.methods_of(labels)) and not results.has_profile(labels)
+
+        untimed = [one for one in setting.measurements if not results.methods_of(one.case.labels())]
+        self._each("times", time_case, untimed, self.deadline - _LAST_SECONDS)
+        uncounted = list(filter(is_to_count, setting.measurements))
+        self._each("launches", count_launches, uncounted, self.deadline)
 
     def _present_methods(self) -> list[Method]:
         """The methods that can run; the others are listed in the results with the reason."""
@@ -109,26 +123,11 @@ class Run:
             say(f"absent    {name}: {why}")
         return [method for method in methods if method.name not in results.absent]
 
-    def _left(self, is_done: Callable[[dict[str, object]], bool]) -> list[Measurement]:
-        """The measurements that a step was not taken for."""
-        return [one for one in self.setting.measurements if not is_done(one.case.labels())]
-
-    def _time(self, measurement: Measurement) -> None:
-        l2_bytes = self.results.environment.device["l2_bytes"]
-        methods = [method for method in self.methods if method.name in measurement.methods]
-        self.results.add(measure_case(measurement, self.setting.how, methods, self.ceilings, l2_bytes))
-
-    def _count_launches(self, measurement: Measurement) -> None:
-        case = measurement.case
-        timed = {row.method for row in self.results.rows if row.labels == case.labels()}
-        methods = [method for method in self.methods if method.name in timed]
-        self.results.add_profiles(profile_case(case, self.setting.device, methods))
-
     def _each(
         self,
         what: str,
         step: Callable[[Measurement], None],
-        measurements: Iterable[Measurement],
+        measurements: Sequence[Measurement],
         deadline: float,
     ) -> None:
         """Take a step for each measurement, until time is up.

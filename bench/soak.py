@@ -63,15 +63,6 @@ def compare(
     return outcome(passed, f"{runs} {what}, {found}", took, runs=runs, different=different)
 
 
-def repeat(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
-    """A layer's runs against its first."""
-
-    def run() -> Iterator[Sequence[Tensor]]:
-        yield layer.forward_backward()
-
-    return compare(list(run()), run, runs, seconds, "runs of forward and backward")
-
-
 def replay(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
     """A layer captured as a CUDA graph, forward and backward, against an eager run.
 
@@ -100,7 +91,7 @@ def at_once(layers: Sequence[Layer], runs: int, seconds: float) -> dict[str, Any
     """What each layer gives among the others, each on a stream of its own, against what it gives alone.
 
     All forward passes are queued, then all backward passes, and nothing waits for another stream. On a CPU,
-    which has no streams, the same calls run in the same order.
+    which has no streams, the same calls run in the same order. One layer is run over and over.
     """
     device = layers[0].x.device
     alone = [layer.forward_backward() for layer in layers]
@@ -118,8 +109,8 @@ def at_once(layers: Sequence[Layer], runs: int, seconds: float) -> dict[str, Any
             with stream:
                 yield [y.detach(), *layer.backward(y)]
 
-    what = f"runs of {len(layers)} layers at once, forward and backward"
-    return compare(alone, run, runs, seconds, what)
+    several = f"{len(layers)} layers at once, " if len(layers) > 1 else ""
+    return compare(alone, run, runs, seconds, f"runs of {several}forward and backward")
 
 
 @contextlib.contextmanager
@@ -147,8 +138,5 @@ def soak(setting: Setting, how: str) -> dict[str, Any]:
     limits = (setting.soak_runs, setting.soak_seconds)
     with poisoned():
         layers = [build_layer(FASTLORA, case, case.inputs(setting.device)) for case in cases]
-        if how == "streams":
-            found = at_once(layers, *limits)
-        else:
-            found = (replay if how == "graph" else repeat)(layers[0], *limits)
+        found = replay(layers[0], *limits) if how == "graph" else at_once(layers, *limits)
     return {"cases": [case.labels() for case in cases], **found}
