@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from bench.precompile import compile_all
 from bench.process import Ended, outcome, run_child, run_process, surroundings
+from bench.results import Results
+from bench.run import say
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
 from bench.tuning import compile_candidates
+from fastlora.routes.decide import reload_tables
 
 Step = Callable[[Setting, Path], dict[str, Any]]
 
@@ -81,6 +85,9 @@ def _soak(how: str, setting: Setting, folder: Path) -> dict[str, Any]:
 # What the tuning needs compiled, while there are processors to spare.
 CANDIDATES: Final = "candidates"
 
+TUNING: Final = "tuning"
+COMPILE: Final = "compile"
+
 # In these a kernel that waits for ever shows as a step that did not finish.
 SOAKS: Final = {"soak": "repeat", "graph": "graph", "streams": "streams"}
 
@@ -111,3 +118,56 @@ def run_steps(
         threading.Thread(target=run_lane, args=(lane,), daemon=True).start()
     for _ in range(sum(map(len, lanes))):
         yield ended.get()
+
+
+class Steps:
+    """What comes before the measurement: a step that passed, now or in an earlier run, is not taken again."""
+
+    def __init__(self, results: Results, setting: Setting, path: Path) -> None:
+        self.results = results
+        self.setting = setting
+        self.path = path
+
+    def check_correctness(self, *, then_tune: bool) -> None:
+        """Run the steps that have not passed yet; beside them, compile what the tuning will try."""
+
+        def left(name: str) -> bool:
+            return not self._passed(name) and (then_tune or name != CANDIDATES)
+
+        for name, result in run_steps(self.setting, self.path.parent, left):
+            self._note(name, result)
+
+    def tune(self) -> None:
+        """Search tiles, and go on with the table that comes of it."""
+        folder = self.path.parent
+        if not self._passed(TUNING):
+            limit = self.setting.tune_seconds
+            if not self._passed(CANDIDATES):
+                compile_candidates(self.setting.device)
+            arguments = [str(folder), limit, self.results.environment.commit]
+            self._note(TUNING, run_child("bench.tuning:tune", arguments, self.setting.device, 2 * limit))
+        # One that ran out of time leaves the table of the classes that it came to.
+        if (folder / "tables").is_dir():
+            os.environ["FASTLORA_TABLES"] = str((folder / "tables").resolve())
+            reload_tables()
+
+    def compile(self) -> None:
+        """Compile what will be measured."""
+        if not self._passed(COMPILE):
+            self._note(COMPILE, compile_all(self.setting))
+
+    def hung(self) -> list[str]:
+        """The soaks that did not finish: a kernel waits for ever in them."""
+        return [
+            name for name in SOAKS if not self.results.correctness.get(name, {"finished": True})["finished"]
+        ]
+
+    def _passed(self, name: str) -> bool:
+        return name in self.results.correctness and bool(self.results.correctness[name]["passed"])
+
+    def _note(self, name: str, result: dict[str, Any]) -> None:
+        self.results.correctness[name] = result
+        self.results.write(self.path)
+        say(f"{name:10}{result['summary']} ({result['seconds']:.0f} s)")
+        for failure in result.get("failures", ()):
+            say(f"          {failure}")

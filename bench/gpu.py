@@ -17,11 +17,13 @@ import click
 import torch
 
 import fastlora
+from bench.correctness import Steps
 from bench.environment import ROOT
 from bench.goals import findings
 from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
-from bench.methods import METHODS
+from bench.measure import present
+from bench.methods import FASTLORA, METHODS, UNDROPPED, Method
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
@@ -60,19 +62,33 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
         say(f"method    {method.name}: {method.about}")
     if dry_run:
         say("dry run   every step at tiny sizes on the CPU; the times below mean nothing")
-    run = Run(results, setting, path, deadline=start + seconds)
-    steps = [only] if only else ["correctness", "tuning", "measure"]
-    if "correctness" in steps:
-        run.check_correctness(then_tune="tuning" in steps)
-    if "tuning" in steps:
-        run.tune()
-    if "measure" in steps:
-        run.compile()
+    steps, asked = Steps(results, setting, path), [only] if only else ["correctness", "tuning", "measure"]
+    if "correctness" in asked:
+        steps.check_correctness(then_tune="tuning" in asked)
+    if "tuning" in asked:
+        steps.tune()
+    if "measure" in asked:
+        steps.compile()
         with fastlora.set_backend("triton"):
-            run.measure()
+            methods = present_methods(steps)
+            cache = results.environment.device["l2_bytes"]
+            run = Run(results, setting.how, setting.measurements, path, cache, start + seconds)
+            run.measure(methods)
     report(results, out, "a dry run: these times mean nothing" if dry_run else "")
     say(f"{time.monotonic() - start:.0f} s; results in {path}")
     sys.exit(1 if results.failures() else 0)
+
+
+def present_methods(steps: Steps) -> list[Method]:
+    """The methods that can run; the others are listed in the results with the reason."""
+    results, setting = steps.results, steps.setting
+    methods, results.absent = present(METHODS, setting.device, setting.cases[0].dtype)
+    if hung := steps.hung():
+        why = f"{', '.join(hung)} did not finish: a kernel may hang"
+        results.absent |= dict.fromkeys((FASTLORA.name, UNDROPPED.name), why)
+    for name, why in results.absent.items():
+        say(f"absent    {name}: {why}")
+    return [method for method in methods if method.name not in results.absent]
 
 
 def refuse_what_cannot_run(out: Path, *, dry_run: bool) -> None:

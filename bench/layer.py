@@ -16,7 +16,6 @@ from fastlora.measuring.inputs import Inputs
 from fastlora.measuring.timing import Work
 
 PHASES: Final = ("forward", "backward", "forward+backward")
-WHOLE_PASS: Final = PHASES[2]
 
 
 class Layer(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,13 +12,14 @@ from typing import Any, Final
 import click
 import torch
 
-from bench.ceilings import Ceilings, measure_ceilings
+from bench.ceilings import Ceilings
 from bench.groups import columns
 from bench.measure import present
 from bench.methods import Method
 from bench.methods.lorafusion import CHECKOUT
 from bench.pictures import draw
 from bench.results import Results
+from bench.run import keep_ceilings
 from bench.settings import Effort, effort_on
 from bench.tables import print_header, print_tables, wide_console
 
@@ -42,38 +43,35 @@ LORAFUSION: Final = click.option(
 )
 
 
-class Names(click.ParamType):
-    """Some of the names, with commas or spaces between them."""
-
-    name = "names"
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self.known = known
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
-        """A list of them."""
-        names = value.replace(",", " ").split() if isinstance(value, str) else list(value)
-        for name in names:
-            if name not in self.known:
-                self.fail(f"must be of {', '.join(self.known)}; got {name}", param, ctx)
-        return names
+def several(
+    option: str, names: Iterable[str], default: Sequence[str] = (), **more: Any
+) -> Callable[..., Any]:
+    """An option that takes some of the names: `--methods peft fastlora`."""
+    return click.option(
+        option,
+        type=click.Choice(list(names)),
+        multiple=True,
+        default=default,
+        show_default=bool(default),
+        **more,
+    )
 
 
 class Command(click.Command):
-    """A command whose options for names take several words: `--methods peft fastlora`."""
+    """A command whose options for several names need not be repeated before each of them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the words behind an option for names."""
-        several = {opt for p in self.params if isinstance(p.type, Names) for opt in p.opts}
-        joined: list[str] = []
-        taking = False
+        """Repeat them, as click wants it."""
+        names = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        repeated: list[str] = []
+        option = ""
         for word in args:
-            if taking and not word.startswith("-"):
-                joined[-1] = f"{joined[-1]} {word}".strip()
-                continue
-            taking = word in several
-            joined += [word, ""] if taking else [word]
-        return super().parse_args(ctx, joined)
+            if word.startswith("-"):
+                option = word if word in names else ""
+                repeated += [] if option else [word]
+            else:
+                repeated += [option, word] if option else [word]
+        return super().parse_args(ctx, repeated)
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,13 @@ class Level:
     results: Results
     device: torch.device
     effort: Effort
-    methods: list[str]
+    methods: Sequence[str]
     threads: int | None
     json: Path | None
 
-    def ceilings(self, *dtypes: torch.dtype) -> dict[torch.dtype, Ceilings]:
-        """Measure the ceilings of each dtype, those of the first first."""
-        ceilings = {dtype: measure_ceilings(self.effort, dtype) for dtype in dtypes}
-        self.results.ceilings, *self.results.other_ceilings = (one._asdict() for one in ceilings.values())
-        return ceilings
+    def ceilings(self, dtype: torch.dtype) -> Ceilings:
+        """What the device reaches at best in a dtype, which is put on record."""
+        return keep_ceilings(self.results, self.effort, [dtype])[dtype]
 
     def present(self, dtype: torch.dtype) -> list[Method]:
         """The methods asked for that can run; why the others cannot is put on record."""
@@ -127,7 +123,7 @@ def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] 
         )
         @click.option("--device", type=click.Choice(["cpu", "cuda"]), default=here, show_default=True)
         @click.option("--threads", type=POSITIVE, help="Threads that torch uses (default: its own choice).")
-        @click.option("--methods", type=Names(methods), default=list(chosen or methods), show_default=True)
+        @several("--methods", methods, chosen or methods)
         @COMMIT
         @LORAFUSION
         def run(
@@ -136,7 +132,7 @@ def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] 
             rounds: int,
             device: str,
             threads: int | None,
-            methods: list[str],
+            methods: tuple[str, ...],
             commit: str | None,
             **own: Any,
         ) -> None:

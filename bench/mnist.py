@@ -6,11 +6,10 @@ than the rest of full fine-tuning, so it is measured in more than one of torch's
 
 from __future__ import annotations
 
-import click
 import torch
 from torch import nn
 
-from bench.level import Level, Names, level
+from bench.level import Level, level, several
 from bench.measure import measure_task
 from bench.methods import IN_NETS
 from bench.methods.method import Update
@@ -50,11 +49,11 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
 
 
 @level(LEVEL, 300, IN_NETS)
-@click.option("--adam", type=Names(list(ADAMS)), default=["fused", "foreach"], show_default=True)
-def main(level: Level, adam: list[str]) -> None:
+@several("--adam", ADAMS, ["fused", "foreach"])
+def main(level: Level, adam: tuple[str, ...]) -> None:
     """Measure the step."""
     task = digits_task(level.device)
-    ceilings, here = level.ceilings(task.dtype)[task.dtype], level.present(task.dtype)
+    ceilings, here = level.ceilings(task.dtype), level.present(task.dtype)
     for way in adam:
         measure_task(level.results, LEVEL, task, task, "eager", way, here, ceilings, level.effort)
 

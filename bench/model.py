@@ -12,7 +12,7 @@ import click
 import torch
 from torch import nn
 
-from bench.level import POSITIVE, Level, Names, level
+from bench.level import POSITIVE, Level, level, several
 from bench.measure import measure_task, on_record
 from bench.methods import IN_NETS
 from bench.methods.method import Update
@@ -123,9 +123,9 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
 
 
 @level(LEVEL, 15, IN_NETS, ("full", "peft", "fastlora"))
-@click.option("--adam", type=Names(list(ADAMS)), default=["fused"], show_default=True)
-@click.option("--sizes", type=Names(list(SIZES)), help="(default: 10M on a CPU, 1B and 8B on a GPU)")
-@click.option("--modes", type=Names(list(MODES)), default=["eager", "checkpoint"], show_default=True)
+@several("--adam", ADAMS, ["fused"])
+@several("--sizes", SIZES, help="(default: 10M on a CPU, 1B and 8B on a GPU)")
+@several("--modes", MODES, ["eager", "checkpoint"])
 @click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Rows.")
 @click.option("--length", type=POSITIVE, help="Tokens in a row (default: 256 on a CPU, 2048 on a GPU).")
 @click.option("--rank", type=POSITIVE, default=16, show_default=True)
@@ -137,7 +137,7 @@ def main(level: Level, rank: int, **asked: Any) -> None:
     sizes, length, base = _USUAL[device.type]
     dtype, text = _DTYPES[asked["dtype"] or base], Text(asked["batch"], asked["length"] or length)
     update = Update(rank, 2.0 * rank, 0.0, _DTYPES[asked["adapter_dtype"]])
-    ceilings, here = level.ceilings(dtype)[dtype], level.present(dtype)
+    ceilings, here = level.ceilings(dtype), level.present(dtype)
     for size in asked["sizes"] or sizes:
         for mode in asked["modes"]:
             with on_record(results.problems, f"{LEVEL} {size}, {mode}"):

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,6 +40,9 @@ from bench.environment import Environment, environment
 from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
+
+# The phase of a layer that methods are judged by.
+WHOLE_PASS: Final = "forward+backward"
 
 # In the order of the file.
 _HEAD: Final = ("command", "started", "correctness", "ceilings", "other_ceilings", "absent", "problems")
@@ -119,9 +122,17 @@ class Results:
         """The methods with rows of a case; none if it has not been measured."""
         return {row.method for row in self.rows if row.labels == labels}
 
-    def has_profile(self, labels: dict[str, Any]) -> bool:
-        """Whether the launches of a case have been counted."""
-        return any(labels.items() <= profile.items() for profile in self.profiles)
+    def lacks_counts(self, labels: dict[str, Any], launches: bool) -> bool:
+        """Whether a case was measured, but the bytes that it saves, or its launches, were not counted."""
+        saved = [row.saved_bytes for row in self.rows if row.labels == labels and row.phase == WHOLE_PASS]
+        profiled = any(labels.items() <= profile.items() for profile in self.profiles)
+        return None in saved or (bool(saved) and launches and not profiled)
+
+    def add_saved(self, labels: dict[str, Any], saved: Mapping[str, int]) -> None:
+        """Note the bytes that each method's forward pass saves in its rows of both passes."""
+        for i, row in enumerate(self.rows):
+            if row.phase == WHOLE_PASS and row.labels == labels and row.method in saved:
+                self.rows[i] = replace(row, saved_bytes=saved[row.method])
 
     def add_profiles(self, profiles: list[dict[str, Any]]) -> None:
         """Keep profiles, and note their launches in the rows that they belong to."""

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 
 from bench.cases import Case, Measurement
+from bench.methods import METHODS, UNDROPPED
 
 HEADLINE: Final = (4096, 4096)
 # (K, N) of the linear layers; the headline shape is one of them.
@@ -24,23 +25,13 @@ QWEN_32B: Final = ((5120, 5120), (5120, 27648), (27648, 5120), (5120, 7168))
 
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 
-_REFERENCES: Final = ("frozen", "full")
-_OTHERS: Final = ("unfused", "addmm", "peft")
+# Everything but ours without dropout, which is beside it in the cases with dropout.
+EVERY: Final = tuple(name for name in METHODS if name != UNDROPPED.name)
+EVERY_WITH_DROPOUT: Final = (*EVERY, UNDROPPED.name)
 # Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
 # parametrization loses by its design: they are measured where every method is.
-COMMON: Final = (*_REFERENCES, *_OTHERS, "fastlora")
-EVERY: Final = (
-    *_REFERENCES,
-    *_OTHERS,
-    "loralib",
-    "compiled",
-    "parametrized",
-    "lorafusion",
-    "transformer-engine",
-    "fastlora",
-)
-EVERY_WITH_DROPOUT: Final = (*EVERY, "fastlora-p0")
-_DROPOUT: Final = (*_REFERENCES, "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
+COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", "fastlora")
+_DROPOUT: Final = ("frozen", "full", "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
 
 # Training waits for the GPU, so graphs are what matters; eager shows what Python costs where it shows.
 _BOTH: Final = ("eager", "graph")
@@ -103,8 +94,7 @@ def _shapes(
 SELDOM: Final = "compiled"
 SELDOM_WHY: Final = "compiling takes longer than the rest: measured for one shape of a kind"
 
-_OFTEN: Final = ("frozen", "full", "parametrized", "unfused", "addmm", "loralib", "peft", "fastlora")
-_ALL: Final = (*_OFTEN, SELDOM, "lorafusion", "transformer-engine")
+_OFTEN: Final = tuple(name for name in EVERY if name not in (SELDOM, "lorafusion", "transformer-engine"))
 
 # (M, K, N, r) of the MNIST job's net, and of a net for tabular data.
 _MNIST: Final = ((10, 1000, 2000, 1), (10, 784, 1000, 1), (10, 2000, 10, 1))
@@ -133,7 +123,7 @@ def _on_cpu() -> Iterator[Measurement]:
     for shapes, bias in ((_MNIST, True), (_MLP, True), (_LARGE, False)):
         for number, shape in enumerate(shapes):
             case = Case(*shape, _FP32, _FP32, bias=bias)
-            yield Measurement(case, _OFTEN if number else _ALL, ("eager",), launches=number == 0)
+            yield Measurement(case, _OFTEN if number else EVERY, ("eager",), launches=number == 0)
     yield Measurement(_DROPPED, _OFTEN, ("eager",), launches=True)
 
 
@@ -143,4 +133,4 @@ def _on_gpu() -> Iterator[Measurement]:
             for number, (K, N) in enumerate(LLAMA_8B):
                 case = Case(M, K, N, 16, _BF16, adapter_dtype, dropout=dropout)
                 first = number == 0 and M == 8192
-                yield Measurement(case, _ALL if first else _OFTEN, ("eager", "graph"), launches=first)
+                yield Measurement(case, EVERY if first else _OFTEN, ("eager", "graph"), launches=first)

@@ -102,11 +102,21 @@ def test_a_case_is_known_by_its_rows():
 
 def test_launches_are_noted_in_the_rows_they_belong_to():
     found = results(row(launches=None), row(launches=None, mode="graph"), row(launches=None, method="full"))
-    assert not found.has_profile(LABELS)
     found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
     assert [entry.launches for entry in found.rows] == [3, 3, None]
-    assert found.has_profile(LABELS)
-    assert not found.has_profile({**LABELS, "dtype": "float16"})
+
+
+def test_what_was_not_counted_of_what_was_measured_is_known():
+    both = {"phase": "forward+backward"}
+    found = results(row(), row(**both), row(**both, dropout=0.1), row(**both, method="full"))
+    assert found.lacks_counts(LABELS, launches=False)
+    found.add_saved(LABELS, {"frozen": 0, "full": 8})
+    assert [entry.saved_bytes for entry in found.rows] == [None, 0, None, 8]
+    assert not found.lacks_counts(LABELS, launches=False)
+    assert found.lacks_counts(LABELS, launches=True)
+    found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
+    assert not found.lacks_counts(LABELS, launches=True)
+    assert not found.lacks_counts({**LABELS, "dtype": "float16"}, launches=True)
 
 
 def test_everything_that_went_wrong_is_a_failure():
