@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,13 +121,13 @@ def run_steps(
         yield ended.get()
 
 
+@dataclass
 class Steps:
     """What comes before the measurement: a step that passed, now or in an earlier run, is not taken again."""
 
-    def __init__(self, results: Results, setting: Setting, path: Path) -> None:
-        self.results = results
-        self.setting = setting
-        self.path = path
+    results: Results
+    setting: Setting
+    path: Path
 
     def check_correctness(self, *, then_tune: bool) -> None:
         """Run the steps that have not passed yet; beside them, compile what the tuning will try."""

@@ -22,7 +22,7 @@ def main(level: Level, seconds: float, most_rows: int | None) -> None:
     planned = [
         one._replace(seconds=seconds)
         for one in linear_measurements(level.device)
-        if not most_rows or one.case.M <= most_rows
+        if most_rows is None or most_rows >= one.case.M
     ]
     for one in planned:
         if SELDOM in level.methods and SELDOM not in one.methods:

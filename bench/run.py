@@ -6,6 +6,7 @@ import faulthandler
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -43,28 +44,20 @@ def keep_ceilings(
     return {dtype: Ceilings(**found) for dtype, found in known.items() if found is not None}
 
 
+@dataclass
 class Run:
     """Measurements to be taken into results, which are written to `path`, if any.
 
-    The device's cache sets the number of input sets. With a deadline of `time.monotonic` nothing begins behind
-    it, and the process is ended where a step hangs.
+    The device's cache sets the number of input sets. Behind a deadline, of `time.monotonic`, nothing begins,
+    and a step that hangs ends the process.
     """
 
-    def __init__(
-        self,
-        results: Results,
-        how: Effort,
-        measurements: Sequence[Measurement],
-        path: Path | None,
-        cache_bytes: int,
-        deadline: float = math.inf,
-    ) -> None:
-        self.results = results
-        self.how = how
-        self.measurements = measurements
-        self.path = path
-        self.cache_bytes = cache_bytes
-        self.deadline = deadline
+    results: Results
+    how: Effort
+    measurements: Sequence[Measurement]
+    path: Path | None
+    cache_bytes: int
+    deadline: float = math.inf
 
     def measure(self, methods: Sequence[Method]) -> None:
         """Measure the ceilings, time every case by those of the methods that it names, then count."""
@@ -86,9 +79,7 @@ class Run:
 
         untimed = [one for one in self.measurements if not results.methods_of(one.case.labels())]
         self._each("times", time_case, untimed, self.deadline - _LAST_SECONDS)
-        uncounted = [
-            one for one in self.measurements if results.lacks_counts(one.case.labels(), one.launches)
-        ]
+        uncounted = [m for m in self.measurements if results.lacks_counts(m.case.labels(), m.launches)]
         self._each("counts", count, uncounted, self.deadline)
 
     def _each(
