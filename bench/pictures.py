@@ -19,7 +19,9 @@ _INK: Final = "#333333"
 
 _WIDTH: Final = 5.2
 _BAR_HEIGHT: Final = 0.27
+# Characters of a panel's title, and of the question above it.
 _TITLE_WIDTH: Final = 58
+_QUESTION_WIDTH: Final = 48
 
 
 def draw(columns: Iterable[Column], path: Path, where: str = "") -> None:
@@ -43,19 +45,19 @@ def draw(columns: Iterable[Column], path: Path, where: str = "") -> None:
         raise ImportError('the picture needs matplotlib: pip install "fastlora-triton[bench]"') from error
 
     across = min(2, len(panels))
-    lines = [panels[start : start + across] for start in range(0, len(panels), across)]
-    heights = [1.0 + _BAR_HEIGHT * max(len(panel.cells) for panel in line) for line in lines]
+    grouped = [panels[start : start + across] for start in range(0, len(panels), across)]
+    heights = [1.0 + _BAR_HEIGHT * max(len(panel.cells) for panel in line) for line in grouped]
     figure = Figure(figsize=(_WIDTH * across, sum(heights) + 0.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
-    for axes, line in zip(grid, lines, strict=True):
+    grid = figure.subplots(len(grouped), across, squeeze=False, height_ratios=heights)
+    for axes, line in zip(grid, grouped, strict=True):
         for place, panel in zip(axes, line, strict=False):
             _draw_panel(place, panel)
         for place in axes[len(line) :]:
             place.set_axis_off()
     question = "How long does each method take, in multiples of fastlora's time?"
-    title = f"{question}\n{where}".strip()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    lines = [textwrap.fill(line, _QUESTION_WIDTH * across) for line in (question, where) if line]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
     figure.savefig(path)
 
 
