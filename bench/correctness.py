@@ -33,7 +33,6 @@ Step = Callable[[Setting, Path], dict[str, Any]]
 # A soak's own time does not count start-up and compilation.
 _START_UP_SECONDS: Final = 60
 
-
 # Most of the tests' time is compilation, which more processes share; some are left for what runs beside.
 _MOST_WORKERS: Final = 10
 

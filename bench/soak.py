@@ -34,8 +34,8 @@ def compare(
     """Hold runs to the bits of the first results: NaN equals itself, 0 does not equal -0.
 
     The comparison is queued behind the run and read once at the end: the host waits for nothing in between,
-    so that runs follow one another as closely as they can. No run starts after so many seconds; a soak of none
-    has not passed.
+    so that runs follow one another as closely as they can. No run starts after so many seconds; a soak of
+    none has not passed.
     """
     kept = [[_bits(result).clone() for result in results] for results in first]
     counts = [torch.zeros(len(NAMES), dtype=torch.int64, device=results[0].device) for results in kept]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bench.methods.by_hand import ADDMM, COMPILED, FROZEN, FULL, PARAMETRIZED, UNFUSED
-from bench.methods.fused import FASTLORA, UNDROPPED
-from bench.methods.libraries import LORALIB, PEFT, TRANSFORMER_ENGINE
+from bench.methods.libraries import FASTLORA, LORALIB, PEFT, TRANSFORMER_ENGINE, UNDROPPED
 from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Method
 

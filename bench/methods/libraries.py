@@ -1,8 +1,9 @@
-"""Other libraries' layers: PEFT's, Microsoft's loralib and NVIDIA's Transformer Engine."""
+"""Libraries' layers: fastlora's, PEFT's, Microsoft's loralib and NVIDIA's Transformer Engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from bench.methods.method import Method, Pair, Tuned, Update, fresh_pair, importable, named, replacing
+from fastlora import BackendError, LoRAConfig, apply_lora
+from fastlora.routes.decide import route_on
+
+
+def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+    """The call that the README shows."""
+    config = LoRAConfig(
+        r=update.r,
+        alpha=update.alpha,
+        dropout=update.dropout,
+        adapter_dtype=update.adapter_dtype,
+        target_modules=list(names),
+    )
+    model = apply_lora(model, config)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    return Tuned(model, named({name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}))
+
+
+def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
+    try:
+        route_on(device, dtype)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
@@ -104,6 +129,14 @@ def _not_mixed(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> st
     return None if update.adapter_dtype == dtype else "it multiplies x by A as it is: one dtype for both"
 
 
+FASTLORA = Method("fastlora", "fastlora.apply_lora", tune_fastlora, why_absent=_no_backend)
+UNDROPPED = replace(
+    FASTLORA,
+    name="fastlora-p0",
+    about="fastlora without dropout, beside it in the cases with dropout",
+    tune=lambda model, names, update: tune_fastlora(model, names, update._replace(dropout=0.0)),
+    drops=False,
+)
 PEFT = Method(
     "peft", "Hugging Face's PEFT: get_peft_model", tune_peft, why_absent=lacking("peft"), external=True
 )
