@@ -1,7 +1,7 @@
 """Which layers are measured, by a GPU run and by the linear level.
 
 A GPU run takes them in the order of their worth: one that is cut short has the most of it. The linear level
-takes those of small nets on a CPU, those of large ones on a GPU.
+takes the same on a GPU, the layers of small nets on a CPU.
 
 Shapes of the models that the peers report: Llama 3.1 8B and 70B, Qwen 2.5 32B; and what breaks fused kernels:
 few rows, very many, ragged numbers of them, narrow layers.
@@ -115,8 +115,8 @@ _DROPPED: Final = Case(512, 1024, 1024, 16, _BF16, _FP32, dropout=0.1)
 
 
 def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
-    """What the level measures on a device."""
-    return tuple(_on_gpu() if device.type == "cuda" else _on_cpu())
+    """What the level measures on a device: on a GPU what a GPU run does."""
+    return gpu_measurements() if device.type == "cuda" else tuple(_on_cpu())
 
 
 def _on_cpu() -> Iterator[Measurement]:
@@ -125,12 +125,3 @@ def _on_cpu() -> Iterator[Measurement]:
             case = Case(*shape, _FP32, _FP32, bias=bias)
             yield Measurement(case, _OFTEN if number else EVERY, ("eager",), launches=number == 0)
     yield Measurement(_DROPPED, _OFTEN, ("eager",), launches=True)
-
-
-def _on_gpu() -> Iterator[Measurement]:
-    for adapter_dtype, dropout in ((_BF16, 0.0), (_FP32, 0.0), (_FP32, 0.1)):
-        for M in (8192, 2048):
-            for number, (K, N) in enumerate(LLAMA_8B):
-                case = Case(M, K, N, 16, _BF16, adapter_dtype, dropout=dropout)
-                first = number == 0 and M == 8192
-                yield Measurement(case, EVERY if first else _OFTEN, ("eager", "graph"), launches=first)
