@@ -34,7 +34,7 @@ ECOSYSTEM = (
         "accelerate",
         "trl",
     ),
-    *("click", "rich", "matplotlib", "hypothesis", "pytest"),
+    *("click", "rich", "matplotlib", "hypothesis", "pytest", "pytest-benchmark"),
 )
 # A broken test is put down to the first of these whose name is in its path or in its last lines.
 BLAMED = ("trl", "accelerate", "transformers", "peft", "huggingface_hub", "safetensors", "triton")
