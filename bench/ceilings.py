@@ -22,6 +22,9 @@ from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 
 
+_PRODUCT_SECONDS = 0.25
+
+
 class Ceilings(NamedTuple):
     """FLOP/s of a large square product in a dtype; bytes read and written a second by a large copy."""
 
@@ -42,7 +45,8 @@ class Ceilings(NamedTuple):
 
 def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     """Time the library's product of random matrices in a dtype and a copy, medians of several."""
-    device, size = how.device, how.matmul_size
+    device = how.device
+    size = affordable_size(how.matmul_size, dtype, device)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(how.copy_bytes // 4, device=device)
     target, product = torch.empty_like(source), torch.empty_like(left)
@@ -55,6 +59,22 @@ def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     times = interleaved(works, how.rounds, timer)
     matmul, copy = (1e-6 * quartiles(times[name][WHOLE]).median for name in works)
     return Ceilings(2 * size**3 / matmul, dtype_name(dtype), size, 2 * source.nbytes / copy, source.nbytes)
+
+
+def affordable_size(size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The size, halved until a product takes at most a quarter of a second.
+
+    A CPU without units for a 16-bit dtype multiplies it a thousand times slower than fp32.
+    """
+    probe = min(size, 256)
+    small = torch.ones(probe, probe, device=device, dtype=dtype)
+    timer = timer_for(device)
+    work = {"probe": Work.of(lambda: torch.mm(small, small))}
+    warm_up(work, 2, timer)
+    seconds = 1e-6 * min(interleaved(work, 3, timer)["probe"][WHOLE])
+    while size > probe and seconds * (size / probe) ** 3 > _PRODUCT_SECONDS:
+        size //= 2
+    return size
 
 
 class Floor(NamedTuple):
