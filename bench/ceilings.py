@@ -21,7 +21,6 @@ from bench.task import Task
 from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 
-
 _PRODUCT_SECONDS = 0.25
 
 
