@@ -110,8 +110,8 @@ _LARGE: Final = (
     (512, 1000, 2000, 16),
 )
 
-# What is saved for backward shows with dropout and adapters wider than the base; in bf16 where the CPU has units
-# for it. Without them a product takes seconds, whatever the method.
+# What is saved for backward shows with dropout and adapters wider than the base; in bf16 where the CPU has
+# units for it. Without them a product takes seconds, whatever the method.
 _DROPPED: Final = Case(
     *(512, 1024, 1024, 16),
     _BF16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32,
