@@ -16,6 +16,7 @@ from bench.methods.by_hand import masked
 from bench.methods.method import Tuned, bare
 from bench.step import MODES
 from bench.task import Batch, Task, draw_update
+from fastlora.formula.masks import dropout_constants
 from fastlora.measuring.errors import budget_of, relative_error
 
 _SEED: Final = 20251001
@@ -41,8 +42,8 @@ def check(method: Method, task: Task, mode: str = "eager") -> Check:
     The truth is the same net in fp64 with separate torch operations, the budget the tests': twice the error
     of those operations and one rounding, all in the net's dtype, also where adapters are wider: a method that
     rounds those is not wrong, and its error is on record beside the others'. A and B are random, B not zero.
-    With dropout the formula gets the very mask that the method drew. Gradients of
-    one kind are taken together: a net has hundreds, and the largest of hundreds of errors says little.
+    With dropout the formula gets the very mask that the method drew. Gradients of one kind are taken
+    together: a net has hundreds, and the largest of hundreds of errors says little.
     """
     plain = UNFUSED if method.trains == "AB" else method
     if task.update.dropout and method.drops:
@@ -130,7 +131,10 @@ def read_mask(method: Method, task: Task) -> Tensor:
     dropped = 1 - kept.double().mean().item()
     bound = _DEVIATIONS * math.sqrt(rate * (1 - rate) / kept.numel())
     assert abs(dropped - rate) <= bound, f"dropout: {dropped:.4f} of the entries, not {rate:g}"
-    return kept.double() / (1 - rate)
+    # A rate may be rounded to a multiple of 2^-16, as ours is; its scale then is the rounded one's.
+    found = dx[kept].double().mean().item()
+    scale = min((1 / (1 - rate), dropout_constants(rate)[1]), key=lambda one: abs(one - found))
+    return kept.double() * scale
 
 
 def zeroed(model: nn.Module) -> nn.Module:
