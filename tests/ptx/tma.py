@@ -28,8 +28,7 @@ def bulk(i: Instruction, program: Program) -> Code:
     if i.has("commit_group"):
         return _commit
     if i.has("wait_group"):
-        most = i.operands[0].value
-        return lambda g: finish(g, g.machine.stores, KIND, most) and None
+        return _wait(i.operands[0].value)
     if not (i.has("tensor") and i.has("2d")) or i.has("multicast::cluster", "im2col"):
         raise UnknownInstruction(i.text)
     tensor = next(one for one in i.operands if isinstance(one, Address) and one.coordinates)
@@ -108,3 +107,15 @@ def _commit(g: Group) -> None:
     clocks = g.machine.clocks
     for row in g.rows:
         g.machine.stores[row].append(int(clocks.time[clocks.id[row] + KIND * g.machine.num_warps]))
+
+
+def _wait(most: int) -> Code:
+    """9.7.9.27.2.2: until at most so many groups are under way; .read, until they have read their source.
+
+    A CTA's end waits for its stores, so the results are there for the next launch.
+    """
+
+    def code(g: Group) -> None:
+        finish(g, g.machine.stores, KIND, most)
+
+    return code
