@@ -7,7 +7,7 @@ import numpy as np
 from tests.ptx.faults import Fault, UnknownInstruction
 from tests.ptx.machine import ASLEEP, Code, Group
 from tests.ptx.memory import Access
-from tests.ptx.parse import Immediate, Instruction, Parameter, Program, Vector
+from tests.ptx.parse import Immediate, Instruction, Parameter, Program, Register, Vector
 from tests.ptx.registers import UNSIGNED, address, bits_of, read, write
 from tests.ptx.table import instruction
 
@@ -34,7 +34,11 @@ def _is_shared(i: Instruction) -> bool:
 def load(i: Instruction, program: Program) -> Code:
     """9.7.9.8: read memory; .acquire learns what was released to the value that it reads."""
     width, parts, size = _shape(i, i.operands[0])
-    puts = [write(one, width) for one in parts]
+    # A destination may be wider than what is loaded (9.4.1); only unsigned bytes occur.
+    into = [max(one.bits, width) if isinstance(one, Register) else width for one in parts]
+    if i.opcode[-1][0] == "s" and set(into) != {width}:
+        raise UnknownInstruction(i.text)
+    puts = [write(one, wide) for one, wide in zip(parts, into, strict=True)]
     if i.has("param"):
         base = i.operands[1].base
         assert isinstance(base, Parameter)
@@ -54,7 +58,7 @@ def load(i: Instruction, program: Program) -> Code:
             raw = memory.load(where, size, g.access(warps), g.machine.clocks)
         values = np.ascontiguousarray(raw).view(UNSIGNED[width])
         for index, put in enumerate(puts):
-            full = np.zeros((len(g.rows), 32), UNSIGNED[width])
+            full = np.zeros((len(g.rows), 32), UNSIGNED[into[index]])
             full[warps, lanes] = values[:, index]
             put(g, full)
 

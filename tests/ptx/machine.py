@@ -87,6 +87,7 @@ class Machine:
         self.barriers: dict[tuple[int, int], Any] = {}
         self.fence_needed = np.ones(places, bool)  # wgmma.fence, before registers go to wgmma
         self.mbarriers: dict[int, Any] = {}
+        self.loads: list[tuple[Any, int, int]] = []  # TMA loads under way: mbarrier, bytes, time
         self.events = 0  # of global memory that a spin may look at
         self.polls: list[object] = [None] * places
         self.steps = 0
@@ -124,6 +125,9 @@ class Machine:
             if any(one.time[row] for one in self.accumulators.values()):
                 raise Fault(f"a warp ended while its wgmma was under way: {self.place(row)}")
         low, high = slot * self.pitch, (slot + 1) * self.pitch
+        own = [one for where, one in self.mbarriers.items() if low <= where < high]
+        if any(one is mine for one, _, _ in self.loads for mine in own):
+            raise Fault(f"a CTA ended while a TMA load was under way: {self.place(low // self.pitch * self.num_warps)}")
         self.mbarriers = {at: one for at, one in self.mbarriers.items() if not low <= at < high}
 
     def place(self, row: int) -> str:
@@ -161,7 +165,8 @@ class Group:
 
     def full(self, value: np.ndarray) -> np.ndarray:
         """[warps, 32] of what broadcasts to it."""
-        return np.broadcast_to(value, (len(self.rows), 32))
+        shape = (len(self.rows), 32)
+        return value if value.shape == shape else np.broadcast_to(value, shape)
 
     def active(self) -> tuple[np.ndarray, np.ndarray]:
         """(warp of the group, lane) of each active lane."""

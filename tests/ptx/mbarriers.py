@@ -39,6 +39,12 @@ class MBarrier:
     phase: int = 0
     users: dict[int, int] = field(default_factory=dict)
 
+    def bring(self, count: int, time: int) -> None:
+        """The bytes of a load are there (9.7.13.15.8, complete_tx)."""
+        self.bytes -= count
+        self.known[self.id] = max(time, self.known[self.id])
+        self.settle()
+
     def settle(self) -> None:
         """Complete the phase if nothing is missing."""
         if self.pending == 0 and self.bytes == 0:
@@ -113,7 +119,8 @@ def _invalidate(i: Instruction, where: Any) -> Code:
             gone = g.machine.mbarriers.pop(one, None)
             if gone is None:
                 raise Fault(f"there is no mbarrier: {g}")
-            if any(g.machine.clocks.known[row, who] < time for who, time in gone.users.items()):
+            under_way = any(one is gone for one, _, _ in g.machine.loads)
+            if under_way or any(g.machine.clocks.known[row, who] < time for who, time in gone.users.items()):
                 raise Fault(f"race: an mbarrier is invalidated while it is in use: {g}")
 
     return code

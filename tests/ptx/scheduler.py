@@ -41,7 +41,9 @@ class _Run:
         ]
         self.ends = [bool(_ENDS_A_BLOCK.match(".".join(one.opcode))) for one in program.instructions]
         self.random = None if seed is None else random.Random(seed)
-        self.speeds: dict[int, float] = {}
+        # CTAs run at speeds that differ by up to 10^4, as if some were held up.
+        if self.random is not None:
+            self.speed = np.array([10 ** (4 * self.random.random()) for _ in range(machine.grid)])
         self.started = 0
 
     def run(self) -> None:
@@ -49,10 +51,14 @@ class _Run:
         for slot in range(machine.slots):
             self._begin(slot)
         while True:
+            if machine.loads and self.random is not None and self.random.random() < 0.1:
+                self._bring()
             self._wake()
             ready = np.flatnonzero(machine.state == RUNS)
             if len(ready):
                 self._step(*self._choose(ready))
+            elif machine.loads:
+                self._bring()
             elif (machine.state == ENDED).all():
                 return
             else:
@@ -62,6 +68,15 @@ class _Run:
         if self.started < self.machine.grid:
             self.machine.begin(slot, self.started)
             self.started += 1
+
+    def _bring(self) -> None:
+        """TMA loads arrive: all that are under way where there is no seed, else any one of them."""
+        loads = self.machine.loads
+        which = range(len(loads)) if self.random is None else [self.random.randrange(len(loads))]
+        for one, count, time in [loads[index] for index in which]:
+            one.bring(count, time)
+        for index in sorted(which, reverse=True):
+            del loads[index]
 
     def _wake(self) -> None:
         """Those that sleep go on if what they look at has changed."""
@@ -78,21 +93,17 @@ class _Run:
 
     def _choose(self, ready: np.ndarray) -> tuple[np.ndarray, int]:
         """(warps that stand at one instruction, how many instructions they may run)."""
-        counter = self.machine.counter
+        machine = self.machine
         if self.random is None:
             # Those farthest behind, so that warps that parted meet again.
-            return ready[counter[ready] == counter[ready].min()], 1 << 30
-        weights = [self._speed(int(cta)) for cta in self.machine.cta[ready]]
-        chosen = self.random.choices(range(len(ready)), weights)[0]
-        together = ready[counter[ready] == counter[ready[chosen]]]
-        share = self.random.random()
-        keep = [row == ready[chosen] or self.random.random() < share for row in together]
-        return together[keep], self.random.choice((1, 10, 100, 1 << 30))
-
-    def _speed(self, cta: int) -> float:
-        """CTAs run at speeds that differ by up to 10^4, as if some were held up."""
-        assert self.random is not None
-        return self.speeds.setdefault(cta, 10 ** (4 * self.random.random()))
+            counter = machine.counter[ready]
+            return ready[counter == counter.min()], 1 << 30
+        chosen = self.random.choices(range(len(ready)), self.speed[machine.cta[ready]])[0]
+        together = ready[machine.counter[ready] == machine.counter[ready[chosen]]]
+        if self.random.random() < 0.5:
+            keep = np.array([self.random.random() < 0.5 for _ in together]) | (together == ready[chosen])
+            together = together[keep]
+        return together, self.random.choice((1, 10, 100, 1 << 30))
 
     def _step(self, rows: np.ndarray, most: int) -> None:
         """Run instructions up to the next branch or synchronization."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -34,9 +35,7 @@ def build(one: Instruction, program: Program) -> Code:
     Raises:
         UnknownInstruction: Naming it, if there is none, or not of this form.
     """
-    if not _TABLE:
-        for name in _FILES:
-            importlib.import_module(f"tests.ptx.{name}")
+    _load()
     # Two instructions whose second part makes them other ones.
     name = f"{one.opcode[0]}.bulk" if one.has("bulk") else one.opcode[0]
     if name not in _TABLE:
@@ -45,3 +44,10 @@ def build(one: Instruction, program: Program) -> Code:
         return _TABLE[name](one, program)
     except (UnknownInstruction, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
         raise UnknownInstruction(f"{one.text} ({type(error).__name__}: {error})") from error
+
+
+@functools.cache
+def _load() -> None:
+    """Import every file that registers instructions; they import this one."""
+    for name in _FILES:
+        importlib.import_module(f"tests.ptx.{name}")

@@ -23,7 +23,7 @@ def bulk(i: Instruction, program: Program) -> Code:
     """9.7.9.27.1.2: a box at the given coordinates, the innermost first.
 
     What lies outside the matrix is read as zero and not written. A load completes on an mbarrier, by the bytes of
-    the whole box; a store is waited for by groups.
+    the whole box, at a time that the scheduler chooses; a store is waited for by groups.
     """
     if i.has("commit_group"):
         return _commit
@@ -79,9 +79,7 @@ def _load(g: Group, row: int, box: _Box, where: int) -> None:
     if box.inside.any():
         raw[box.inside] = machine.memory.load(box.globally[box.inside], box.size, read_by, clocks)
     machine.shared.store(box.shared, raw, _lanes(row, one.id, time, len(box.inside), True, g), clocks)
-    one.bytes -= raw.size
-    one.known[one.id] = time
-    one.settle()
+    machine.loads.append((one, raw.size, time))
 
 
 def _store(g: Group, warp: int, box: _Box) -> None:
