@@ -28,13 +28,15 @@ def row_of(case: Case, verdict: Verdict) -> str:
     """A row of the table."""
     splits = ",".join(f"{name}:{count}" for name, count in verdict.splits.items())
     judged = "right" if not verdict.wrong else "WRONG: " + "; ".join(verdict.wrong)
-    numbers = f"{verdict.error:6.2f} {verdict.element:8.2f} {len(case.seeds):9} {splits:26} {verdict.seconds:5.0f}"
+    numbers = (
+        f"{verdict.error:6.2f} {verdict.element:8.2f} {len(case.seeds):9} {splits:26} {verdict.seconds:5.0f}"
+    )
     return f"{line_of(case)} {numbers}  {judged}"
 
 
 HEADER = (
-    f"{'GPU':6} {'variant':58} {'shape':20} {'error':>6} {'element':>8} {'schedules':>9} {'programs a tile':26} "
-    f"{'s':>5}  verdict"
+    f"{'GPU':6} {'variant':58} {'shape':20} {'error':>6} {'element':>8} {'schedules':>9} "
+    f"{'programs a tile':26} {'s':>5}  verdict"
 )
 
 

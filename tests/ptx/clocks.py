@@ -1,9 +1,10 @@
 """What happens before what, by vector clocks (8, "Memory Consistency Model").
 
-Everything that acts has an id: each warp, and for each warp its wgmma reads, its bulk stores and its cp.async copies;
-each mbarrier stands for the loads that complete on it. A warp's row says up to which of every other one's events it
-knows that they happened. An access without such knowledge of the one before it is a race, in whatever order the two
-happened to run. So one run finds races of every schedule that takes the same branches. Lanes of one warp count as
+Everything that acts has an id: each warp, and for each warp its wgmma reads, its bulk stores and its
+cp.async copies; each mbarrier stands for the loads that complete on it. A warp's row says up to which of
+every other one's events it knows that they happened. An access without such knowledge of the one before it
+is a race, in whatever order the two happened to run. So one run finds races of every schedule that takes
+the same branches. Lanes of one warp count as
 one: a race between two lanes of a warp is not seen.
 """
 
@@ -15,7 +16,7 @@ MBARRIERS = 24  # of one CTA, at most
 
 
 class Clocks:
-    """The vector clocks of a launch; row i belongs to the warp in place i, columns to ids; id 0 is the host."""
+    """A launch's vector clocks: a row for each place of a warp, a column for each id; 0 is the host."""
 
     def __init__(self, places: int, num_warps: int, grid: int) -> None:
         self.num_warps = num_warps
@@ -51,7 +52,7 @@ class Clocks:
         self.tick(rows)
 
     def release(self, row: int, address: int, *, starts: bool) -> None:
-        """Publish at an address; a read-modify-write goes on with the release sequence, a store starts a new one."""
+        """Publish at an address; read-modify-writes go on with the release sequence, a store starts one."""
         before = None if starts else self.released.get(address)
         mine = self.known[row]
         self.released[address] = mine.copy() if before is None else np.maximum(before, mine)

@@ -49,8 +49,8 @@ def fused(i: Instruction, program: Program) -> Code:
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a b + c in fp32 with one rounding.
 
-    The product is exact in fp64. The sum is rounded to odd there, so that rounding it again cannot differ from
-    rounding once (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    The product is exact in fp64. The sum is rounded to odd there, so that rounding it again cannot differ
+    from rounding once (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
     product, c = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + c
@@ -66,7 +66,9 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def bf16_bits(value: np.ndarray) -> np.ndarray:
     """fp32 to bf16, to nearest even; NaN becomes 0x7FFF (9.7.9.21)."""
     word = np.ascontiguousarray(value, np.float32).view(np.uint32)
-    rounded = ((word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    rounded = ((word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16
+    )
     return np.where(np.isnan(value), np.uint16(0x7FFF), rounded)
 
 

@@ -41,7 +41,10 @@ def shift(i: Instruction, program: Program) -> Code:
         value, amount = typed(a(g), kind), b(g)
         within = np.minimum(amount, width - 1).astype(value.dtype)
         result = bits(value << within if left else value >> within)
-        put(g, result if kind[0] == "s" and not left else np.where(amount >= width, UNSIGNED[width](0), result))
+        put(
+            g,
+            result if kind[0] == "s" and not left else np.where(amount >= width, UNSIGNED[width](0), result),
+        )
 
     return code
 

@@ -11,7 +11,18 @@ from tests.ptx.parse import Immediate, Instruction, Parameter, Program, Register
 from tests.ptx.registers import UNSIGNED, address, bits_of, read, write
 from tests.ptx.table import instruction
 
-_MODIFIERS = {"global", "shared", "shared::cta", "param", "gpu", "sys", "cta", "acquire", "release", "relaxed"}
+_MODIFIERS = {
+    "global",
+    "shared",
+    "shared::cta",
+    "param",
+    "gpu",
+    "sys",
+    "cta",
+    "acquire",
+    "release",
+    "relaxed",
+}
 _MODIFIERS |= {"cg", "ca", "volatile", "v2", "v4", "L1::evict_last", "L1::evict_first", "L1::no_allocate"}
 
 
@@ -44,7 +55,10 @@ def load(i: Instruction, program: Program) -> Code:
         assert isinstance(base, Parameter)
         value = read(base, width)
         return lambda g: puts[0](g, value(g))
-    at, shared, acquires = address(i.operands[1]), _is_shared(i), i.has("acquire")
+    at, shared = address(i.operands[1]), _is_shared(i)
+    strong, acquires = i.has("acquire", "relaxed", "volatile"), i.has("acquire")
+    if strong and shared:
+        raise UnknownInstruction(i.text)
 
     def code(g: Group) -> None:
         warps, lanes = g.active()
@@ -52,8 +66,8 @@ def load(i: Instruction, program: Program) -> Code:
             return
         where = g.full(at(g) + g.base if shared else at(g))[warps, lanes]
         memory = g.machine.shared if shared else g.machine.memory
-        if acquires:
-            raw = _acquire(g, warps, where, size)
+        if strong:
+            raw = _look(g, warps, where, size, acquires)
         else:
             raw = memory.load(where, size, g.access(warps), g.machine.clocks)
         values = np.ascontiguousarray(raw).view(UNSIGNED[width])
@@ -65,8 +79,11 @@ def load(i: Instruction, program: Program) -> Code:
     return code
 
 
-def _acquire(g: Group, warps: np.ndarray, where: np.ndarray, size: int) -> np.ndarray:
-    """The bytes there. A warp that looks again at what has not changed sleeps until something does."""
+def _look(g: Group, warps: np.ndarray, where: np.ndarray, size: int, acquires: bool) -> np.ndarray:
+    """The bytes there, by a strong load, which does not race with strong writes.
+
+    A warp that looks again at what has not changed sleeps until something does.
+    """
     machine = g.machine
     memory = machine.memory
     index = memory.granules(where, size, "load", g.access(warps))
@@ -74,7 +91,8 @@ def _acquire(g: Group, warps: np.ndarray, where: np.ndarray, size: int) -> np.nd
         raise Fault(f"load of global memory that nobody wrote: {g}")
     for warp, one in zip(warps, where, strict=True):
         row = int(g.rows[warp])
-        machine.clocks.acquire(row, int(one))
+        if acquires:
+            machine.clocks.acquire(row, int(one))
         look = (g.number, int(one), machine.events)
         if machine.polls[row] == look:
             machine.state[row] = ASLEEP

@@ -127,7 +127,7 @@ class Machine:
         low, high = slot * self.pitch, (slot + 1) * self.pitch
         own = [one for where, one in self.mbarriers.items() if low <= where < high]
         if any(one is mine for one, _, _ in self.loads for mine in own):
-            raise Fault(f"a CTA ended while a TMA load was under way: {self.place(low // self.pitch * self.num_warps)}")
+            raise Fault(f"a CTA ended while a TMA load was under way: {self.place(slot * self.num_warps)}")
         self.mbarriers = {at: one for at, one in self.mbarriers.items() if not low <= at < high}
 
     def place(self, row: int) -> str:
@@ -182,7 +182,7 @@ class Group:
         return Access(rows, clocks.id[rows], clocks.now(rows), False, self)
 
     def asynchronous(self, warps: np.ndarray, kind: int, *, is_async: bool) -> tuple[Access, np.ndarray]:
-        """(accesses that these warps start, the new time of each warp); 1 is wgmma, 2 bulk stores, 3 cp.async."""
+        """(accesses that these warps start, the new times); 1 is wgmma, 2 bulk stores, 3 cp.async."""
         clocks = self.machine.clocks
         ids = clocks.id[self.rows] + kind * self.machine.num_warps
         times = clocks.issue(ids)

@@ -1,7 +1,7 @@
 """Matrix products of a warp, and matrices between shared memory and registers (9.7.15).
 
-Products are exact and summed in fp32, then added to the accumulator in fp32. Hardware sums in another order and cuts
-off low bits, so last bits may differ from a GPU's.
+Products are exact and summed in fp32, then added to the accumulator in fp32. Hardware sums in another order
+and cuts off low bits, so last bits may differ from a GPU's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ def multiply(i: Instruction, program: Program) -> Code:
     Lane l is (l // 4, l % 4) = (group, place). A register of 16-bit elements holds two neighbours along k.
     """
     shape, kind = i.opcode[3], i.opcode[-2]
-    forms = {("m16n8k16", "bf16"), ("m16n8k16", "f16"), ("m16n8k8", "tf32"), ("m16n8k8", "bf16"), ("m16n8k8", "f16")}
+    forms = {
+        ("m16n8k16", "bf16"),
+        ("m16n8k16", "f16"),
+        ("m16n8k8", "tf32"),
+        ("m16n8k8", "bf16"),
+        ("m16n8k8", "f16"),
+    }
     if (shape, kind) not in forms or i.opcode[1:3] != ("sync", "aligned") or i.opcode[6] != "f32":
         raise UnknownInstruction(i.text)
     puts = [write(one, 32) for one in _parts(i.operands[0])]

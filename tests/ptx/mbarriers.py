@@ -63,7 +63,7 @@ def at(machine: Machine, row: int, where: int, place: object) -> MBarrier:
         if clocks.known[row, who] < time:
             raise Fault(f"race: an mbarrier is used before its initialization is known: {place}")
     who = int(clocks.id[row])
-    if who not in one.users or list(one.users)[0] != who:
+    if who not in one.users or next(iter(one.users)) != who:
         one.users[who] = int(clocks.known[row, who])
     return one
 

@@ -1,7 +1,7 @@
 """Memory that knows which of its bytes may be touched, which were written, by whom, and who read them since.
 
-It counts in granules of two bytes, the smallest element of the kernels' data. A store of one byte counts as one of
-its granule.
+It counts in granules of two bytes, the smallest element of the kernels' data. A store of one byte counts as
+one of its granule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class Access(NamedTuple):
     """Who touches memory, lane by lane.
 
     Attributes:
-        rows: The warp whose knowledge counts: its own, or of asynchronous work that of the warp that issued it.
+        rows: The warp whose knowledge counts: its own, or of asynchronous work that of the warp that issued
+            it.
         ids: The id to which the access belongs.
         times: Its time of that id.
         is_async: Whether it goes through the async proxy.
@@ -106,7 +107,9 @@ class Memory:
         else:
             self.halves[index] = np.ascontiguousarray(values).view(np.uint16)
 
-    def check_write(self, index: np.ndarray, values: np.ndarray | None, access: Access, clocks: Clocks) -> None:
+    def check_write(
+        self, index: np.ndarray, values: np.ndarray | None, access: Access, clocks: Clocks
+    ) -> None:
         """Writes must come after earlier writes and reads, and no other warp may write the same at once."""
         self._check_after_reads(index, access, clocks)
         same = self._repeats(index, values)
@@ -142,7 +145,7 @@ class Memory:
             raise Fault(f"race: store to {self.name} memory races with a load: {access.where}")
 
     def _repeats(self, index: np.ndarray, values: np.ndarray | None) -> np.ndarray | None:
-        """Where shared memory holds these very bytes: warps that hold the same part of a layout both store it."""
+        """Where shared memory holds these bytes: warps with the same part of a layout both store it."""
         if not self.readers or values is None or values.shape[1] == 1:
             return None
         return self.written[index] & (self.halves[index] == np.ascontiguousarray(values).view(np.uint16))

@@ -89,7 +89,8 @@ class Program(NamedTuple):
     Attributes:
         instructions: In their order.
         labels: The number of the instruction that each label stands before.
-        parameters: (kind, name), in their order; kind is such as "u32", or "map" for 128 bytes of a tensor map.
+        parameters: (kind, name), in their order; kind is such as "u32", or "map" for 128 bytes of a tensor
+            map.
         registers: The bits of each register; 1 for a predicate.
     """
 

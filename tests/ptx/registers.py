@@ -1,7 +1,7 @@
 """Registers, and the operands of an instruction as functions that read and write them.
 
-All warps that run are one array: a register is [places, 32 lanes] of unsigned integers. An instruction is carried out
-for a group of warps at once.
+All warps that run are one array: a register is [places, 32 lanes] of unsigned integers. An instruction is
+carried out for a group of warps at once.
 """
 
 from __future__ import annotations

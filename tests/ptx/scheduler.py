@@ -1,7 +1,8 @@
 """Which warps run next: in step where there is no seed, in an order that the seed decides where there is one.
 
-Warps that stand at the same instruction run it together, whatever CTA they belong to. That costs no generality:
-between two synchronizations the order of warps does not show unless they race, and races are found by clocks.
+Warps that stand at the same instruction run it together, whatever CTA they belong to. That costs no
+generality: between two synchronizations the order of warps does not show unless they race, and races are
+found by clocks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from tests.ptx.machine import ASLEEP, AT_BARRIER, ENDED, RUNS, Code, Group, Mach
 from tests.ptx.registers import read
 from tests.ptx.table import build
 
+_MOST_TURNS = 500_000  # the largest launch takes a tenth of it
+
 # After these a warp may stand elsewhere, or not run any more.
-_ENDS_A_BLOCK = re.compile(r"bra|ret|exit|bar(?!\.warp)|barrier|ld\..*acquire|mbarrier\.(try|test)_wait|atom|red")
+_ENDS_A_BLOCK = re.compile(
+    r"bra|ret|exit|bar(?!\.warp)|barrier|ld\..*(acquire|relaxed|volatile)|mbarrier\.(try|test)_wait|atom|red"
+)
 
 
 def run(machine: Machine, seed: int | None = None) -> None:
@@ -50,7 +55,7 @@ class _Run:
         machine = self.machine
         for slot in range(machine.slots):
             self._begin(slot)
-        while True:
+        for _ in range(_MOST_TURNS):
             if machine.loads and self.random is not None and self.random.random() < 0.1:
                 self._bring()
             self._wake()
@@ -62,7 +67,8 @@ class _Run:
             elif (machine.state == ENDED).all():
                 return
             else:
-                raise Fault(self._deadlock())
+                raise Fault(self._standing("deadlock"))
+        raise Fault(self._standing("no end"))
 
     def _begin(self, slot: int) -> None:
         if self.started < self.machine.grid:
@@ -136,12 +142,11 @@ class _Run:
                 machine.end(int(slot))
                 self._begin(int(slot))
 
-    def _deadlock(self) -> str:
+    def _standing(self, what: str) -> str:
         """Where every warp stands that has not ended; spins are those that look at what no one changes."""
         machine = self.machine
         lines = []
         for row in np.flatnonzero(machine.state != ENDED):
-            how = "waits at a barrier" if machine.state[row] == AT_BARRIER else "spins"
+            how = {AT_BARRIER: "waits at a barrier", ASLEEP: "spins"}.get(machine.state[row], "runs")
             lines.append(f"{how}: {machine.place(row)}")
-        return "deadlock: " + "; ".join(lines)
-
+        return f"{what}: " + "; ".join(lines)

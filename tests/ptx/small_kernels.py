@@ -61,7 +61,8 @@ def run_kernel(
 ) -> list[np.ndarray]:
     """Run a body and return the arrays as it leaves them.
 
-    %r0 is the thread, %r1 the CTA, %rd0, %rd1, ... the addresses of the arguments: arrays, New ones, or Matrix.
+    %r0 is the thread, %r1 the CTA, %rd0, %rd1, ... the addresses of the arguments: arrays, New ones, or
+    Matrix.
     """
     arrays = [one if isinstance(one, np.ndarray) else one.array for one in arguments]
     memory = Memory(sum(array.nbytes + 512 for array in arrays) + 512, "global")
@@ -96,7 +97,7 @@ _KINDS = {1: "b8", 2: "b16", 4: "b32", 8: "b64"}
 
 
 def apply(line: str, *inputs: Any, out: Any = np.uint32) -> np.ndarray:
-    """One instruction on lanes: d from a, b and c, each a short array that repeats; predicates are named p."""
+    """One instruction on lanes: d from a, b and c, each a short array that repeats."""
     names = "abc"[: len(inputs)]
     arrays = [np.resize(np.asarray(one), 32) for one in inputs]
     result = np.zeros(32, out)

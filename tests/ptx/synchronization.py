@@ -76,7 +76,9 @@ def _reach(machine: Machine, row: int, number: int, count: int, waits: bool) -> 
     key = (row // machine.num_warps, number)
     one = machine.barriers.setdefault(key, Barrier(count))
     if one.expected != count:
-        raise Fault(f"barrier {number} with {32 * count} and {32 * one.expected} threads: {machine.place(row)}")
+        raise Fault(
+            f"barrier {number} with {32 * count} and {32 * one.expected} threads: {machine.place(row)}"
+        )
     clocks = machine.clocks
     if waits:
         one.waiting.append(row)

@@ -105,7 +105,9 @@ def test_pairs_put_the_first_operand_above():
     assert apply("cvt.rn.f16x2.f32 d, a, b;", a, b).tolist() == [0x3C004000]
 
 
-@pytest.mark.parametrize(("value", "expected"), [(65519.0, 0x7BFF), (65520.0, 0x7C00), (2.0**-25, 0), (2.0**-24, 1)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(65519.0, 0x7BFF), (65520.0, 0x7C00), (2.0**-25, 0), (2.0**-24, 1)]
+)
 def test_fp16_overflows_and_goes_to_zero_where_it_should(value, expected):
     assert apply("cvt.rn.f16.f32 d, a;", np.array([value], F32), out=U16).tolist() == [expected]
 
@@ -130,7 +132,9 @@ def test_a_sum_that_rounding_twice_would_get_wrong():
     a, b, c = (np.array([x], F32) for x in (2.0**-30, 2.0**-30, 1 + 2.0**-23))
     exact = floating.fma(a, b, c)
     assert exact.tolist() == [1 + 2.0**-23]
-    tie = floating.fma(np.array([1 + 2.0**-12], F32), np.array([1 + 2.0**-12], F32), np.array([2.0**-60], F32))
+    tie = floating.fma(
+        np.array([1 + 2.0**-12], F32), np.array([1 + 2.0**-12], F32), np.array([2.0**-60], F32)
+    )
     # (1 + 2^-12)^2 = 1 + 2^-11 + 2^-24: a tie in fp32, which 2^-60 decides upward.
     assert tie.tolist() == [1 + 2.0**-11 + 2.0**-23]
 

@@ -61,7 +61,9 @@ def test_an_atomic_gives_each_thread_another_number():
 
 
 def test_a_copy_fills_with_zeros_what_its_source_does_not_give():
-    body = AT_THREAD + """
+    body = (
+        AT_THREAD
+        + """
     shl.b32 %r2, %r0, 2; setp.lt.u32 %p1, %r0, 5; selp.b32 %r3, 4, 0, %p1;
     cp.async.ca.shared.global [ %r2 + 0 ], [ %rd20 + 0 ], 0x4, %r3;
     cp.async.commit_group;
@@ -69,6 +71,7 @@ def test_a_copy_fills_with_zeros_what_its_source_does_not_give():
     bar.sync 0;
     ld.shared.b32 %r4, [%r2]; st.global.b32 [%rd21], %r4;
     """
+    )
     assert run_kernel(body, numbers(5, 7), New(numbers(32)))[1].tolist() == [7, 8, 9, 10, 11] + [0] * 27
 
 

@@ -87,9 +87,12 @@ $END:
     """
     for seed in SEEDS:
         assert run_kernel(body, New(words(1)), num_warps=2, seed=seed)[0].tolist() == [5]
-    late = body.replace("st.shared.b32 [global_smem], 5;\n    bar.arrive 1, 64;", "bar.arrive 1, 64; st.shared.b32 [global_smem], 5;")
+    late = body.replace(
+        "st.shared.b32 [global_smem], 5;\n    bar.arrive 1, 64;",
+        "bar.arrive 1, 64; st.shared.b32 [global_smem], 5;",
+    )
     for seed in SEEDS:
-        with pytest.raises(Fault, match="race|nobody wrote"):
+        with pytest.raises(Fault, match=r"race|nobody wrote"):
             run_kernel(late, New(words(1)), num_warps=2, seed=seed)
 
 
@@ -141,7 +144,9 @@ def test_a_hand_over_without_its_wait_is_found_where_the_reader_is_first():
 
 def test_a_hand_over_passes_what_was_stored():
     for seed in SEEDS:
-        found = run_kernel(HAND_OVER, New(words(32)), np.zeros(1, np.uint32), New(words(32)), grid=2, seed=seed)
+        found = run_kernel(
+            HAND_OVER, New(words(32)), np.zeros(1, np.uint32), New(words(32)), grid=2, seed=seed
+        )
         assert np.array_equal(found[2], words(32))
 
 
@@ -149,7 +154,7 @@ def test_publishing_before_the_store_is_found():
     store, publish = "st.global.b32 [%rd20], %r0;", "@%p1 red.global.gpu.release.add.u32 [ %rd1 + 0 ], 1;"
     body = HAND_OVER.replace(store, "").replace(publish, publish + store)
     for seed in SEEDS:
-        with pytest.raises(Fault, match="race: load of global memory|nobody wrote"):
+        with pytest.raises(Fault, match=r"race: load of global memory|nobody wrote"):
             run_kernel(body, New(words(32)), np.zeros(1, np.uint32), New(words(32)), grid=2, seed=seed)
 
 
@@ -199,7 +204,11 @@ bar.sync 0;
     [
         ("@!%p2 bra $WAIT;", "", "race: load of shared|nobody wrote"),
         ("mov.b32 %r5, 0;", "mov.b32 %r5, 1;", "race: load of shared|nobody wrote|deadlock"),
-        ("mbarrier.arrive.expect_tx.shared::cta.b64 _, [1024], 128;", "mbarrier.arrive.shared::cta.b64 _, [1024];", "race|nobody|deadlock"),
+        (
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [1024], 128;",
+            "mbarrier.arrive.shared::cta.b64 _, [1024];",
+            "race|nobody|deadlock",
+        ),
         ("[1024], 128;", "[1024], 64;", "race|deadlock"),
         ("[1024], 1;\nbar.sync 0;", "[1024], 1;", "no mbarrier|race: an mbarrier is used"),
         ("bar.sync 0;\n@%p1 mbarrier.inval", "@%p1 mbarrier.inval", "invalidated while|no mbarrier"),

@@ -22,8 +22,8 @@ _CROSSED = (0, 1, 3, 7)
 def bulk(i: Instruction, program: Program) -> Code:
     """9.7.9.27.1.2: a box at the given coordinates, the innermost first.
 
-    What lies outside the matrix is read as zero and not written. A load completes on an mbarrier, by the bytes of
-    the whole box, at a time that the scheduler chooses; a store is waited for by groups.
+    What lies outside the matrix is read as zero and not written. A load completes on an mbarrier, by the
+    bytes of the whole box, at a time that the scheduler chooses; a store is waited for by groups.
     """
     if i.has("commit_group"):
         return _commit
@@ -64,7 +64,9 @@ class _Box:
             raise Fault(f"a TMA box has wider rows than its swizzle: {g}")
         r, c = np.arange(rows)[:, None], np.arange(columns)[None]
         self.shared = (swizzled(start + r * width + c * map_.size, _CROSSED[map_.swizzle]) + base).ravel()
-        self.inside = ((row + r >= 0) & (row + r < map_.rows) & (column + c >= 0) & (column + c < map_.columns)).ravel()
+        self.inside = (
+            (row + r >= 0) & (row + r < map_.rows) & (column + c >= 0) & (column + c < map_.columns)
+        ).ravel()
         self.globally = (map_.base + (row + r) * map_.pitch + (column + c) * map_.size).ravel()
 
 

@@ -1,6 +1,7 @@
 """Asynchronous matrix products of a warpgroup (9.7.16, "Asynchronous Warpgroup Level Matrix").
 
-A product is computed when it is issued, and its registers get it when it is waited for; in between they hold NaN.
+A product is computed when it is issued, and its registers get it when it is waited for; in between they
+hold NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.ptx.registers import read
 from tests.ptx.table import instruction
 
 KIND = 1  # of the ids of a warp
-# 9.7.16.5.1.2, "Matrix Descriptor Format": bytes of the swizzled rows, and which bits of a row's number cross.
+# "Matrix Descriptor Format": bytes of the swizzled rows, and which bits of a row's number cross.
 _SWIZZLES = {1: (128, 7), 2: (64, 3), 3: (32, 1)}
 
 
@@ -81,7 +82,12 @@ def _product(i: Instruction) -> Code:
     """9.7.16.5.2: D = A B + D with D [64, N]; each warp has 16 rows of it (9.7.16.5.1.1)."""
     found = re.fullmatch(r"m64n(\d+)k(\d+)", i.opcode[4])
     kind = i.opcode[-1]
-    if not found or i.opcode[1:4] != ("mma_async", "sync", "aligned") or kind not in VALUE or i.opcode[5] != "f32":
+    if (
+        not found
+        or i.opcode[1:4] != ("mma_async", "sync", "aligned")
+        or kind not in VALUE
+        or i.opcode[5] != "f32"
+    ):
         raise UnknownInstruction(i.text)
     N, K = map(int, found.groups())
     d, a, b = i.operands[:3]
@@ -154,7 +160,7 @@ def operand(
     access: Access,
     quarter: np.ndarray | None,
 ) -> np.ndarray:
-    """[warps, rows, K] in fp32 from shared memory, by a descriptor for each warp; 16 rows from `quarter` on."""
+    """[warps, rows, K] in fp32 from shared memory; only 16 rows from `quarter` on, where it is given."""
     size = 4 if kind == "tf32" else 2
     where = np.stack([chunks(int(one), rows, K, size, mn_major) for one in descriptor])  # [warps, ., .]
     if quarter is not None:
@@ -175,8 +181,8 @@ def chunks(descriptor: int, rows: int, K: int, size: int, mn_major: bool) -> np.
     """Addresses of the 16-byte chunks of an operand in shared memory (9.7.16.5.1).
 
     K-major: [rows, K size / 16]. Groups of 8 rows are a stride apart, each row has the swizzle's bytes.
-    MN-major: [rows size / 16, K]. A row of memory holds the swizzle's bytes along M or N; 8 values of k follow each
-    other, the next 8 are a stride apart, the next bytes along M or N a leading dimension.
+    MN-major: [rows size / 16, K]. A row of memory holds the swizzle's bytes along M or N; 8 values of k
+    follow each other, the next 8 are a stride apart, the next bytes along M or N a leading dimension.
     """
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     if descriptor >> 62 not in _SWIZZLES:

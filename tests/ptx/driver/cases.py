@@ -29,6 +29,7 @@ class Case(NamedTuple):
         passes: Which run.
         seeds: Of the schedules; None is all warps in step.
         resident: CTAs at a time; 0 means as many as there is room for.
+        reads_mask: Whether operands are such that p, or dx and dA, are the dropout mask itself.
     """
 
     architecture: str
@@ -49,6 +50,7 @@ class Case(NamedTuple):
     passes: tuple[str, ...] = ("forward", "backward")
     seeds: tuple[int | None, ...] = (None,)
     resident: int = 0
+    reads_mask: bool = False
 
     @property
     def target(self) -> int:
@@ -67,6 +69,7 @@ class Case(NamedTuple):
         words += [f"{name} {how}" for name, how in self.layouts]
         words += [one for one in self.passes if len(self.passes) == 1]
         words += [f"{self.resident} resident"] * bool(self.resident)
+        words += ["the mask itself"] * self.reads_mask
         return ", ".join(words)
 
     @property
@@ -129,6 +132,7 @@ def all_cases() -> Iterator[Case]:
         yield from _needs(architecture)
         yield from _layouts(architecture)
         yield from _tiny(architecture)
+        yield from _masks(architecture)
         yield from _schedules(architecture)
     for architecture, capability in (("sm_80", 80), ("sm_86", 86), ("sm_86", 89), ("sm_90", 90)):
         yield from _table(architecture, capability)
@@ -139,14 +143,20 @@ def _dtypes(architecture: str) -> Iterator[Case]:
         for shape in (ALIGNED, RAGGED):
             yield _small(architecture, kind, dropout=dropout, **shape)
         yield _small(architecture, kind, dropout=dropout, seeds=(None, 1), **SPLIT)
-    mixed = (("fp32", "bf16", "ieee", "ieee"), ("fp32", "fp16", "tf32", "tf32"), ("bf16", "fp16", "ieee", "half"))
+    mixed = (
+        ("fp32", "bf16", "ieee", "ieee"),
+        ("fp32", "fp16", "tf32", "tf32"),
+        ("bf16", "fp16", "ieee", "half"),
+    )
     for kind in mixed:
         yield _small(architecture, kind, dropout=0.25, **ALIGNED)
 
 
 def _ranks(architecture: str) -> Iterator[Case]:
     for r, kind in itertools.product((1, 8, 24, 64, 100), (KINDS[1], KINDS[2], KINDS[4], KINDS[5])):
-        yield _small(architecture, kind, r=r, dropout=0.25 * (r in (8, 100)), **(RAGGED if r % 8 else ALIGNED))
+        yield _small(
+            architecture, kind, r=r, dropout=0.25 * (r in (8, 100)), **(RAGGED if r % 8 else ALIGNED)
+        )
 
 
 def _needs(architecture: str) -> Iterator[Case]:
@@ -176,10 +186,23 @@ def _layouts(architecture: str) -> Iterator[Case]:
 
 
 def _tiny(architecture: str) -> Iterator[Case]:
-    shapes = ((1, 1, 1, 1), (1, 200, 104, 16), (50, 1, 104, 8), (50, 200, 1, 8), (3, 5, 7, 16), (17, 16, 1, 2))
+    shapes = (
+        (1, 1, 1, 1),
+        (1, 200, 104, 16),
+        (50, 1, 104, 8),
+        (50, 200, 1, 8),
+        (3, 5, 7, 16),
+        (17, 16, 1, 2),
+    )
     for number, (M, K, N, r) in enumerate(shapes):
         for kind in (KINDS[1], KINDS[2], KINDS[4], KINDS[5]):
             yield _small(architecture, kind, M=M, K=K, N=N, r=r, dropout=0.5 * (number % 2))
+
+
+def _masks(architecture: str) -> Iterator[Case]:
+    for kind, one in itertools.product((KINDS[1], KINDS[5]), ("forward", "backward")):
+        shape = {"M": 72, "K": 72, "N": 72, "r": 72, "passes": (one,), "bias": False}
+        yield _small(architecture, kind, dropout=0.3, reads_mask=True, **shape)
 
 
 def _schedules(architecture: str) -> Iterator[Case]:
@@ -205,6 +228,8 @@ def _table(architecture: str, capability: int) -> Iterator[Case]:
             yield forward._replace(K=136, N=columns)
             yield backward._replace(K=columns, N=136)
             yield forward._replace(K=8 * entry.forward.block_k + 8, N=columns, dropout=0.25, seeds=(None, 0))
-            yield backward._replace(K=columns, N=8 * entry.backward.block_n + 8, dropout=0.25, seeds=(None, 0))
+            yield backward._replace(
+                K=columns, N=8 * entry.backward.block_n + 8, dropout=0.25, seeds=(None, 0)
+            )
             yield forward._replace(K=135, N=columns - 3)
             yield backward._replace(K=columns - 3, N=135)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,7 +44,7 @@ class Verdict:
     seconds: float = 0.0
 
 
-def check(case: Case, change=None) -> Verdict:
+def check(case: Case, change: Callable[[str, str], str] | None = None) -> Verdict:
     """Run a case; `change` may alter its PTX, given the text and the kernel's name."""
     verdict, start = Verdict(), time.perf_counter()
     torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
@@ -72,12 +73,25 @@ def check(case: Case, change=None) -> Verdict:
 def inputs_of(case: Case) -> Inputs:
     """Random operands in their layouts, with NaN wherever none of their elements is."""
     dtype, adapter = DTYPES[case.dtype], DTYPES[case.adapter or case.dtype]
-    made = random_inputs(
-        case.M, case.K, case.N, case.r, dtype=dtype, adapter_dtype=adapter, bias=case.bias
-    )
+    made = random_inputs(case.M, case.K, case.N, case.r, dtype=dtype, adapter_dtype=adapter, bias=case.bias)
+    if case.reads_mask:
+        _make_mask_readable(case, made)
     for name, how in case.layouts:
         setattr(made, name, laid_out(getattr(made, name), how))
     return made
+
+
+def _make_mask_readable(case: Case, i: Inputs) -> None:
+    """p = D where A = 1; or dx = D and dA = D, up to the scale, where A is all ones and q = s dy B = 1.
+
+    M = K = N = r. An element that is dropped then has a bound of zero.
+    """
+    eye = torch.eye(case.K)
+    i.x.fill_(1)
+    i.W.zero_()
+    i.B.copy_(eye)
+    i.dy.copy_(eye)
+    i.A.copy_(eye if case.passes == ("forward",) else torch.ones(case.r, case.K))
 
 
 def laid_out(tensor: Tensor, how: str) -> Tensor:

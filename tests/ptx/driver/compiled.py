@@ -1,4 +1,4 @@
-"""From a call of a kernel to its PTX, specialized and compiled as Triton's JIT would, for a GPU that need not exist."""
+"""From a call of a kernel to its PTX, as Triton's JIT would make it, for a GPU that need not exist."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Compiled(NamedTuple):
     signature: dict[str, Any]
 
 
-def compiled(kernel: JITFunction, capability: int, arguments: dict[str, Any]) -> tuple[Compiled, dict[str, Any]]:
+def compiled(
+    kernel: JITFunction, capability: int, arguments: dict[str, Any]
+) -> tuple[Compiled, dict[str, Any]]:
     """(the variant that a launch with these keyword arguments runs, its arguments in the kernel's order).
 
     Args:
@@ -46,7 +48,7 @@ def compiled(kernel: JITFunction, capability: int, arguments: dict[str, Any]) ->
     options, signature, constants, attributes = kernel._pack_args(
         backend, arguments, bound, specialization, options
     )
-    key = repr((kernel.fn.__qualname__, capability, signature, constants, attributes, options))
+    key = repr((kernel.cache_key, capability, signature, constants, attributes, options))
     if key not in _MADE:
         _MADE[key] = _compile(ASTSource(kernel, signature, constants, attributes), target, options.__dict__)
     return _MADE[key], bound
@@ -76,7 +78,7 @@ def _without_ptxas(
     language: Any = None,
     capability: Any = None,
 ) -> tuple[str, str] | None:
-    """Triton's hook into its stages: stop at PTX. Called without arguments it gives a key for Triton's cache."""
+    """Triton's hook into its stages: stop at PTX; without arguments, a key for Triton's cache."""
     if stages is None:
         return "no ptxas", "no ptxas"
     stages["cubin"] = lambda source, metadata: b""

@@ -80,15 +80,13 @@ class _Launcher:
         ptx = made.ptx if settings.change is None else settings.change(made.ptx, name)
         resident = settings.resident or max(1, _RESIDENT_WARPS // made.num_warps)
         values = memory.arguments(bound, made.signature, made.descriptors)
-        machine = Machine(
-            parse(ptx), made.num_warps, made.shared, grid, values, memory.memory, resident
-        )
+        machine = Machine(parse(ptx), made.num_warps, made.shared, grid, values, memory.memory, resident)
         run(machine, settings.seed)
         memory.take_back()
 
 
 class DeviceMemory:
-    """The tensors of a launch in the interpreter's global memory, apart from each other, with nothing else valid."""
+    """The tensors of a launch in global memory, apart from each other, with nothing else valid."""
 
     def __init__(self, bound: dict[str, Any], results: tuple[str, ...]) -> None:
         by_name = {name: list(_tensors(value)) for name, value in bound.items()}

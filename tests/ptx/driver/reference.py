@@ -15,8 +15,8 @@ from fastlora.measuring.inputs import Inputs
 def philox_mask(seed: int, threshold: int, M: int, K: int) -> Tensor:
     """[M, K] bool, where x is kept: Philox-4x32 of 7 rounds (Salmon et al., SC 2011), by its definition.
 
-    Its counter is (column // 8, row, 0, 0), its key the seed. Each of the four words gives 16 low bits, then each 16
-    high ones, in the order 0, 2, 1, 3, to 8 columns.
+    Its counter is (column // 8, row, 0, 0), its key the seed. Each of the four words gives 16 low bits,
+    then each 16 high ones, in the order 0, 2, 1, 3, to 8 columns.
     """
     low, word = np.uint64(0xFFFFFFFF), np.uint64
     key = [word(seed & 0xFFFFFFFF), word(seed >> 32 & 0xFFFFFFFF)]
@@ -42,7 +42,9 @@ def tf32_product(a: Tensor, b: Tensor) -> Tensor:
     return cut_to_tf32(a.contiguous()) @ cut_to_tf32(b.contiguous())
 
 
-def unfused(i: Inputs, D: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> dict[str, Tensor]:
+def unfused(
+    i: Inputs, D: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+) -> dict[str, Tensor]:
     """y, p, dx, dA and dB in separate operations in the operands' own dtypes.
 
     Args:
@@ -65,9 +67,10 @@ def unfused(i: Inputs, D: Tensor, product: Callable[[Tensor, Tensor], Tensor] = 
 def element_bounds(i: Inputs, D: Tensor, precision: str) -> dict[str, Tensor]:
     """How far each element of a result may be from fp64, to first order in the roundings that the kernels do.
 
-    Sums are in fp32, so n terms are off by (n + 64) 2^-24 of their magnitudes' sum at most; a rounding to a dtype by
-    half its eps. tf32 cuts both operands, by 2^-10 each. s p, and B and A where they are cast, are rounded to x's
-    dtype. fp32 adapters on 16 bits are two terms (`split_eps`). fp16 has no numbers below 2^-24.
+    Sums are in fp32, so n terms are off by (n + 64) 2^-24 of their magnitudes' sum at most; a rounding to a
+    dtype by half its eps. tf32 cuts both operands, by 2^-10 each. s p, and B and A where they are cast, are
+    rounded to x's dtype. fp32 adapters on 16 bits are two terms (`split_eps`). fp16 has no numbers below
+    2^-24.
     """
     z = i.to(torch.float64)
     x, W, A, B, dy = (one.abs() for one in (z.x, z.W, z.A, z.B, z.dy))
@@ -98,6 +101,8 @@ def element_bounds(i: Inputs, D: Tensor, precision: str) -> dict[str, Tensor]:
     bounds = {"y": (y, u), "p": (e_p, 0.0), "dx": (dx, u), "dA": (dA, u_adapter), "dB": (dB, u_adapter)}
     least = torch.finfo(torch.float16).smallest_normal * 2.0**-11
     return {
-        name: bound * (1 + rounding) + truth[name].abs() * rounding + (least if rounding == 2.0**-11 else 1e-38)
+        name: bound * (1 + rounding)
+        + truth[name].abs() * rounding
+        + (least if rounding == 2.0**-11 else 1e-38)
         for name, (bound, rounding) in bounds.items()
     }
