@@ -27,7 +27,7 @@ class MBarrier:
         known: What those who arrived, and the loads, have published.
         done: The same at the end of the last phase.
         id: The id of the loads that complete on it.
-        users: By id, the last time at which a warp used it.
+        users: By id, when a warp last used it; first the one that made it, with the time of that.
     """
 
     count: int
@@ -59,11 +59,11 @@ def at(machine: Machine, row: int, where: int, place: object) -> MBarrier:
     if one is None:
         raise Fault(f"there is no mbarrier: {place}")
     clocks = machine.clocks
-    for who, time in list(one.users.items())[:1]:
-        if clocks.known[row, who] < time:
-            raise Fault(f"race: an mbarrier is used before its initialization is known: {place}")
+    maker, made = next(iter(one.users.items()))
+    if clocks.known[row, maker] < made:
+        raise Fault(f"race: an mbarrier is used before its initialization is known: {place}")
     who = int(clocks.id[row])
-    if who not in one.users or next(iter(one.users)) != who:
+    if who != maker:
         one.users[who] = int(clocks.known[row, who])
     return one
 
