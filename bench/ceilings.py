@@ -7,6 +7,7 @@ fine-tuning a half more): time over the floor then compares them. What lies betw
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from bench.settings import Effort
 from bench.task import Task
 from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
+
+_PRODUCT_SECONDS = 0.25
 
 
 class Ceilings(NamedTuple):
@@ -41,7 +44,8 @@ class Ceilings(NamedTuple):
 
 def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     """Time the library's product of random matrices in a dtype and a copy, medians of several."""
-    device, size = how.device, how.matmul_size
+    device = how.device
+    size = affordable_size(how.matmul_size, dtype, device)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(how.copy_bytes // 4, device=device)
     target, product = torch.empty_like(source), torch.empty_like(left)
@@ -56,10 +60,26 @@ def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     return Ceilings(2 * size**3 / matmul, dtype_name(dtype), size, 2 * source.nbytes / copy, source.nbytes)
 
 
+def affordable_size(size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The size, halved until a product takes at most a quarter of a second.
+
+    A CPU without units for a 16-bit dtype multiplies it a thousand times slower than fp32.
+    """
+    probe = min(size, 256)
+    small = torch.ones(probe, probe, device=device, dtype=dtype)
+    timer = timer_for(device)
+    work = {"probe": Work.of(lambda: torch.mm(small, small))}
+    warm_up(work, 2, timer)
+    seconds = 1e-6 * min(interleaved(work, 3, timer)["probe"][WHOLE])
+    while size > probe and seconds * (size / probe) ** 3 > _PRODUCT_SECONDS:
+        size //= 2
+    return size
+
+
 class Floor(NamedTuple):
     """The least time in microseconds of passes that follow each other, and what it is made of."""
 
-    us: float
+    floor_us: float
     flops: int
     moved_bytes: int
 
@@ -101,19 +121,14 @@ def net_uses(task: Task) -> list[Use]:
     tuned = UNFUSED.tune(model, task.names, task.update)
     uses: list[Use] = []
 
-    def watch(name: str) -> None:
-        K, N = sizes[name]
+    def seen(name: str, _: nn.Module, inputs: Any) -> None:
+        (x,), (K, N) = inputs, sizes[name]
         r = task.update.r if name in task.names else 0
-
-        def seen(_: nn.Module, inputs: Any) -> None:
-            (x,) = inputs
-            problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
-            uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
-
-        tuned.model.get_submodule(name).register_forward_pre_hook(seen)
+        problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
+        uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
 
     for name in sizes:
-        watch(name)
+        tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(seen, name))
     task.run(tuned.model, task.batches[0])
     return uses
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.methods import UNFUSED, Method
 from bench.methods.by_hand import masked
 from bench.methods.method import Tuned, bare
-from bench.nets.modes import Dress, as_it_is
+from bench.step import MODES
 from bench.task import Batch, Task, draw_update
 from fastlora.measuring.errors import budget_of, relative_error
 
@@ -35,7 +35,7 @@ class Check(NamedTuple):
     failure: str | None
 
 
-def check(method: Method, task: Task, dress: Dress = as_it_is) -> Check:
+def check(method: Method, task: Task, mode: str = "eager") -> Check:
     """Hold y and the gradients to fp64, the worst of several batches.
 
     The truth is the same net in fp64 with separate torch operations, the budget the tests': twice the error
@@ -53,7 +53,7 @@ def check(method: Method, task: Task, dress: Dress = as_it_is) -> Check:
     undropped = task.update if plain is method else task.update._replace(dropout=0.0)
     truth = _results(plain, task, undropped._replace(adapter_dtype=torch.float64), torch.float64)
     torchs = _results(plain, task, undropped._replace(adapter_dtype=task.dtype), task.dtype)
-    ours = _results(method, task, task.update, task.dtype, dress)
+    ours = _results(method, task, task.update, task.dtype, mode)
     errors, failure = {}, None
     for name in truth[0]:
         error = max(relative_error(own[name], true[name]) for own, true in zip(ours, truth, strict=True))
@@ -66,12 +66,12 @@ def check(method: Method, task: Task, dress: Dress = as_it_is) -> Check:
 
 
 def _results(
-    method: Method, task: Task, update: object, dtype: torch.dtype, dress: Dress = as_it_is
+    method: Method, task: Task, update: object, dtype: torch.dtype, mode: str = "eager"
 ) -> list[dict[str, Tensor]]:
     """For each batch y, the gradient of x where it takes one, and those of what is trained, end to end."""
     tuned = method.tune(task.build().to(dtype), task.names, update)  # type: ignore[arg-type]
     draw_update(tuned, task.update.adapter_dtype)
-    model, results = dress(tuned.model), []
+    model, results = MODES[mode](tuned.model), []
     for batch in task.batches[:_MOST_BATCHES]:
         batch = _converted(batch, dtype)
         seed_all()

@@ -7,27 +7,25 @@ quiet, compare what was timed in the same rounds: with --over METHOD each method
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.groups import title
 from bench.results import Results, Row
+from bench.tables import say, table_of, wide_console
 from fastlora.measuring.timing import Quartiles, ratio
-
-# Folded it cannot be read.
-_TABLE_WIDTH: Final = 150
 
 # Counts have no noise: any difference is a change.
 _COUNTS: Final = ("saved_bytes", "peak_bytes", "launches")
 
 SLOWER: Final = "slower"
 FASTER: Final = "faster"
+MORE: Final = "more"
+FEWER: Final = "fewer"
 SAME: Final = ""
 
 
@@ -40,42 +38,41 @@ class Change(NamedTuple):
     new: Quartiles
     verdict: str
 
-
-class Comparison(NamedTuple):
-    """What became of rows that are in both; rows that one lacks, in words; how the runs differ."""
-
-    changes: list[Change]
-    only_old: list[str]
-    only_new: list[str]
-    notes: list[str]
+    @property
+    def is_worse(self) -> bool:
+        """Whether something became slower or a count larger."""
+        return self.verdict in (SLOWER, MORE)
 
 
-def compare(old: Results, new: Results, over: str | None = None) -> Comparison:
-    """Hold the rows of two runs against each other.
+def compare(old: Results, new: Results, over: str | None = None) -> Iterator[Change]:
+    """What became of the rows that two runs both have.
 
     With `over`, a method, times are ratios to its times in the same rounds; rows without it are left aside.
     """
     before, after = _by_key(old.rows), _by_key(new.rows)
-    changes = []
     for (what, method), was in before.items():
         now, under = after.get((what, method)), (what, over or "")
         if now is None:
             continue
         if over is None or (method != over and under in before and under in after):
             then, since = _time(was, before.get(under)), _time(now, after.get(under))
-            changes.append(Change(_words(now), "ratio" if over else "time", then, since, judge(then, since)))
-        changes += _counts(was, now)
-    sides = (old.environment._asdict(), new.environment._asdict())
-    notes = [
-        f"another {name}: {was} then, {now} now"
-        for name, was, now in ((name, *(side[name] for side in sides)) for name in ("device", "versions"))
-        if was != now
-    ]
-    lacking = (
-        [_words(one[key]) for key in one if key not in other]
-        for one, other in ((before, after), (after, before))
-    )
-    return Comparison(changes, *lacking, notes)
+            yield Change(_words(now), "ratio" if over else "time", then, since, judge(then, since))
+        for name in _COUNTS:
+            one, other = getattr(was, name), getattr(now, name)
+            if one is not None and other is not None:
+                verdict = MORE if other > one else FEWER if other < one else SAME
+                yield Change(_words(now), name, Quartiles(*[one] * 3), Quartiles(*[other] * 3), verdict)
+
+
+def differences(old: Results, new: Results) -> Iterator[str]:
+    """How the runs differ besides, a line each: device, versions, and rows that only one of them has."""
+    for name in ("device", "versions"):
+        was, now = (getattr(side.environment, name) for side in (old, new))
+        if was != now:
+            yield f"another {name}: {was} then, {now} now"
+    before, after = _by_key(old.rows), _by_key(new.rows)
+    for where, one, other in (("old", before, after), ("new", after, before)):
+        yield from (f"only in the {where} file: {_words(one[key])}" for key in one if key not in other)
 
 
 def judge(old: Quartiles, new: Quartiles) -> str:
@@ -85,7 +82,7 @@ def judge(old: Quartiles, new: Quartiles) -> str:
     return FASTER if new.q75 < old.q25 else SAME
 
 
-def _by_key(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
+def _by_key(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
     """By the layer or net with the phase, and by method."""
     return {(f"{title(row)}: {row.phase} {row.shape}", row.method): row for row in rows}
 
@@ -96,39 +93,18 @@ def _time(row: Row, under: Row | None) -> Quartiles:
     return ratio(row.samples_us, under.samples_us)
 
 
-def _counts(was: Row, now: Row) -> Iterator[Change]:
-    for name in _COUNTS:
-        old, new = getattr(was, name), getattr(now, name)
-        if old is not None and new is not None:
-            verdict = "more" if new > old else "fewer" if new < old else SAME
-            yield Change(_words(now), name, Quartiles(old, old, old), Quartiles(new, new, new), verdict)
-
-
 def _words(row: Row) -> str:
     return f"{title(row)}: {row.method}, {row.phase}"
 
 
-def print_comparison(found: Comparison, console: Console, *, everything: bool) -> None:
-    """A line for each change, or for each value that both files have."""
-    for note in found.notes:
-        console.print(f"NOTE  {note}", highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD)
-    for head in ("", "what", "old", "new", "new/old", ""):
-        table.add_column(head, justify="left" if head in ("", "what") else "right")
-    shown = [change for change in found.changes if everything or change.verdict]
-    for change in shown:
+def _print_changes(changes: list[Change], console: Console) -> None:
+    table = table_of(["", "what", "old", "new", "new/old", ""])
+    for change in changes:
         quotient = f"{change.new.median / change.old.median:.3f}" if change.old.median else "-"
-        bad = change.verdict in (SLOWER, "more")
-        style = "" if not change.verdict else "red" if bad else "green"
+        style = "" if not change.verdict else "red" if change.is_worse else "green"
         cells = (_spread(change.old), _spread(change.new), quotient, change.verdict)
         table.add_row(change.row, change.what, *cells, style=style)
-    if shown:
-        console.print(table)
-    same = sum(not change.verdict for change in found.changes)
-    console.print(f"{len(found.changes) - same} changed, {same} within the noise", highlight=False)
-    for where, rows in (("old", found.only_old), ("new", found.only_new)):
-        for row in rows:
-            console.print(f"only in the {where} file: {row}", highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def _spread(value: Quartiles) -> str:
@@ -149,11 +125,13 @@ def main(old: Path, new: Path, over: str | None, everything: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"OLD and NEW must be results files; {type(error).__name__}: {error}"
         raise click.UsageError(why) from error
-    found = compare(before, after, over)
-    console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)
-    print_comparison(found, console, everything=everything)
-    sys.exit(1 if any(change.verdict in (SLOWER, "more") for change in found.changes) else 0)
+    console, found = wide_console(), list(compare(before, after, over))
+    if shown := [change for change in found if everything or change.verdict]:
+        _print_changes(shown, console)
+    same = sum(not change.verdict for change in found)
+    for line in (f"{len(found) - same} changed, {same} within the noise", *differences(before, after)):
+        say(console, line)
+    sys.exit(int(any(change.is_worse for change in found)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ ROOT: Final = Path(__file__).parents[1]
 
 _SOURCES: Final = ("fastlora", "kernels", "bench", "tests")
 
+# The libraries that layers and nets come from.
+_PEERS: Final = ("peft", "transformers", "loralib", "transformer-engine")
+
 
 class Environment(NamedTuple):
     """What figures depend on besides the method.
@@ -37,6 +40,21 @@ class Environment(NamedTuple):
         mine, theirs = ((e.device, e.versions, e.sources) for e in (self, other))
         return mine == theirs
 
+    @property
+    def versions_in_words(self) -> str:
+        """Of what is installed."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items() if version)
+
+    @property
+    def short_commit(self) -> str:
+        """Its first ten digits."""
+        return (self.commit or "unknown")[:10]
+
+    @property
+    def in_words(self) -> str:
+        """Device, torch and commit in a line."""
+        return f"{self.device['name']}, torch {self.versions['torch']}, {self.short_commit}"
+
 
 def environment(device: torch.device, commit: str | None = None) -> Environment:
     """Look around.
@@ -49,22 +67,18 @@ def environment(device: torch.device, commit: str | None = None) -> Environment:
     status = _git("status", "--porcelain", "--", *_SOURCES)
     return Environment(
         device=describe_device(device),
-        versions={**info.versions(), **_peers_versions()},
+        versions={**info.versions(), **{name: _version(name) for name in _PEERS}},
         commit=here or commit,
         modified=None if status is None else status != "",
         sources=sources_digest(),
     )
 
 
-def _peers_versions() -> dict[str, str | None]:
-    """Of the installed libraries that layers and nets come from; None where one is not installed."""
-    found: dict[str, str | None] = {}
-    for name in ("peft", "transformers", "loralib", "transformer-engine"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def sources_digest() -> str:

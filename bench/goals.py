@@ -4,53 +4,40 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from bench.cases import Case
 from bench.counts import FILL
-from bench.groups import Group, comparable, subject
-from bench.methods import FASTLORA, METHODS, UNDROPPED
+from bench.groups import OURS, Group, comparable, subject
+from bench.methods import METHODS, UNDROPPED
 from bench.results import Results
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
 
-_MODE: Final = "graph"
 _HEADLINE: Final = Case(8192, *HEADLINE, 16, torch.bfloat16, torch.bfloat16)
-_FP32: Final = {"adapter_dtype": "float32"}
-_DROPPED: Final = {"dropout": 0.1}
+_WIDE: Final = _HEADLINE._replace(adapter_dtype=torch.float32)
 _FEWEST_ROWS: Final = 2048  # of x in the cases of the means
-_OURS: Final = FASTLORA.name
 _STEP: Final = "forward+backward"
-_OTHERS: Final = tuple(
-    name for name, one in METHODS.items() if one.trains == "AB" and name not in (_OURS, UNDROPPED.name)
-)
 
 
 class Goal(NamedTuple):
-    """A ratio of two methods' times in a phase.
+    """A ratio of two methods' times in a phase: no more than `most`, no less than `least`.
 
     Attributes:
-        labels: What distinguishes the cases from the headline's.
-        most: The ratio is to be no more than this, where given.
-        least: And no less than this.
-        limit: What it cannot pass, in words.
+        case: The headline's, or the one that stands for it.
+        limit: What the ratio cannot pass, in words.
     """
 
     what: str
     over: str
     under: str
-    phase: str
-    labels: Mapping[str, object]
+    phase: str = _STEP
+    case: Case = _HEADLINE
     most: float = math.inf
     least: float = 0.0
     limit: str = ""
-
-    @property
-    def reach(self) -> str:
-        """The bound in words."""
-        return f"<= {self.most:.2f}" if self.most < math.inf else f">= {self.least:.2f}"
 
 
 class Finding(NamedTuple):
@@ -58,27 +45,33 @@ class Finding(NamedTuple):
 
     what: str
     shapes: str
-    measured: str
-    reach: str
-    limit: str
-    verdict: str
+    measured: str = "-"
+    reach: str = ""
+    limit: str = ""
+    verdict: str = "not measured"
 
 
 GOALS: Final = (
-    Goal("fastlora over frozen, forward", _OURS, "frozen", "forward", {}, most=1.04, limit="1.00"),
-    Goal("fastlora over frozen, forward+backward", _OURS, "frozen", _STEP, {}, most=1.07, limit="1.01"),
-    Goal("full over fastlora, forward+backward", "full", _OURS, _STEP, {}, least=1.40, limit="1.50"),
-    Goal("peft over fastlora, fp32 adapters", "peft", _OURS, _STEP, _FP32, least=1.45),
-    Goal("peft over fastlora, bf16 adapters", "peft", _OURS, _STEP, {}, least=1.25),
-    Goal("dropout 0.1 over none, fastlora", _OURS, UNDROPPED.name, _STEP, _DROPPED, most=1.03),
+    Goal("fastlora over frozen, forward", OURS, "frozen", "forward", most=1.04, limit="1.00"),
+    Goal("fastlora over frozen, forward+backward", OURS, "frozen", most=1.07, limit="1.01"),
+    Goal("full over fastlora, forward+backward", "full", OURS, least=1.40, limit="1.50"),
+    Goal("peft over fastlora, fp32 adapters", "peft", OURS, case=_WIDE, least=1.45),
+    Goal("peft over fastlora, bf16 adapters", "peft", OURS, least=1.25),
+    Goal(
+        "dropout 0.1 over none, fastlora",
+        OURS,
+        UNDROPPED.name,
+        case=_HEADLINE._replace(dropout=0.1),
+        most=1.03,
+    ),
 )
 
 
 def findings(results: Results) -> Iterator[Finding]:
-    """The table, from whatever was measured; what was not says so."""
-    groups = [group for group in comparable(results.rows) if group.any_row.mode == _MODE]
+    """The table, from whatever was measured by CUDA graphs; what was not says so."""
+    groups = [group for group in comparable(results.rows) if group.any_row.mode == "graph"]
     for goal in GOALS:
-        like = {**_HEADLINE.labels(), **goal.labels}
+        like = goal.case.labels()
         found = _ratios(groups, goal.over, goal.under, goal.phase)
         yield _finding(goal, "headline", [value for group, value in found if group.any_row.labels == like])
         llama = [value for group, value in found if _is_llama(group.any_row.labels, like)]
@@ -95,50 +88,49 @@ def _ratios(groups: Iterable[Group], over: str, under: str, phase: str) -> list[
 
 
 def _finding(goal: Goal, shapes: str, ratios: Sequence[float]) -> Finding:
+    reach = f"<= {goal.most:.2f}" if goal.most < math.inf else f">= {goal.least:.2f}"
     if not ratios:
-        return Finding(goal.what, shapes, "-", goal.reach, goal.limit, "not measured")
+        return Finding(goal.what, shapes, reach=reach, limit=goal.limit)
     mean = round(statistics.geometric_mean(ratios), 3)  # judged as printed
     verdict = "met" if goal.least <= mean <= goal.most else "NOT MET"
-    return Finding(goal.what, shapes, f"{mean:.3f}", goal.reach, goal.limit, verdict)
+    return Finding(goal.what, shapes, f"{mean:.3f}", reach, goal.limit, verdict)
 
 
 def _fastest_other(groups: Sequence[Group]) -> Finding:
     """The least of the other methods' times over ours, over all cases."""
     what, reach = "fastest other LoRA over fastlora, forward+backward", "> 1.00"
+    others = [name for name, method in METHODS.items() if method.trains == "AB"]
     found = [
-        (value, name, subject(group.any_row))
-        for name in _OTHERS
-        for group, value in _ratios(groups, name, _OURS, _STEP)
+        (value, name, group)
+        for name in others
+        for group, value in _ratios(groups, name, OURS, _STEP)
+        if name not in (OURS, UNDROPPED.name)
     ]
     if not found:
-        return Finding(what, "least of 0", "-", reach, "", "not measured")
-    cases = {group.title for name in _OTHERS for group, _ in _ratios(groups, name, _OURS, _STEP)}
-    lost = {group.title for name in _OTHERS for group, v in _ratios(groups, name, _OURS, _STEP) if v <= 1}
-    least, name, case = min(found)
+        return Finding(what, "least of 0", reach=reach)
+    cases = {group.title for *_, group in found}
+    lost = {group.title for value, _, group in found if value <= 1}
+    least, name, group = min(found, key=lambda one: one[0])
+    measured = f"{least:.3f} ({name}, {subject(group.any_row)})"
     verdict = f"NOT MET in {len(lost)} of {len(cases)}" if lost else "met"
-    return Finding(what, f"least of {len(cases)}", f"{least:.3f} ({name}, {case})", reach, "", verdict)
+    return Finding(what, f"least of {len(cases)}", measured, reach, verdict=verdict)
 
 
 def _launches(results: Results, phase: str) -> Finding:
     """Kernels of one call of ours in the headline case, fills of the workspace apart."""
     what, reach = f"launches of fastlora, {phase}", "1 and a memset"
-    wanted = {"method": _OURS, "phase": phase, **_HEADLINE.labels()}
+    wanted = {"method": OURS, "phase": phase, **_HEADLINE.labels()}
     profile = next((one for one in results.profiles if wanted.items() <= one.items()), None)
     if profile is None:
-        return Finding(what, "headline", "-", reach, "", "not measured")
+        return Finding(what, "headline", reach=reach)
     kernels = [name for name in profile["kernels"] if name != FILL and "memset" not in name.lower()]
     fills = len(profile["kernels"]) - len(kernels)
     verdict = "met" if len(kernels) == 1 and fills <= 1 else "NOT MET"
-    return Finding(what, "headline", f"{len(kernels)} and {fills} fills", reach, "", verdict)
+    return Finding(what, "headline", f"{len(kernels)} and {fills} fills", reach, verdict=verdict)
 
 
 def _is_llama(labels: dict[str, Any], like: dict[str, Any]) -> bool:
     """Whether a case is of the means: a Llama layer with many rows, otherwise as the case given."""
-    shape = labels["shape"]
-    others = {name: value for name, value in like.items() if name != "shape"}
-    return (
-        (shape["K"], shape["N"]) in (*LLAMA_8B, *LLAMA_70B)
-        and shape["M"] >= _FEWEST_ROWS
-        and shape["r"] == _HEADLINE.r
-        and others.items() <= labels.items()
-    )
+    shape, own = labels["shape"], {**labels, "shape": like["shape"]}
+    is_layer = (shape["K"], shape["N"]) in (*LLAMA_8B, *LLAMA_70B)
+    return is_layer and shape["M"] >= _FEWEST_ROWS and shape["r"] == _HEADLINE.r and own == like

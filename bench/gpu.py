@@ -8,26 +8,27 @@ that is ended leaves what it measured, and the next one with the same --out goes
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
 import click
 import torch
-from rich.console import Console
 
 import fastlora
-from bench.environment import ROOT, environment
-from bench.methods import METHODS
-from bench.methods.lorafusion import CHECKOUT
-from bench.pictures import draw_groups
+from bench.correctness import Steps
+from bench.environment import ROOT
+from bench.goals import findings
+from bench.groups import columns
+from bench.level import COMMIT, LORAFUSION
+from bench.measure import present
+from bench.methods import FASTLORA, METHODS, UNDROPPED, Method
+from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
-from bench.settings import DRY, GPU, Setting
-from bench.tables import print_header, print_summary
+from bench.settings import DRY, GPU
+from bench.tables import print_header, print_tables, wide_console
 
 # Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
 _DRY_SURROUNDINGS: Final = {
@@ -36,57 +37,62 @@ _DRY_SURROUNDINGS: Final = {
     "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
 }
 
-# Folded the tables cannot be read.
-_WIDTH: Final = 400
-
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for what is found.")
 @click.option("--dry-run", is_flag=True, help="Every step on the CPU, tiny; its times mean nothing.")
 @click.option("--only", type=click.Choice(["correctness", "tuning", "measure"]), help="One part of the run.")
 @click.option("--seconds", default=510.0, show_default=True, help="Begin nothing later than this.")
-@click.option("--lorafusion", type=click.Path(path_type=Path), help="A checkout of LoRAFusion to measure.")
-@click.option("--commit", help="The commit, where the sources are a copy without .git.")
-def main(
-    out: Path, dry_run: bool, only: str | None, seconds: float, lorafusion: Path | None, commit: str | None
-) -> None:
+@LORAFUSION
+@COMMIT
+def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str | None) -> None:
     """Run what was asked for; exits with status 1 if a test, the soak, a check or a step failed."""
     start = time.monotonic()
-    refuse_what_cannot_run(out, dry_run=dry_run, lorafusion=lorafusion)
+    refuse_what_cannot_run(out, dry_run=dry_run)
     setting = DRY if dry_run else GPU
     if dry_run:
         os.environ.update(_DRY_SURROUNDINGS)
         torch.set_num_threads(1)  # products this small only wait for their threads
-    if lorafusion:
-        os.environ[CHECKOUT] = str(lorafusion.resolve())
     torch.manual_seed(0)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
-    results = open_results(path, fresh_results(setting, commit))
-    print_header(results, Console(width=_WIDTH))
+    results = open_results(path, Results.begin("bench.gpu", setting.device, commit))
+    print_header(results, wide_console())
     for method in METHODS.values():
         say(f"method    {method.name}: {method.about}")
     if dry_run:
         say("dry run   every step at tiny sizes on the CPU; the times below mean nothing")
-    run = Run(results, setting, path, deadline=start + seconds)
-    steps = [only] if only else ["correctness", "tuning", "measure"]
-    if "correctness" in steps:
-        run.check_correctness(then_tune="tuning" in steps)
-    if "tuning" in steps:
-        run.tune()
-    if "measure" in steps:
-        run.compile()
+    steps, asked = Steps(results, setting, path), [only] if only else ["correctness", "tuning", "measure"]
+    if "correctness" in asked:
+        steps.check_correctness(then_tune="tuning" in asked)
+    if "tuning" in asked:
+        steps.tune()
+    if "measure" in asked:
+        steps.compile()
         with fastlora.set_backend("triton"):
-            run.measure()
-    report(results, out)
+            methods = present_methods(steps)
+            cache = results.environment.device["l2_bytes"]
+            run = Run(results, setting.how, setting.measurements, path, cache, start + seconds)
+            run.measure(methods)
+    report(results, out, "a dry run: these times mean nothing" if dry_run else "")
     say(f"{time.monotonic() - start:.0f} s; results in {path}")
     sys.exit(1 if results.failures() else 0)
 
 
-def refuse_what_cannot_run(out: Path, *, dry_run: bool, lorafusion: Path | None) -> None:
+def present_methods(steps: Steps) -> list[Method]:
+    """The methods that can run; the others are listed in the results with the reason."""
+    results, setting = steps.results, steps.setting
+    methods, results.absent = present(METHODS, setting.device, setting.cases[0].dtype)
+    if hung := steps.hung():
+        why = f"{', '.join(hung)} did not finish: a kernel may hang"
+        results.absent |= dict.fromkeys((FASTLORA.name, UNDROPPED.name), why)
+    for name, why in results.absent.items():
+        say(f"absent    {name}: {why}")
+    return [method for method in methods if method.name not in results.absent]
+
+
+def refuse_what_cannot_run(out: Path, *, dry_run: bool) -> None:
     """Exit with status 2 before anything is written."""
-    if lorafusion and not lorafusion.is_dir():
-        raise click.UsageError(f"--lorafusion must be a folder; got {lorafusion}")
     if dry_run and out.resolve().is_relative_to(ROOT / "bench" / "results"):
         raise click.UsageError(
             "--out must not lie in bench/results for a dry run: what lies there is measured"
@@ -97,25 +103,16 @@ def refuse_what_cannot_run(out: Path, *, dry_run: bool, lorafusion: Path | None)
         raise click.UsageError("TRITON_INTERPRET=1 would time the interpreter; unset it")
 
 
-def fresh_results(setting: Setting, commit: str | None) -> Results:
-    """Results with nothing in them yet."""
-    return Results(
-        environment=environment(setting.device, commit),
-        command=shlex.join(["python", "-m", "bench.gpu", *sys.argv[1:]]),
-        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-
-
-def report(results: Results, out: Path) -> None:
+def report(results: Results, out: Path, dry: str) -> None:
     """Print the tables, and leave them and the picture beside the results."""
     with (out / "summary.txt").open("w", encoding="utf-8") as file:
-        for console in (Console(width=_WIDTH), Console(width=_WIDTH, file=file)):
-            print_summary(results, console)
-    if results.rows:
-        try:
-            draw_groups(results, out / "linear.png")
-        except ImportError as error:
-            say(f"no picture: {error}")
+        for console in (wide_console(), wide_console(file)):
+            print_tables(results, console, findings(results))
+    where = ", ".join(filter(None, [results.environment.in_words, dry]))
+    try:
+        draw(columns(results.rows), out / "linear.png", where)
+    except ImportError as error:
+        say(f"no picture: {error}")
 
 
 if __name__ == "__main__":

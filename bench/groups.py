@@ -1,23 +1,24 @@
-"""Rows that may be compared with each other: one net or layer, one dtype, one mode; by method and phase."""
+"""Rows that may be compared with each other, and how many times fastlora's time the other methods take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from bench.results import Row
 from fastlora.measuring.timing import Quartiles, ratio
 
-OURS = "fastlora"
+OURS: Final = "fastlora"
 
 # Phases that are the whole of what a method does, in the order of preference.
-_WHOLES = ("step", "forward+backward", "first step")
+_WHOLES: Final = ("step", "forward+backward", "first step")
 
-_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+_SHORT: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
 
 class Group(NamedTuple):
-    """Comparable rows, by method and then phase; the phases are in the order of their first row."""
+    """Rows of one net or layer, one dtype and one mode, by method and then phase; phases in their order."""
 
     title: str
     phases: list[str]
@@ -33,26 +34,17 @@ class Group(NamedTuple):
         """One of its rows: they are of the same net or layer."""
         return next(iter(next(iter(self.rows.values())).values()))
 
-    @property
-    def kind(self) -> str:
-        """What tells its layer or net from others besides the shape and the mode: "bf16, dropout 0.1"."""
-        return ", ".join(_options(self.any_row))
-
     def over(self, method: str, under: str = OURS, phase: str | None = None) -> Quartiles | None:
         """Quartiles of a method's times over another's, pair by pair; None where one is missing."""
-        phase = phase or self.whole
-        above, below = (self.rows.get(name, {}).get(phase) for name in (method, under))
-        if above is None or below is None:
-            return None
-        return ratio(above.samples_us, below.samples_us)
+        above, below = (self.rows.get(name, {}).get(phase or self.whole) for name in (method, under))
+        return ratio(above.samples_us, below.samples_us) if above and below else None
 
 
 def comparable(rows: Iterable[Row]) -> list[Group]:
     """The groups of the rows, in order of their first row."""
     groups: dict[str, Group] = {}
     for row in rows:
-        name = title(row)
-        group = groups.setdefault(name, Group(name, [], {}))
+        group = groups.setdefault(title(row), Group(title(row), [], {}))
         if row.phase not in group.phases:
             group.phases.append(row.phase)
         group.rows.setdefault(row.method, {})[row.phase] = row
@@ -61,14 +53,10 @@ def comparable(rows: Iterable[Row]) -> list[Group]:
 
 def title(row: Row) -> str:
     """Such as "linear 128x1000->2000 r16, fp32, eager"."""
-    return ", ".join([f"{row.level} {subject(row)}".strip(), *_options(row), row.mode])
-
-
-def _options(row: Row) -> list[str]:
     dtypes = dict.fromkeys(_SHORT.get(dtype, dtype) for dtype in (row.dtype, row.adapter_dtype))
-    parts = [", adapters ".join(dtypes), f"dropout {row.dropout:g}" if row.dropout else ""]
-    parts += ["bias" if row.bias else "", row.optimizer or ""]
-    return [part for part in parts if part]
+    parts = [f"{row.level} {subject(row)}".strip(), ", adapters ".join(dtypes)]
+    parts += [f"dropout {row.dropout:g}" if row.dropout else "", "bias" if row.bias else ""]
+    return ", ".join(part for part in (*parts, row.optimizer, row.mode) if part)
 
 
 def subject(row: Row) -> str:
@@ -80,7 +68,63 @@ def subject(row: Row) -> str:
     return f"{row.model}, {rows}, r{shape['r']}"
 
 
-def in_unit(group: Group) -> tuple[float, str]:
-    """(microseconds in the unit, the unit) that suits the group's times."""
-    longest = max(row.median_us for phases in group.rows.values() for row in phases.values())
-    return next(((us, name) for us, name in ((1e6, "s"), (1e3, "ms")) if longest >= 2 * us), (1.0, "us"))
+class Multiple(NamedTuple):
+    """How many times ours: median and quartiles of one comparison, or mean of several and their range."""
+
+    low: float
+    middle: float
+    high: float
+
+    def __str__(self) -> str:
+        low, middle, high = (f"{value:.2f}" for value in self)
+        return middle if low == high else f"{middle} ({low} .. {high})"
+
+
+class Column(NamedTuple):
+    """One thing that all methods do, and how they do it, by name."""
+
+    head: str
+    cells: dict[str, Multiple]
+    is_time: bool = True
+
+
+def columns(rows: Iterable[Row]) -> Iterator[Column]:
+    """What there is to compare with ours: one for each net, and for each kind of layer over its shapes."""
+    layers: dict[str, list[Group]] = {}
+    for group in comparable(rows):
+        if OURS in group.rows:
+            is_layer = group.any_row.level == "linear"
+            kind = group.title.partition(", ")[2] if is_layer else group.title
+            layers.setdefault(kind, []).append(group)
+    for kind, same in layers.items():
+        first = same[0]
+        if first.any_row.level != "linear":
+            ratios = {method: first.over(method) for method in first.rows}
+            yield Column(kind, {name: Multiple(*ratio) for name, ratio in ratios.items() if ratio})
+            continue
+        head = f"{first.whole} of a layer, {kind}, {len(same)} shape{'s'[: len(same) > 1]}"
+        yield Column(head, _over_all(same, _time_over_ours))
+        if first.any_row.dropout and (saved := _over_all(same, _saved_over_ours)):
+            yield Column(f"bytes saved for backward, {kind}", saved, is_time=False)
+
+
+def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | None]) -> dict[str, Multiple]:
+    cells = {}
+    for method in dict.fromkeys(method for group in groups for method in group.rows):
+        values = [found for group in groups if (found := value(group, method)) is not None]
+        if values:
+            low, high = min(values), max(values)
+            # Its logarithms round: the mean of one value may lie a little beside it.
+            cells[method] = Multiple(low, min(max(statistics.geometric_mean(values), low), high), high)
+    return cells
+
+
+def _time_over_ours(group: Group, method: str) -> float | None:
+    found = group.over(method)
+    return found and found.median
+
+
+def _saved_over_ours(group: Group, method: str) -> float | None:
+    rows = (group.rows.get(name, {}).get(group.whole) for name in (method, OURS))
+    theirs, ours = (row and row.saved_bytes for row in rows)
+    return theirs / ours if theirs and ours else None

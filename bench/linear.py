@@ -6,69 +6,30 @@ for backward are counted beside.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Final
-
 import click
-import torch
 
-from bench.counts import profile_case
-from bench.layer import layer_saved_bytes
-from bench.level import POSITIVE, keep_ceilings, level
-from bench.measure import measure_case, on_record, present
-from bench.methods import METHODS, UNDROPPED
-from bench.results import Results
-from bench.schedule import SELDOM, SELDOM_WHY, linear_measurements
-from bench.settings import Effort
+from bench.level import POSITIVE, Level, level
+from bench.run import Run
+from bench.schedule import EVERY, SELDOM, SELDOM_WHY, linear_measurements
 from fastlora.measuring.devices import private_cache_bytes
 
-LEVEL: Final = "linear"
-WHOLE: Final = "forward+backward"
 
-
-@level(LEVEL, 60, [name for name in METHODS if name != UNDROPPED.name])
+@level("linear", 60, EVERY)
 @click.option("--seconds", default=1.0, show_default=True, help="Of timing for each case and phase.")
 @click.option("--most-rows", type=POSITIVE, help="Only cases with so many rows of x and fewer.")
-def main(
-    results: Results,
-    device: torch.device,
-    effort: Effort,
-    methods: list[str],
-    seconds: float,
-    most_rows: int | None,
-    json: Path | None,
-    threads: int | None,
-) -> None:
+def main(level: Level, seconds: float, most_rows: int | None) -> None:
     """Measure every case."""
-    measurements = linear_measurements(device)
-    ceilings = keep_ceilings(results, effort, list(dict.fromkeys(one.case.dtype for one in measurements)))
-    here, results.absent = present(methods, device, measurements[0].case.dtype)
-    cache = results.environment.device["l2_bytes"] or private_cache_bytes()
-    for planned in measurements:
-        case = planned.case
-        if most_rows is not None and most_rows < case.M:
-            continue
-        if SELDOM in methods and SELDOM not in planned.methods:
-            results.left_out.append({"method": SELDOM, "why": SELDOM_WHY, **case.labels()})
-        own = [method for method in here if method.name in planned.methods]
-        with on_record(results.problems, f"{LEVEL}, {case}"):
-            planned = planned._replace(seconds=seconds)
-            results.add(measure_case(planned, effort, own, ceilings[case.dtype], cache))
-        with on_record(results.problems, f"{LEVEL}, {case}, counts"):
-            timed = {row.method for row in results.rows if row.labels == case.labels()}
-            own = [method for method in own if method.name in timed]
-            saved = {method.name: layer_saved_bytes(method, case, device) for method in own}
-            results.rows = [
-                replace(row, saved_bytes=saved[row.method])
-                if row.phase == WHOLE and row.labels == case.labels()
-                else row
-                for row in results.rows
-            ]
-            if planned.launches:
-                results.add_profiles(profile_case(case, device, own))
-        if json is not None:
-            results.write(json)
+    planned = [
+        one._replace(seconds=seconds)
+        for one in linear_measurements(level.device)
+        if most_rows is None or most_rows >= one.case.M
+    ]
+    for one in planned:
+        if SELDOM in level.methods and SELDOM not in one.methods:
+            level.results.left_out.append({"method": SELDOM, "why": SELDOM_WHY, **one.case.labels()})
+    methods = level.present(planned[0].case.dtype)
+    cache_bytes = level.results.environment.device["l2_bytes"] or private_cache_bytes()
+    Run(level.results, level.effort, planned, level.json, cache_bytes).measure(methods)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,10 +16,9 @@ from bench.check import check
 from bench.counts import device_events, launches, peak_bytes
 from bench.layer import Layer, build_layer, phase_works
 from bench.methods import METHODS, Method
-from bench.nets.modes import MODES
-from bench.results import Row
+from bench.results import Results, Row
 from bench.settings import Effort
-from bench.step import Trainer
+from bench.step import MODES, Trainer
 from bench.task import Task, layer_task
 from fastlora.accounting.activations import saved_bytes
 from fastlora.measuring.devices import number_of_sets
@@ -47,62 +45,51 @@ def on_record(problems: list[str], where: str) -> Iterator[None]:
         problems.append(f"{where}: {type(error).__name__}: {first_line}")
 
 
-@dataclass
-class Found:
-    """What measuring a layer or a net adds to the results; see `bench.results`."""
+class Record(NamedTuple):
+    """Where what is found of a layer or a net is kept: `where` in words, `labels` as in the file's rows."""
 
+    results: Results
     where: str
     labels: Mapping[str, Any]
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
     def leave_out(self, method: Method, why: str) -> None:
         """Note that there are no rows of the method."""
-        self.left_out.append({"method": method.name, "why": why, **self.labels})
+        self.results.left_out.append({"method": method.name, "why": why, **self.labels})
 
     @contextlib.contextmanager
     def tolerated(self, method: Method, doing: str) -> Iterator[None]:
         """Go on behind an exception: a problem, or for another library's code a reason to leave it out."""
         raised: list[str] = []
-        with on_record(raised, f"{self.where}, {doing}"):
+        with on_record(raised, doing):
             yield
         for problem in raised:
             if method.external:
-                self.leave_out(method, problem.removeprefix(f"{self.where}, "))
+                self.leave_out(method, problem)
             else:
-                self.problems.append(problem)
+                self.results.problems.append(f"{self.where}, {problem}")
 
-    def add_rows(
-        self,
-        level: str,
-        phase: str,
-        mode: str,
-        times: Mapping[str, list[float]],
-        floor: Mapping[str, Floor],
-        whole: Mapping[str, int | None],
-        method: str,
+    def add_row(
+        self, samples: list[float], floor: Floor | None, whole: Mapping[str, int | None], **names: str
     ) -> None:
-        """A row for each part; what the whole holds and launches stands with it."""
-        for part, samples in times.items():
-            name = phase if part == WHOLE else part
-            least = floor[name]._asdict() if name in floor else dict.fromkeys(Floor._fields)
-            row = {"peak_bytes": None, "launches": None, **(whole if part == WHOLE else {})}
-            row |= {"floor_us": least.pop("us"), **least, **self.labels}
-            self.rows.append(
-                Row.of_samples(samples, level=level, method=method, phase=name, mode=mode, **row)
-            )
+        """A row of these samples; level, method, phase and mode are its names."""
+        least = {} if floor is None else floor._asdict()
+        self.results.rows.append(Row.of_samples(samples, **names, **least, **whole, **self.labels))
 
 
 def measure_case(
-    one: Measurement, how: Effort, methods: Iterable[Method], ceilings: Ceilings, cache_bytes: int
-) -> Found:
+    results: Results,
+    one: Measurement,
+    how: Effort,
+    methods: Iterable[Method],
+    ceilings: Ceilings,
+    cache_bytes: int,
+) -> None:
     """Check and time methods on a layer; a wrong one is not timed, and what raises is on record.
 
     All methods must be present; the ceilings set the floor, the device's cache the number of input sets.
     """
-    case, found = one.case, Found(str(one.case), one.case.labels())
+    case = one.case
+    record = Record(results, str(case), case.labels())
     count = number_of_sets(case.base_bytes, cache_bytes)
     sets = [case.inputs(how.device) for _ in range(count)]
     task, floor = layer_task(case, sets[0]), floors(layer_use(case), ceilings)
@@ -110,12 +97,12 @@ def measure_case(
     def build(method: Method) -> list[Layer]:
         return [build_layer(method, case, inputs) for inputs in sets]
 
-    built = _right(found, methods, task, "eager", build)
+    built = _right(record, methods, task, "eager", build)
     phases = {name: phase_works(layers) for name, (_, layers) in built.items()}
     single = {name: phase_works(layers[:1]) for name, (_, layers) in built.items()}
     for phase in next(iter(phases.values()), ()):
         works = {name: own[phase] for name, own in phases.items()}
-        with on_record(found.problems, f"{case}, {phase}"):
+        with on_record(results.problems, f"{case}, {phase}"):
             warm_up(works, how.warm_up_rounds, timer_for(how.device))
             peaks = {name: peak_bytes(own[phase], how.device) for name, own in single.items()}
             for mode in one.modes:
@@ -123,16 +110,17 @@ def measure_case(
                 if mode == "graph":
                     timed = {}
                     for name, work in works.items():
-                        with found.tolerated(built[name][0], f"{phase}, capturing {name}"):
+                        with record.tolerated(built[name][0], f"{phase}, capturing {name}"):
                             timed[name] = as_graphs(work)
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
                 for name, times in _times(timed, how, one.seconds).items():
-                    samples = {WHOLE: [time / count for time in times[WHOLE]]}
-                    found.add_rows("linear", phase, mode, samples, floor, {"peak_bytes": peaks[name]}, name)
-    return found
+                    samples, whole = [time / count for time in times[WHOLE]], {"peak_bytes": peaks[name]}
+                    names = {"level": "linear", "method": name, "phase": phase, "mode": mode}
+                    record.add_row(samples, floor[phase], whole, **names)
 
 
 def measure_task(
+    results: Results,
     level: str,
     task: Task,
     checked: Task,
@@ -141,12 +129,13 @@ def measure_task(
     methods: Iterable[Method],
     ceilings: Ceilings,
     how: Effort,
-) -> Found:
+) -> None:
     """Check and time methods on a net's steps in a mode and with a way to compute Adam.
 
     `checked` is the same net, or fewer of its layers where fp64 has no room for all.
     """
-    found = Found(f"{level} {task.name}, {mode}", {**task.labels(), "optimizer": f"{adam} Adam"})
+    labels = {**task.labels(), "optimizer": f"{adam} Adam"}
+    record = Record(results, f"{level} {task.name}, {mode}", labels)
     base, floor = task.build(), floors(net_uses(task), ceilings)
 
     def build(method: Method) -> Trainer:
@@ -156,38 +145,40 @@ def measure_task(
         trainer.step()  # one that cannot run is left out of the rounds
         return trainer
 
-    trainers = {name: trainer for name, (_, trainer) in _right(found, methods, checked, mode, build).items()}
+    trainers = {name: trainer for name, (_, trainer) in _right(record, methods, checked, mode, build).items()}
     works = {name: trainer.step for name, trainer in trainers.items()}
-    with on_record(found.problems, found.where):
+    with on_record(results.problems, record.where):
         for name, times in _times(works, how, None).items():
-            found.add_rows(level, WHOLE, mode, times, floor, count_step(trainers[name], how.device), name)
-    return found
+            counts = count_step(trainers[name], how.device)
+            for part, samples in times.items():
+                names = {"level": level, "method": name, "phase": part, "mode": mode}
+                record.add_row(samples, floor.get(part), counts if part == WHOLE else {}, **names)
 
 
 def _right(
-    found: Found, methods: Iterable[Method], task: Task, mode: str, build: Callable[[Method], Any]
+    record: Record, methods: Iterable[Method], task: Task, mode: str, build: Callable[[Method], Any]
 ) -> dict[str, tuple[Method, Any]]:
     """(method, what `build` makes) of the methods that take the task and compute what they should."""
     right, built = [], {}
     linears = [module for module in task.build().modules() if isinstance(module, nn.Linear)]
+    layers = {(linear.in_features, linear.out_features) for linear in linears}
     for method in methods:
-        layers = {(linear.in_features, linear.out_features) for linear in linears}
         whys = [why for layer in layers if (why := method.why_not(layer, task.dtype, task.update))]
         if whys:
-            found.leave_out(method, whys[0])
+            record.leave_out(method, whys[0])
             continue
-        with found.tolerated(method, f"checking {method.name}"):
+        with record.tolerated(method, f"checking {method.name}"):
             # Each net counts as a recompilation of the first one, and the ninth would run eagerly.
             if mode != "eager":
                 torch.compiler.reset()
-            result = check(method, task, MODES[mode])
+            result = check(method, task, mode)
             if result.failure is not None and method.external:
-                found.leave_out(method, f"wrong: {result.failure}")
+                record.leave_out(method, f"wrong: {result.failure}")
                 continue
-            found.checks.append({**result._asdict(), **found.labels, "mode": mode})
+            record.results.checks.append({**result._asdict(), **record.labels, "mode": mode})
             right += [method] if result.failure is None else []
     for method in right:
-        with found.tolerated(method, f"building {method.name}"):
+        with record.tolerated(method, f"building {method.name}"):
             built[method.name] = (method, build(method))
     return built
 

@@ -6,31 +6,56 @@ than the rest of full fine-tuning, so it is measured in more than one of torch's
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import nn
 
-from bench.level import keep_ceilings, level, net_options
-from bench.measure import measure_task, present
+from bench.level import Level, level, several
+from bench.measure import measure_task
 from bench.methods import IN_NETS
-from bench.nets.digits import digits_task
-from bench.results import Results
-from bench.settings import Effort
+from bench.methods.method import Update
+from bench.step import ADAMS
+from bench.task import Batch, Outcome, Task
+from fastlora.recipes.digits import read_sample
+from fastlora.recipes.mlp import LAYERS, DigitsMLP
+from fastlora.recipes.training import BATCH
 
 LEVEL = "mnist"
 
 
+def digits_task(device: torch.device) -> Task:
+    """The net of the MNIST job at its seed's weights, fine-tuned on the nines that come with the package."""
+    x, labels = read_sample().train.only(9).rows(device, torch.float32)
+    whole = len(labels) // BATCH * BATCH
+    # Copies: a view would keep all digits in memory, and count as saved for backward.
+    batches = [
+        {"x": rows.clone(), "labels": shown.clone()}
+        for rows, shown in zip(x[:whole].split(BATCH), labels[:whole].split(BATCH), strict=True)
+    ]
+    return Task(
+        name="784-1000-2000-10",
+        shape={"batch": BATCH, "r": 1},
+        dtype=torch.float32,
+        build=lambda: DigitsMLP(seed=0).to(device),
+        names=LAYERS,
+        update=Update(r=1, alpha=1.0, dropout=0.0, adapter_dtype=torch.float32),
+        batches=batches,
+        run=_run,
+    )
+
+
+def _run(model: nn.Module, batch: Batch) -> Outcome:
+    logits = model(batch["x"])
+    return Outcome(nn.functional.cross_entropy(logits, batch["labels"]), logits)
+
+
 @level(LEVEL, 300, IN_NETS)
-@net_options(("fused", "foreach"))
-def main(
-    results: Results, device: torch.device, effort: Effort, methods: list[str], adam: list[str], **_: Any
-) -> None:
+@several("--adam", ADAMS, ["fused", "foreach"])
+def main(level: Level, adam: tuple[str, ...]) -> None:
     """Measure the step."""
-    task = digits_task(device)
-    ceilings = keep_ceilings(results, effort, [task.dtype])[task.dtype]
-    here, results.absent = present(methods, device, task.dtype)
+    task = digits_task(level.device)
+    ceilings, here = level.ceilings(task.dtype), level.present(task.dtype)
     for way in adam:
-        results.add(measure_task(LEVEL, task, task, "eager", way, here, ceilings, effort))
+        measure_task(level.results, LEVEL, task, task, "eager", way, here, ceilings, level.effort)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""Parts of a run in processes of their own: a kernel that waits for ever can then be ended."""
+"""Parts of a run in processes of their own: a kernel that waits for ever can then be ended.
+
+Such a process is `python -m bench.process bench.soak:soak cuda '["graph"]'`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -14,7 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+import fastlora
 from bench.environment import ROOT
+from bench.settings import SETTINGS
 
 
 class Ended(NamedTuple):
@@ -54,21 +61,27 @@ def run_child(target: str, arguments: Sequence[Any], device: torch.device, secon
         A correctness step's result; where the process gave none, or was ended for its time, one that has
         not passed and says why.
     """
-    command = [sys.executable, "-m", "bench.child", target, device.type, json.dumps(list(arguments))]
-    ended = run_process(command, surroundings(device), seconds)
-    lines = ended.output.splitlines()
-    found = next((_parsed(line) for line in reversed(lines) if line.startswith("{")), None)
-    if found is not None:
-        return {**found, "finished": ended.status is not None}
-    return outcome(False, why_ended(ended, seconds), ended.seconds, finished=ended.status is not None)
+    ended = run_process(child_command(target, arguments, device), surroundings(device), seconds)
+    finished = ended.status is not None
+    for line in reversed(ended.output.splitlines()):
+        # A line that was cut off as its program was ended is none.
+        with contextlib.suppress(json.JSONDecodeError):
+            if line.startswith("{"):
+                return {**json.loads(line), "finished": finished}
+    return outcome(False, why_ended(ended, seconds), ended.seconds, finished=finished)
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A line of JSON; None for one that was cut off as its program was ended."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+def child_command(target: str, arguments: Sequence[Any], device: torch.device) -> list[str]:
+    """What runs `main` below."""
+    return [sys.executable, "-m", "bench.process", target, device.type, json.dumps(list(arguments))]
+
+
+def main(target: str, device: str, arguments: str) -> None:
+    """Call a function with the device's setting and the arguments; print its result as a line of JSON."""
+    module, _, name = target.partition(":")
+    with fastlora.set_backend("triton"):
+        found = getattr(importlib.import_module(module), name)(SETTINGS[device], *json.loads(arguments))
+    print(json.dumps(found))  # noqa: T201
 
 
 def run_shares(target: str, count: int, device: torch.device, seconds: float, what: str) -> dict[str, Any]:
@@ -107,15 +120,23 @@ def why_ended(ended: Ended, seconds: float) -> str:
     return f"exit status {ended.status}: {lines[-1] if lines else 'no output'}"
 
 
+def python_path() -> str:
+    """PYTHONPATH for a process that imports this checkout."""
+    return os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+
+
 def surroundings(device: torch.device) -> dict[str, str]:
     """Environment variables for a process that works on the device."""
-    roots = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     variables = {
         **os.environ,
-        "PYTHONPATH": roots,
+        "PYTHONPATH": python_path(),
         # Deterministic algorithms fill buffers with NaN; older torch then refuses cuBLAS without this.
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
     if device.type == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
     return variables
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 
 from bench.environment import ROOT
-from bench.figures import Run, draw_figures, figures, newest
-from bench.results import Results
+from bench.groups import OURS, Column, Group, columns, comparable
+from bench.pictures import draw
+from bench.results import Results, Row
 
 README: Final = ROOT / "README.md"
 RESULTS: Final = ROOT / "bench" / "results"
 
 # The kind of a device, as in a results file.
 KINDS: Final = ("cpu", "cuda")
+
+NOT_MEASURED: Final = "Not measured yet."
+
+# Layers this large are bound by their products, not by Python.
+_LARGE: Final = {"M": 128, "K": 1000, "N": 1000}
+
+
+class Run(NamedTuple):
+    """A results file: where it lies, and what it holds."""
+
+    path: Path
+    results: Results
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -36,6 +49,20 @@ def read_runs(folder: Path) -> list[Run]:
         if any(row.mode == "dry-run" for row in run.results.rows):
             raise ValueError(f"{run.path} must hold measured times; it holds a dry run")
     return runs
+
+
+def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
+    """The latest run of each level on a kind of device, by level."""
+    found: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.results.started):
+        if run.results.environment.device["kind"] == kind:
+            found |= dict.fromkeys((row.level for row in run.results.rows), run)
+    return found
+
+
+def compared(runs: Mapping[str, Run]) -> list[Column]:
+    """What the table and the picture compare: every level but the start, which has sentences."""
+    return list(columns(row for level in runs if level != "startup" for row in _rows(runs, level)))
 
 
 def with_figures(readme: str, runs: Iterable[Run], pictures: Path) -> str:
@@ -56,9 +83,75 @@ def with_figures(readme: str, runs: Iterable[Run], pictures: Path) -> str:
             raise ValueError(f"the README must hold {first!r} and {last!r} once each")
         before, rest = readme.split(first)
         after = rest.split(last)[1]
-        lines = figures(newest(runs, kind), pictures / f"{kind}.png")
+        lines = _figures(newest(runs, kind), pictures / f"{kind}.png")
         readme = "\n".join([before + first, *lines, last + after])
     return readme
+
+
+def _figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
+    """The lines of Markdown for one kind of device, from its runs by level, and a link to its picture."""
+    if not runs:
+        yield NOT_MEASURED
+        return
+    yield "Multiples of fastlora's time: above 1 fastlora is faster."
+    yield ""
+    yield from _table(compared(runs))
+    yield ""
+    yield f"![How many times fastlora's time each method takes]({picture.as_posix()})"
+    yield ""
+    if lines := [*_floor(_rows(runs, "linear")), *_start(_rows(runs, "startup"))]:
+        yield from [*lines, ""]
+    yield from _origin(runs, picture.parent)
+
+
+def _rows(runs: Mapping[str, Run], level: str) -> list[Row]:
+    return [row for row in runs[level].results.rows if row.level == level] if level in runs else []
+
+
+def _table(shown: list[Column]) -> Iterator[str]:
+    methods = list(dict.fromkeys(method for column in shown for method in column.cells))
+    yield "| | " + " | ".join(f"**{name}**" if name == OURS else name for name in methods) + " |"
+    yield "|---" * (1 + len(methods)) + "|"
+    for head, cells, _ in shown:
+        yield "| " + " | ".join([head, *(str(cells.get(method, "-")) for method in methods)]) + " |"
+
+
+def _floor(rows: list[Row]) -> Iterator[str]:
+    """How far ours is from the frozen layer."""
+    large = [(group, group.over(OURS, "frozen")) for group in comparable(rows) if _is_large(group)]
+    over = sorted((ratio.median, group.title) for group, ratio in large if ratio is not None)
+    if over:
+        sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
+        what = f"fastlora over the frozen layer, which trains nothing, {large[0][0].whole}, {sizes}, r = 16"
+        yield f"- {what}: {over[0][0]:.2f} .. {over[-1][0]:.2f} ({over[-1][1]})."
+
+
+def _is_large(group: Group) -> bool:
+    row = group.any_row
+    large = all(row.shape[name] >= least for name, least in _LARGE.items())
+    return large and row.shape["r"] == 16 and not row.dropout
+
+
+def _start(rows: list[Row]) -> Iterator[str]:
+    """How long one waits for ours to start."""
+    for row in rows:
+        if row.method == OURS and row.phase != "second step":
+            what = f"{row.phase} of one layer in a fresh process, {row.mode}"
+            what = "`import fastlora`, torch's own import not counted" if row.phase == "import" else what
+            yield f"- {what}: {1e-6 * row.median_us:.3f} s."
+
+
+def _origin(runs: Mapping[str, Run], folder: Path) -> Iterator[str]:
+    """Where the figures are from: device, versions, commit, command."""
+    told = {run.path: run.results for run in runs.values()}
+    here = next(iter(told.values())).environment
+    where = f"{here.device['name']}; {here.versions_in_words}"
+    yield f"{where}. Medians of the ratios of pairs timed in the same round, with"
+    yield "quartiles; over several shapes geometric means, with the range. Raw results:"
+    yield ""
+    for path, results in told.items():
+        link = (folder / path.name).as_posix()
+        yield f"- [{path.name}]({link}): `{results.command}`, commit {results.environment.short_commit}"
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -73,8 +166,7 @@ def main(check: bool, readme: Path, folder: Path) -> None:
     if check:
         sys.exit(int(new != old))
     for kind in KINDS:
-        if found := newest(runs, kind):
-            draw_figures(found, folder / f"{kind}.png")
+        draw(compared(newest(runs, kind)), folder / f"{kind}.png")
     readme.write_text(new, encoding="utf-8")
 
 

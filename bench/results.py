@@ -26,15 +26,23 @@ dtype, that of most rows; `other_ceilings` of those that other rows have.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from bench.environment import Environment
+import torch
+
+from bench.environment import Environment, environment
 from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
+
+# The phase of a layer that methods are judged by.
+WHOLE_PASS: Final = "forward+backward"
 
 # In the order of the file.
 _HEAD: Final = ("command", "started", "correctness", "ceilings", "other_ceilings", "absent", "problems")
@@ -56,9 +64,9 @@ class Row:
     median_us: float
     q25_us: float
     q75_us: float
-    peak_bytes: int | None
-    launches: int | None
-    floor_us: float | None
+    peak_bytes: int | None = None
+    launches: int | None = None
+    floor_us: float | None = None
     samples_us: list[float]
     bias: bool = False
     saved_bytes: int | None = None
@@ -98,23 +106,33 @@ class Results:
     profiles: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
+    @classmethod
+    def begin(cls, module: str, device: torch.device, commit: str | None = None) -> Results:
+        """Results with nothing in them yet, of the command that runs in this process."""
+        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return cls(environment(device, commit), command, started)
+
     def ceilings_of(self, dtype: str) -> dict[str, Any] | None:
         """The ceilings that rows of a dtype are held to; None where none were measured."""
         measured = [self.ceilings, *self.other_ceilings]
         return next((found for found in measured if found and found["matmul_dtype"] == dtype), None)
 
-    def has(self, labels: dict[str, Any]) -> bool:
-        """Whether a case has been measured."""
-        return any(labels.items() <= row.labels.items() for row in self.rows)
+    def methods_of(self, labels: dict[str, Any]) -> set[str]:
+        """The methods with rows of a case; none if it has not been measured."""
+        return {row.method for row in self.rows if row.labels == labels}
 
-    def has_profile(self, labels: dict[str, Any]) -> bool:
-        """Whether the launches of a case have been counted."""
-        return any(labels.items() <= profile.items() for profile in self.profiles)
+    def lacks_counts(self, labels: dict[str, Any], launches: bool) -> bool:
+        """Whether a case was measured, but the bytes that it saves, or its launches, were not counted."""
+        saved = [row.saved_bytes for row in self.rows if row.labels == labels and row.phase == WHOLE_PASS]
+        profiled = any(labels.items() <= profile.items() for profile in self.profiles)
+        return None in saved or (bool(saved) and launches and not profiled)
 
-    def add(self, found: Any) -> None:
-        """Keep what measuring a layer or a net found: a `bench.measure.Found`."""
-        for name in ("left_out", "checks", "problems", "rows"):
-            getattr(self, name).extend(getattr(found, name))
+    def add_saved(self, labels: dict[str, Any], saved: Mapping[str, int]) -> None:
+        """Note the bytes that each method's forward pass saves in its rows of both passes."""
+        for i, row in enumerate(self.rows):
+            if row.phase == WHOLE_PASS and row.labels == labels and row.method in saved:
+                self.rows[i] = replace(row, saved_bytes=saved[row.method])
 
     def add_profiles(self, profiles: list[dict[str, Any]]) -> None:
         """Keep profiles, and note their launches in the rows that they belong to."""

@@ -1,34 +1,31 @@
-"""One run, step by step: results are written after each, and what an earlier run did is not done again."""
+"""Layers case by case: results are written after each, and what an earlier run did is not done again."""
 
 from __future__ import annotations
 
 import faulthandler
-import os
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bench.cases import Measurement
+import torch
+
+from bench.cases import Measurement, dtype_name
 from bench.ceilings import Ceilings, measure_ceilings
-from bench.correctness import CANDIDATES, SOAKS, run_steps
 from bench.counts import profile_case
-from bench.measure import measure_case, on_record, present
-from bench.methods import FASTLORA, METHODS, UNDROPPED, Method
-from bench.precompile import compile_all
-from bench.process import run_child
+from bench.layer import layer_saved_bytes
+from bench.measure import measure_case, on_record
+from bench.methods import Method
 from bench.results import Results
-from bench.settings import Setting
-from bench.tuning import compile_candidates
-from fastlora.routes.decide import reload_tables
+from bench.settings import Effort
 
-# A case takes seconds, with compilation perhaps 30; one that takes this long hangs.
+# On a GPU a case takes seconds, with compilation perhaps 30; one that takes this long hangs.
 _HANGS_SECONDS: Final = 120
 
-# Kept free of cases, for the launches and the tables at the end.
+# Kept free of cases, for the counts and the tables at the end.
 _LAST_SECONDS: Final = 25
-TUNING: Final = "tuning"
-COMPILE: Final = "compile"
 
 
 def say(line: str = "") -> None:
@@ -36,99 +33,60 @@ def say(line: str = "") -> None:
     print(line, flush=True)  # noqa: T201
 
 
+def keep_ceilings(
+    results: Results, how: Effort, dtypes: Sequence[torch.dtype]
+) -> dict[torch.dtype, Ceilings]:
+    """The ceilings of each dtype, which are measured unless the results have them."""
+    if results.ceilings is None:
+        found = [measure_ceilings(how, dtype)._asdict() for dtype in dict.fromkeys(dtypes)]
+        results.ceilings, *results.other_ceilings = found
+    known = {dtype: results.ceilings_of(dtype_name(dtype)) for dtype in dtypes}
+    return {dtype: Ceilings(**found) for dtype, found in known.items() if found is not None}
+
+
+@dataclass
 class Run:
-    """Results in the making, written to `path`; nothing begins behind the deadline of `time.monotonic`."""
+    """Measurements to be taken into results, which are written to `path`, if any.
 
-    def __init__(self, results: Results, setting: Setting, path: Path, deadline: float) -> None:
-        self.results = results
-        self.setting = setting
-        self.path = path
-        self.deadline = deadline
+    The device's cache sets the number of input sets. Behind a deadline, of `time.monotonic`, nothing begins,
+    and a step that hangs ends the process.
+    """
 
-    def check_correctness(self, *, then_tune: bool) -> None:
-        """Run the steps that have not passed yet; beside them, compile what the tuning will try."""
+    results: Results
+    how: Effort
+    measurements: Sequence[Measurement]
+    path: Path | None
+    cache_bytes: int
+    deadline: float = math.inf
 
-        def left(name: str) -> bool:
-            return not self._passed(name) and (then_tune or name != CANDIDATES)
+    def measure(self, methods: Sequence[Method]) -> None:
+        """Measure the ceilings, time every case by those of the methods that it names, then count."""
+        results, how = self.results, self.how
+        ceilings = keep_ceilings(results, how, [one.case.dtype for one in self.measurements])
+        self._write()
 
-        for name, result in run_steps(self.setting, self.path.parent, left):
-            self._note(name, result)
+        def time_case(one: Measurement) -> None:
+            own = [method for method in methods if method.name in one.methods]
+            measure_case(results, one, how, own, ceilings[one.case.dtype], self.cache_bytes)
 
-    def tune(self) -> None:
-        """Search tiles, and go on with the table that comes of it."""
-        folder = self.path.parent
-        if not self._passed(TUNING):
-            limit = self.setting.tune_seconds
-            if not self._passed(CANDIDATES):
-                compile_candidates(self.setting.device)
-            arguments = [str(folder), limit, self.results.environment.commit]
-            self._note(TUNING, run_child("bench.tuning:tune", arguments, self.setting.device, 2 * limit))
-        # One that ran out of time leaves the table of the classes that it came to.
-        if (folder / "tables").is_dir():
-            os.environ["FASTLORA_TABLES"] = str((folder / "tables").resolve())
-            reload_tables()
+        def count(one: Measurement) -> None:
+            timed = results.methods_of(one.case.labels())
+            own = [method for method in methods if method.name in timed]
+            saved = {method.name: layer_saved_bytes(method, one.case, how.device) for method in own}
+            results.add_saved(one.case.labels(), saved)
+            if one.launches:
+                results.add_profiles(profile_case(one.case, how.device, own))
 
-    def compile(self) -> None:
-        """Compile what will be measured."""
-        if not self._passed(COMPILE):
-            self._note(COMPILE, compile_all(self.setting))
-
-    def _passed(self, name: str) -> bool:
-        return name in self.results.correctness and bool(self.results.correctness[name]["passed"])
-
-    def _note(self, name: str, result: dict[str, Any]) -> None:
-        self.results.correctness[name] = result
-        self.results.write(self.path)
-        say(f"{name:10}{result['summary']} ({result['seconds']:.0f} s)")
-        for failure in result.get("failures", ()):
-            say(f"          {failure}")
-
-    def measure(self) -> None:
-        """Measure the ceilings, time every case, then count launches."""
-        results, setting = self.results, self.setting
-        if results.ceilings is None:
-            results.ceilings = measure_ceilings(setting.how, setting.cases[0].dtype)._asdict()
-            results.write(self.path)
-        self.ceilings = Ceilings(**results.ceilings)
-        say(f"ceilings  {self.ceilings}")
-        self.methods = self._present_methods()
-        self._each("times", self._time, self._left(results.has), self.deadline - _LAST_SECONDS)
-        uncounted = self._left(results.has_profile)
-        counted = [one for one in uncounted if one.launches and results.has(one.case.labels())]
-        self._each("launches", self._count_launches, counted, self.deadline)
-
-    def _present_methods(self) -> list[Method]:
-        """The methods that can run; the others are listed in the results with the reason."""
-        results, dtype = self.results, self.setting.cases[0].dtype
-        methods, results.absent = present(METHODS, self.setting.device, dtype)
-        hung = [name for name in SOAKS if not results.correctness.get(name, {"finished": True})["finished"]]
-        if hung:
-            why = f"{', '.join(hung)} did not finish: a kernel may hang"
-            results.absent |= dict.fromkeys((FASTLORA.name, UNDROPPED.name), why)
-        for name, why in results.absent.items():
-            say(f"absent    {name}: {why}")
-        return [method for method in methods if method.name not in results.absent]
-
-    def _left(self, is_done: Callable[[dict[str, object]], bool]) -> list[Measurement]:
-        """The measurements that a step was not taken for."""
-        return [one for one in self.setting.measurements if not is_done(one.case.labels())]
-
-    def _time(self, measurement: Measurement) -> None:
-        l2_bytes = self.results.environment.device["l2_bytes"]
-        methods = [method for method in self.methods if method.name in measurement.methods]
-        self.results.add(measure_case(measurement, self.setting.how, methods, self.ceilings, l2_bytes))
-
-    def _count_launches(self, measurement: Measurement) -> None:
-        case = measurement.case
-        timed = {row.method for row in self.results.rows if row.labels == case.labels()}
-        methods = [method for method in self.methods if method.name in timed]
-        self.results.add_profiles(profile_case(case, self.setting.device, methods))
+        untimed = [one for one in self.measurements if not results.methods_of(one.case.labels())]
+        self._each("times", time_case, untimed, self.deadline - _LAST_SECONDS)
+        uncounted = [m for m in self.measurements if results.lacks_counts(m.case.labels(), m.launches)]
+        self._each("counts", count, uncounted, self.deadline)
 
     def _each(
         self,
         what: str,
         step: Callable[[Measurement], None],
-        measurements: Iterable[Measurement],
+        measurements: Sequence[Measurement],
         deadline: float,
     ) -> None:
         """Take a step for each measurement, until time is up.
@@ -136,17 +94,21 @@ class Run:
         A step that fails is a problem on record, and the next is taken: after an illegal memory access all of
         them fail, but the tables of what was measured before still come.
         """
-        total = len(self.setting.measurements)
+        total = len(self.measurements)
         for measurement in measurements:
-            number = self.setting.measurements.index(measurement) + 1
-            case = measurement.case
+            number, case = self.measurements.index(measurement) + 1, measurement.case
             if time.monotonic() > deadline:
                 say(f"{what:8}  time is up before {case}; the same command again goes on there")
                 return
             start = time.monotonic()
-            faulthandler.dump_traceback_later(_HANGS_SECONDS, exit=True)
+            if deadline < math.inf:
+                faulthandler.dump_traceback_later(_HANGS_SECONDS, exit=True)
             with on_record(self.results.problems, f"{case}, {what}"):
                 step(measurement)
             faulthandler.cancel_dump_traceback_later()
-            self.results.write(self.path)
+            self._write()
             say(f"{what:8}  {number}/{total} {case}: {time.monotonic() - start:.1f} s")
+
+    def _write(self) -> None:
+        if self.path is not None:
+            self.results.write(self.path)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +13,9 @@ import torch
 
 from bench.layer import build_layer
 from bench.methods import FASTLORA
-from bench.process import Ended, not_run, outcome, run_process, surroundings, why_ended
+from bench.process import Ended, child_command, not_run, outcome, run_process, surroundings, why_ended
 from bench.settings import Setting
+from fastlora.measuring.inputs import Inputs
 
 _PROGRAM: Final = "compute-sanitizer"
 _FOUND_SOMETHING: Final = 86
@@ -37,7 +35,7 @@ def run_sanitizer(tool: str, setting: Setting, folder: Path) -> dict[str, Any]:
         places = "on PATH, in CUDA_HOME, CUDA_PATH, /usr/local/cuda or NVIDIA's wheels"
         return not_run(f"no {_PROGRAM} {places}")
     command = [program, "--tool", tool, "--error-exitcode", str(_FOUND_SOMETHING), "--print-limit", "20"]
-    command += [sys.executable, "-m", "bench.child", "bench.sanitizer:run_cases", setting.device.type, "[]"]
+    command += child_command("bench.sanitizer:run_cases", [], setting.device)
     # torch's cache of memory would hide what lies behind a tensor: one large block would hold many.
     variables = {**surroundings(setting.device), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     ended = run_process(command, variables, setting.sanitizer_seconds)
@@ -58,19 +56,12 @@ def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
 
 def find_sanitizer() -> str | None:
     """Where the program is; None where there is none."""
-    on_path = shutil.which(_PROGRAM)
-    if on_path is not None:
-        return on_path
-    return next((str(path) for path in _places() if os.access(path, os.X_OK) and path.is_file()), None)
-
-
-def _places() -> Iterator[Path]:
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    for home in (*filter(None, homes), "/usr/local/cuda"):
-        yield Path(home) / "bin" / _PROGRAM
-        yield Path(home) / "compute-sanitizer" / _PROGRAM
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [Path(home) / place for home in homes if home for place in ("bin", "compute-sanitizer")]
     wheels = Path(sysconfig.get_path("purelib")) / "nvidia"
-    yield from sorted(wheels.rglob(_PROGRAM)) if wheels.is_dir() else ()
+    folders += sorted(path.parent for path in wheels.rglob(_PROGRAM))
+    places = [shutil.which(_PROGRAM), *(shutil.which(_PROGRAM, path=str(folder)) for folder in folders)]
+    return next(filter(None, places), None)
 
 
 def run_cases(setting: Setting) -> None:
@@ -80,13 +71,9 @@ def run_cases(setting: Setting) -> None:
     """
     torch.manual_seed(0)
     for case in setting.sanitized:
-        made = case.inputs(torch.device("cpu"))
-        on_device = {
-            name: value.detach().to(setting.device)
-            for name, value in vars(made).items()
-            if isinstance(value, torch.Tensor)
-        }
-        inputs = replace(made, **on_device)
+        made = vars(case.inputs(torch.device("cpu")))
+        tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+        inputs = Inputs(**made | {name: value.detach().to(setting.device) for name, value in tensors.items()})
         inputs.x.requires_grad_()
         for result in build_layer(FASTLORA, case, inputs).forward_backward():
             assert result.cpu().isfinite().all(), f"{case}: a result is not finite"

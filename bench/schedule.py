@@ -1,7 +1,7 @@
 """Which layers are measured, by a GPU run and by the linear level.
 
 A GPU run takes them in the order of their worth: one that is cut short has the most of it. The linear level
-takes those of small nets on a CPU, those of large ones on a GPU.
+takes the same on a GPU, the layers of small nets on a CPU.
 
 Shapes of the models that the peers report: Llama 3.1 8B and 70B, Qwen 2.5 32B; and what breaks fused kernels:
 few rows, very many, ragged numbers of them, narrow layers.
@@ -15,6 +15,7 @@ from typing import Final
 import torch
 
 from bench.cases import Case, Measurement
+from bench.methods import METHODS, UNDROPPED
 
 HEADLINE: Final = (4096, 4096)
 # (K, N) of the linear layers; the headline shape is one of them.
@@ -24,23 +25,13 @@ QWEN_32B: Final = ((5120, 5120), (5120, 27648), (27648, 5120), (5120, 7168))
 
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 
-_REFERENCES: Final = ("frozen", "full")
-_OTHERS: Final = ("unfused", "addmm", "peft")
+# Everything but ours without dropout, which is beside it in the cases with dropout.
+EVERY: Final = tuple(name for name in METHODS if name != UNDROPPED.name)
+EVERY_WITH_DROPOUT: Final = (*EVERY, UNDROPPED.name)
 # Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
 # parametrization loses by its design: they are measured where every method is.
-COMMON: Final = (*_REFERENCES, *_OTHERS, "fastlora")
-EVERY: Final = (
-    *_REFERENCES,
-    *_OTHERS,
-    "loralib",
-    "compiled",
-    "parametrized",
-    "lorafusion",
-    "transformer-engine",
-    "fastlora",
-)
-EVERY_WITH_DROPOUT: Final = (*EVERY, "fastlora-p0")
-_DROPOUT: Final = (*_REFERENCES, "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
+COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", "fastlora")
+_DROPOUT: Final = ("frozen", "full", "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
 
 # Training waits for the GPU, so graphs are what matters; eager shows what Python costs where it shows.
 _BOTH: Final = ("eager", "graph")
@@ -103,8 +94,7 @@ def _shapes(
 SELDOM: Final = "compiled"
 SELDOM_WHY: Final = "compiling takes longer than the rest: measured for one shape of a kind"
 
-_OFTEN: Final = ("frozen", "full", "parametrized", "unfused", "addmm", "loralib", "peft", "fastlora")
-_ALL: Final = (*_OFTEN, SELDOM, "lorafusion", "transformer-engine")
+_OFTEN: Final = tuple(name for name in EVERY if name not in (SELDOM, "lorafusion", "transformer-engine"))
 
 # (M, K, N, r) of the MNIST job's net, and of a net for tabular data.
 _MNIST: Final = ((10, 1000, 2000, 1), (10, 784, 1000, 1), (10, 2000, 10, 1))
@@ -120,27 +110,24 @@ _LARGE: Final = (
     (512, 1000, 2000, 16),
 )
 
-# What is saved for backward shows with dropout and adapters wider than the base.
-_DROPPED: Final = Case(512, 1024, 1024, 16, _BF16, _FP32, dropout=0.1)
+# What is saved for backward shows with dropout and adapters wider than the base; in bf16 where the CPU has
+# units for it. Without them a product takes seconds, whatever the method.
+_DROPPED: Final = Case(
+    *(512, 1024, 1024, 16),
+    _BF16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32,
+    _FP32,
+    dropout=0.1,
+)
 
 
 def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
-    """What the level measures on a device."""
-    return tuple(_on_gpu() if device.type == "cuda" else _on_cpu())
+    """What the level measures on a device: on a GPU what a GPU run does."""
+    return gpu_measurements() if device.type == "cuda" else tuple(_on_cpu())
 
 
 def _on_cpu() -> Iterator[Measurement]:
     for shapes, bias in ((_MNIST, True), (_MLP, True), (_LARGE, False)):
         for number, shape in enumerate(shapes):
             case = Case(*shape, _FP32, _FP32, bias=bias)
-            yield Measurement(case, _OFTEN if number else _ALL, ("eager",), launches=number == 0)
+            yield Measurement(case, _OFTEN if number else EVERY, ("eager",), launches=number == 0)
     yield Measurement(_DROPPED, _OFTEN, ("eager",), launches=True)
-
-
-def _on_gpu() -> Iterator[Measurement]:
-    for adapter_dtype, dropout in ((_BF16, 0.0), (_FP32, 0.0), (_FP32, 0.1)):
-        for M in (8192, 2048):
-            for number, (K, N) in enumerate(LLAMA_8B):
-                case = Case(M, K, N, 16, _BF16, adapter_dtype, dropout=dropout)
-                first = number == 0 and M == 8192
-                yield Measurement(case, _ALL if first else _OFTEN, ("eager", "graph"), launches=first)

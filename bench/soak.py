@@ -34,14 +34,8 @@ def compare(
     """Hold runs to the bits of the first results: NaN equals itself, 0 does not equal -0.
 
     The comparison is queued behind the run and read once at the end: the host waits for nothing in between,
-    so that runs follow one another as closely as they can.
-
-    Args:
-        first: What every run is to give, layer by layer.
-        run: Gives the results once more.
-        most_runs: How many at most; a soak of none has not passed.
-        seconds: No run starts later than this.
-        what: The runs in words.
+    so that runs follow one another as closely as they can. No run starts after so many seconds; a soak of
+    none has not passed.
     """
     kept = [[_bits(result).clone() for result in results] for results in first]
     counts = [torch.zeros(len(NAMES), dtype=torch.int64, device=results[0].device) for results in kept]
@@ -61,15 +55,6 @@ def compare(
     found = "all bitwise equal" if passed else f"different: {different}"
     took = time.monotonic() - start
     return outcome(passed, f"{runs} {what}, {found}", took, runs=runs, different=different)
-
-
-def repeat(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
-    """A layer's runs against its first."""
-
-    def run() -> Iterator[Sequence[Tensor]]:
-        yield layer.forward_backward()
-
-    return compare(list(run()), run, runs, seconds, "runs of forward and backward")
 
 
 def replay(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
@@ -100,7 +85,7 @@ def at_once(layers: Sequence[Layer], runs: int, seconds: float) -> dict[str, Any
     """What each layer gives among the others, each on a stream of its own, against what it gives alone.
 
     All forward passes are queued, then all backward passes, and nothing waits for another stream. On a CPU,
-    which has no streams, the same calls run in the same order.
+    which has no streams, the same calls run in the same order. One layer is run over and over.
     """
     device = layers[0].x.device
     alone = [layer.forward_backward() for layer in layers]
@@ -118,8 +103,8 @@ def at_once(layers: Sequence[Layer], runs: int, seconds: float) -> dict[str, Any
             with stream:
                 yield [y.detach(), *layer.backward(y)]
 
-    what = f"runs of {len(layers)} layers at once, forward and backward"
-    return compare(alone, run, runs, seconds, what)
+    several = f"{len(layers)} layers at once, " if len(layers) > 1 else ""
+    return compare(alone, run, runs, seconds, f"runs of {several}forward and backward")
 
 
 @contextlib.contextmanager
@@ -147,8 +132,5 @@ def soak(setting: Setting, how: str) -> dict[str, Any]:
     limits = (setting.soak_runs, setting.soak_seconds)
     with poisoned():
         layers = [build_layer(FASTLORA, case, case.inputs(setting.device)) for case in cases]
-        if how == "streams":
-            found = at_once(layers, *limits)
-        else:
-            found = (replay if how == "graph" else repeat)(layers[0], *limits)
+        found = replay(layers[0], *limits) if how == "graph" else at_once(layers, *limits)
     return {"cases": [case.labels() for case in cases], **found}

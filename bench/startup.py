@@ -22,12 +22,11 @@ import torch
 
 from bench.cases import Case
 from bench.counts import synchronize
-from bench.environment import ROOT
 from bench.layer import build_layer
-from bench.level import level
-from bench.measure import on_record, present
+from bench.level import Level, level
+from bench.measure import on_record
 from bench.methods import METHODS
-from bench.process import run_process
+from bench.process import python_path, run_process
 from bench.results import Results, Row
 
 LEVEL: Final = "startup"
@@ -67,25 +66,20 @@ def first_steps(method: str, device: str, threads: int | None) -> str:
 
 
 @level(LEVEL, 5, list(METHODS))
-def main(
-    results: Results, device: torch.device, effort: Any, methods: list[str], threads: int | None, **_: Any
-) -> None:
+def main(level: Level) -> None:
     """Time imports, then first steps."""
-    results.rows += import_rows(effort.rounds, results)
-    case = CASES[device.type]
-    here, absent = present(methods, device, case.dtype)
-    results.absent |= absent
-    for method in here:
-        why = case.why_not(method)
-        if why is not None:
+    results, case = level.results, CASES[level.device.type]
+    results.rows += import_rows(results, level.effort.rounds)
+    for method in level.present(case.dtype):
+        if why := case.why_not(method):
             results.absent[method.name] = why
             continue
         with on_record(results.problems, f"{LEVEL}, {method.name}"):
-            steps = _STEPS.format(method.name, device.type, threads)
-            results.rows += first_step_rows(method.name, steps, effort.rounds, case.labels())
+            steps = _STEPS.format(method.name, level.device.type, level.threads)
+            results.rows += first_step_rows(method.name, steps, level.effort.rounds, case.labels())
 
 
-def import_rows(rounds: int, results: Results) -> Iterator[Row]:
+def import_rows(results: Results, rounds: int) -> Iterator[Row]:
     """A row for each package; the first import of all, which may compile bytecode, is not counted."""
     seconds: dict[str, list[float]] = defaultdict(list)
     missing = [package for package in PACKAGES if find_spec(package) is None]
@@ -120,8 +114,7 @@ def output_of(code: str, variables: Mapping[str, str]) -> list[str]:
     Raises:
         RuntimeError: If it fails or hangs.
     """
-    roots = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    around = {**os.environ, "PYTHONPATH": roots, **variables}
+    around = {**os.environ, "PYTHONPATH": python_path(), **variables}
     ended = run_process([sys.executable, "-c", code], around, _LONGEST_SECONDS)
     lines = ended.output.splitlines()
     if ended.status != 0 or not lines:
@@ -131,8 +124,7 @@ def output_of(code: str, variables: Mapping[str, str]) -> list[str]:
 
 def _row(method: str, phase: str, mode: str, seconds: Sequence[float], labels: Mapping[str, Any]) -> Row:
     micro = [1e6 * taken for taken in seconds]
-    absent = dict.fromkeys(("peak_bytes", "launches", "floor_us"))
-    return Row.of_samples(micro, level=LEVEL, method=method, phase=phase, mode=mode, **absent, **labels)
+    return Row.of_samples(micro, level=LEVEL, method=method, phase=phase, mode=mode, **labels)
 
 
 if __name__ == "__main__":

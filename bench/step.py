@@ -1,13 +1,13 @@
-"""A training step in its three parts, on whatever a method made of a net."""
+"""A training step in its three parts, on whatever a method made of a net, and the ways to run a net."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.methods.method import Tuned
 from bench.task import Batch, Task
@@ -66,3 +66,32 @@ class Trainer:
         tensors += [*self.tuned.model.parameters(), *self.tuned.model.buffers()]
         storages = [tensor.untyped_storage() for tensor in tensors]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    """Activation checkpointing of a Transformers model's decoder layers, also through PEFT's wrapper.
+
+    Raises:
+        TypeError: If it is no Transformers model.
+    """
+    transformers = cast(Any, model)
+    # The second is its name before version 5.
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(transformers, name):
+            getattr(transformers, name)({"use_reentrant": False})
+            return model
+    raise TypeError(f"model must be a Transformers model to be checkpointed; got {type(model).__name__}")
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """torch.compile with its defaults."""
+    return cast(nn.Module, torch.compile(model))
+
+
+# What people combine with LoRA.
+MODES: Final[Mapping[str, Callable[[nn.Module], nn.Module]]] = {
+    "eager": lambda model: model,
+    "checkpoint": checkpointed,
+    "compile": compiled,
+    "checkpoint+compile": lambda model: compiled(checkpointed(model)),
+}

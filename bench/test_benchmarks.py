@@ -13,8 +13,8 @@ from bench.counts import synchronize
 from bench.layer import PHASES, build_layer, phase_works
 from bench.methods import IN_NETS, METHODS, UNDROPPED
 from bench.methods.method import Update
-from bench.nets.digits import digits_task
-from bench.nets.llama import Text, llama_task
+from bench.mnist import digits_task
+from bench.model import Text, llama_task
 from bench.step import Trainer
 from bench.task import layer_task
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.methods.by_hand import ADDMM, COMPILED, PARAMETRIZED, UNFUSED
-from bench.methods.fused import FASTLORA, UNDROPPED
-from bench.methods.libraries import LORALIB, PEFT
+from bench.methods.by_hand import ADDMM, COMPILED, FROZEN, FULL, PARAMETRIZED, UNFUSED
+from bench.methods.libraries import FASTLORA, LORALIB, PEFT, TRANSFORMER_ENGINE, UNDROPPED
 from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Method
-from bench.methods.plain import FROZEN, FULL
-from bench.methods.transformer_engine import TRANSFORMER_ENGINE
 
 _FIRST = (FROZEN, FULL, UNFUSED, COMPILED, ADDMM, PEFT, LORALIB, PARAMETRIZED)
 

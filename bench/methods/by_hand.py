@@ -1,10 +1,13 @@
-"""LoRA without a library: separate ops, under torch.compile, in place by hand, in weight space."""
+"""Without a library: LoRA in separate ops, under torch.compile, in place by hand, in weight space.
+
+And what it is measured by: the frozen layer, the least there is, and full fine-tuning.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +15,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bench.methods.method import Method, Pair, Update, bare, replacing
+from bench.methods.method import Method, Pair, Tuned, Update, bare, replacing
 from fastlora import LoRAParametrization
 from fastlora.formula.oracle import unfused
 
 # Each shape is compiled for its own sizes; past the limit torch runs the rest uncompiled.
 _MOST_SHAPES = 256
+
+
+def _with_gradient(layer: nn.Module, inputs: Any, y: Tensor) -> Tensor:
+    return y if y.requires_grad else y.requires_grad_()
+
+
+def freeze(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+    """Nothing is trained; gradients run back to the first layer that LoRA would adapt."""
+    model.requires_grad_(False)
+    for name in names if len(names) > 1 else ():  # a layer alone gets an x that takes a gradient
+        model.get_submodule(name).register_forward_hook(_with_gradient)
+    return Tuned(model, {})
+
+
+def train_all(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+    """Every parameter that takes a gradient: of a layer alone the weight, its bias stays frozen."""
+    return Tuned(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 
 def masked(D: Tensor) -> Callable[..., Tensor]:
@@ -88,6 +108,8 @@ def _not_dropped(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> 
     return "it has no dropout: Unsloth refuses one in its fused layers" if update.dropout else None
 
 
+FROZEN = Method("frozen", "frozen: forward, and dx alone backward", freeze, trains="", drops=False)
+FULL = Method("full", "full fine-tuning: forward, dx and dW", train_all, trains="W", drops=False)
 UNFUSED = Method(
     "unfused",
     "LoRA in separate torch ops under autograd; x is converted to the adapters' dtype, as PEFT does",

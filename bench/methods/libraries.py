@@ -1,15 +1,41 @@
-"""PEFT by the call that its users make, and Microsoft's loralib by the layer of its README."""
+"""Libraries' layers: fastlora's, PEFT's, Microsoft's loralib and NVIDIA's Transformer Engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.methods.method import Method, Pair, Tuned, Update, fresh_pair, importable, named, replacing
+from fastlora import BackendError, LoRAConfig, apply_lora
+from fastlora.routes.decide import route_on
+
+
+def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+    """The call that the README shows."""
+    config = LoRAConfig(
+        r=update.r,
+        alpha=update.alpha,
+        dropout=update.dropout,
+        adapter_dtype=update.adapter_dtype,
+        target_modules=list(names),
+    )
+    model = apply_lora(model, config)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    return Tuned(model, named({name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}))
+
+
+def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
+    try:
+        route_on(device, dtype)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
@@ -29,13 +55,6 @@ def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
     return Tuned(wrapped, named(pairs))
 
 
-def _peft_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    def importing() -> None:
-        from peft import LoraConfig, get_peft_model  # noqa: F401
-
-    return importable(importing) if find_spec("peft") else "peft is not installed"
-
-
 def _loralib_layer(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
     """A loralib.Linear in training mode with the layer's own weight and bias, both frozen.
 
@@ -53,22 +72,87 @@ def _loralib_layer(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
     return layer, (layer.lora_A, layer.lora_B)
 
 
-def _loralib_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    return None if find_spec("loralib") else "loralib is not installed"
+class Chains(nn.Module):
+    """LoRA as two chains of operations that Transformer Engine's fuser may join, in the layer's own memory.
+
+    x forks at the head of the base chain and joins at the end of the low-rank one, both in place, which lets
+    cuBLAS accumulate onto what is there: y in the forward pass, dx in the backward pass. So Megatron Bridge
+    and NeMo build their fused LoRA layer.
+    """
+
+    def __init__(self, linear: nn.Linear, update: Update) -> None:
+        from transformer_engine.pytorch import ops as te
+
+        super().__init__()
+
+        def product(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
+            N, K = weight.shape
+            layer: nn.Module = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
+            layer.weight, layer.bias = weight, bias
+            return layer
+
+        self.A, self.B = fresh_pair(linear, update.r, update.adapter_dtype)
+        self.base = te.Sequential(te.MakeExtraOutput(in_place=True), product(linear.weight, linear.bias))
+        drop = [te.Dropout(update.dropout)] if update.dropout else []
+        scale = te.ConstantScale(update.alpha / update.r)
+        self.update = te.Sequential(
+            *drop, product(self.A), product(self.B), scale, te.AddExtraInput(in_place=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, K] -> [M, N]."""
+        y, forked = self.base(x)
+        total: Tensor = self.update(forked, y)
+        return total
+
+
+def _chains(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
+    layer = Chains(linear, update)
+    return layer, (layer.A, layer.B)
+
+
+def lacking(module: str, *, needs_gpu: bool = False) -> Callable[[torch.device, torch.dtype], str | None]:
+    """The `why_absent` of a method whose code is a module's."""
+    package = module.partition(".")[0]
+
+    def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+        if needs_gpu and device.type != "cuda":
+            return f"{package} needs a CUDA GPU"
+        return (
+            importable(lambda: import_module(module)) if find_spec(package) else f"{package} is not installed"
+        )
+
+    return why_absent
 
 
 def _not_mixed(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
     return None if update.adapter_dtype == dtype else "it multiplies x by A as it is: one dtype for both"
 
 
+FASTLORA = Method("fastlora", "fastlora.apply_lora", tune_fastlora, why_absent=_no_backend)
+UNDROPPED = replace(
+    FASTLORA,
+    name="fastlora-p0",
+    about="fastlora without dropout, beside it in the cases with dropout",
+    tune=lambda model, names, update: tune_fastlora(model, names, update._replace(dropout=0.0)),
+    drops=False,
+)
 PEFT = Method(
-    "peft", "Hugging Face's PEFT: get_peft_model", tune_peft, why_absent=_peft_absent, external=True
+    "peft", "Hugging Face's PEFT: get_peft_model", tune_peft, why_absent=lacking("peft"), external=True
 )
 LORALIB = Method(
     "loralib",
     "Microsoft's loralib.Linear",
     replacing(_loralib_layer),
-    why_absent=_loralib_absent,
+    why_absent=lacking("loralib"),
+    why_not=_not_mixed,
+    external=True,
+)
+TRANSFORMER_ENGINE = Method(
+    "transformer-engine",
+    "Transformer Engine's operation fuser, as Megatron Bridge builds LoRA with it",
+    replacing(_chains),
+    why_absent=lacking("transformer_engine.pytorch", needs_gpu=True),
     why_not=_not_mixed,
     external=True,
 )

@@ -36,7 +36,7 @@ class LoRALinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, W: Tensor, o: Operands, setting: str) -> Tensor:
-        """x [..., K] -> y [..., N]; the bundle holds the same x, A, B and W, which autograd must see apart."""
+        """x [..., K] -> y [..., N]; `o` holds the same x, A, B and W, which autograd must see apart."""
         flat = x.dim() == 2
         if not flat:
             o = Operands(as_rows(x), *o[1:])

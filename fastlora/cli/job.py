@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fastlora.adapter_files import AdapterError
 from fastlora.cli.reporting import reported
-from fastlora.recipes.extras import MissingExtraError
+from fastlora.recipes.frame import MissingExtraError
 from fastlora.recipes.idx import DigitsError
 from fastlora.recipes.mnist.download import DownloadError
 from fastlora.recipes.progress import ConsoleProgress

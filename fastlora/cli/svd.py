@@ -10,8 +10,8 @@ from torch import Tensor
 from fastlora.cli.options import out_option
 from fastlora.cli.reporting import reported
 from fastlora.lowrank import check_share
+from fastlora.recipes.frame import RESULTS
 from fastlora.recipes.options import check_count
-from fastlora.recipes.results import RESULTS
 from fastlora.recipes.svd.job import PICTURE, SvdResult, run
 from fastlora.recipes.svd.matrices import CheckpointError, layer_weight, random_matrix
 

@@ -107,12 +107,12 @@ def checked_base(x: Tensor, W: Tensor, b: Tensor | None) -> BaseWeight:
     if W.dim() != 2:
         raise ValueError(f"W must have shape [N, K]; got {list(W.shape)}")
     (N, K), dtype, device = W.shape, W.dtype, x.device
-    if x.dim() == 0 or x.shape[-1] != K:
-        raise ValueError(f"x must have shape [..., K={K}]; got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, in W's dtype {dtype}; got {x.dtype}")
-    if x.dtype != dtype:
-        raise TypeError(f"x must have W's dtype {dtype}; got {x.dtype}")
+    shape = x.shape
+    if not shape or shape[-1] != K:
+        raise ValueError(f"x must have shape [..., K={K}]; got {list(shape)}")
+    if x.dtype != dtype or not dtype.is_floating_point:
+        must = "have" if x.is_floating_point() else "be floating point, in"
+        raise TypeError(f"x must {must} W's dtype {dtype}; got {x.dtype}")
     if b is not None and (b.shape != (N,) or b.dtype != dtype):
         raise ValueError(f"b must have shape [N={N}] and W's dtype {dtype}; got {list(b.shape)}, {b.dtype}")
     if W.device != device or (b is not None and b.device != device):
@@ -122,14 +122,15 @@ def checked_base(x: Tensor, W: Tensor, b: Tensor | None) -> BaseWeight:
 
 def check_adapter(x: Tensor, base: BaseWeight, A: Tensor, B: Tensor) -> None:
     """Raise TypeError or ValueError, naming the argument, unless s (x Aᵀ) Bᵀ is [..., N]."""
-    if A.dim() != 2 or A.shape[1] != base.K:
-        raise ValueError(f"A must have shape [r, K={base.K}]; got {list(A.shape)}")
-    if B.shape != (base.N, A.shape[0]):
-        raise ValueError(f"B must have shape [N={base.N}, r={A.shape[0]}]; got {list(B.shape)}")
-    if not A.is_floating_point():
-        raise TypeError(f"A must be floating point; got {A.dtype}")
-    if B.dtype != A.dtype:
-        raise TypeError(f"B must have A's dtype {A.dtype}; got {B.dtype}")
+    shape, dtype = A.shape, A.dtype
+    if len(shape) != 2 or shape[1] != base.K:
+        raise ValueError(f"A must have shape [r, K={base.K}]; got {list(shape)}")
+    if B.shape != (base.N, shape[0]):
+        raise ValueError(f"B must have shape [N={base.N}, r={shape[0]}]; got {list(B.shape)}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"A must be floating point; got {dtype}")
+    if B.dtype != dtype:
+        raise TypeError(f"B must have A's dtype {dtype}; got {B.dtype}")
     device = x.device
     if A.device != device or B.device != device:
         _refuse_device(x, A=A, B=B)

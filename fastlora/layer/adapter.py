@@ -68,6 +68,8 @@ class Adapter(nn.Module):
     init: str
     name: str = ""
     trains: tuple[bool, bool] = (True, True)
+    # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
+    narrowed_from: torch.dtype | None = None
 
     def __init__(self, A: nn.Parameter, B: nn.Parameter, options: Options) -> None:
         super().__init__()
@@ -92,6 +94,19 @@ class Adapter(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         with commit():
             super()._load_from_state_dict(*args)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Adapter:
+        before = self._dtype()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self._dtype()
+        if before is not None and after is not None and before != after:
+            self.narrowed_from = before if after.itemsize < before.itemsize else None
+        return self
+
+    def _dtype(self) -> torch.dtype | None:
+        """A's; None while it is computed from other tensors."""
+        A = self._parameters.get(SLOTS[0])
+        return None if A is None else A.dtype
 
     def reset_parameters(self) -> None:
         """Reset the update to zero. Code that builds a model on "meta" calls this after `to_empty`."""

@@ -3,8 +3,8 @@
 A layer trains nothing if it is merged or disabled, or if something reads its weight without calling it.
 Nothing else would say so: an optimizer skips parameters without a gradient. Nor does it train parameters that
 it does not hold. One made before `apply_lora` has neither A nor B; one made before `set_adapter` has those of
-another adapter. After the first step only layers are checked that ran merged or disabled while training, or
-whose adapter was switched.
+another adapter. A and B that were converted to 16 bits with the model lose small steps. After the first step
+only layers are checked that ran merged or disabled while training, or whose adapter was switched.
 """
 
 from __future__ import annotations
@@ -115,6 +115,22 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         warnings.warn(_text(idle, type(optimizer).__name__), stacklevel=3)
     if passed_by:
         _look_for_another(optimizer, passed_by, known)
+    if narrowed := [layer for layer in mine if layer.active.narrowed_from is not None]:
+        _warn_of_narrowed(narrowed)
+
+
+def _warn_of_narrowed(layers: list[Any]) -> None:
+    """Warn of A and B that were made in a wide dtype and are trained in 16 bits after a conversion."""
+    adapter = layers[0].active
+    was, now = adapter.narrowed_from, adapter.lora_A.dtype
+    for layer in layers:
+        layer.active.narrowed_from = None
+    warnings.warn(
+        f"A and B of {_listed(sorted(map(_name, layers)))} were made in {was} and are trained in {now}, "
+        "to which .half() or .to(dtype) converted them with the model: small steps are rounded away. "
+        "Convert the model before apply_lora, or say adapter_dtype where such updates are meant",
+        stacklevel=4,
+    )
 
 
 def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> None:

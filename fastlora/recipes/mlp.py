@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fastlora.recipes.seeds import weights_drawn_from
+from fastlora.recipes.training import weights_drawn_from
 
 SIZES: Final = (784, 1000, 2000, 10)
 LAYERS: Final = ("linear1", "linear2", "linear3")

@@ -22,6 +22,7 @@ class LoRAOptions:
         device: Such as "cpu" or "cuda"; "auto" is the GPU where there is one.
         out: Folder that the results are written to; made if need be.
         HIGHEST_RANK: The highest that an update of the job's net can have.
+        USES: What the seed determines besides the net's first weights.
 
     Raises:
         TypeError: If an option is of the wrong type.
@@ -34,6 +35,7 @@ class LoRAOptions:
     device: str
     out: Path
     HIGHEST_RANK: ClassVar[int]
+    USES: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
         if check_rank(self.rank, "rank") > self.HIGHEST_RANK:
@@ -65,6 +67,10 @@ class LoRAOptions:
         if device.type == "meta":
             raise ValueError("device must be one that holds data; got 'meta'")
         return device
+
+    def generator(self, use: str) -> torch.Generator:
+        """A fresh CPU generator for one of the uses, so that none depends on how much another draws."""
+        return torch.Generator().manual_seed(self.seed * len(self.USES) + self.USES.index(use))
 
     def as_json(self) -> dict[str, Any]:
         """Each option as JSON has it: paths and dtypes as text."""

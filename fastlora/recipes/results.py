@@ -1,19 +1,14 @@
-"""Results: what those of the jobs with LoRA share, and the results.json that every job writes."""
+"""What the results of the jobs with LoRA share."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from fastlora.info import versions
 from fastlora.recipes.options import LoRAOptions
 from fastlora.routes.decide import Route
-
-RESULTS: Final = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +44,3 @@ class LoRAResult(ABC):
             "seconds": self.seconds,
             "versions": self.versions,
         }
-
-
-def write_results(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write results.json."""
-    (folder / RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

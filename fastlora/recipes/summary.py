@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastlora.recipes.results import RESULTS, LoRAResult
+from fastlora.recipes.frame import RESULTS
+from fastlora.recipes.results import LoRAResult
 
 
 def figures_table(columns: Iterable[str], title: str | None = None) -> Table:

@@ -135,6 +135,14 @@ def _denormals_are_zero() -> bool:
     return not bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2)
 
 
+@contextmanager
+def weights_drawn_from(seed: int) -> Iterator[None]:
+    """Layers made on a CPU in this `with` block begin at the seed's weights; torch's generator stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class Score(NamedTuple):
     """How a net did on test examples.
 

@@ -8,10 +8,12 @@ temporary is needed besides y.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import Needs, Operands, accumulation_dtype
+from fastlora.routes.products import scaled_product
 
 # Rows of x converted at a time if the adapters' dtype is wider. This bounds the temporary: an fp32 block of
 # 16,384 columns is 32 MiB, however many rows x has.
@@ -33,9 +35,13 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
     if dropout > 0:
         threshold, kept_scale = dropout_constants(dropout)
         x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale)
-    p = _shrink(x_d, A.t())
-    p_x, B_x = (p, B) if p.dtype == B.dtype == x.dtype else (p.to(x.dtype), B.to(x.dtype))
-    y = _scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
+    if A.dtype == x.dtype in _ACCUMULATED:
+        p = p_x = F.linear(x_d, A)
+        B_x = B
+    else:
+        p = _shrink(x_d, A.t())
+        p_x, B_x = p.to(x.dtype), B.to(x.dtype)
+    y = scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
     if base.N * base.K >= _LARGE and _is_faster_transposed(x):
         return y.add_(torch.mm(W, x.t()).t()), p
     return y.addmm_(x, W.t()), p
@@ -76,21 +82,14 @@ def _is_faster_transposed(x: Tensor) -> bool:
     return x.shape[0] in _FEW_ROWS and x.dtype == torch.float32 and x.is_cpu and _MKL
 
 
-def _scaled_product(left: Tensor, right: Tensor, s: float) -> Tensor:
-    """s times the matrix product, in one torch operation."""
-    if s == 1:
-        return torch.mm(left, right)
-    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=s)
-
-
 def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     """s times [M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
     if rows.dtype == S.dtype:
-        product = _scaled_product(rows, S, s)
+        product = scaled_product(rows, S, s)
         return product if rows.dtype in _ACCUMULATED else product.to(torch.float32)
     accumulate = accumulation_dtype(rows.dtype)
     if not _is_wider(S.dtype, rows.dtype):
-        return _scaled_product(rows, S.to(rows.dtype), s).to(accumulate)
+        return scaled_product(rows, S.to(rows.dtype), s).to(accumulate)
     product = rows.new_empty(rows.shape[0], S.shape[1], dtype=accumulate)
     for chunk, out in zip(rows.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
         torch.addmm(out, chunk.to(accumulate), S.to(accumulate), beta=0, alpha=s, out=out)
@@ -103,10 +102,10 @@ def _gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> 
     One of the two matrices is x or dy, the other p or q, whose dtype may be wider.
     """
     if left.dtype == right.dtype == adapter:
-        return _scaled_product(left.t(), right, s)
+        return scaled_product(left.t(), right, s)
     rows = left.dtype if left.dtype.itemsize < right.dtype.itemsize else right.dtype
     if not _is_wider(adapter, rows):
-        return _scaled_product(left.to(rows).t(), right.to(rows), s).to(adapter)
+        return scaled_product(left.to(rows).t(), right.to(rows), s).to(adapter)
     accumulate = accumulation_dtype(rows)
     total = left.new_zeros(left.shape[1], right.shape[1], dtype=accumulate)
     for above, below in zip(left.split(_CHUNK_ROWS), right.split(_CHUNK_ROWS), strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import Needs, Operands, accumulation_dtype
+from fastlora.routes.products import scaled_product
 
 
 def forward(o: Operands) -> tuple[Tensor, Tensor]:
@@ -30,9 +31,9 @@ def backward(
     dx = dA = dB = None
     mask = _mask(o) if needs.dx or needs.dA else None
     if needs.dB:
-        dB = _product(dy.t(), p.to(torch.promote_types(dy.dtype, B.dtype))).mul_(o.s).to(B.dtype)
+        dB = _product(dy.t(), p.to(torch.promote_types(dy.dtype, B.dtype)), o.s).to(B.dtype)
     if needs.dx or needs.dA:
-        q = _product(dy, B).mul_(o.s)
+        q = _product(dy, B, o.s)
     if needs.dA:
         dA = _product(q.t(), _dropped(x, mask, o.dropout)).to(A.dtype)
     if needs.dx:
@@ -50,7 +51,7 @@ def _dropped(rows: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     return rows if mask is None else (rows * mask).mul_(dropout_constants(dropout)[1])
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The matrix product in the wider of the two dtypes."""
+def _product(left: Tensor, right: Tensor, s: float = 1.0) -> Tensor:
+    """s times the matrix product, in the wider of the two dtypes."""
     dtype = torch.promote_types(left.dtype, right.dtype)
-    return torch.mm(left.to(dtype), right.to(dtype))
+    return scaled_product(left.to(dtype), right.to(dtype), s)

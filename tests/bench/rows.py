@@ -25,31 +25,25 @@ CEILINGS = Ceilings(1e12, "float16", 1, 1e12, 1)
 SIZES = (12, 20, 16, 5)
 ROWS = 6
 
+_ROW = {
+    "level": "linear",
+    "method": "fastlora",
+    "phase": "forward+backward",
+    "dtype": "float32",
+    "adapter_dtype": "float32",
+    "shape": LAYER,
+    "dropout": 0.0,
+    "mode": "eager",
+    "floor_us": 1.0,
+}
+
 
 def row(samples=(1.0, 2.0, 3.0), **changes):
-    fields = {
-        "level": "linear",
-        "method": "fastlora",
-        "phase": "forward+backward",
-        "dtype": "float32",
-        "adapter_dtype": "float32",
-        "shape": LAYER,
-        "dropout": 0.0,
-        "mode": "eager",
-        "peak_bytes": None,
-        "launches": None,
-        "floor_us": 1.0,
-    }
-    return Row.of_samples(samples, **{**fields, **changes})
+    return Row.of_samples(samples, **_ROW | changes)
 
 
-def results(*rows, **changes):
-    fields = {
-        "environment": HERE,
-        "command": "python -m bench.linear",
-        "started": "2026-01-01T00:00:00+00:00",
-    }
-    return Results(**{**fields, **changes}, rows=list(rows))
+def results(*rows, environment=HERE, started="2026-01-01T00:00:00+00:00", **parts):
+    return Results(environment, "python -m bench.linear", started, rows=list(rows), **parts)
 
 
 def build():
@@ -63,18 +57,10 @@ def run(model, batch):
     return Outcome(nn.functional.cross_entropy(logits, batch["labels"]), logits)
 
 
-def small_task(**changes):
+def small_task(names=("0", "2", "4"), dropout=0.0):
     torch.manual_seed(4)
-    fields = {
-        "name": "small",
-        "shape": {"batch": ROWS, "r": 3},
-        "dtype": torch.float32,
-        "build": build,
-        "names": ["0", "2", "4"],
-        "update": Update(r=3, alpha=4.0, dropout=0.0, adapter_dtype=torch.float32),
-        "batches": [
-            {"x": torch.randn(ROWS, SIZES[0]), "labels": torch.randint(SIZES[-1], (ROWS,))} for _ in range(2)
-        ],
-        "run": run,
-    }
-    return Task(**{**fields, **changes})
+    batches = [
+        {"x": torch.randn(ROWS, SIZES[0]), "labels": torch.randint(SIZES[-1], (ROWS,))} for _ in range(2)
+    ]
+    update = Update(r=3, alpha=4.0, dropout=dropout, adapter_dtype=torch.float32)
+    return Task("small", {"batch": ROWS, "r": 3}, torch.float32, build, names, update, batches, run)

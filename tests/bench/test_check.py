@@ -21,8 +21,7 @@ from bench.methods import (
     UNFUSED,
 )
 from bench.methods.lorafusion import CHECKOUT
-from bench.nets.modes import MODES
-from bench.task import draw_update, layer_task
+from bench.task import layer_task
 from tests.bench.rows import CPU, small_task
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,13 +60,16 @@ def checked():
                 yield pytest.param(backend, name, case, id=f"{name}, {case}, {backend}", marks=marks)
 
 
+def assert_right(found, *names):
+    assert found.failure is None
+    assert set(found.errors) == {*names, *(f"d{letter}" for letter in METHODS[found.method].trains)}
+    assert all(error > 0 for error in found.errors.values())
+
+
 @pytest.mark.parametrize(("backend", "name", "case"), list(checked()))
 def test_output_and_gradients_of_a_layer_are_within_the_budget(backend, name, case):
     with fastlora.set_backend(backend):
-        found = layer_check(METHODS[name], case)
-    assert found.failure is None
-    assert set(found.errors) == {"y", "dx", *(f"d{letter}" for letter in METHODS[name].trains)}
-    assert all(error > 0 for error in found.errors.values())
+        assert_right(layer_check(METHODS[name], case), "y", "dx")
 
 
 def tunable(name):
@@ -79,22 +81,18 @@ def tunable(name):
 
 @pytest.mark.parametrize("name", IN_NETS)
 def test_output_and_gradients_of_a_net_are_within_the_budget(name):
-    method, task = tunable(name)
-    found = check(method, task)
-    assert found.failure is None
-    assert set(found.errors) == {"y", *(f"d{letter}" for letter in method.trains)}
-    assert all(error > 0 for error in found.errors.values())
+    assert_right(check(*tunable(name)), "y")
 
 
 @pytest.mark.parametrize("mode", ["eager", "checkpoint"])
 def test_a_llama_is_tuned_in_every_layer_but_its_head(mode):
     pytest.importorskip("transformers")
-    from bench.nets.llama import Text, llama_task
+    from bench.model import Text, llama_task
 
     task = llama_task("tiny", Text(1, 8), small_task().update, CPU, torch.float32)
     assert len(task.names) == 2 * 7
     assert "lm_head" not in task.names
-    assert check(FASTLORA, task, MODES[mode]).failure is None
+    assert check(FASTLORA, task, mode).failure is None
 
 
 def wrong_scale(model, names, update):
@@ -138,11 +136,10 @@ def two_masks(model, names, update):
     ids=["scale", "gradient", "masks", "rate", "undropped"],
 )
 def test_a_wrong_method_fails_its_check_by_name(tune, case, failure):
-    assert layer_check(replace(UNFUSED, tune=tune), case).failure.startswith(failure)
-
-
-def test_a_wrong_method_fails_its_check_in_a_net():
-    assert check(replace(UNFUSED, tune=wrong_scale), small_task()).failure.startswith("y: error")
+    wrong = replace(UNFUSED, tune=tune)
+    assert layer_check(wrong, case).failure.startswith(failure)
+    if tune is wrong_scale:
+        assert check(wrong, small_task()).failure.startswith(failure)
 
 
 @pytest.mark.parametrize("method", [UNFUSED, FASTLORA], ids=lambda method: method.name)
@@ -152,21 +149,17 @@ def test_the_mask_read_back_is_the_one_that_was_drawn(method):
     task = layer_task(case, inputs)
     D = read_mask(method, task)
     assert set(D.unique().tolist()) == {0.0, 1 / (1 - rate)}
-    tuned = method.tune(task.build(), task.names, task.update)
-    draw_update(tuned, case.adapter_dtype)
-    A, B = (tensor.detach().double() for tensor in tuned.trained.values())
+    layer = build_layer(method, case, inputs)
     seed_all()
-    y = task.run(tuned.model, task.batches[0]).y
-    x, W = inputs.x.detach().double(), inputs.W.double()
-    torch.testing.assert_close(
-        y.detach().double(), x @ W.t() + inputs.s * (x * D) @ A.t() @ B.t(), rtol=1e-4, atol=1e-4
-    )
+    y = layer.forward()
+    A, B, x, W = (tensor.detach().double() for tensor in (*layer.trained, inputs.x, inputs.W))
+    truth = x @ W.t() + inputs.s * (x * D) @ A.t() @ B.t()
+    torch.testing.assert_close(y.detach().double(), truth, rtol=1e-4, atol=1e-4)
 
 
-def test_cases_are_taken_by_those_who_can(monkeypatch, tmp_path):
-    assert set(present(CASES[0])) - {"peft", "loralib"} == {
-        "frozen", "full", "unfused", "addmm", "parametrized", "fastlora", "fastlora-p0"
-    }  # fmt: skip
+def test_cases_are_taken_by_those_who_can():
+    others = {"compiled", "lorafusion", "transformer-engine"}
+    assert set(present(CASES[0])) | {"peft", "loralib"} == set(METHODS) - others
     assert "no dropout" in CASES[3].why_not(ADDMM)
     assert "nothing to drop" in CASES[3].why_not(PARAMETRIZED)
     assert "take the weight's dtype" in CASES[1].why_not(PARAMETRIZED)
@@ -183,6 +176,7 @@ def test_what_cannot_run_here_says_why(monkeypatch, tmp_path):
     monkeypatch.setenv(CHECKOUT, str(tmp_path))
     assert LORAFUSION.why_absent(CPU, torch.bfloat16) == "its kernels need a GPU"
     assert "holds no lorafusion/ops/lora_v1.py" in LORAFUSION.why_absent(gpu, torch.bfloat16)
+    assert METHODS["transformer-engine"].why_absent(CPU, torch.float16).endswith("needs a CUDA GPU")
     monkeypatch.setattr("bench.methods.libraries.find_spec", lambda name: None)
     for name in ("peft", "loralib"):
         assert METHODS[name].why_absent(CPU, torch.float32) == f"{name} is not installed"

@@ -3,21 +3,20 @@
 import os
 import sys
 
-import torch
+import pytest
 
 from bench import correctness as module
-from bench.correctness import run_steps
-from bench.numeric_tests import read_tests
+from bench.correctness import read_tests, run_steps
 from bench.precompile import compile_share
 from bench.process import Ended, run_child, run_process
 from bench.settings import DRY
-
-CPU = torch.device("cpu")
+from tests.bench.rows import CPU
 
 PASSED = "a.py::test_a PASSED [ 50%]\n=== 4 passed, 1 skipped in 2.51s ===\n"
-FAILED = """a.py::test_a[1] FAILED [100%]
+FAILURE = "FAILED tests/routes/test_fused.py::test_a[1] - AssertionError: y: error 3"
+FAILED = f"""a.py::test_a[1] FAILED [100%]
 =========== short test summary info ===========
-FAILED tests/routes/test_fused.py::test_a[1] - AssertionError: y: error 3
+{FAILURE}
 1 failed, 3 passed in 61.20s (0:01:01)
 """
 CUT = """[gw0] [  1%] PASSED a.py::test_a
@@ -27,35 +26,28 @@ CUT = """[gw0] [  1%] PASSED a.py::test_a
 BROKEN = "ImportError while loading conftest\nE   no module named x\n"
 
 
-def test_the_closing_line_is_kept():
-    found = read_tests(Ended(0, PASSED, 3.14))
-    assert found == {
-        "passed": True,
-        "finished": True,
-        "summary": "4 passed, 1 skipped in 2.51s",
-        "failures": [],
-        "seconds": 3.1,
+@pytest.mark.parametrize(
+    ("ended", "summary", "failures"),
+    [
+        (Ended(0, PASSED, 3.14), "4 passed, 1 skipped in 2.51s", []),
+        (Ended(1, FAILED, 61.2), "1 failed, 3 passed in 61.20s (0:01:01)", [FAILURE]),
+        (
+            Ended(None, CUT, 150.2),
+            "not finished after 150 s: 2 passed, 1 failed",
+            ["[gw1] [  3%] FAILED a.py::test_c"],
+        ),
+        (Ended(4, BROKEN, 1.0), "pytest exited with status 4: E   no module named x", []),
+    ],
+    ids=["passed", "failed", "cut", "broken"],
+)
+def test_what_tests_say_is_kept_and_of_those_that_were_cut_how_far_they_came(ended, summary, failures):
+    assert read_tests(ended) == {
+        "passed": ended.status == 0,
+        "finished": ended.status is not None,
+        "summary": summary,
+        "failures": failures,
+        "seconds": round(ended.seconds, 1),
     }
-
-
-def test_failures_are_kept_by_name():
-    found = read_tests(Ended(1, FAILED, 61.2))
-    assert not found["passed"]
-    assert found["summary"] == "1 failed, 3 passed in 61.20s (0:01:01)"
-    assert found["failures"] == ["FAILED tests/routes/test_fused.py::test_a[1] - AssertionError: y: error 3"]
-
-
-def test_tests_that_did_not_finish_did_not_pass_and_say_how_far_they_came():
-    found = read_tests(Ended(None, CUT, 150.2))
-    assert (found["passed"], found["finished"]) == (False, False)
-    assert found["summary"] == "not finished after 150 s: 2 passed, 1 failed"
-    assert found["failures"] == ["[gw1] [  3%] FAILED a.py::test_c"]
-
-
-def test_tests_that_did_not_start_say_why():
-    found = read_tests(Ended(4, BROKEN, 1.0))
-    assert not found["passed"]
-    assert found["summary"] == "pytest exited with status 4: E   no module named x"
 
 
 def test_a_process_that_hangs_is_ended_with_its_children():
@@ -79,31 +71,24 @@ def test_a_program_that_prints_no_result_has_not_passed_and_says_why():
     assert "sideways" in found["summary"]
 
 
-def lanes(monkeypatch, *steps):
-    monkeypatch.setattr(module, "LANES", steps)
-
-
-def test_steps_of_a_lane_follow_one_another_and_only_those_wanted_run(monkeypatch, tmp_path):
+def test_steps_of_a_lane_follow_one_another_only_those_wanted_run_and_one_that_raises_stops_none(
+    monkeypatch, tmp_path
+):
     ran = []
 
     def step(setting, folder):
         ran.append(folder)
         return {"passed": len(ran)}
 
-    lanes(monkeypatch, {"one": step, "two": step, "three": step})
-    found = list(run_steps(DRY, tmp_path, lambda name: name != "two"))
-    assert found == [("one", {"passed": 1}), ("three", {"passed": 2})]
-    assert ran == [tmp_path] * 2
-
-
-def test_a_step_that_raises_has_not_passed_and_the_others_run(monkeypatch, tmp_path):
     def broken(setting, folder):
         raise OSError("disk full")
 
-    lanes(monkeypatch, {"broken": broken, "sound": lambda *_: {"passed": True}})
-    found = dict(run_steps(DRY, tmp_path, lambda name: True))
-    assert (found["broken"]["passed"], found["broken"]["summary"]) == (False, "OSError: disk full")
-    assert found["sound"]["passed"]
+    monkeypatch.setattr(module, "LANES", ({"one": step, "two": step, "broken": broken, "three": step},))
+    found = list(run_steps(DRY, tmp_path, lambda name: name != "two"))
+    assert [name for name, _ in found] == ["one", "broken", "three"]
+    assert [result["passed"] for _, result in found] == [1, False, 2]
+    assert found[1][1]["summary"] == "OSError: disk full"
+    assert ran == [tmp_path] * 2
 
 
 def test_a_variant_that_does_not_compile_is_named(monkeypatch):

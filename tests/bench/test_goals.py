@@ -41,29 +41,18 @@ def test_eager_and_dry_times_count_for_nothing():
 
 
 def test_means_are_geometric_over_the_llama_shapes_with_many_rows():
-    other = [
-        HEADLINE._replace(M=64),
-        HEADLINE._replace(r=8),
-        HEADLINE._replace(bias=True),
-        HEADLINE._replace(K=5120),
-    ]
-    given = [row("fastlora", 10.0, case) for case in (HEADLINE, WIDE, *other)]
-    given += [
-        row("full", 10.0, HEADLINE),
-        row("full", 40.0, WIDE),
-        *(row("full", 990.0, case) for case in other),
-    ]
-    lines = found(*given)
-    line = lines["full over fastlora, forward+backward", "mean"]
+    others = [HEADLINE._replace(**change) for change in ({"M": 64}, {"r": 8}, {"bias": True}, {"K": 5120})]
+    given = [row("fastlora", 10.0, case) for case in (HEADLINE, WIDE, *others)]
+    given += [row("full", 10.0, HEADLINE), row("full", 40.0, WIDE)]
+    given += [row("full", 990.0, case) for case in others]
+    line = found(*given)["full over fastlora, forward+backward", "mean"]
     assert (line.shapes, line.measured) == ("mean of 2", "2.000")
 
 
 def test_wide_adapters_and_dropout_are_judged_in_their_own_cases():
     wide, dropped = HEADLINE._replace(adapter_dtype=torch.float32), HEADLINE._replace(dropout=0.1)
-    lines = found(
-        row("peft", 20.0, wide), row("fastlora", 10.0, wide),
-        row("fastlora", 10.2, dropped), row("fastlora-p0", 10.0, dropped),
-    )  # fmt: skip
+    given = [row("peft", 20.0, wide), row("fastlora", 10.0, wide)]
+    lines = found(*given, row("fastlora", 10.2, dropped), row("fastlora-p0", 10.0, dropped))
     assert lines["peft over fastlora, fp32 adapters", "headline"].measured == "2.000"
     assert lines["peft over fastlora, bf16 adapters", "headline"].verdict == "not measured"
     assert lines["dropout 0.1 over none, fastlora", "headline"].measured == "1.020"
@@ -86,12 +75,6 @@ def test_the_closest_other_lora_is_named_wherever_it_is():
     ],
 )
 def test_launches_are_counted_without_the_fill_of_the_workspace(kernels, measured, verdict):
-    profile = {
-        "method": "fastlora",
-        "phase": "forward",
-        **HEADLINE.labels(),
-        "launches": 2,
-        "kernels": kernels,
-    }
+    profile = {"method": "fastlora", "phase": "forward", **HEADLINE.labels(), "kernels": kernels}
     line = found(profiles=[profile])["launches of fastlora, forward", "headline"]
     assert (line.measured, line.verdict) == (measured, verdict)

@@ -63,16 +63,14 @@ def test_a_layer_is_measured_in_every_phase_with_what_it_saves(tmp_path):
     assert "absent    lorafusion: --lorafusion PATH was not given" in printed
 
 
-def test_methods_can_be_chosen_and_unknown_ones_are_refused(tmp_path):
-    found, _ = run(linear, tmp_path, "--methods", "fastlora", "frozen", "--seconds", "0.1")
-    assert {row.method for row in found.rows} == {"fastlora", "frozen"}
+def test_methods_can_be_chosen_unknown_ones_are_refused_and_where_one_is_left_out_is_listed(tmp_path):
+    found, _ = run(linear, tmp_path, "--methods", "compiled", "frozen", "--seconds", "0.1")
+    assert {row.method for row in found.rows} == {"frozen"}
+    assert [entry["why"] for entry in found.left_out] == [SELDOM_WHY] * 2
+    found, _ = run(linear, tmp_path, "--methods", "frozen", "unfused", "--most-rows", "6")
+    assert {row.method for row in found.rows} == {"frozen", "unfused"}
     _, printed = run(linear, tmp_path, "--methods", "slowlora", status=2)
     assert "slowlora" in printed
-
-
-def test_a_shape_that_a_seldom_method_is_left_out_of_is_listed(tmp_path):
-    found, _ = run(linear, tmp_path, "--methods", "compiled", "frozen")
-    assert [entry["why"] for entry in found.left_out] == [SELDOM_WHY] * 2
 
 
 def test_the_step_of_a_net_is_split_and_the_exit_status_tells_of_wrong_methods(tmp_path, monkeypatch):

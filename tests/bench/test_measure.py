@@ -13,14 +13,14 @@ from bench.counts import device_events, profile_case
 from bench.layer import PHASES
 from bench.measure import count_step, measure_case, measure_task, present, twin
 from bench.methods import ADDMM, FASTLORA, FROZEN, FULL, METHODS, UNFUSED
-from bench.nets.digits import digits_task
+from bench.mnist import digits_task
 from bench.precompile import variants
 from bench.schedule import LLAMA_8B, LLAMA_70B, gpu_measurements
 from bench.settings import DRY, effort_on
 from bench.step import ADAMS, PARTS, Trainer
 from fastlora.formula.cost import Problem
 from fastlora.measuring.timing import Work
-from tests.bench.rows import CEILINGS, CPU, ROWS, SIZES, build, small_task
+from tests.bench.rows import CEILINGS, CPU, ROWS, SIZES, build, results, small_task
 from tests.bench.test_check import CASES, wrong_scale
 
 LAYERS = list(pairwise(SIZES))
@@ -33,8 +33,9 @@ def unfinished(model, names, update):
 
 
 def measured(*methods, case=DRY.cases[0], modes=("dry-run",)):
-    measurement = Measurement(case, tuple(method.name for method in methods), modes)
-    return measure_case(measurement, DRY.how, methods, CEILINGS, 0)
+    found, measurement = results(), Measurement(case, tuple(method.name for method in methods), modes)
+    measure_case(found, measurement, DRY.how, methods, CEILINGS, 0)
+    return found
 
 
 def test_every_method_gets_a_row_for_each_phase():
@@ -43,18 +44,6 @@ def test_every_method_gets_a_row_for_each_phase():
     assert all(row.q25_us <= row.median_us <= row.q75_us for row in found.rows)
     assert all(len(row.samples_us) == 2 for row in found.rows)
     assert (found.problems, found.left_out) == ([], [])
-
-
-def test_a_wrong_method_is_not_timed_and_the_others_are():
-    found = measured(FROZEN, replace(UNFUSED, tune=wrong_scale))
-    assert {row.method for row in found.rows} == {"frozen"}
-    assert [check["failure"] is None for check in found.checks] == [True, False]
-
-
-def test_a_method_that_raises_is_a_problem_and_the_others_are_timed():
-    found = measured(replace(UNFUSED, tune=unfinished), FROZEN)
-    assert {row.method for row in found.rows} == {"frozen"}
-    assert found.problems == [f"{DRY.cases[0]}, checking unfused: RuntimeError: out of resources"]
 
 
 def test_another_librarys_failure_leaves_it_out_and_is_no_problem():
@@ -113,9 +102,10 @@ def test_operators_of_a_call_are_counted_and_those_of_each_phase():
     assert all(len(entry["kernels"]) == entry["launches"] for entry in found)
 
 
-def stepped(*methods, mode="eager"):
-    task, how = small_task(), effort_on(CPU, 2)._replace(warm_up_rounds=1)
-    return measure_task("mnist", task, task, mode, "fused", methods, CEILINGS, how)
+def stepped(*methods, mode="eager", **changes):
+    found, task, how = results(), small_task(**changes), effort_on(CPU, 2)._replace(warm_up_rounds=1)
+    measure_task(found, "mnist", task, task, mode, "fused", methods, CEILINGS, how)
+    return found
 
 
 def test_every_method_gets_a_row_for_each_part_of_a_step_and_the_whole():
@@ -132,11 +122,16 @@ def test_every_method_gets_a_row_for_each_part_of_a_step_and_the_whole():
     assert whole.samples_us[0] >= sum(rows[part].samples_us[0] for part in PARTS)
 
 
-def test_wrong_and_broken_methods_of_a_net_are_not_timed():
-    found = stepped(FROZEN, replace(UNFUSED, tune=wrong_scale), replace(FASTLORA, tune=unfinished))
+@pytest.mark.parametrize(
+    ("measure", "where"),
+    [(measured, f"{DRY.cases[0]}"), (stepped, "mnist small, eager")],
+    ids=["layer", "net"],
+)
+def test_wrong_and_broken_methods_are_not_timed_and_the_others_are(measure, where):
+    found = measure(FROZEN, replace(UNFUSED, tune=wrong_scale), replace(FASTLORA, tune=unfinished))
     assert {row.method for row in found.rows} == {"frozen"}
     assert [check["failure"] is None for check in found.checks] == [True, False]
-    assert found.problems == ["mnist small, eager, checking fastlora: RuntimeError: out of resources"]
+    assert found.problems == [f"{where}, checking fastlora: RuntimeError: out of resources"]
 
 
 def test_checkpointing_what_is_no_transformers_model_is_a_problem():
@@ -157,15 +152,10 @@ def test_what_a_step_saves_is_its_inputs_and_adams_ways_launch_apart():
 
 
 def test_methods_that_do_not_take_a_net_are_left_out_and_those_absent_say_why(monkeypatch):
-    task = small_task(update=small_task().update._replace(dropout=0.1))
-    found = measure_task("mnist", task, task, "eager", "fused", [METHODS["parametrized"]], CEILINGS, DRY.how)
-    assert "nothing to drop" in found.left_out[0]["why"]
+    assert "nothing to drop" in stepped(METHODS["parametrized"], dropout=0.1).left_out[0]["why"]
     monkeypatch.setattr("bench.methods.libraries.find_spec", lambda name: None)
     methods, absent = present(["fastlora", "loralib"], CPU, torch.float32)
-    assert ([method.name for method in methods], absent) == (
-        [*["fastlora"]],
-        {"loralib": "loralib is not installed"},
-    )
+    assert (methods, absent) == ([FASTLORA], {"loralib": "loralib is not installed"})
 
 
 def test_a_twin_lies_in_the_same_memory_and_freezes_apart():
@@ -190,11 +180,11 @@ def test_the_floor_is_the_longer_of_arithmetic_and_bytes_and_passes_add_up():
     case = CASES[1]
     problem = Problem(*case[:6])
     found = floors(layer_use(case), CEILINGS._replace(matmul_flops=1e6, copy_bytes_per_s=1e30))
-    assert found["forward"].us == problem.forward().flops
-    assert found["backward"].us == found["backward"].flops == problem.backward().flops
+    assert found["forward"].floor_us == problem.forward().flops
+    assert found["backward"].floor_us == found["backward"].flops == problem.backward().flops
     assert found["forward+backward"] == tuple(map(sum, zip(found["forward"], found["backward"], strict=True)))
     found = floors(layer_use(case), CEILINGS._replace(matmul_flops=1e30, copy_bytes_per_s=1e6))
-    assert found["forward"].us == problem.forward().moved
+    assert found["forward"].floor_us == problem.forward().moved
 
 
 def test_a_nets_floor_is_that_of_every_layer_but_for_the_gradient_of_the_data():
@@ -206,7 +196,9 @@ def test_a_nets_floor_is_that_of_every_layer_but_for_the_gradient_of_the_data():
     assert with_dx.flops - uses[0].backward().flops == 2 * ROWS * (K * N + 3 * K)
     found = floors(uses, CEILINGS)
     assert found["step"].flops == sum(use.problem.forward().flops + use.backward().flops for use in uses)
-    assert found["step"].us == pytest.approx(found["forward"].us + found["backward"].us, abs=1e-5)
+    assert found["step"].floor_us == pytest.approx(
+        found["forward"].floor_us + found["backward"].floor_us, abs=1e-5
+    )
 
 
 def test_a_layer_that_is_not_adapted_counts_as_the_frozen_one_it_is():

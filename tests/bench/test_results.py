@@ -5,12 +5,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 
+from bench import environment as module
 from bench.environment import environment
 from bench.results import Results, open_results
 from tests.bench import rows as made
-from tests.bench.rows import HERE
+from tests.bench.rows import CPU, HERE
 
 
 def row(**changes):
@@ -18,8 +18,12 @@ def row(**changes):
     return made.row(shape={"M": 2, "K": 3, "N": 4, "r": 1}, **{**fields, **changes})
 
 
-def results(**changes):
-    full = {
+ROWS = (row(), row(method="full"))
+LABELS = ROWS[0].labels
+
+
+def results(*rows, **changes):
+    parts = {
         "correctness": {
             "tests": {"passed": True, "summary": "3 passed"},
             "graph": {"passed": None, "summary": "not run: no GPU"},
@@ -28,100 +32,91 @@ def results(**changes):
         "absent": {"fastlora": "no GPU"},
         "left_out": [{"method": "addmm", "why": "no dropout", "dropout": 0.1}],
         "checks": [{"method": "frozen", "failure": None}],
-        "rows": [row(), row(method="full")],
     }
-    rows = {**full, **changes}.pop("rows")
-    return made.results(
-        *rows, **{name: value for name, value in {**full, **changes}.items() if name != "rows"}
-    )
+    return made.results(*rows, **{**parts, **changes})
 
 
-def test_a_file_reads_back_as_it_was_written(tmp_path):
+EMPTY = Results(environment=HERE, command="", started="")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where full results lie."""
     path = tmp_path / "results.json"
-    results().write(path)
-    assert Results.read(path) == results()
+    results(*ROWS).write(path)
+    return path
 
 
-def test_a_file_holds_a_row_a_line(tmp_path):
+@pytest.mark.parametrize("written", [results(*ROWS), EMPTY], ids=["full", "empty"])
+def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, tmp_path):
     path = tmp_path / "results.json"
-    results().write(path)
-    lines = path.read_text().splitlines()
-    assert sum('"median_us"' in line for line in lines) == 2
-    assert [json.loads(line.strip().rstrip(",")) for line in lines if '"median_us"' in line]
+    written.write(path)
+    assert Results.read(path) == written
+    lines = [line for line in path.read_text().splitlines() if '"median_us"' in line]
+    assert [json.loads(line.strip().rstrip(","))["method"] for line in lines] == [
+        row.method for row in written.rows
+    ]
 
 
-def test_empty_results_are_json_too(tmp_path):
-    path = tmp_path / "results.json"
-    empty = Results(environment=HERE, command="", started="")
-    empty.write(path)
-    assert json.loads(path.read_text())["rows"] == []
-    assert Results.read(path) == empty
-
-
-def test_a_write_that_fails_leaves_the_last_file(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_last_file(path, monkeypatch):
     def half(path, text, **_):
         with path.open("w") as file:
             file.write(text[: len(text) // 2])
         raise OSError("disk full")
 
-    path = tmp_path / "results.json"
-    results().write(path)
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="disk full"):
-        results(rows=[]).write(path)
-    assert Results.read(path) == results()
+        EMPTY.write(path)
+    assert Results.read(path) == results(*ROWS)
 
 
-def test_a_run_goes_on_where_device_versions_and_sources_are_the_same(tmp_path):
-    path = tmp_path / "results.json"
-    results().write(path)
+def test_a_run_goes_on_where_device_versions_and_sources_are_the_same(path):
     fresh = Results(environment=HERE._replace(commit="def", modified=True), command="", started="")
-    assert open_results(path, fresh) == results()
+    assert open_results(path, fresh) == results(*ROWS)
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"sources": "456"}, {"versions": {}}, {"device": {"kind": "cuda"}}],
-    ids=lambda change: next(iter(change)),
+    "change", [{"sources": "456"}, {"versions": {}}, {"device": {"kind": "cuda"}}], ids=str
 )
-def test_results_of_another_kind_are_set_aside(change, tmp_path):
-    path = tmp_path / "results.json"
-    results().write(path)
+def test_results_of_another_kind_are_set_aside(change, path):
     fresh = Results(environment=HERE._replace(**change), command="", started="")
     assert open_results(path, fresh) is fresh
-    assert Results.read(tmp_path / "results.old.json") == results()
+    assert Results.read(path.with_name("results.old.json")) == results(*ROWS)
     assert not path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', '{"schema": 1}'])
-def test_a_file_that_is_no_results_file_is_set_aside(content, tmp_path):
-    path = tmp_path / "results.json"
+def test_a_file_that_is_no_results_file_is_set_aside(content, path):
     path.write_text(content)
-    fresh = Results(environment=HERE, command="", started="")
-    assert open_results(path, fresh) is fresh
-    assert (tmp_path / "results.old.json").read_text() == content
-
-
-LABELS = row().labels
+    assert open_results(path, EMPTY) is EMPTY
+    assert path.with_name("results.old.json").read_text() == content
 
 
 def test_a_case_is_known_by_its_rows():
     assert LABELS["shape"] == {"M": 2, "K": 3, "N": 4, "r": 1}
-    assert results().has(LABELS)
+    assert results(*ROWS).methods_of(LABELS) == {"frozen", "full"}
     for other in ({"adapter_dtype": "bfloat16"}, {"dropout": 0.1}, {"bias": True}):
-        assert not results().has({**LABELS, **other})
-    assert not results(rows=[]).has(LABELS)
+        assert not results(*ROWS).methods_of({**LABELS, **other})
+    assert not EMPTY.methods_of(LABELS)
 
 
 def test_launches_are_noted_in_the_rows_they_belong_to():
-    found = results(
-        rows=[row(launches=None), row(launches=None, mode="graph"), row(launches=None, method="full")]
-    )
-    assert not found.has_profile(LABELS)
+    found = results(row(launches=None), row(launches=None, mode="graph"), row(launches=None, method="full"))
     found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
     assert [entry.launches for entry in found.rows] == [3, 3, None]
-    assert found.has_profile(LABELS)
-    assert not found.has_profile({**LABELS, "dtype": "float16"})
+
+
+def test_what_was_not_counted_of_what_was_measured_is_known():
+    both = {"phase": "forward+backward"}
+    found = results(row(), row(**both), row(**both, dropout=0.1), row(**both, method="full"))
+    assert found.lacks_counts(LABELS, launches=False)
+    found.add_saved(LABELS, {"frozen": 0, "full": 8})
+    assert [entry.saved_bytes for entry in found.rows] == [None, 0, None, 8]
+    assert not found.lacks_counts(LABELS, launches=False)
+    assert found.lacks_counts(LABELS, launches=True)
+    found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
+    assert not found.lacks_counts(LABELS, launches=True)
+    assert not found.lacks_counts({**LABELS, "dtype": "float16"}, launches=True)
 
 
 def test_everything_that_went_wrong_is_a_failure():
@@ -135,20 +130,16 @@ def test_everything_that_went_wrong_is_a_failure():
         checks=[{"method": "addmm", "failure": "dx: error"}],
         problems=["case, forward: RuntimeError"],
     )
-    assert bad.failures() == [
-        "tests: 1 failed, 2 passed",
-        "soak: different",
-        "addmm: dx: error",
-        "case, forward: RuntimeError",
-    ]
+    steps = ["tests: 1 failed, 2 passed", "soak: different"]
+    assert bad.failures() == [*steps, "addmm: dx: error", "case, forward: RuntimeError"]
 
 
 def test_the_environment_names_the_sources_also_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    here = environment(torch.device("cpu"), commit="given")
+    here = environment(CPU, commit="given")
     assert (here.commit, here.modified) == ("given", None)
     assert len(here.sources) == 64
-    assert here == environment(torch.device("cpu"), commit="given")
+    assert here == environment(CPU, commit="given")
 
 
 def test_the_environment_knows_the_versions_of_what_is_compared(monkeypatch):
@@ -156,18 +147,16 @@ def test_the_environment_knows_the_versions_of_what_is_compared(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", absent)
-    versions = environment(torch.device("cpu")).versions
-    assert versions["torch"] == torch.__version__
+    versions = environment(CPU).versions
+    assert versions["torch"]
     assert {versions[name] for name in ("peft", "transformers", "loralib", "transformer-engine")} == {None}
 
 
 def test_a_changed_source_changes_the_digest(monkeypatch, tmp_path):
-    from bench import environment as module
-
     monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "bench").mkdir()
-    source = Path(tmp_path / "bench" / "a.py")
-    source.write_text("one")
-    before = module.sources_digest()
-    source.write_text("two")
-    assert module.sources_digest() != before
+    digests = set()
+    for text in ("one", "two"):
+        (tmp_path / "bench" / "a.py").write_text(text)
+        digests.add(module.sources_digest())
+    assert len(digests) == 2

@@ -7,11 +7,15 @@ import pytest
 from click.testing import CliRunner
 
 from bench import gpu
-from bench.gpu import fresh_results, main
+from bench.correctness import Steps
+from bench.gpu import main, present_methods
+from bench.methods import METHODS
+from bench.process import outcome
 from bench.results import Results
 from bench.run import Run
 from bench.settings import DRY
 from fastlora.routes.decide import reload_tables
+from tests.bench.rows import CPU
 
 SMALL = DRY._replace(
     measurements=tuple(one._replace(methods=("frozen", "unfused")) for one in DRY.measurements)
@@ -21,88 +25,95 @@ ROWS_A_CASE = 2 * 3
 
 @pytest.fixture(autouse=True)
 def _steps(monkeypatch):
-    """Stands in for the steps of correctness; the one that the test names fails."""
+    """Stands in for the steps before the measurement, of which the tuning fails."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(gpu, "DRY", SMALL)
     monkeypatch.setattr(gpu, "_DRY_SURROUNDINGS", {})
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)  # wants a real stderr
-    monkeypatch.setattr("bench.run.run_steps", steps)
-    found = {"passed": True, "finished": True, "summary": "compiled", "seconds": 0.0}
-    monkeypatch.setattr("bench.run.compile_candidates", lambda device: None)
-    monkeypatch.setattr("bench.run.compile_all", lambda setting: found)
-    monkeypatch.setattr(
-        "bench.run.run_child", lambda *given: {**found, "passed": False, "summary": "no tiles"}
-    )
+    monkeypatch.setattr("bench.correctness.run_steps", steps)
+    monkeypatch.setattr("bench.correctness.compile_candidates", lambda device: None)
+    monkeypatch.setattr("bench.correctness.compile_all", lambda setting: outcome(True, "compiled", 0.0))
+    monkeypatch.setattr("bench.correctness.run_child", lambda *given: outcome(False, "no tiles", 0.0))
 
 
 def steps(setting, folder, wanted, failing=()):
     for name in ("tests", "soak", "candidates"):
         if wanted(name):
-            passed = name not in failing
-            yield name, {"passed": passed, "finished": True, "summary": f"ran {name}", "seconds": 0.0}
+            yield name, outcome(name not in failing, f"ran {name}", 0.0)
 
 
 def command(*arguments):
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
-def run(folder, deadline=60.0, results=None):
-    results = results or fresh_results(SMALL, None)
-    return Run(results, SMALL, folder / "results.json", time.monotonic() + deadline)
+def steps_in(folder):
+    path = folder / "results.json"
+    return Steps(Results.read(path) if path.exists() else Results.begin("bench.gpu", CPU), SMALL, path)
 
 
-def test_what_an_earlier_run_did_is_kept_and_the_rest_is_done(tmp_path, capsys):
-    first = run(tmp_path)
-    first.measure()
-    whole = Results.read(tmp_path / "results.json")
-    assert len(whole.rows) == 2 * ROWS_A_CASE
-    kept, profiles = whole.rows[:ROWS_A_CASE], list(whole.profiles)
-    whole.rows = list(kept)
+def measure(results, path, deadline=60.0):
+    """Measure, and give what the file then holds."""
+    run = Run(results, SMALL.how, SMALL.measurements, path, 0, time.monotonic() + deadline)
+    run.measure([METHODS["frozen"], METHODS["unfused"]])
+    return Results.read(path)
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """The results of a whole run."""
+    return measure(Results.begin("bench.gpu", CPU), tmp_path / "results.json")
+
+
+def test_what_an_earlier_run_did_is_kept_and_the_rest_is_done(measured, tmp_path, capsys):
+    assert len(measured.rows) == 2 * ROWS_A_CASE
+    kept, profiles = measured.rows[:ROWS_A_CASE], list(measured.profiles)
+    measured.rows, measured.profiles = list(kept), profiles[:ROWS_A_CASE]
     capsys.readouterr()
-    run(tmp_path, results=whole).measure()
-    again = Results.read(tmp_path / "results.json")
+    again = measure(measured, tmp_path / "results.json")
     assert again.rows[:ROWS_A_CASE] == kept
     assert len(again.rows) == 2 * ROWS_A_CASE
     assert again.profiles == profiles
-    assert "times     2/2" in (said := capsys.readouterr().out)
-    assert "times     1/2" not in said
+    said = capsys.readouterr().out
+    assert ("times     1/2" in said, "times     2/2" in said) == (False, True)
+
+
+def test_the_end_is_kept_free_for_launches_and_tables(measured, tmp_path):
+    measured.rows, measured.profiles = measured.rows[:ROWS_A_CASE], []
+    found = measure(measured, tmp_path / "results.json", deadline=20)
+    assert len(found.rows) == ROWS_A_CASE
+    assert {profile["shape"]["M"] for profile in found.profiles} == {SMALL.cases[0].M}
 
 
 def test_steps_that_passed_are_not_run_again_and_others_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.run.run_steps", lambda *given: steps(*given, failing=("soak",)))
-    one = run(tmp_path)
+    monkeypatch.setattr("bench.correctness.run_steps", lambda *given: steps(*given, failing=("soak",)))
+    one = steps_in(tmp_path)
     one.check_correctness(then_tune=True)
     assert one.results.failures() == ["soak: ran soak"]
     capsys.readouterr()
-    run(tmp_path, results=Results.read(tmp_path / "results.json")).check_correctness(then_tune=True)
+    steps_in(tmp_path).check_correctness(then_tune=True)
     said = capsys.readouterr().out
-    assert "ran soak" in said
-    assert "ran tests" not in said
+    assert ("ran soak" in said, "ran tests" in said) == (True, False)
 
 
-def test_candidates_are_compiled_only_where_they_will_be_tuned(tmp_path, capsys):
-    run(tmp_path).check_correctness(then_tune=False)
-    assert "ran candidates" not in capsys.readouterr().out
-    run(tmp_path).check_correctness(then_tune=True)
-    assert "ran candidates" in capsys.readouterr().out
+@pytest.mark.parametrize("then_tune", [False, True])
+def test_candidates_are_compiled_only_where_they_will_be_tuned(then_tune, tmp_path, capsys):
+    steps_in(tmp_path).check_correctness(then_tune=then_tune)
+    assert ("ran candidates" in capsys.readouterr().out) == then_tune
 
 
 def test_what_is_measured_after_tuning_runs_with_the_table_found(tmp_path, monkeypatch):
-    monkeypatch.delenv("FASTLORA_TABLES", raising=False)
+    monkeypatch.setenv("FASTLORA_TABLES", "")
     calls = []
 
-    def tuned(target, arguments, device, seconds):
+    def tuned(target, *_):
         calls.append(target)
         (tmp_path / "tables").mkdir()
-        return {"passed": True, "finished": True, "summary": "tuned", "seconds": 1.0}
+        return outcome(True, "tuned", 1.0)
 
-    monkeypatch.setattr("bench.run.run_child", tuned)
-    first = run(tmp_path)
-    first.tune()
-    assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
-    monkeypatch.delenv("FASTLORA_TABLES")
-    run(tmp_path, results=Results.read(tmp_path / "results.json")).tune()
+    monkeypatch.setattr("bench.correctness.run_child", tuned)
+    steps_in(tmp_path).tune()
+    steps_in(tmp_path).tune()
     assert calls == ["bench.tuning:tune"]
     assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
     monkeypatch.delenv("FASTLORA_TABLES")
@@ -119,26 +130,17 @@ def test_a_part_of_a_run_can_be_asked_for_and_time_can_run_out(tmp_path):
     assert f"time is up before {SMALL.cases[0]}" in done.output
 
 
-def test_the_end_is_kept_free_for_launches_and_tables(tmp_path):
-    first = run(tmp_path)
-    first.measure()
-    results = first.results
-    results.rows, results.profiles = results.rows[:ROWS_A_CASE], []
-    run(tmp_path, deadline=20, results=results).measure()
-    assert len(results.rows) == ROWS_A_CASE
-    assert {profile["shape"]["M"] for profile in results.profiles} == {SMALL.cases[0].M}
-
-
 def test_kernels_that_hang_are_not_measured(tmp_path):
-    one = run(tmp_path, deadline=0)
-    one.results.correctness["streams"] = {"passed": False, "finished": False, "summary": "not finished"}
-    one.measure()
-    assert one.results.absent["fastlora"] == "streams did not finish: a kernel may hang"
-    assert set(one.results.absent) >= {"fastlora", "fastlora-p0"}
+    one = steps_in(tmp_path)
+    one.results.correctness["streams"] = outcome(False, "not finished", 0.0, finished=False)
+    here = {method.name for method in present_methods(one)}
+    hung = {name for name, why in one.results.absent.items() if why.startswith("streams did not finish")}
+    assert hung == {"fastlora", "fastlora-p0"}
+    assert not hung & here
 
 
 def test_failures_are_printed_last_and_set_the_exit_status(tmp_path, monkeypatch):
-    bad = fresh_results(SMALL, None)
+    bad = Results.begin("bench.gpu", CPU)
     bad.problems.append("some case: RuntimeError")
     monkeypatch.setattr("bench.gpu.open_results", lambda path, fresh: bad)
     done = command("--dry-run", "--seconds", "0", "--out", str(tmp_path))

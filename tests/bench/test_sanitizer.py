@@ -36,20 +36,15 @@ def program(folder, script="exit 0"):
     return path
 
 
-@pytest.mark.parametrize("place", ["home/bin", "home/compute-sanitizer", "nvidia/cu13/bin"])
-def test_it_is_found_beside_cuda_and_in_wheels(place, nowhere, monkeypatch):
+@pytest.mark.parametrize("place", ["", "home/bin", "home/compute-sanitizer", "nvidia/cu13/bin"])
+def test_it_is_found_on_the_path_beside_cuda_and_in_wheels(place, nowhere, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(nowhere / "home"))
+    assert find_sanitizer() is None
     path = program(nowhere / place)
     assert find_sanitizer() == str(path)
 
 
-def test_it_is_found_on_the_path_first(nowhere):
-    path = program(nowhere)
-    assert find_sanitizer() == str(path)
-
-
-def test_where_there_is_none_the_result_says_so(nowhere, monkeypatch):
-    monkeypatch.setattr("bench.sanitizer.find_sanitizer", lambda: None)
+def test_where_there_is_none_the_result_says_so(nowhere):
     found = run_sanitizer("memcheck", DRY, nowhere)
     assert found["passed"] is None
     assert found["summary"].startswith("not run: no compute-sanitizer on PATH")

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from fastlora.cli import commands
 from fastlora.cli.group import shortened
+from fastlora.recipes.frame import staged
 from fastlora.recipes.mnist import job
-from fastlora.recipes.outputs import staged
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,7 +23,7 @@ def llama():
     """The 8B in bf16 with fp32 updates of rank 16 on all linear layers, on "meta"."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from bench.nets.llama import SIZES
+    from bench.model import SIZES
 
     size = SIZES["8B"]
     with torch.device("meta"):

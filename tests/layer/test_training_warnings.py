@@ -253,3 +253,23 @@ def test_adapters_in_turn_under_one_optimizer_or_one_each_are_not_named():
         set_adapter(model, name)
         step(model, optimizers[name])
         step(model, together)
+
+
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.bfloat16)])
+def test_updates_that_a_conversion_of_the_model_narrowed_are_named_once(convert):
+    model = convert(adapted(mlp()))
+    optimizer = optimizer_of(model)
+    x = torch.ones(2, model[0].in_features, dtype=model[0].weight.dtype)
+    with pytest.warns(UserWarning, match=r"A and B of '0', '2' were made in torch.float32") as met:
+        step(model, optimizer, x)
+    assert len(met) == 1
+    step(model, optimizer, x.detach())  # warnings are errors here
+
+
+def test_updates_that_were_meant_to_be_narrow_or_are_wide_again_are_not_named():
+    model = apply_lora(mlp(), LoRAConfig(r=2, alpha=4, adapter_dtype=torch.bfloat16))
+    step(model, optimizer_of(model))
+    model = adapted(mlp()).half().float()
+    step(model, optimizer_of(model))
+    copied = copy.deepcopy(adapted(mlp()).half()).eval()
+    copied(torch.ones(2, copied[0].in_features, dtype=torch.float16))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.recipes import extras, mlp
+from fastlora.recipes import frame, mlp
 from fastlora.recipes.digits import DigitsError
 from fastlora.recipes.mnist import job as mnist
 from fastlora.recipes.mnist.methods import LORA_METHODS
@@ -197,8 +197,8 @@ def test_each_phase_is_tracked(base, digits):
 
 
 def test_a_missing_extra_is_named_before_anything_istrained_base(monkeypatch, tmp_path):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    with pytest.raises(extras.MissingExtraError, match=r'safetensors: pip install "fastlora-triton\[demo\]"'):
+    monkeypatch.setattr(frame, "find_spec", lambda name: None)
+    with pytest.raises(frame.MissingExtraError, match=r'safetensors: pip install "fastlora-triton\[demo\]"'):
         mnist.run(MnistOptions(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -53,3 +53,10 @@ def test_the_defaults_are_the_notebooks():
 
 def test_auto_is_a_device_that_works():
     assert torch.empty(1, device=MnistOptions().torch_device()).numel() == 1
+
+
+def test_each_use_of_the_seed_has_draws_of_its_own():
+    first, second = MnistOptions(seed=3), MnistOptions(seed=4)
+    draws = {options.generator(use).initial_seed() for options in (first, second) for use in options.USES}
+    assert len(draws) == 2 * len(MnistOptions.USES)
+    assert first.generator("A").initial_seed() == MnistOptions(seed=3).generator("A").initial_seed()

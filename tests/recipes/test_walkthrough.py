@@ -9,13 +9,12 @@ from click.testing import CliRunner
 
 import fastlora
 from fastlora.cli import commands
-from fastlora.recipes import extras
+from fastlora.recipes import frame
 from fastlora.recipes.walkthrough import job
 from fastlora.recipes.walkthrough.libraries import FASTLORA, PEFT, _Fastlora
-from fastlora.recipes.walkthrough.net import SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
-from fastlora.recipes.walkthrough.tasks import sine_task, threshold_task
-from fastlora.recipes.walkthrough.walk import Generators, Tasks, walk
+from fastlora.recipes.walkthrough.tasks import SumMLP, sine_task, threshold_task
+from fastlora.recipes.walkthrough.walk import Tasks, walk
 
 
 def invoke(*arguments):
@@ -37,9 +36,8 @@ def run(tmp_path_factory):
 def walked(library, tmp_path, dtype=torch.float32):
     """A walk from an untrained net."""
     tasks = Tasks(sine_task(generator(1)), threshold_task(generator(2)))
-    generators = Generators(*map(generator, (3, 4, 5)))
     options = WalkOptions(out=tmp_path, device="cpu")
-    return walk("fastlora", library, SumMLP(0).to(dtype), tasks, options, generators)
+    return walk("fastlora", library, SumMLP(0).to(dtype), tasks, options)
 
 
 def test_the_parameters_are_counted_as_peft_counts_them(run):
@@ -239,8 +237,8 @@ def test_options_refuse_a_peer_that_they_do_not_know():
 
 
 def test_a_missing_peer_is_named_before_anything_is_trained(monkeypatch, tmp_path):
-    find_spec = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "peft" else find_spec(name))
+    find_spec = frame.find_spec
+    monkeypatch.setattr(frame, "find_spec", lambda name: None if name == "peft" else find_spec(name))
     done = invoke("--peer", "peft", "--out", tmp_path / "out")
     assert done.exit_code == 1
     assert done.output == 'Error: --peer peft needs peft: pip install "fastlora-triton[peft]"\n'

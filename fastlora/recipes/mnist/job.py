@@ -10,7 +10,6 @@ that digit better, and the others worse; with it off, it is the net from before,
 from __future__ import annotations
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,7 +17,7 @@ import torch
 
 from fastlora.adapter_files import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
-from fastlora.recipes.extras import check_extras
+from fastlora.recipes.frame import RESULTS, check_extras, staged, timed, write_results
 from fastlora.recipes.mlp import DigitsMLP
 from fastlora.recipes.mnist.download import download
 from fastlora.recipes.mnist.methods import LORA_METHODS, LoRAMethod
@@ -27,11 +26,7 @@ from fastlora.recipes.mnist.picture import draw_picture
 from fastlora.recipes.mnist.proofs import prove_weights
 from fastlora.recipes.mnist.results import ADAPTER, PICTURE, MnistResult, Parameters
 from fastlora.recipes.options import AUTO
-from fastlora.recipes.outputs import staged
 from fastlora.recipes.proofs import cloned
-from fastlora.recipes.results import RESULTS, write_results
-from fastlora.recipes.seeds import generator_for
-from fastlora.recipes.timed import timed
 from fastlora.recipes.training import BATCH, Score, Track, constant, falling, fit, score, untracked
 from fastlora.routes.decide import Route, route_on
 
@@ -46,8 +41,6 @@ FINETUNE_RATE: Final = 2e-3
 # (6 seeds). The full set keeps the notebooks' single pass at a constant rate.
 SAMPLE_EPOCHS: Final = 5
 FULL_SET_EPOCHS: Final = 1
-
-_generator = partial(generator_for, ("train", "A", "finetune"))
 
 
 class FineTuned(NamedTuple):
@@ -152,7 +145,7 @@ def train_base(options: MnistOptions, train: Digits, track: Track = untracked) -
         net.parameters(),
         train,
         batches=epochs * -(-len(train.labels) // BATCH),
-        generator=_generator(options.seed, "train"),
+        generator=options.generator("train"),
         what="Train the base net",
         rate=BASE_RATE,
         schedule=falling if is_sample else constant,
@@ -173,13 +166,13 @@ def finetune(
     net, method = copy.deepcopy(base), LORA_METHODS.get(options.method)
     if method is not None:
         method.attach(net, options.rank, options.alpha)
-        method.start(net, _generator(options.seed, "A"))
+        method.start(net, options.generator("A"))
     losses = fit(
         net,
         net.parameters() if method is None else method.trained(net),
         one_digit,
         batches=options.batches,
-        generator=_generator(options.seed, "finetune"),
+        generator=options.generator("finetune"),
         what=f"Fine-tune on {int(one_digit.labels[0])}",
         rate=FINETUNE_RATE,
         track=track,

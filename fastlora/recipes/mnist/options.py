@@ -32,6 +32,7 @@ class MnistOptions(LoRAOptions):
     """
 
     HIGHEST_RANK: ClassVar[int] = HIGHEST_RANK
+    USES: ClassVar[tuple[str, ...]] = ("train", "A", "finetune")
 
     data: Path | None = None
     download: bool = False

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlora import lowrank
-from fastlora.recipes.outputs import staged
-from fastlora.recipes.results import RESULTS, write_results
+from fastlora.recipes.frame import RESULTS, staged, write_results
 from fastlora.recipes.svd.picture import draw_spectrum
 
 PICTURE: Final = "svd.png"

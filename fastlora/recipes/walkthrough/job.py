@@ -10,30 +10,22 @@ first. The same steps can be taken by PEFT beside it, from the same seeds.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from fastlora.recipes.extras import check_extras
-from fastlora.recipes.outputs import staged
-from fastlora.recipes.results import RESULTS, write_results
-from fastlora.recipes.seeds import generator_for
-from fastlora.recipes.timed import timed
+from fastlora.recipes.frame import RESULTS, check_extras, staged, timed, write_results
 from fastlora.recipes.training import Track, score, untracked
 from fastlora.recipes.walkthrough.libraries import FASTLORA, PEFT
-from fastlora.recipes.walkthrough.net import SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
 from fastlora.recipes.walkthrough.picture import draw_picture
 from fastlora.recipes.walkthrough.results import BASE, PICTURE, Walk, WalkResult
-from fastlora.recipes.walkthrough.tasks import sine_task, threshold_task
-from fastlora.recipes.walkthrough.walk import Generators, Tasks, train_epochs, walk
+from fastlora.recipes.walkthrough.tasks import SumMLP, sine_task, threshold_task
+from fastlora.recipes.walkthrough.walk import Tasks, train_epochs, walk
 from fastlora.routes.decide import Route, route_on
 
 PRETRAIN_EPOCHS: Final = 20
-
-_generator = partial(generator_for, ("sine", "threshold", "pretrain", "A", "same", "downstream"))
 
 
 def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
@@ -61,16 +53,14 @@ def _run(options: WalkOptions, path: Route, draft: Path, track: Track) -> WalkRe
     """The phases; files go into the folder `draft`."""
     device = options.torch_device()
     seconds: dict[str, float] = {}
-    tasks = Tasks(
-        sine_task(_generator(options.seed, "sine")), threshold_task(_generator(options.seed, "threshold"))
-    )
+    tasks = Tasks(sine_task(options.generator("sine")), threshold_task(options.generator("threshold")))
     with timed(seconds, "pretrain"):
         base = SumMLP(options.seed).to(device)
         pretrain = train_epochs(
             base,
             tasks.sine.train,
             PRETRAIN_EPOCHS,
-            _generator(options.seed, "pretrain"),
+            options.generator("pretrain"),
             what="Pretrain",
             track=track,
         )
@@ -78,8 +68,7 @@ def _run(options: WalkOptions, path: Route, draft: Path, track: Track) -> WalkRe
     for name in ("fastlora", *([options.peer] if options.peer else ())):
         with timed(seconds, name):
             library = PEFT if name == "peft" else FASTLORA
-            generators = Generators(*(_generator(options.seed, use) for use in Generators._fields))
-            walks[name] = walk(name, library, base, tasks, replace(options, out=draft), generators, track)
+            walks[name] = walk(name, library, base, tasks, replace(options, out=draft), track)
     result = WalkResult(
         options=options,
         path=path,

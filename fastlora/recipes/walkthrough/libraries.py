@@ -14,7 +14,7 @@ from fastlora.adapter_files import load_pretrained, save_pretrained
 from fastlora.config import LoRAConfig
 from fastlora.model.apply import apply_lora, remove_lora
 from fastlora.model.find_layers import lora_layers
-from fastlora.recipes.walkthrough.net import ADAPTED, SumMLP
+from fastlora.recipes.walkthrough.tasks import ADAPTED, SumMLP
 
 
 class Update(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from fastlora.recipes.options import AUTO, LoRAOptions
-from fastlora.recipes.walkthrough.net import HIGHEST_RANK
+from fastlora.recipes.walkthrough.tasks import HIGHEST_RANK
 from fastlora.seeding import check_seed
 
 PEERS: Final = ("peft",)
@@ -26,6 +26,7 @@ class WalkOptions(LoRAOptions):
     """
 
     HIGHEST_RANK: ClassVar[int] = HIGHEST_RANK
+    USES: ClassVar[tuple[str, ...]] = ("sine", "threshold", "pretrain", "A", "same_data", "downstream")
 
     rank: int = 3
     alpha: float = 8.0

@@ -1,4 +1,4 @@
-"""The two tasks of the walk-through: what the sum of a row of random numbers says."""
+"""The two tasks of the walk-through, what the sum of a row of random numbers says, and the net for them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastlora.recipes.training import weights_drawn_from
 
 FEATURES: Final = 20
 CLASSES: Final = 2
+
+# The layers that get LoRA, and the one that may be trained in full besides.
+ADAPTED: Final = ("seq.0", "seq.2")
+HEAD: Final = "seq.4"
+
+# The smaller side of the larger of the adapted layers, 2000 -> 200.
+HIGHEST_RANK: Final = 200
 
 
 class Rows(NamedTuple):
@@ -49,3 +58,28 @@ def _task(count: int, train: int, label: Callable[[Tensor], Tensor], generator: 
     x = torch.rand(count, FEATURES, generator=generator)
     labels = label(x.sum(1)).long()
     return Task(Rows(x[:train], labels[:train]), Rows(x[train:], labels[train:]))
+
+
+class SumMLP(nn.Module):
+    """Three linear layers, 442,602 parameters.
+
+    Args:
+        seed: Of the initial weights, nn.Linear's; torch's own generator is left as it was.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with weights_drawn_from(seed):
+            self.seq = nn.Sequential(
+                nn.Linear(FEATURES, 2000, device="cpu", dtype=torch.float32),
+                nn.ReLU(),
+                nn.Linear(2000, 200, device="cpu", dtype=torch.float32),
+                nn.ReLU(),
+                nn.Linear(200, CLASSES, device="cpu", dtype=torch.float32),
+                nn.LogSoftmax(dim=-1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows [M, 20] -> log-probabilities [M, 2]."""
+        y: Tensor = self.seq(x)
+        return y

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from fastlora.recipes.proofs import cloned, is_sum
 from fastlora.recipes.training import Track, fit, score, untracked
 from fastlora.recipes.walkthrough.libraries import Library
-from fastlora.recipes.walkthrough.net import ADAPTED, HEAD, SumMLP
 from fastlora.recipes.walkthrough.options import WalkOptions
 from fastlora.recipes.walkthrough.results import Proofs, Walk
-from fastlora.recipes.walkthrough.tasks import Rows, Task
+from fastlora.recipes.walkthrough.tasks import ADAPTED, HEAD, Rows, SumMLP, Task
 
 RATE: Final = 0.002
 BATCH: Final = 64
@@ -31,21 +30,12 @@ class Tasks(NamedTuple):
     threshold: Task
 
 
-class Generators(NamedTuple):
-    """CPU generators of one walk, each for one use, so that none depends on how much another draws."""
-
-    A: torch.Generator
-    same: torch.Generator
-    downstream: torch.Generator
-
-
 def walk(
     name: str,
     library: Library,
     base: SumMLP,
     tasks: Tasks,
     options: WalkOptions,
-    generators: Generators,
     track: Track = untracked,
 ) -> Walk:
     """Fine-tune a copy of the base with one library, save it, load it, merge it, and look at every tensor.
@@ -55,8 +45,7 @@ def walk(
         library: Whose calls are made.
         base: The trained net; it is not changed.
         tasks: What to train on.
-        options: Rank, alpha and the folder.
-        generators: Of A and the order of the rows; libraries given equal ones start and go alike.
+        options: Rank, alpha, the seed, by which all libraries start and go alike, and the folder.
         track: Where progress is shown.
 
     Raises:
@@ -66,14 +55,16 @@ def walk(
     size = sum(tensor.numel() for tensor in base.parameters())
     full = library.attach(copy.deepcopy(base), options.rank, options.alpha, full=(HEAD,))
     model = library.attach(copy.deepcopy(base), options.rank, options.alpha)
-    library.start(model, generators.A)
+    library.start(model, options.generator("A"))
     before = cloned(library.tensors(model))
     is_zero = all(not (B @ A).any() for A, B, _ in library.updates(model).values())
     losses = {
-        phase: train_epochs(model, task.train, epochs, generator, what=f"{name}: {what}", track=track)
-        for phase, task, epochs, generator, what in (
-            ("same_data", tasks.sine, SAME_EPOCHS, generators.same, "same data"),
-            ("downstream", tasks.threshold, DOWNSTREAM_EPOCHS, generators.downstream, "downstream"),
+        phase: train_epochs(
+            model, task.train, epochs, options.generator(phase), what=f"{name}: {what}", track=track
+        )
+        for phase, task, epochs, what in (
+            ("same_data", tasks.sine, SAME_EPOCHS, "same data"),
+            ("downstream", tasks.threshold, DOWNSTREAM_EPOCHS, "downstream"),
         )
     }
     after = cloned(library.tensors(model))
