@@ -1,0 +1,50 @@
+"""Plant faults in the kernels and see which the PTX interpreter finds.
+
+    python -m tests.ptx.mutants               all; takes minutes
+    python -m tests.ptx.mutants --only wait   those whose name holds this
+
+It prints a line for each, with the share of schedules that showed it, and exits 1 if the unchanged kernels
+are not right, if a mutant's PTX is not another one, or if a mutant is found under no schedule, unless it is
+known to change nothing. Needs no GPU; unset TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tests.ptx.driver.check import check
+from tests.ptx.driver.mutants import CASES, MUTANTS
+from tests.ptx.driver.plant import SEEDS, run_mutant
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the mutants and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.ptx.mutants", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[""], help="mutants whose name holds one of these")
+    parser.add_argument("--schedules", type=int, default=len(SEEDS), help="how many each is tried under")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
+    chosen = [mutant for mutant in MUTANTS if any(one in mutant.name for one in options.only)]
+    if not chosen:
+        parser.error(f"--only {options.only!r}: no mutant's name holds this")
+    seeds, bad = SEEDS[: options.schedules], 0
+    for name in dict.fromkeys(mutant.case for mutant in chosen):
+        wrong = check(CASES[name]._replace(seeds=seeds)).wrong
+        bad += bool(wrong)
+        print(f"{'control: ' + name:55} {'; '.join(wrong) or 'right, with equal bits'}", flush=True)
+    for mutant in chosen:
+        finding = run_mutant(mutant, seeds)
+        first = next((one for one in finding.caught if one), "not found")
+        same = "" if finding.differs else "THE SAME PTX; "
+        bad += not finding.differs or any(finding.caught) == bool(mutant.redundant)
+        why = mutant.redundant and f" ({mutant.redundant})"
+        print(f"{mutant.name:55} found in {finding.share}: {same}{first[:170]}{why}", flush=True)
+    print(f"{len(chosen)} mutants, {bad} lines that should not be so")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
