@@ -4,8 +4,7 @@ Everything that acts has an id: each warp, and for each warp its wgmma reads, it
 cp.async copies; each mbarrier stands for the loads that complete on it. A warp's row says up to which of
 every other one's events it knows that they happened. An access without such knowledge of the one before it
 is a race, in whatever order the two happened to run. So one run finds races of every schedule that takes
-the same branches. Lanes of one warp count as
-one: a race between two lanes of a warp is not seen.
+the same branches. Lanes of one warp count as one: a race between two lanes of a warp is not seen.
 """
 
 from __future__ import annotations

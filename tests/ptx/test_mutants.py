@@ -14,12 +14,14 @@ def done():
     return run_command("tests.ptx.mutants", "--schedules", "2", "--only", *QUICK)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", QUICK)
 def test_a_planted_fault_is_found(done, name):
     line = next((line for line in done.stdout.splitlines() if line.startswith(name)), done.stderr)
     assert "found in 2 of 2: race" in line, line
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["sm_80", "sm_90"])
 def test_the_kernels_without_it_are_right(done, name):
     assert f"control: {name}" in done.stdout
