@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.formula.masks import dropout_constants
 from bench.cases import Case
 from bench.check import check, read_mask, seed_all
 from bench.layer import PHASES, build_layer, phase_works
@@ -23,6 +22,7 @@ from bench.methods import (
 )
 from bench.methods.lorafusion import CHECKOUT
 from bench.task import layer_task
+from fastlora.formula.masks import dropout_constants
 from tests.bench.rows import CPU, small_task
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
