@@ -190,7 +190,7 @@ def rank_for_energy(S: Tensor, share: float) -> int:
 
 
 def matrix_rank(W: Tensor) -> int:
-    """The number of singular values of W [N, K] above its rounding: S_i > max(N, K) eps S_1, eps of its dtype.
+    """The number of singular values of W [N, K] above its rounding: S_i > max(N, K) eps S_1, with W's eps.
 
     Raises:
         TypeError: As by `decompose`.
