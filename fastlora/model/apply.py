@@ -151,7 +151,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         # Tried here, so that an error comes before any change. Keeping the sums would double the memory.
         for layer in layers.values():
             layer._finite_sum()
-    plain = {layer: layer._plain_twin() for layer in layers.values()}
+    plain = {layer: layer._as_plain_linear() for layer in layers.values()}
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)
