@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
-from fastlora.layer.base_weights import check_whole
+from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
@@ -46,7 +46,9 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
             except TypeError as error:
                 raise AdapterError(str(error)) from error
         found[path] = cast(nn.Linear, module)
-    _check_whole({path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)})
+    _check_original_weights(
+        {path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)}
+    )
     if contents.config.ties:
         _check_untied(model, found)
     if len(set(found.values())) < len(found):
@@ -89,15 +91,15 @@ def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, 
 
 def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
     """Raise AdapterError if an adapter to be changed is merged into W, or was initialized from W."""
-    _check_whole(layers)
+    _check_original_weights(layers)
     merged = [path for path, layer in layers.items() if layer.adapter == name and layer.merged]
     if merged:
         raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
 
 
-def _check_whole(layers: Mapping[str, FusedLoRALinear]) -> None:
+def _check_original_weights(layers: Mapping[str, FusedLoRALinear]) -> None:
     try:
-        check_whole(layers, "adapters in files are made for the W from before")
+        check_original_weights(layers, "adapters in files are made for the W from before")
     except ValueError as error:
         raise AdapterError(str(error)) from error
 

@@ -28,7 +28,7 @@ from fastlora.adapter_files.given import from_state, is_other
 from fastlora.adapter_files.layout import serialized
 from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT, SLOTS, Options
-from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.commits import exclusive
 from fastlora.layer.sharding import is_spread, reshard, whole
 from fastlora.layer.state import saved_name
@@ -181,7 +181,7 @@ def _collect(
     layers = {
         path: adapters[name]
         for path, layer in found.items()
-        if name in (adapters := adapters_beside_whole(layer))
+        if name in (adapters := adapters_for_original(layer))
     }
     if not layers:
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
 from fastlora.formula.operands import accumulation_dtype
-from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.layer.base_weights import adapters_for_original
 from fastlora.lowrank import decompose
 from fastlora.tables import Part, Shown, Table
 
@@ -83,6 +83,6 @@ def adapter_similarity(model: nn.Module, first: str, second: str) -> Similarity:
         raise ValueError(f"adapters must share a layer to be compared; {first!r} and {second!r} share none")
     found = Similarity()
     for path, layer in both.items():
-        own = adapters_beside_whole(layer)
+        own = adapters_for_original(layer)
         found[path] = subspace_similarity(own[first][0], own[second][0])
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastlora.layer.base_weights import adapters_beside_whole, whole_weight
+from fastlora.layer.base_weights import adapters_for_original, original_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.lowrank import Spectrum, decompose_product
 from fastlora.model.adapters import active_adapter
@@ -136,15 +136,15 @@ def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedL
     """
     layers = existing_layers(model)
     name = active_adapter(model) if adapter is None else adapter
-    found = {path: layer for path, layer in layers.items() if name in adapters_beside_whole(layer)}
+    found = {path: layer for path, layer in layers.items() if name in adapters_for_original(layer)}
     if not found:
         raise ValueError(f"adapter must be one of the model's (see adapter_names); got {adapter!r}")
     return found, name
 
 
 def _measure(path: str, layer: FusedLoRALinear, adapter: str) -> LayerUpdate:
-    A, B, options = adapters_beside_whole(layer)[adapter]
-    W = whole_weight(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
+    A, B, options = adapters_for_original(layer)[adapter]
+    W = original_weight(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
     B = B.to(W.dtype) * options.scaling
     spectrum = _without_rounding(decompose_product(B, A.to(W.dtype)), B, A)
     norm, whole = float(spectrum.S.norm()), float(W.norm())

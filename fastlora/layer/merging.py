@@ -31,7 +31,7 @@ class MergeableLinear(AdaptedLinear):
         """
         if self.enabled and not self.merged:
             return self._sum()
-        return self.weight.detach().clone() if self.enabled else base_weights.whole_weight(self)
+        return self.weight.detach().clone() if self.enabled else base_weights.original_weight(self)
 
     @exclusive
     @torch.no_grad()

@@ -13,7 +13,7 @@ from fastlora.arguments import check_bool
 from fastlora.config import LoRAConfig
 from fastlora.layer.active_adapter import name_in_use
 from fastlora.layer.adapter import DEFAULT
-from fastlora.layer.base_weights import check_whole
+from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.replacement import check_own_forward
@@ -140,7 +140,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     if merge:
         check_mergeable(model, layers)
     else:
-        check_whole(layers, "remove_lora with merge=True, or load W anew")
+        check_original_weights(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
         check_own(layer, ("weight", "bias"), f"layer {name!r}")
