@@ -30,7 +30,7 @@ from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.commits import exclusive
-from fastlora.layer.sharding import is_spread, reshard, whole
+from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.writable import check_present
 from fastlora.model.adapters import active_adapter, adapter_names
@@ -210,12 +210,12 @@ def _collect(
         task_type=task_type,
         auto_mapping=None if task_type else _class_of(inner),
     )
-    spread = any(is_spread(tensor) for tensor in tensors.values())
-    if state is not None and (spread or is_other(state, model, places)):
+    sharded = any(is_dtensor(tensor) for tensor in tensors.values())
+    if state is not None and (sharded or is_other(state, model, places)):
         return _Adapter(text, from_state(state, tensors, places), writes=True)
     # Every process does this, in the same order, because gathering is a collective.
     gathered = {key: whole(tensor) for key, tensor in tensors.items()}
-    return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
+    return _Adapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
 
 
 def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:

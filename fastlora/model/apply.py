@@ -17,7 +17,7 @@ from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.replacement import check_own_forward
-from fastlora.layer.sharding import check_not_spread
+from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.find_layers import check_model, existing_layers, lora_layers
@@ -144,7 +144,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
         check_own(layer, ("weight", "bias"), f"layer {name!r}")
-        check_not_spread(layer.weight, f"weight of layer {name!r}")
+        check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
             check_writable(layer.weight, f"weight of layer {name!r}")
     if merge:
