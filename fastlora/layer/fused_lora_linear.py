@@ -115,7 +115,7 @@ class FusedLoRALinear(StoredLinear):
                 `check_plain_linear`), or as in the constructor.
             ValueError: As in the constructor.
         """
-        layer = cls._beside(
+        layer = cls._from_linear_unfrozen(
             linear,
             r=r,
             alpha=alpha,
@@ -128,7 +128,7 @@ class FusedLoRALinear(StoredLinear):
         return layer
 
     @classmethod
-    def _beside(
+    def _from_linear_unfrozen(
         cls, linear: nn.Linear, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
     ) -> FusedLoRALinear:
         """As `from_linear`, but without freezing W and b, so that `linear` is unchanged."""

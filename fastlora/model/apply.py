@@ -110,7 +110,7 @@ def make_layers(
     names = module_names(model)
     layers: dict[nn.Linear, FusedLoRALinear] = {}
     for linear, chosen in options.items():
-        layers[linear] = layer = FusedLoRALinear._beside(linear, name=adapter, **chosen)
+        layers[linear] = layer = FusedLoRALinear._from_linear_unfrozen(linear, name=adapter, **chosen)
         layer.applied_as = names[linear][0]
     return layers
 
