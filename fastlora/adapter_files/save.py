@@ -106,7 +106,7 @@ def save_pretrained(
 
 
 @exclusive
-def write_beside(
+def write_next_to_checkpoint(
     model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
 ) -> None:
     """Write all adapters next to a checkpoint. A failure only warns, because the checkpoint has everything.
