@@ -18,7 +18,7 @@ from fastlora.model.targets import check_adaptable
 from fastlora.model.wrappers import compiled_modules, modules_by_name
 
 
-class Saved(NamedTuple):
+class FoundModules(NamedTuple):
     """An adapter's modules to save, as found in a model.
 
     Attributes:
@@ -104,7 +104,7 @@ def _check_original_weights(layers: Mapping[str, FusedLoRALinear]) -> None:
         raise AdapterError(str(error)) from error
 
 
-def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
+def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
     """The modules of a model that are saved with an adapter, and their tensors.
 
     If the model has modules to save already, they must be the same ones.
@@ -144,7 +144,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
         _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
         if tensors[key].is_floating_point() != header.dtype.is_floating_point:
             raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return Saved([modules[path] for path in paths], tensors)
+    return FoundModules([modules[path] for path in paths], tensors)
 
 
 def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:

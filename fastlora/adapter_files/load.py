@@ -170,7 +170,7 @@ def _read_update(
     return A, B, header.options
 
 
-def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
+def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
     """Raise AdapterError if a new adapter has other values for a module that all adapters share."""
     for key, tensor in saved.tensors.items():
         if not torch.equal(whole(tensor), plain[key]):
