@@ -49,9 +49,9 @@ def _for_original(layer: Any, A: Tensor, B: Tensor, options: Options) -> tuple[T
     # 1, unless alpha was changed.
     ratio = options.scaling / s
     stacked = torch.cat([A, layer.start_A.to(A.dtype)])
-    beside = torch.cat([B * ratio, -layer.start_B.to(B.dtype)], dim=1)
+    concatenated = torch.cat([B * ratio, -layer.start_B.to(B.dtype)], dim=1)
     r = stacked.shape[0]
-    return stacked, beside, options._replace(r=r, alpha=s * r, rslora=False)
+    return stacked, concatenated, options._replace(r=r, alpha=s * r, rslora=False)
 
 
 def check_original_weights(layers: Mapping[str, Any], otherwise: str) -> None:
