@@ -32,7 +32,7 @@ def target_modules(chosen: Collection[str], everything: Collection[str]) -> list
 
 
 def modules_to_save(chosen: Collection[str], everything: Collection[str]) -> list[str]:
-    """The shortest name endings for PEFT's `modules_to_save`, which also match in the middle of a name part.
+    """The shortest name endings for PEFT's `modules_to_save`, where "head" also matches "lm_head".
 
     If a chosen name is the ending of another name, PEFT cannot tell the two apart; it is returned in full.
 

@@ -63,7 +63,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
             unsupported here.
 
     Returns:
-        The model; the new layer where the model itself is an nn.Linear (a FusedLoRALinear is one).
+        The model; the new layer if the model itself is an nn.Linear (a FusedLoRALinear is one).
 
     Raises:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
@@ -125,7 +125,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W.
 
     Returns:
-        The model; the plain layer where the model itself is a LoRA layer. `unfreeze` makes it trainable.
+        The model; the plain layer if the model itself is a LoRA layer. `unfreeze` makes it trainable.
 
     Raises:
         TypeError: If a layer's forward was replaced or compiled, or its weight is a DTensor.
