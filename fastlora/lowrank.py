@@ -1,9 +1,9 @@
-"""Matrices of low rank: how low it is, the two factors nearest to a matrix, and what they save.
+"""Low-rank matrices: the rank of a matrix, the two factors nearest to it, and the parameters they save.
 
     W = U S Vᵀ        B = U_r √S_r  [N, r]        A = √S_r V_rᵀ  [r, K]        ‖W - B A‖² = sum_{i > r} S_i²
 
 No other B and A of rank r come nearer to W (Eckart and Young, 1936). Everything is computed and returned in
-fp32, in fp64 for an fp64 W.
+fp32, or in fp64 if W is fp64.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from fastlora.arguments import check_rank
 from fastlora.formula.operands import accumulation_dtype
 
-# Columns drawn beyond those asked for; Halko et al., section 4.2, take 5 to 10.
+# Random columns in addition to the r wanted; Halko et al., section 4.2, take 5 to 10.
 _OVERSAMPLING = 10
 
 
 class Factors(NamedTuple):
-    """B A, a matrix held as its two factors.
+    """A matrix B A, given by its two factors.
 
     Attributes:
         B: [N, r].
@@ -34,7 +34,7 @@ class Factors(NamedTuple):
 
     @property
     def r(self) -> int:
-        """The rank that they can have."""
+        """The number of columns of B and of rows of A; the rank of B A is at most this."""
         return self.A.shape[0]
 
     def product(self) -> Tensor:
@@ -42,7 +42,7 @@ class Factors(NamedTuple):
         return self.B @ self.A
 
     def linear(self, x: Tensor, b: Tensor | None = None) -> Tensor:
-        """y = (x Aᵀ) Bᵀ + b, by r (N + K) products for a row of x, where W takes N K.
+        """y = (x Aᵀ) Bᵀ + b, with r (N + K) multiplications for a row of x instead of N K.
 
         Args:
             x: [..., K].
@@ -55,7 +55,7 @@ class Factors(NamedTuple):
 
 
 class ParameterCounts(NamedTuple):
-    """What a matrix takes and what its factors take.
+    """The number of parameters of a matrix and of its factors.
 
     Attributes:
         dense: N K.
@@ -69,7 +69,7 @@ class ParameterCounts(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """A singular value decomposition W = U diag(S) Vᵀ, S falling.
+    """A singular value decomposition W = U diag(S) Vᵀ, with S in descending order.
 
     Attributes:
         U: [N, k], orthonormal columns.
@@ -82,11 +82,11 @@ class Spectrum(NamedTuple):
     Vt: Tensor
 
     def factors(self, r: int) -> Factors:
-        """The B [N, r] and A [r, K] nearest to W; each carries the root of the singular values.
+        """The B [N, r] and A [r, K] nearest to W; each contains the square roots of the singular values.
 
         Raises:
             TypeError: If r is not an int.
-            ValueError: If r is not among 1 ... k.
+            ValueError: If r is not in 1 ... k.
         """
         _check_kept(r, self.S.shape[0])
         root = self.S[:r].sqrt()
@@ -104,9 +104,9 @@ def decompose(W: Tensor) -> Spectrum:
 
 
 def decompose_product(B: Tensor, A: Tensor) -> Spectrum:
-    """The singular value decomposition of B A [N, K], k = min(N, r, K), without ever forming [N, K].
+    """The singular value decomposition of B A [N, K], with k = min(N, r, K), without forming B A.
 
-    B = Q_B R_B and Aᵀ = Q_A R_A leave the decomposition of R_B R_Aᵀ, which is no larger than the rank.
+    With B = Q_B R_B and Aᵀ = Q_A R_A, only R_B R_Aᵀ has to be decomposed, which is at most [r, r].
 
     Args:
         B: [N, r].
@@ -122,19 +122,19 @@ def decompose_product(B: Tensor, A: Tensor) -> Spectrum:
 
 
 def decompose_randomized(W: Tensor, r: int, *, iterations: int = 2) -> Spectrum:
-    """About the first r singular values and vectors of a large W [N, K], by products with random columns.
+    """The first r singular values and vectors of a large W [N, K], approximated by random projection.
 
-    It costs about r (1 + iterations) / min(N, K) of `decompose`, and is as good where the singular values
-    beyond r fall fast. It draws from torch's generator.
+    It costs about r (1 + iterations) / min(N, K) of `decompose`, and is as accurate if the singular values
+    after the first r fall fast. It draws from torch's generator.
 
     Args:
         W: [N, K].
-        r: How many; k = r.
-        iterations: Subspace iterations, each sharpening the result where they fall slowly.
+        r: The number of singular values and vectors; k = r.
+        iterations: Subspace iterations; each makes it more accurate if the singular values fall slowly.
 
     Raises:
         TypeError: If W is not a floating-point tensor, or r or `iterations` not an int.
-        ValueError: If W is not a matrix with entries, or not finite, r is not among 1 ... min(N, K), or
+        ValueError: If W is not a matrix with entries, or not finite, r is not in 1 ... min(N, K), or
             `iterations` is negative.
 
     Source: Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 5.1.
@@ -155,14 +155,14 @@ def factorize(W: Tensor, r: int) -> Factors:
 
     Raises:
         TypeError: As by `decompose`, or if r is not an int.
-        ValueError: As by `decompose`, or if r is not among 1 ... min(N, K).
+        ValueError: As by `decompose`, or if r is not in 1 ... min(N, K).
     """
     _check_kept(r, min(_checked(W).shape))
     return decompose(W).factors(r)
 
 
 def factorize_energy(W: Tensor, share: float) -> Factors:
-    """The fewest factors that keep a share of W's energy: ‖B A‖² >= share ‖W‖².
+    """The factors of least rank that keep a share of W's energy: ‖B A‖² >= share ‖W‖².
 
     Raises:
         TypeError: As by `decompose`, or if `share` is not a number.
@@ -177,7 +177,7 @@ def rank_for_energy(S: Tensor, share: float) -> int:
     """The least r with sum_{i <= r} S_i² >= share sum_i S_i²; at least 1.
 
     Args:
-        S: [k], singular values, falling.
+        S: [k], singular values in descending order.
         share: In (0, 1].
 
     Raises:
@@ -190,27 +190,27 @@ def rank_for_energy(S: Tensor, share: float) -> int:
 
 
 def matrix_rank(W: Tensor) -> int:
-    """How many singular values of W [N, K] stand out of its rounding: S_i > max(N, K) eps S_1, eps W's own.
+    """The number of singular values of W [N, K] above its rounding: S_i > max(N, K) eps S_1, with W's eps.
 
     Raises:
         TypeError: As by `decompose`.
         ValueError: As by `decompose`.
 
-    Source: torch.linalg.matrix_rank and numpy's take this tolerance.
+    Source: the tolerance of torch.linalg.matrix_rank and numpy.linalg.matrix_rank.
     """
     return numerical_rank(torch.linalg.svdvals(_checked(W)), W)
 
 
 def numerical_rank(S: Tensor, W: Tensor) -> int:
-    """`matrix_rank` of W where its singular values S, falling, are known already."""
+    """`matrix_rank` of W, given its singular values S in descending order."""
     return int(S.gt(max(W.shape) * torch.finfo(W.dtype).eps * S[0]).sum())
 
 
 def optimal_error(S: Tensor, r: int) -> float:
-    """‖W - B A‖, Frobenius, of the best B A of rank r there is: sqrt(sum_{i > r} S_i²).
+    """‖W - B A‖ (Frobenius) of the best B A of rank r: sqrt(sum_{i > r} S_i²).
 
     Args:
-        S: [k], all singular values of W, falling.
+        S: [k], all singular values of W in descending order.
         r: >= 0.
 
     Source: Eckart and Young, Psychometrika 1, 1936.
@@ -219,12 +219,12 @@ def optimal_error(S: Tensor, r: int) -> float:
 
 
 def reconstruction_error(W: Tensor, factors: Factors) -> float:
-    """‖W - B A‖, Frobenius."""
+    """‖W - B A‖ (Frobenius)."""
     return float((W.to(factors.A.dtype) - factors.product()).double().norm())
 
 
 def parameter_counts(N: int, K: int, r: int) -> ParameterCounts:
-    """Parameters of a [N, K] matrix, and of its factors of rank r.
+    """Count the parameters of a [N, K] matrix, and of its factors of rank r.
 
     Raises:
         TypeError: If N, K or r is not an int.
@@ -250,7 +250,7 @@ def _check_kept(r: object, most: int) -> None:
 
 
 def _checked(W: object, name: str = "W") -> Tensor:
-    """The matrix in the dtype to compute in."""
+    """W in the dtype to compute in; TypeError or ValueError if it is not a finite matrix."""
     if not isinstance(W, Tensor) or not W.is_floating_point():
         kind = W.dtype if isinstance(W, Tensor) else type(W).__name__
         raise TypeError(f"{name} must be a floating-point tensor; got {kind}")

@@ -26,9 +26,9 @@ class Needs:
         saved: On disk: the tensors that a trained model needs in addition to the base. A safetensors file has
             about a hundred bytes more for each tensor.
         weights: All parameters, including A and B.
-        gradients: Of each trained parameter, in its dtype.
-        optimizer: Adam's two moments of each trained parameter, in its dtype, as in torch.optim.Adam.
-        activations: Saved for backward by one forward pass, without the loss.
+        gradients: Gradients of the trained parameters, in their dtypes.
+        optimizer: Adam's two moments of the trained parameters, in their dtypes, as in torch.optim.Adam.
+        activations: What one forward pass saves for the backward pass, without the loss.
     """
 
     trainable: int

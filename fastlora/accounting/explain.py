@@ -28,9 +28,9 @@ class PassExplanation:
     Attributes:
         name: "forward" or "backward" (all of dx, dA and dB).
         path: Which code runs, and why.
-        plan: Tiles, tasks and variants of its one launch; None on the torch path, whose launches are torch's.
+        plan: Tiles, tasks and variants of its one launch; None on the torch path.
         cost: FLOPs and bytes.
-        floor_us: The least time on the named GPU, in microseconds; None without one.
+        floor_us: The least time on the GPU, in microseconds; None if its peaks are not known.
     """
 
     name: str
@@ -42,12 +42,12 @@ class PassExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; `str()` of it is a text for people.
+    """The result of `explain`; `str()` of it is a readable text.
 
     Attributes:
         problem: Shape and dtypes.
         path: Which code the device and dtype take, and why; a pass may still go to torch (see `passes`).
-        gpu: The GPU of the floor; None where none was named and the device's peaks are not known.
+        gpu: The GPU that `floor_us` is for; None if none was named and the device's peaks are not known.
         passes: Forward and backward.
     """
 
@@ -57,7 +57,7 @@ class Explanation:
     passes: tuple[PassExplanation, ...]
 
     def as_dict(self) -> dict[str, object]:
-        """The same in JSON's types."""
+        """The explanation in JSON's types."""
         M, K, N, r, dtype, adapter_dtype = self.problem
         return {
             "shape": {"M": M, "K": K, "N": N, "r": r},
@@ -186,7 +186,7 @@ def explain_problem(
     passes = []
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
         plan = None
-        if route.is_fused:  # the tile table is read only where it is needed
+        if route.is_fused:  # the tile table is read only if it is needed
             from fastlora.routes.plan import architecture_of, plan_for
 
             plan = plan_for(

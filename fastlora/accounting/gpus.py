@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 
 class Gpu(NamedTuple):
-    """A GPU's peaks.
+    """The peak rates of a GPU.
 
     Attributes:
         architecture: Its entry in the tile table.

@@ -17,7 +17,7 @@ from fastlora.config import LoRAConfig
 
 _LAYER: Final = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+),(\d+)(?:\*(\d+))?")
 
-# Beyond these a number is a typing error, and the product of two may be beyond 64 bits.
+# A larger number is a typing error, and the product of two may exceed 64 bits.
 _LARGEST: Final = 10**9
 _MOST_LAYERS: Final = 10_000
 
@@ -40,14 +40,14 @@ def blueprint_budget(
 
     Args:
         spec: Which model. A list of layers, K,N or NAME=K,N or NAME=K,N*COUNT, separated by spaces or
-            semicolons: linear layers without bias, each with its own input. Or a Transformers
-            model: a config's JSON file, a folder with one, a model type such as "llama" (its default config),
-            or "org/name" on the Hugging Face hub (its config is fetched). It becomes the causal language
-            model of that config where there is one.
+            semicolons: linear layers without bias, each with its own input. Or a Transformers model: a
+            config's JSON file, a folder with one, a model type such as "llama" (its default config), or
+            "org/name" on the Hugging Face hub (its config is downloaded). This becomes the config's causal
+            language model, if there is one.
         config: Which layers, and what update. Layers of a list are called NAME, or linear0, linear1, ...
         batch: Sequences in a batch.
-        tokens: Tokens in each.
-        dtype: Of the model's weights and activations.
+        tokens: Tokens in each sequence.
+        dtype: The dtype of the model's weights and activations.
 
     Raises:
         BlueprintError: If the spec is none of these, the model cannot be built or takes other inputs than
@@ -121,7 +121,7 @@ def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
     known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kind: Any = transformers.AutoModelForCausalLM if known else transformers.AutoModel
 
-    # Transformers' sdpa makes no mask if no row is padded, but checks that by reading values of a tensor.
+    # Transformers' sdpa makes no mask if no row is padded, but to check this it reads values of a tensor.
     transformers.AttentionMaskInterface.register(_UNMASKED, lambda *_, **__: None)
     transformers.AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 
@@ -130,7 +130,7 @@ def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
             model: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=_UNMASKED)
         except DataDependentOutputException:
             raise
-        # A config's unsound values, or a package that one model needs: of many types.
+        # Invalid values in a config, or a missing package, raise errors of many types.
         except Exception as error:
             raise BlueprintError(
                 f"model {spec!r} must be one that Transformers can build; {in_short(error)}"
@@ -142,7 +142,7 @@ def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
                 return model(input_ids=ids)
             except DataDependentOutputException:
                 raise
-            # Models for pictures, sounds, or two inputs fail in ways of their own.
+            # Models for images, audio or two inputs raise errors of many types.
             except Exception as error:
                 raise BlueprintError(
                     f"model {spec!r} must take token ids, and {size.tokens} of them; {in_short(error)}"

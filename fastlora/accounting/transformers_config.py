@@ -26,7 +26,7 @@ def find_config(spec: str) -> Any:
     No code that comes with a model is run. The hub is asked once, without retries.
 
     Raises:
-        ConfigError: If `spec` is none of these, or what it names is no config that Transformers knows.
+        ConfigError: If `spec` is none of these, or names something that is not a config of Transformers.
         ImportError: If Transformers is not installed.
         OSError: If a file cannot be read, or the hub has no such config or cannot be reached.
     """
@@ -56,7 +56,7 @@ def find_config(spec: str) -> Any:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a null
+    except (OSError, ValueError):  # the name is too long, or contains a null character
         return False
 
 
@@ -93,7 +93,7 @@ def _read(auto: Any, types: Iterable[str], spec: str, path: Path) -> Any:
         return auto.from_pretrained(str(path), trust_remote_code=False)
     except OSError:
         raise
-    # What a config's class makes of unsound values has many types.
+    # On invalid values, config classes raise errors of many types.
     except Exception as error:
         raise ConfigError(f"{str(file)!r} must be a sound {kind} config; {in_short(error)}") from error
 
@@ -105,7 +105,7 @@ def _fetch(auto: Any, name: str) -> Any:
 
     away: Exception | None = None
     try:
-        # Asks once: from_pretrained alone asks six times in half a minute before it gives a hub up.
+        # This asks the hub once. from_pretrained alone asks six times in half a minute before it gives up.
         HfApi().model_info(name, timeout=_PATIENCE)
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
@@ -114,7 +114,7 @@ def _fetch(auto: Any, name: str) -> Any:
                 f"model {name!r} must be on the hub, and open to you (`hf auth login`); it answered {status}"
             ) from error
         away = error
-    # Without a connection: requests' or httpx's own types, by the hub's version.
+    # Without a connection, requests or httpx raise errors of their own types, depending on the version.
     except Exception as error:
         away = error
     try:
@@ -130,5 +130,5 @@ def _fetch(auto: Any, name: str) -> Any:
 
 
 def in_short(error: BaseException) -> str:
-    """What an error of another library says, in one line of at most 300 characters."""
+    """The message of another library's error, in one line of at most 300 characters."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.300}"

@@ -18,10 +18,10 @@ from fastlora.adapter_files.config_keys import DEFAULTS, check_supported, shown
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.patterns import Patterns
 
-# Some 30,000 entries of rank_pattern.
+# Enough for some 30,000 entries of rank_pattern.
 LARGEST_CONFIG: Final = 4 << 20
 _MOST_NAMES: Final = 1_000
-# In this order; a change makes all that was saved before look edited.
+# The keys in a digest, in this order. Changing them makes every adapter saved before look edited.
 _DIGESTED: Final = (
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("modules_to_save", "ensure_weight_tying"),
@@ -68,11 +68,11 @@ class AdapterConfig:
         return Patterns("alpha_pattern", self.alpha_pattern)
 
     def rank(self, layer: str) -> int:
-        """r of a layer; ValueError if matching the patterns takes too long."""
+        """The rank of a layer; ValueError if matching the patterns takes too long."""
         return self._ranks.find(layer, self.r)
 
     def alpha_of(self, layer: str) -> float:
-        """Alpha of a layer; ValueError if matching the patterns takes too long."""
+        """The alpha of a layer; ValueError if matching the patterns takes too long."""
         return float(self._alphas.find(layer, self.alpha))
 
     def dumps(self, **about: object) -> str:
@@ -98,7 +98,7 @@ class AdapterConfig:
         """Read the text of adapter_config.json, which is not trusted.
 
         Raises:
-            AdapterError: If it is not JSON, or a key is missing, unsound or not supported.
+            AdapterError: If it is not JSON, or a key is missing, invalid or not supported.
         """
         if len(text) > LARGEST_CONFIG:
             raise AdapterError(f"adapter_config.json must be at most {LARGEST_CONFIG:,} bytes")
@@ -124,7 +124,7 @@ class AdapterConfig:
                 modules_to_save=_names("modules_to_save", values["modules_to_save"]),
                 ties=bool(values["ensure_weight_tying"]),
             )
-            read._ranks, read._alphas  # noqa: B018 - unsound ones are told here
+            read._ranks, read._alphas  # noqa: B018 - raises here if a pattern is invalid
             return read
         except (TypeError, ValueError) as error:
             raise AdapterError(f"adapter_config.json: {error}") from error
@@ -137,12 +137,12 @@ def digest(text: str | bytes) -> str:
     """
     found = json.loads(text)
     read = {key: found.get(key, DEFAULTS[key]) for key in _DIGESTED}
-    # Of patterns, the first that matches counts: their order belongs to them, and is not sorted away.
+    # Patterns are not sorted: the first one that matches counts, so their order matters.
     return hashlib.sha256(json.dumps(_with_floats(read)).encode()).hexdigest()
 
 
 def _with_floats(value: Any) -> Any:
-    """Numbers in one form, so that 16 and 16.0 are the same."""
+    """The value with every int as a float, so that 16 and 16.0 are the same."""
     if isinstance(value, dict):
         return {key: _with_floats(inner) for key, inner in value.items()}
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

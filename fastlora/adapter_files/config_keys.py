@@ -13,7 +13,7 @@ from fastlora.adapter_files.errors import AdapterError
 
 PEFT_VERSION: Final = "0.21.2"
 
-# Every key that PEFT writes, at PEFT's default.
+# Every key that PEFT writes, with PEFT's default value.
 DEFAULTS: Final[dict[str, Any]] = {
     "alora_invocation_tokens": None,
     "alpha_pattern": {},
@@ -65,7 +65,7 @@ _READ: Final = frozenset(
     )
 )
 
-# Whatever they say, a trained adapter over nn.Linear layers is the same function.
+# Keys that do not affect what a trained adapter on nn.Linear layers computes, whatever their values.
 _WITHOUT_EFFECT: Final = {
     "auto_mapping": "the class that the base model had",
     "base_model_name_or_path": "where the base model came from",
@@ -88,7 +88,7 @@ _WITHOUT_EFFECT: Final = {
     "qalora_group_size": "used with use_qalora alone",
 }
 
-# What to do where one of these is set: each makes the adapter another function.
+# Keys that make the adapter compute something else, and what to do if one is set.
 _REFUSED: Final = {
     "alora_invocation_tokens": "aLoRA acts from some token on; use it with PEFT",
     "arrow_config": "Arrow routes tokens between adapters; load each of these adapters by itself",
@@ -109,12 +109,12 @@ _UNKNOWN: Final = (
     f"unknown to PEFT {PEFT_VERSION}; save the adapter with that, or take the key out if it changes nothing"
 )
 
-# The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W at the start: A and B alone do not tell the model.
+# The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W initially, so A and B alone do not give the model.
 _INITS_THAT_KEEP_W: Final = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def check_supported(found: Mapping[str, Any]) -> None:
-    """Raise AdapterError, by the key, where a config means another function than plain LoRA on nn.Linear."""
+    """Raise AdapterError, naming the key, if a config means anything but plain LoRA on nn.Linear."""
     kind = found.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"peft_type must be 'LORA'; got {shown(kind)} (merge it into the model with PEFT)")
@@ -137,6 +137,6 @@ def check_supported(found: Mapping[str, Any]) -> None:
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,4 +1,4 @@
-"""Opens an adapter on disk: its config and its tensors, which are checked to match before any is read.
+"""Opens an adapter on disk: its config and its tensors. That they match is checked before a tensor is read.
 
     tensors     base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.weight [N, r]
                 base_model.model.<module to save>.<name in its state_dict>
@@ -40,10 +40,10 @@ DIGEST_KEY: Final = "fastlora_config_digest"
 
 _PREFIX: Final = "base_model.model."
 _LONGEST_NAME: Final = 256
-# Seconds to wait. A save takes microseconds between its two renames, unless it was killed there.
+# Seconds to wait for a save in progress. Its two renames are microseconds apart, unless it was killed there.
 _WAITS: Final = (0.001, 0.004, 0.015, 0.05, 0.15, 0.3)
 
-# Endings of tensors of what is not plain LoRA on linear layers; `base_layer` and the others follow `lora_`.
+# Name endings of tensors that are not plain LoRA on linear layers, and what they are.
 _OTHERS: Final = {
     "lora_A.bias": "a bias of A",
     "lora_B.bias": "lora_bias",
@@ -55,13 +55,13 @@ _OTHERS: Final = {
 
 
 class LayerHeader(NamedTuple):
-    """What an adapter says of one layer.
+    """What an adapter file says about one layer.
 
     Attributes:
         options: The update's options.
         in_features: K.
         out_features: N.
-        dtype: Of A and B.
+        dtype: The dtype of A and B.
     """
 
     options: Options
@@ -76,8 +76,8 @@ class Contents:
     Attributes:
         config: Its config.
         file: Its tensors.
-        names: The layers that it has A and B of.
-        plain: {key without prefix: Header} of what belongs to modules to save.
+        names: The layers that have A and B in it.
+        plain: {key without prefix: Header} of the tensors of modules to save.
     """
 
     def __init__(self, config: AdapterConfig, file: TensorFile) -> None:
@@ -107,14 +107,14 @@ class Contents:
         self.names = tuple(names)
 
     def _is_to_save(self, name: str) -> bool:
-        """Whether a module to save holds the tensor, though its name looks like LoRA's: "lora_head", say."""
+        """Whether the tensor belongs to a module to save whose name looks like LoRA's: "lora_head", say."""
         parts = name.split(".")
         around = (".".join(parts[:length]) for length in range(1, len(parts)))
         return any(module.endswith(self.config.modules_to_save) for module in around)
 
     @cached_property
     def layers(self) -> dict[str, LayerHeader]:
-        """{layer: LayerHeader}; the config's patterns are matched here, so names are to be checked before."""
+        """{layer: LayerHeader}. Check the names first, as this matches them with the config's patterns."""
         try:
             return {layer: self._layer(layer) for layer in self.names}
         except AdapterError:
@@ -123,9 +123,9 @@ class Contents:
             raise AdapterError(f"{CONFIG_FILE}: {error}") from error
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Call layers and tensors of modules to save otherwise; {name: new name} of all.
+        """Rename the layers and the tensors of modules to save, given {name: new name} for all of them.
 
-        Patterns go on to mean the old names, which they were written for.
+        Patterns still match the old names, for which they were written.
         """
         self._saved_as = {new: old for old, new in names.items()}
         keys: dict[str, str] = {}
@@ -153,16 +153,16 @@ class Contents:
 
 @contextmanager
 def open_directory(directory: str | os.PathLike[str]) -> Iterator[Contents]:
-    """Open an adapter in PEFT's layout; every fault in it, also later in the block, is an AdapterError.
+    """Open an adapter in PEFT's layout. A fault found later, in the `with` block, is an AdapterError too.
 
     Raises:
-        AdapterError: If a file is damaged, the two do not agree, or hold what is not supported.
+        AdapterError: If a file is damaged or holds something unsupported, or the two files do not match.
         ImportError: If safetensors is not installed.
         OSError: If a file cannot be opened.
     """
     folder = Path(directory)
     for wait in (*_WAITS, 0):
-        # The config first: a save puts it in place last, so it is never of a later save than the tensors.
+        # The config is read first. A save writes it last, so it is never from a later save than the tensors.
         found = _read_config(folder)
         with open_tensors(folder / TENSOR_FILE) as file:
             if found.digest == file.metadata.get(DIGEST_KEY, found.digest):
@@ -181,7 +181,7 @@ def open_directory(directory: str | os.PathLike[str]) -> Iterator[Contents]:
 
 
 class _Found(NamedTuple):
-    """A config as it was found."""
+    """A config file: what it says, its digest, and when it was last written, in ns since the epoch."""
 
     config: AdapterConfig
     digest: str
@@ -214,7 +214,7 @@ def _warn_of_edit(folder: Path) -> None:
 
 @contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[Contents]:
-    """Open an adapter in a single file; faults and errors are `open_directory`'s."""
+    """Open an adapter in a single file; it raises what `open_directory` raises."""
     with open_tensors(path) as file:
         if METADATA_KEY not in file.metadata:
             check_layout(file.headers)
@@ -237,19 +237,19 @@ def plain_key(name: str) -> str:
 
 
 def _split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str, str]:
-    """(layer, "A" or "B"), or (name, "") for a tensor of a module to save, whatever names it has inside."""
+    """Split a key into (layer, "A" or "B"), or into (name, "") if its tensor belongs to a module to save."""
     if not key.startswith(_PREFIX):
         check_layout([key])
         raise AdapterError(f"tensors must be named {_PREFIX}<name>, as PEFT names them; got {key!r}")
     name = key.removeprefix(_PREFIX)
-    # What it is compared with, near names of it among them, takes a time that grows with its length.
+    # Matching a name, and finding names near it, takes longer the longer it is.
     if len(name) > _LONGEST_NAME:
         raise AdapterError(
             f"names of tensors must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
         )
     found = next((letter for letter in ("A", "B") if f".{name}".endswith(f".lora_{letter}.weight")), "")
     layer = f".{name}".removesuffix(f".lora_{found}.weight").lstrip(".")
-    # A module to save has no LoRA layer inside. It may itself be called lora_A: then lora_B is not beside it.
+    # A module to save holds no LoRA layer. It may itself be called lora_A, but then there is no lora_B.
     is_pair = bool(found) and all(other in keys for other in layer_keys(layer))
     if _is_inside(layer if is_pair else name.rpartition(".")[0], to_save):
         return name, ""
@@ -263,5 +263,5 @@ def _split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str,
 
 
 def _is_inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether one of these modules, given by the ends of their names, is this one or lies around it."""
+    """Whether a module is, or lies inside, one of these modules, which are given by their name endings."""
     return any(f".{module}." in f".{name}." for module in modules)

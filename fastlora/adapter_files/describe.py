@@ -1,4 +1,4 @@
-"""Describes the layers and ranks of an adapter by short name endings and patterns, for PEFT's config."""
+"""Short name endings and patterns that describe an adapter's layers and ranks in PEFT's config."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _Value = TypeVar("_Value", int, float)
 
 
 def target_modules(chosen: Collection[str], everything: Collection[str]) -> list[str] | str:
-    """The shortest endings of names that mean these modules and no other, for PEFT's `target_modules`.
+    """The shortest name endings that select these modules and no others, for PEFT's `target_modules`.
 
     Args:
-        chosen: Names of the modules that are meant.
+        chosen: Names of the modules to select.
         everything: Names of all modules of the model.
 
     Returns:
-        A sorted list of endings; a regular expression where even a whole name is another one's ending.
+        A sorted list of endings; a regular expression if a chosen name is itself the ending of another name.
     """
     others = set(everything) - set(chosen)
     taken = set(_endings(others))
@@ -32,12 +32,12 @@ def target_modules(chosen: Collection[str], everything: Collection[str]) -> list
 
 
 def modules_to_save(chosen: Collection[str], everything: Collection[str]) -> list[str]:
-    """The shortest endings for PEFT's `modules_to_save`, which matches letters and does not stop at dots.
+    """The shortest name endings for PEFT's `modules_to_save`, where "head" also matches "lm_head".
 
-    Where even a whole name is another one's ending, PEFT cannot tell the two apart; it is returned whole.
+    If a chosen name is the ending of another name, PEFT cannot tell the two apart; it is returned in full.
 
     Args:
-        chosen: Names of the modules that are meant.
+        chosen: Names of the modules to select.
         everything: Names of all modules of the model.
     """
     return sorted(
@@ -49,7 +49,7 @@ def modules_to_save(chosen: Collection[str], everything: Collection[str]) -> lis
 
 
 def pattern(values: Mapping[str, _Value]) -> tuple[_Value, dict[str, _Value]]:
-    """The value that most names have, and a pattern for the others, for `rank_pattern` and `alpha_pattern`.
+    """The most common value, and a pattern for the other values, for `rank_pattern` and `alpha_pattern`.
 
     Args:
         values: {name: value}, not empty.
@@ -69,7 +69,7 @@ def pattern(values: Mapping[str, _Value]) -> tuple[_Value, dict[str, _Value]]:
 
 
 def endings(name: str) -> Iterable[str]:
-    """The endings of a dotted name, the shortest first, the name itself last."""
+    """The endings of a dotted name, shortest first; the last one is the name itself."""
     parts = name.split(".")
     return (".".join(parts[start:]) for start in reversed(range(len(parts))))
 

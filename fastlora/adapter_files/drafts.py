@@ -23,23 +23,23 @@ from fastlora.adapter_files.regular import check_regular
 
 _DRAFT: Final = re.compile(r"\.fastlora-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]+\.tmp")
 _OLD_DRAFT_SECONDS: Final = 24 * 3600
-# For renames alone, which take microseconds: longer waits mean that somebody else holds the directory.
+# The lock is held only for renames, which take microseconds. A longer wait means that another program has it.
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 100, 0.01
 
 
 def write_together(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> None:
-    """Write files so that each appears whole or not at all, and none before all are on the disk.
+    """Write files so that each appears complete or not at all, and none before all are on the disk.
 
-    A file that is replaced keeps its permissions, and a link to one stays a link. An interrupt between two
-    renames is raised after the last one. Only a process that dies there leaves files of two saves, and in the
-    order in which they are given.
+    A file that is replaced keeps its permissions, and a link stays a link. An interrupt between two renames
+    is raised after the last one. Only if the process dies between them is there a mix of two saves; the files
+    given first are then the new ones.
 
     Args:
         files: (path, content) of each.
 
     Raises:
         AdapterError: If a path is a FIFO, a socket or a device.
-        OSError: If a file cannot be written; none is, then.
+        OSError: If a file cannot be written; then no file is changed.
     """
     places = [(_place(Path(path)), content) for path, content in files]
     for folder in {target.parent for target, _ in places}:
@@ -55,7 +55,7 @@ def write_together(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> Non
 
 
 def _place(path: Path) -> Path:
-    """Where a file is to be: what a link leads to, and a regular file if there is one."""
+    """The path of a file to write, with links resolved; raises if something else than a file is there."""
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, "path must be a file; it is a link to itself", os.fspath(path))
@@ -69,12 +69,12 @@ def _place(path: Path) -> Path:
 
 
 def _write(draft: Path, content: bytes, target: Path) -> None:
-    """Write a draft to the disk, with owner and permissions of the file that it is to replace."""
+    """Write a draft to the disk, with the owner and permissions of the file that it will replace."""
     try:
         old = target.stat()
     except FileNotFoundError:
         old = None
-    # Nobody else may read it before its permissions are those of the old file.
+    # Until the draft has the permissions of the old file, nobody else may read it.
     mode = 0o666 if old is None else 0o600
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(draft, flags, mode), "wb") as file:
@@ -91,11 +91,11 @@ def _write(draft: Path, content: bytes, target: Path) -> None:
 def _put_in_place(drafts: Sequence[tuple[Path, Path]]) -> None:
     folders = dict.fromkeys(target.parent for _, target in drafts)
     with ExitStack() as locks:
-        # In one order everywhere, or two savers could wait for one another.
+        # Always in the same order; otherwise two saves could wait for each other.
         for folder in sorted(folders):
             locks.enter_context(_alone_in(folder))
-        # All files of the later of two saves are the younger: they are dated now, the last first. So what a
-        # load finds of two saves never looks as if the older files had been edited.
+        # Under the lock, all drafts get new times, the last file the oldest. So a mix of files from two saves
+        # never looks to a load as if the older files had been edited.
         for draft, _ in reversed(drafts):
             os.utime(draft)
         try:
@@ -114,7 +114,7 @@ def _put_in_place(drafts: Sequence[tuple[Path, Path]]) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other savers from renaming in between; where nothing can be locked, go on without."""
+    """Keep other saves from renaming files in a directory meanwhile; without a lock if there can be none."""
     try:
         import fcntl
     except ImportError:
@@ -136,7 +136,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Make renames in a directory last through a loss of power, where the system can."""
+    """Make renames in a directory survive a power failure, if the system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -151,7 +151,7 @@ def _draft_name() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what killed processes left."""
+    """Delete the drafts of killed processes."""
     with suppress(OSError):
         for draft in folder.glob(".fastlora-*.tmp"):
             with suppress(OSError):
@@ -169,7 +169,7 @@ def _is_stale(draft: Path) -> bool:
 def _may_live(pid: int, started: int) -> bool:
     if started:
         return _started(pid) == started
-    if os.name != "posix":  # os.kill would end it
+    if os.name != "posix":  # there os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -181,7 +181,7 @@ def _may_live(pid: int, started: int) -> bool:
 
 
 def _machine() -> str:
-    """What tells apart the processes that a pid means: the machine, its boot, and its container."""
+    """A hash of what makes a pid unique: the machine, its boot, and its container."""
     marks = [platform.node()]
     with suppress(OSError):
         marks.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -190,9 +190,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None where there is none, or the system does not say."""
+    """When a process started, in ticks since boot; None if it does not exist or the system does not say."""
     try:
-        # After the name of its program, which may hold spaces and brackets.
+        # The fields after the program's name, which may itself contain spaces and brackets.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None

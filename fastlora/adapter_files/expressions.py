@@ -1,9 +1,9 @@
 """Matches untrusted regular expressions in a time bounded by the lengths of expression and name.
 
-Python's matcher backtracks, which takes exponential time for some expressions. This one is a lazily built
-finite automaton, whose states are sets of places in the expression. It supports what patterns for names of
-modules need: letters, ".", classes, groups, "|", repeats and anchors. Backreferences and look-around are
-refused.
+Python's matcher backtracks, which takes exponential time for some expressions. This one is a deterministic
+finite automaton, built lazily. Its states are sets of places in the expression. It supports what patterns for
+module names need: letters, ".", classes, groups, "|", repeats and anchors. It refuses backreferences and
+look-around.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from typing import Final, NamedTuple
 
 LONGEST: Final = 512
-# {m,n} is written out; so many places have all expressions that are sound.
+# {m,n} is expanded into copies. No reasonable expression needs more places than this.
 _MOST_PLACES: Final = 2_000
 _DEEPEST: Final = 20
-# A new state takes some 2 us for each place in it, a letter on to a known state 0.1 us.
+# Making a new state takes some 2 us for each place in it; following a letter to a known state takes 0.1 us.
 _STEPS_A_PLACE: Final = 20
 
 _TOKEN: Final = re.compile(
@@ -27,24 +27,24 @@ _REPEAT: Final = re.compile(r"(?:([*+?])|\{(\d{1,3})(?:(,)(\d{0,3}))?\})\??")
 
 
 class Work:
-    """Steps that may still be taken in matching.
+    """A limit on the steps of matching.
 
     Attributes:
-        left: How many.
+        left: The number of steps that may still be taken.
     """
 
     def __init__(self, steps: int) -> None:
         self.left = steps
 
     def take(self, steps: int) -> None:
-        """Take steps; ValueError where there are too few left."""
+        """Take steps; ValueError if too few are left."""
         self.left -= steps
         if self.left < 0:
             raise ValueError("take too long to match (name layers by the ends of their names)")
 
 
 class _Place(NamedTuple):
-    """A place in an expression: what letter leads on, or what it stands for, and where to."""
+    """A place in an expression: the letter or anchor that leads on from it, and the places that follow."""
 
     letter: re.Pattern[str] | None
     anchor: str
@@ -52,7 +52,7 @@ class _Place(NamedTuple):
 
 
 class _State:
-    """A set of places that some letters lead to, and the states that further ones lead to from there."""
+    """A state: the set of places reached so far, and the state that follows for each letter seen so far."""
 
     __slots__ = ("accepts", "following", "places")
 
@@ -62,14 +62,14 @@ class _State:
 
 
 class Expression:
-    """One that matches a name whole, or what follows one of its dots; "^" is the name's own start.
+    """An expression that matches a whole name, or all that follows one of its dots; "^" is the name's start.
 
     Args:
         text: The expression.
-        work: What reading it takes its steps from, as matching does.
+        work: The limit on steps; reading the expression takes steps too.
 
     Raises:
-        ValueError: If it is no expression, or has what cannot be matched in a bounded time.
+        ValueError: If it is not a valid expression, or cannot be matched in a bounded time.
     """
 
     def __init__(self, text: str, work: Work) -> None:
@@ -88,7 +88,7 @@ class Expression:
         self._start = _State(start, self._last in self._closed(set(start), "^$"))
 
     def matches(self, name: str) -> bool:
-        """Whether it does; a step is taken for each letter, and more for states that are new."""
+        """Whether it matches a name. This takes one step for each letter, and more for each new state."""
         self._work.take(len(name))
         state = self._start
         for letter in name:
@@ -110,7 +110,7 @@ class Expression:
         return found
 
     def _closed(self, places: set[int], anchors: str) -> frozenset[int]:
-        """All places that are reached without a letter, through these anchors."""
+        """All places that can be reached without a letter, passing only these anchors."""
         found, open_ends = set(places), list(places)
         while open_ends:
             place = self._places[open_ends.pop()]
@@ -128,7 +128,7 @@ class Expression:
         return len(self._places) - 1
 
     def _choice(self, depth: int) -> tuple[int, int]:
-        """Read alternatives; the places before and after them."""
+        """Read alternatives; return the places before and after them."""
         if depth > _DEEPEST:
             raise ValueError("has groups nested too deep")
         before, after = self._place("", []), self._place("", [])
@@ -184,7 +184,7 @@ class Expression:
         return self._place("", [after], re.compile(text, re.DOTALL)), after
 
     def _repeat(self) -> tuple[int, int | None]:
-        """How often what was read is repeated; None stands for no end."""
+        """Read a repeat, if there is one; return the least and the most times, None for no limit."""
         found = _REPEAT.match(self._text, self._at)
         if found is None:
             return 1, 1

@@ -1,4 +1,4 @@
-"""Finds the layers and modules of a model that an adapter on disk fits, by names and shapes alone."""
+"""Finds the layers and modules of a model that an adapter on disk belongs to, by names and shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
-from fastlora.layer.base_weights import check_whole
+from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
@@ -18,12 +18,12 @@ from fastlora.model.targets import check_adaptable
 from fastlora.model.wrappers import compiled_modules, modules_by_name
 
 
-class Saved(NamedTuple):
-    """The modules to save of an adapter, as found in a model.
+class FoundModules(NamedTuple):
+    """An adapter's modules to save, as found in a model.
 
     Attributes:
         modules: The modules.
-        tensors: {key: the model's tensor that takes its value}.
+        tensors: {key in the file: the model's tensor that takes its value}.
     """
 
     modules: list[nn.Module]
@@ -31,10 +31,10 @@ class Saved(NamedTuple):
 
 
 def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
-    """The layers of a model that an adapter new to it is for: plain ones, and ones with LoRA.
+    """The layers of a model that a new adapter is for. They may be plain or have LoRA already.
 
     Raises:
-        AdapterError: If there is no such layer, it is of another kind or shape, or two are one shared module.
+        AdapterError: If a layer does not exist, is of another kind or shape, or is shared by two names.
     """
     modules, compiled = modules_by_name(model), compiled_modules(model)
     found: dict[str, nn.Linear] = {}
@@ -46,7 +46,9 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
             except TypeError as error:
                 raise AdapterError(str(error)) from error
         found[path] = cast(nn.Linear, module)
-    _check_whole({path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)})
+    _check_original_weights(
+        {path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)}
+    )
     if contents.config.ties:
         _check_untied(model, found)
     if len(set(found.values())) < len(found):
@@ -62,7 +64,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
 def same_layers(
     adapted: Mapping[str, FusedLoRALinear], contents: Contents, name: str
 ) -> dict[str, FusedLoRALinear]:
-    """The layers of an adapter that the model has already, if they are the file's.
+    """The layers of an adapter that the model has already, checked to be the file's layers.
 
     Raises:
         AdapterError: If layers or shapes differ, or the adapter is in use and merged.
@@ -83,33 +85,33 @@ def same_layers(
 
 
 def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, FusedLoRALinear]:
-    """{path in files: layer} of the layers that have part in an adapter."""
+    """{path in files: layer} of the layers that have A and B for an adapter."""
     return {path: layer for path, layer in adapted.items() if name in layer.adapters}
 
 
 def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
-    """Raise AdapterError if values to be changed are merged into a weight, or were taken out of it."""
-    _check_whole(layers)
+    """Raise AdapterError if an adapter to be changed is merged into W, or was initialized from W."""
+    _check_original_weights(layers)
     merged = [path for path, layer in layers.items() if layer.adapter == name and layer.merged]
     if merged:
         raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
 
 
-def _check_whole(layers: Mapping[str, FusedLoRALinear]) -> None:
+def _check_original_weights(layers: Mapping[str, FusedLoRALinear]) -> None:
     try:
-        check_whole(layers, "adapters in files are made for the W from before")
+        check_original_weights(layers, "adapters in files are made for the W from before")
     except ValueError as error:
         raise AdapterError(str(error)) from error
 
 
-def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
-    """The modules of a model that are saved with an adapter, and the places of their tensors.
+def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
+    """The modules of a model that are saved with an adapter, and their tensors.
 
-    Where the model knows of such modules already, they must be the same ones.
+    If the model has modules to save already, they must be the same ones.
 
     Raises:
-        AdapterError: If there is no such module or tensor, shapes or kinds of dtype differ, one is missing,
-            or a module cannot be trained apart from the rest.
+        AdapterError: If there is no such module or tensor, shapes or kinds of dtype differ, a tensor is
+            missing, or a module cannot be trained separately from the rest.
     """
     modules = modules_by_name(model)
     paths: list[str] = []
@@ -142,11 +144,11 @@ def modules_to_save(model: nn.Module, contents: Contents) -> Saved:
         _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
         if tensors[key].is_floating_point() != header.dtype.is_floating_point:
             raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return Saved([modules[path] for path in paths], tensors)
+    return FoundModules([modules[path] for path in paths], tensors)
 
 
 def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:
-    """The outermost module that a name means, by PEFT's rule, and that holds the tensor."""
+    """The outermost module that holds the tensor and that one of the names matches, by PEFT's rule."""
     parts = key.split(".")
     for length in range(len(parts)):
         path = ".".join(parts[:length])
@@ -157,7 +159,7 @@ def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Modul
 
 
 def _check_untied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
-    """Raise AdapterError where a weight is another module's too: PEFT gives that one the update as well."""
+    """Raise AdapterError if a weight is shared with another module: PEFT would adapt that one too."""
     owners: dict[int, list[str]] = {}
     for name, module in modules_by_name(model).items():
         for parameter in module._parameters.values():

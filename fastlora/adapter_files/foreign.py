@@ -25,14 +25,14 @@ _OURS: Final = (
     "a fastlora model's own state_dict(); read it with the model's load_state_dict, and write adapters with "
     "save_pretrained"
 )
-# "lora_A.default.weight"; also without PEFT's prefix, as inject_adapter_in_model leaves it.
+# "lora_A.default.weight", with PEFT's prefix, or without it as after inject_adapter_in_model.
 _WITH_NAME: Final = re.compile(r"(?:^|\.)lora_[AB]\.(?!lora_[AB]\.)[^.]+\.weight$")
 _COMPONENTS: Final = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "prior.")
 _DIFFUSERS_PARTS: Final = (".lora.down.", ".lora.up.", "_lora.down.", "_lora.up.", ".lora_linear_layer.")
 
 
 def check_layout(keys: Iterable[str]) -> None:
-    """Raise AdapterError where a key is of another program's layout."""
+    """Raise AdapterError if a key is in another program's layout."""
     for key in keys:
         layout = _layout(key)
         if layout:

@@ -1,4 +1,4 @@
-"""Modules that are trained in full: each must be written to the file, or be refused by name."""
+"""Modules that are trained in full: each is written to the file, or an error names it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NO_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def modules_in_full(model: nn.Module) -> dict[str, nn.Module]:
-    """{name: module} of what is written with the updates: modules to save, and all else that takes gradients.
+    """{name: module} to write with the updates: modules to save, and all others that are trained.
 
-    A parameter that somebody made trainable is written as PEFT has it: with the whole module that holds it.
+    A parameter that the caller made trainable is written as in PEFT: with the whole module that holds it.
 
     Raises:
-        ValueError: If such a parameter cannot be written so: it belongs to a LoRA layer (W or b) or to a
+        ValueError: If that is not possible, because the parameter belongs to a LoRA layer (W or b) or to a
             module around one, or is shared with another module.
     """
     found = dict(saved_modules(model))
@@ -57,6 +57,6 @@ def _can_be_written(model: nn.Module, name: str, module: nn.Module) -> bool:
 
 
 def _outermost(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Without the modules that lie inside others: those write them."""
+    """Without the modules that lie inside others, as they are written with those."""
     inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
     return {name: module for name, module in found.items() if id(module) not in inner}

@@ -1,4 +1,4 @@
-"""Takes adapters from a state_dict passed to `save_pretrained`, of gathered or averaged weights."""
+"""Takes adapters from a state_dict of gathered or averaged weights that is passed to `save_pretrained`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastlora.model.name_matching import listed
 
 
 def is_other(state: Mapping[str, Tensor], model: nn.Module, places: Mapping[str, str]) -> bool:
-    """Whether a passed state_dict has updates that are not the model's own."""
+    """Whether a passed state_dict has updates, and not exactly those of the model."""
     if not any("lora_" in key for key in state):
         return False
     own = model.state_dict()
@@ -27,10 +27,10 @@ def is_other(state: Mapping[str, Tensor], model: nn.Module, places: Mapping[str,
 def from_state(
     state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], places: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """The tensors with their values from a passed state_dict.
+    """The values of an adapter's tensors, taken from a passed state_dict.
 
     Raises:
-        ValueError: If the state_dict lacks one, or has it in another shape.
+        ValueError: If the state_dict lacks a tensor, or has it in another shape.
     """
     missing = [place for place in places.values() if place not in state]
     if missing:

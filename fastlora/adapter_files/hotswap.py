@@ -26,7 +26,7 @@ from fastlora.model.wrappers import modules_by_name
 
 
 class _Values(NamedTuple):
-    """The new values A and B of one layer, and the parameters that take them."""
+    """The new values A and B of one layer, and the parameters `own_A` and `own_B` that take them."""
 
     own_A: Tensor
     own_B: Tensor
@@ -37,20 +37,20 @@ class _Values(NamedTuple):
 @exclusive
 @torch.no_grad()
 def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> None:
-    """Put the values of another adapter into the parameters of one that the model has: no recompilation.
+    """Copy the values of an adapter on disk into an adapter of the model, without recompilation.
 
-    Shapes, dtypes and the scaling s stay, as compiled code holds them to be constant. A smaller rank is
-    filled up with zeros. B takes the ratio of the two scalings, which rounds once where that is no power of
-    two. Layers that the other adapter does not have become zero.
+    Shapes, dtypes and the scaling s stay the same, because compiled code takes them to be constant. A smaller
+    rank is padded with zeros. B is multiplied by the ratio of the two scalings; this rounds once, unless the
+    ratio is a power of two. The update of a layer that the adapter on disk does not have becomes zero.
 
     Args:
         model: A model with LoRA layers.
-        directory: The other adapter, as `load_pretrained` takes it.
-        name: Whose parameters take the values; it need not be in use.
+        directory: The adapter on disk, as `load_pretrained` takes it.
+        name: The adapter of the model that takes the values; it need not be in use.
 
     Raises:
-        AdapterError: As by `load_pretrained`; or if the other adapter has further layers, a larger rank or
-            modules to save. The model is as it was.
+        AdapterError: As by `load_pretrained`; or if the adapter on disk has more layers, a larger rank or
+            modules to save. The model is then unchanged.
         ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
         OSError: If a file cannot be opened.
     """

@@ -1,6 +1,6 @@
 """Adapters on the Hugging Face hub.
 
-Tokens are handed to huggingface_hub and nowhere else; without one it uses what `hf auth login` left.
+Tokens are passed to huggingface_hub and nowhere else. Without one, it uses the token of `hf auth login`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def push_to_hub(
     commit_message: str = "Upload LoRA adapter",
     token: str | bool | None = None,
 ) -> str:
-    """Put adapters on the hub, in the layout of `save_pretrained`, as one commit.
+    """Upload adapters to the hub, in the layout of `save_pretrained`, as one commit.
 
-    A repository that does not exist is made, and gets a model card if it has none.
+    The repository is created if it does not exist. It gets a model card if it has none.
 
     Args:
         model: As in `save_pretrained`.
@@ -48,11 +48,11 @@ def push_to_hub(
         task_type: As in `save_pretrained`.
         private: Whether a new repository is private; None means the hub's default.
         revision: The branch; None means the main one.
-        commit_message: The commit's.
-        token: huggingface_hub's.
+        commit_message: The message of the commit.
+        token: A token for huggingface_hub.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
         AdapterError: As by `save_pretrained`.
@@ -96,27 +96,27 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> nn.Module:
-    """Read an adapter from the hub, or from its local cache, into a model; else `load_pretrained`.
+    """Load an adapter from the hub or its local cache into a model, as `load_pretrained` does from a folder.
 
-    Only adapter_config.json and adapter_model.safetensors are downloaded, both of one commit.
+    Only adapter_config.json and adapter_model.safetensors are downloaded, both from the same commit.
 
     Args:
         model: As in `load_pretrained`.
-        repo_id: "user/name", or a folder on this machine; where one exists, the hub is not asked.
+        repo_id: "user/name", or a folder on this machine. If such a folder exists, the hub is not asked.
         name: As in `load_pretrained`.
-        subfolder: Where in the repository the adapter lies.
-        revision: Branch, tag or commit; None means the main branch. A commit is sure to stay what it is.
-        token: huggingface_hub's.
-        cache_dir: Its cache; None means the one it uses.
-        local_files_only: Whether the cache alone is looked at.
+        subfolder: The adapter's folder in the repository.
+        revision: Branch, tag or commit; None means the main branch. Only a commit can never change.
+        token: A token for huggingface_hub.
+        cache_dir: The folder of the cache; None means huggingface_hub's default.
+        local_files_only: Whether to look in the cache only.
 
     Returns:
-        The model; the new layer where the model itself is a plain nn.Linear.
+        The model; the new layer if the model itself is a plain nn.Linear.
 
     Raises:
         AdapterError: As by `load_pretrained`.
-        ValueError: If a name is unsound, or `subfolder` leads out of the repository.
-        FileNotFoundError: If the repository holds no adapter there, or `repo_id` is a path to nothing.
+        ValueError: If a name is invalid, or `subfolder` leads out of the repository.
+        FileNotFoundError: If the repository has no adapter there, or `repo_id` is a path that does not exist.
         ImportError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
     """
@@ -147,7 +147,7 @@ def from_pretrained(
 
 
 def _local_folder(repo_id: str | os.PathLike[str]) -> Path | None:
-    """The folder that is meant; None where it can only be a repository.
+    """The local folder that `repo_id` names; None if it names a repository.
 
     Raises:
         OSError: If it can only be a path, and there is no such folder.
@@ -171,7 +171,7 @@ def _local_folder(repo_id: str | os.PathLike[str]) -> Path | None:
 
 
 def _card(folder: Path) -> str:
-    """A model card by which the hub knows base model and library; JSON strings are YAML's too."""
+    """A model card that tells the hub the base model and the library. A JSON string is valid YAML too."""
     config = json.loads(next(folder.rglob(CONFIG_FILE)).read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
     lines = ["---", "library_name: peft", "tags:", "- lora", "- fastlora"]

@@ -1,10 +1,10 @@
-"""The safetensors format: its bytes from tensors, and its header checked entry by entry.
+"""The safetensors format: writes tensors as its bytes, and checks its header entry by entry.
 
     u64 (little-endian): length of the header | header, JSON | the tensors' bytes, without gaps
     header    {"__metadata__": {str: str}, key: {"dtype": ..., "shape": [...], "data_offsets": [begin, end]}}
 
-The safetensors library is not used. Saving must work without it. And an adapter must be read from one open
-file, while the library opens a path twice, and gets another file if it is replaced in between.
+The safetensors library is not used, for two reasons. Saving must work without it. And it opens a path twice,
+so that it would read two different files if the file was replaced in between.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _WHOLE: Final = {
 _DTYPES: Final = {**FLOATS, **_WHOLE, "BOOL": torch.bool}
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA: Final = "__metadata__"
-# Some 300,000 tensors; the format's own limit of 100 MB takes gigabytes once parsed.
+# Enough for some 300,000 tensors. A header at the format's own limit, 100 MB, takes gigabytes once parsed.
 LARGEST_HEADER: Final = 64 << 20
 _MOST_DIMENSIONS: Final = 16
 
 
 class Header(NamedTuple):
-    """What a file says of a tensor before it is read."""
+    """What a file's header says about a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: what it is, and where its bytes begin and end in the file's last part."""
+    """A tensor in a file: its header, and where its bytes begin and end, counted from the first tensor's."""
 
     header: Header
     begin: int
@@ -60,14 +60,14 @@ def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
     """The bytes of a safetensors file.
 
     Raises:
-        AdapterError: If a tensor holds NaN or infinity, or is of a dtype that could not be loaded.
+        AdapterError: If a tensor holds NaN or infinity, or has a dtype that could not be loaded.
     """
     for key, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise AdapterError(f"{key} must be of {', '.join(_DTYPES)} to be saved; it is {tensor.dtype}")
         if not tensor.isfinite().all():
             raise AdapterError(f"{key} must be finite to be saved; it holds NaN or infinity")
-    # Wide ones first, so that each begins at a multiple of its own width.
+    # Wide dtypes first, so that each tensor begins at a multiple of its own width.
     order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
     header: dict[str, Any] = {_METADATA: {"format": "pt", **metadata}}
     end = 0
@@ -87,7 +87,7 @@ def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
 
 
 def tensor_from(content: bytearray, header: Header) -> Tensor:
-    """A tensor over its bytes in a file."""
+    """A tensor from its bytes in a file, sharing their memory where it can."""
     if not content:
         return torch.empty(header.shape, dtype=header.dtype)
     raw = torch.frombuffer(content, dtype=torch.uint8)
@@ -95,14 +95,14 @@ def tensor_from(content: bytearray, header: Header) -> Tensor:
 
 
 def parse_header(text: bytes, length: int) -> tuple[dict[str, str], dict[str, Entry]]:
-    """The metadata and the tensors' entries of a header.
+    """The metadata and the tensors' entries in a header.
 
     Args:
         text: The header.
-        length: Of all tensors' bytes together; they must take up exactly this.
+        length: The number of bytes after the header. The tensors must take up exactly these.
 
     Raises:
-        AdapterError: If it is none, or its tensors leave gaps, overlap or end elsewhere.
+        AdapterError: If the header is invalid, or its tensors leave gaps, overlap or end elsewhere.
     """
     try:
         found = json.loads(text.decode(), object_pairs_hook=_without_doubles)
@@ -155,7 +155,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _little(raw: Tensor, width: int) -> Tensor:
-    """Bytes of numbers of a width between this machine's order and the file's."""
+    """Convert the bytes of numbers of this width between the machine's byte order and little-endian."""
     return raw if sys.byteorder == "little" else raw.view(-1, width).flip(1).flatten()
 
 

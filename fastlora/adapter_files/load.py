@@ -1,4 +1,4 @@
-"""Loads adapters from PEFT or fastlora into a model; everything is checked before anything is changed."""
+"""Loads adapters written by PEFT or fastlora into a model. All is checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ from fastlora.model.modules_to_save import mark
 from fastlora.model.replace import replace_modules
 from fastlora.model.wrappers import modules_by_name
 
-# {path: A, B and options}, as a file has them.
+# {path: A, B and options} from a file.
 _Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
-    """Read an adapter that PEFT's or our `save_pretrained` wrote into a model, in place.
+    """Load an adapter that PEFT's or our `save_pretrained` wrote into a model, in place.
 
-    Into a model without LoRA, the layers are made as the adapter says, in its dtype (16-bit values in fp32,
-    as in PEFT), and all but the updates and the modules to save is frozen, as by `apply_lora`. In a model
-    with LoRA an adapter of a new name is added and not put in use (see `set_adapter`). An adapter that the
-    model has already must have the same layers and shapes: A and B are converted to its dtype and copied into
-    its parameters, alpha and rslora come from the file, while dropout and what is trainable stay.
+    A model without LoRA gets LoRA layers as the adapter's files say, in their dtype (fp32 for 16-bit values,
+    as in PEFT). All but the updates and the modules to save is frozen, as by `apply_lora`. In a model with
+    LoRA, an adapter with a new name is added but not put in use (see `set_adapter`). If the model has an
+    adapter of this name, the file must have the same layers and shapes. Then A and B are converted to the
+    adapter's dtype and copied into its parameters. alpha and rslora are taken from the file; dropout and
+    what is trainable stay.
 
-    Nothing but adapter_config.json and adapter_model.safetensors is read, and shapes are checked before any
-    tensor is.
+    Only adapter_config.json and adapter_model.safetensors are read. All shapes are checked before a tensor is
+    read.
 
     Args:
         model: The model; it may itself be a plain nn.Linear.
         directory: The directory; for a named adapter, its sub-directory.
-        name: What the adapter is called in this model.
+        name: The adapter's name in this model.
 
     Returns:
-        The model; the new layer where the model itself is a plain nn.Linear.
+        The model; the new layer if the model itself is a plain nn.Linear.
 
     Raises:
-        AdapterError: If the files are truncated, damaged or foreign; hold what is not plain LoRA on linear
-            layers (the key is named); do not fit the model; or hold NaN or infinity, also after conversion;
-            or if a layer is merged. The model is as it was.
-        ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
+        AdapterError: If the files are truncated, damaged or foreign; are not plain LoRA on linear layers (the
+            message names the key); do not fit the model; or hold NaN or infinity, also after conversion; or
+            if a layer is merged. The model is then unchanged.
+        ValueError: If the name is invalid, or a tensor to be filled cannot be written in place.
         OSError: If a file cannot be opened.
     """
     check_model(model)
@@ -67,19 +68,19 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
-    """Read the file of `save_adapter` into a model, in place, as `load_pretrained` reads a directory.
+    """Load a file that `save_adapter` wrote into a model, in place, as `load_pretrained` loads a directory.
 
     Args:
         model: As in `load_pretrained`.
         path: The file.
-        name: What the adapter is called in this model.
+        name: The adapter's name in this model.
 
     Returns:
-        The model; the new layer where the model itself is a plain nn.Linear.
+        The model; the new layer if the model itself is a plain nn.Linear.
 
     Raises:
         AdapterError: As in `load_pretrained`.
-        ValueError: If the name is unsound, or a tensor to be filled cannot be written in place.
+        ValueError: If the name is invalid, or a tensor to be filled cannot be written in place.
         OSError: If the file cannot be opened.
     """
     check_model(model)
@@ -92,7 +93,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
 @exclusive
 @torch.no_grad()
 def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
-    """Read all, then change the model."""
+    """Read everything, then change the model."""
     reshard(model)
     fit_names(model, contents, modules_by_name(model))
     adapted = dict(lora_layers(model))
@@ -140,7 +141,7 @@ class _Refill(NamedTuple):
     options: Options
 
     def into(self, changing: Commit) -> None:
-        """Copy them, as a part of a commit."""
+        """Copy the values into the adapter, as part of a commit."""
         adapter, parts, options = self
         for slot, part in zip(SLOTS, parts, strict=True):
             changing.write(local(getattr(adapter, slot)), part)
@@ -160,7 +161,7 @@ def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> l
 def _read_update(
     contents: Contents, path: str, layer: nn.Linear, name: str
 ) -> tuple[Tensor, Tensor, Options]:
-    """A and B in the dtype of the layer's existing adapter, else in the file's, with 16 bits made fp32."""
+    """A, B and options: A and B in the existing adapter's dtype; else in the file's, or fp32 for 16 bits."""
     header = contents.layers[path]
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, FusedLoRALinear) and name in layer.adapters:
@@ -169,8 +170,8 @@ def _read_update(
     return A, B, header.options
 
 
-def _check_shared(saved: fit.Saved, plain: Mapping[str, Tensor]) -> None:
-    """Raise AdapterError if an added adapter has other values for a module that all adapters share."""
+def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
+    """Raise AdapterError if a new adapter has other values for a module that all adapters share."""
     for key, tensor in saved.tensors.items():
         if not torch.equal(whole(tensor), plain[key]):
             raise AdapterError(

@@ -1,7 +1,7 @@
-"""rank_pattern and alpha_pattern of an untrusted file: a layer's number by the first pattern that matches.
+"""rank_pattern and alpha_pattern of an untrusted file: the first key that matches gives a layer's number.
 
-Nearly all keys in practice are plain names, of which there can be thousands; they are looked up in a dict.
-The few others are regular expressions, which together may take a limited number of steps.
+In practice nearly all keys are plain names. There can be thousands, so they are looked up in a dict. The few
+others are regular expressions, and the steps that all of them take together are limited.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from fastlora.adapter_files.expressions import LONGEST, Expression, Work
 
 _Number = TypeVar("_Number", int, float)
 
-# A name, its dots escaped or not; an unescaped one stands for any letter.
+# A name. Its dots may be escaped; an unescaped dot stands for any letter.
 _NAME: Final = re.compile(r"\^?(?:[\w.-]|\\[^a-zA-Z0-9])+")
 _MOST_EXPRESSIONS: Final = 256
-# Some 0.1 us each: half a second for the layers of a small model.
+# A step takes some 0.1 us; in all, half a second for the layers of a small model.
 _STEPS: Final = 2_000_000
-# Further ones for each layer, so that a large model is not refused what a small one is not.
+# More steps for each layer, so that a large model may use the same patterns as a small one.
 _STEPS_A_LAYER: Final = 5_000
 
 
 class _Shape(NamedTuple):
-    """What keys of one length have in common that one look-up can find."""
+    """The shape of a key: whether it begins with "^", and where it has dots that stand for any letter."""
 
     whole: bool
     wild: tuple[int, ...]
 
 
 class Patterns(Generic[_Number]):
-    """{key: number}, where the first key that matches a layer's name, or its end, counts, as PEFT has it.
+    """{key: number}. As in PEFT, the first key that matches a layer's name, or the end of it, counts.
 
     Raises:
-        ValueError: If a key is no expression that can be matched in a bounded time, or there are too many.
+        ValueError: If a key cannot be matched in a bounded time, or there are too many keys.
     """
 
     def __init__(self, argument: str, numbers: Mapping[str, _Number]) -> None:
@@ -64,10 +64,10 @@ class Patterns(Generic[_Number]):
                 ) from error
 
     def find(self, layer: str, otherwise: _Number) -> _Number:
-        """The number of a layer.
+        """The number of a layer; `otherwise` if no key matches.
 
         Raises:
-            ValueError: If all layers so far took too long together.
+            ValueError: If the layers so far have taken too long together.
         """
         try:
             self._work.left += _STEPS_A_LAYER
@@ -97,7 +97,7 @@ class Patterns(Generic[_Number]):
 
 
 def _split(key: str) -> tuple[_Shape, str]:
-    """A name's shape, and its letters, "." in the place of any."""
+    """A key's shape, and its letters without escapes."""
     whole, key = key.startswith("^"), key.removeprefix("^")
     wild: list[int] = []
     escapes = 0

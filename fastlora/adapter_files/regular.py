@@ -16,14 +16,14 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# A FIFO that takes the file's place between the two checks is opened without waiting, and then refused.
+# If a FIFO replaces the file between the two checks, it is opened without waiting and then refused.
 _FLAGS: Final = (
     os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 )
 
 
 def check_regular(path: str | os.PathLike[str], mode: int) -> None:
-    """Raise AdapterError unless a mode is a regular file's; IsADirectoryError where it is a directory's."""
+    """Raise AdapterError unless a mode is a regular file's; IsADirectoryError if it is a directory's."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "must be a file; it is a directory", os.fspath(path))
     if not stat.S_ISREG(mode):
@@ -32,10 +32,10 @@ def check_regular(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading, without waiting for anybody.
+    """Open a regular file for reading; this never waits for another process.
 
     Raises:
-        AdapterError: If it is none.
+        AdapterError: If it is not a regular file.
         OSError: If it is a directory, or cannot be opened.
     """
     check_regular(path, Path(path).stat().st_mode)  # a socket cannot be opened, and some devices act on it

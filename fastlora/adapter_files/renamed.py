@@ -1,4 +1,4 @@
-"""Maps module names from earlier releases of Transformers to present ones, by Transformers' own tables."""
+"""Converts module names of earlier Transformers releases to present ones, by Transformers' own tables."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _Renaming = Callable[[str], str]
 
 
 def fit_names(model: nn.Module, contents: Contents, known: Mapping[str, nn.Module]) -> None:
-    """Give layers and modules to save the names that the model has for them, and say so, if all old ones fit.
+    """If an adapter has an earlier release's names, rename its layers and modules to save, with a warning.
 
-    Where names fit already, or still do not, they stay, and whoever looks for them tells which is missing.
+    If the names fit already, or would not all fit after renaming, they stay. A later check reports those that
+    the model does not have.
 
     Args:
         model: The model.
@@ -50,10 +51,10 @@ def fit_names(model: nn.Module, contents: Contents, known: Mapping[str, nn.Modul
 
 
 def _renamed(renaming: _Renaming, names: Iterable[str], known: Mapping[str, nn.Module]) -> list[str] | None:
-    """The new names, or None from the first on that the model does not have either."""
+    """The new names; None if the model lacks one of them."""
     found: list[str] = []
     for name in names:
-        # Tables are made for keys of a state_dict, and some end on "weight".
+        # The tables are made for keys of a state_dict, and some patterns end in "weight".
         new = renaming(f"{name}.weight").removesuffix(".weight")
         if new not in known:
             return None
@@ -62,8 +63,8 @@ def _renamed(renaming: _Renaming, names: Iterable[str], known: Mapping[str, nn.M
 
 
 def _renamings(model: nn.Module) -> list[_Renaming]:
-    """What the installed release may know of old names: 4.52 to 4.57 on the class, from 5 on in one table."""
-    transformers = sys.modules.get("transformers")  # a model of it has imported it
+    """The renamings that Transformers has for a model: 4.52 to 4.57 by class, 5 and later in one table."""
+    transformers = sys.modules.get("transformers")  # if the model is from Transformers, it has been imported
     if transformers is None or not isinstance(model, getattr(transformers, "PreTrainedModel", ())):
         return []
     found: list[_Renaming] = []

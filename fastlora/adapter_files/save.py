@@ -1,4 +1,4 @@
-"""Writes adapters as PEFT does: each into a directory, or one into a single file."""
+"""Writes adapters in PEFT's format: each into a directory, or one into a single file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from fastlora.adapter_files.given import from_state, is_other
 from fastlora.adapter_files.layout import serialized
 from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT, SLOTS, Options
-from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.commits import exclusive
-from fastlora.layer.sharding import is_spread, reshard, whole
+from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.writable import check_present
 from fastlora.model.adapters import active_adapter, adapter_names
@@ -42,12 +42,12 @@ from fastlora.model.wrappers import modules_by_name
 
 
 class _Adapter(NamedTuple):
-    """An adapter as it is written.
+    """An adapter to be written.
 
     Attributes:
-        config: adapter_config.json.
+        config: The text of adapter_config.json.
         tensors: {key: full tensor}.
-        writes: Whether this process writes them; if they were DTensors, only the first one does.
+        writes: Whether this process writes it. If the tensors were DTensors, only process 0 does.
     """
 
     config: str
@@ -71,24 +71,24 @@ def save_pretrained(
     keeps its permissions, and a link stays a link. The tensor file holds a digest of the config, so that a
     load during a save gets the old or the new adapter, never a mix. Merged and disabled layers are saved like
     any other. After `initialize`, an update is written relative to the W from before, as plain LoRA of twice
-    the rank. Modules to save go into each adapter, as in PEFT. The format has one dropout for all layers; if
-    they differ, the largest is written, with a warning.
+    the rank. Modules to save are written with each adapter, as in PEFT. The format has one dropout for all
+    layers; if they differ, the largest is written, with a warning.
 
     If parameters are DTensors (FSDP2, tensor parallel), all processes must call it: adapters are gathered,
     and process 0 writes. If each process has full parameters, every process that calls it writes.
 
     Args:
-        model: A model with LoRA layers; the wrappers of torch.compile, activation checkpointing and FSDP
-            leave no trace in the names.
+        model: A model with LoRA layers. Wrappers (of torch.compile, activation checkpointing, FSDP) do not
+            appear in the names written.
         directory: Where to write; it is created if needed, and files of these names are replaced.
         adapters: Names of the adapters to write; None means all.
-        base_model_name_or_path: For the config; None means what a Transformers model says of itself.
-        task_type: For the config, such as "CAUSAL_LM"; None means what `LoRAConfig` named, or the model's
-            class where it tells a task and the head is saved.
+        base_model_name_or_path: For the config; None means the name that a Transformers model has.
+        task_type: For the config, such as "CAUSAL_LM". None means the task that `LoRAConfig` named; else the
+            task of the model's class, if its head is saved.
 
     Raises:
         AdapterError: If a tensor holds NaN or infinity.
-        ValueError: If there is no LoRA layer, no such adapter, or none is named.
+        ValueError: If there is no LoRA layer or no such adapter, or `adapters` is empty.
         OSError: If a file cannot be written.
     """
     check_path("directory", directory)
@@ -106,14 +106,14 @@ def save_pretrained(
 
 
 @exclusive
-def write_beside(
+def write_next_to_checkpoint(
     model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
 ) -> None:
-    """Write all adapters next to a checkpoint. Failures only warn, as the checkpoint has everything.
+    """Write all adapters next to a checkpoint. A failure only warns, because the checkpoint has everything.
 
     Args:
         model: As in `save_pretrained`.
-        directory: The checkpoint's.
+        directory: The directory of the checkpoint.
         state: The values to write, such as an average of the weights, or the gathered state. If it is given,
             nothing is gathered here, because other processes may not take part.
         is_main_process: Whether this process writes.
@@ -143,7 +143,7 @@ def _write(directory: str | os.PathLike[str], content: Mapping[str, _Adapter]) -
             continue
         folder = Path(directory) if name == DEFAULT else Path(directory) / name
         folder.mkdir(parents=True, exist_ok=True)
-        # In this order: an old config next to new tensors tells a load that a save was interrupted.
+        # The config last: an old config next to new tensors tells a load that a save was interrupted.
         files += [(folder / TENSOR_FILE, written[name]), (folder / CONFIG_FILE, adapter.config.encode())]
     write_together(files)
 
@@ -181,7 +181,7 @@ def _collect(
     layers = {
         path: adapters[name]
         for path, layer in found.items()
-        if name in (adapters := adapters_beside_whole(layer))
+        if name in (adapters := adapters_for_original(layer))
     }
     if not layers:
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
@@ -210,16 +210,16 @@ def _collect(
         task_type=task_type,
         auto_mapping=None if task_type else _class_of(inner),
     )
-    spread = any(is_spread(tensor) for tensor in tensors.values())
-    if state is not None and (spread or is_other(state, model, places)):
+    sharded = any(is_dtensor(tensor) for tensor in tensors.values())
+    if state is not None and (sharded or is_other(state, model, places)):
         return _Adapter(text, from_state(state, tensors, places), writes=True)
-    # On every process, and in the same order: gathering is a collective.
+    # Every process does this, in the same order, because gathering is a collective.
     gathered = {key: whole(tensor) for key, tensor in tensors.items()}
-    return _Adapter(text, gathered, writes=not spread or torch.distributed.get_rank() == 0)
+    return _Adapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
 
 
 def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
-    """Raise ValueError where FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
+    """Raise ValueError if FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
     check_present(module, A, f"A of layer {layer!r}")
     if A.ndim != 2 or A.shape[0] != options.r or not A.numel():
         raise ValueError(
@@ -256,7 +256,7 @@ def _config(
 
 
 def _without_rslora(options: Options) -> Options:
-    """The same scaling as alpha / r."""
+    """Options with the same scaling, expressed as alpha / r."""
     return options._replace(alpha=options.scaling * options.r, rslora=False)
 
 

@@ -1,4 +1,4 @@
-"""One safetensors file, opened once: its header is checked first, each tensor read when asked for."""
+"""One safetensors file, opened once. Its header is checked first; a tensor is read when it is needed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fastlora.adapter_files.regular import open_regular
 
 
 class TensorFile:
-    """An open safetensors file; a file that replaces it by name is not seen.
+    """An open safetensors file. If another file takes its name, this one is still read.
 
     Attributes:
-        metadata: Its metadata.
+        metadata: The metadata in its header.
         headers: {key: Header}.
         written_ns: When it was last written to, in ns since the epoch.
     """
@@ -41,15 +41,15 @@ class TensorFile:
         self._check_unchanged()
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Give tensors other keys; {key: new key} of all."""
+        """Rename the tensors, given {key: new key} for all of them."""
         self._entries = {names[key]: entry for key, entry in self._entries.items()}
         self.headers = {key: entry.header for key, entry in self._entries.items()}
 
     def read(self, key: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A tensor on a device and in a dtype.
+        """Read a tensor, convert it to a dtype and move it to a device.
 
         Raises:
-            AdapterError: If it is not finite, in the file or in this dtype; or the file was written to.
+            AdapterError: If it is not finite in the file or in this dtype, or the file was written to.
         """
         entry = self._entries[key]
         content = bytearray(entry.end - entry.begin)
@@ -62,7 +62,7 @@ class TensorFile:
         return tensor
 
     def _check_unchanged(self) -> None:
-        """Raise AdapterError where somebody wrote into this very file, as those do who replace none."""
+        """Raise AdapterError if the file itself was written to, instead of being replaced by a new one."""
         state = os.fstat(self._file.fileno())
         if (state.st_size, state.st_mtime_ns) != self._state:
             raise AdapterError("must stay as it is while it is read; it was written to (load it again)")
@@ -70,10 +70,10 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
-    """Open a safetensors file; every fault in it, also later in the block, is an AdapterError naming it.
+    """Open a safetensors file. An AdapterError for it, also later in the `with` block, names the file.
 
     Raises:
-        AdapterError: If the file is truncated, damaged, of another format or no regular file.
+        AdapterError: If the file is truncated, damaged, in another format, or not a regular file.
         OSError: If the file cannot be opened.
     """
     with open_regular(path) as file:

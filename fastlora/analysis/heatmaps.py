@@ -1,4 +1,4 @@
-"""Updates and similarities as heat maps."""
+"""Draws updates and similarities as heat maps."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _MOST_NUMBERED = 24
 
 
 def draw_updates(report: UpdateReport, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draw a heat map a measure, blocks of the model down and kinds of layers across.
+    """Draw a heat map for each measure: a row for each block of the model, a column for each kind of layer.
 
-    The first number in a layer's name is its block; a layer without one is in the first row.
+    The first number in a layer's name is its block. Layers without one are in the first row.
 
     Args:
         report: From `update_report`.
-        path: Where to write it as a PNG; None writes nothing.
+        path: The PNG file to write; None writes nothing.
 
     Returns:
-        A figure of its own, not one of pyplot's; a notebook shows it, `savefig` writes it elsewhere.
+        A figure that pyplot does not know of; a notebook shows it, and `savefig` writes it.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
     places = {layer.name: _place(layer.name) for layer in report.layers}
     blocks = sorted({block for block, _ in places.values()})
@@ -64,11 +64,11 @@ def draw_updates(report: UpdateReport, path: str | os.PathLike[str] | None = Non
 
 
 def draw_similarity(similarity: Mapping[str, Tensor], path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draw a heat map φ(i, j) a layer, all on the scale from 0 to 1.
+    """Draw a heat map of φ(i, j) for each layer, all on a scale from 0 to 1.
 
     Args:
-        similarity: From `adapter_similarity`, or {title: [r1, r2]}; at most 36 of them can be told apart.
-        path: Where to write it as a PNG; None writes nothing.
+        similarity: From `adapter_similarity`, or {title: [r1, r2]}; at most 36, or they would be too small.
+        path: The PNG file to write; None writes nothing.
 
     Returns:
         A figure, as by `draw_updates`.
@@ -76,7 +76,7 @@ def draw_similarity(similarity: Mapping[str, Tensor], path: str | os.PathLike[st
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If there are none, or more than 36.
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
     if not 1 <= len(similarity) <= 36:
         raise ValueError(f"similarity must hold 1 to 36 layers to be drawn; got {len(similarity)}")
@@ -107,7 +107,7 @@ def draw_similarity(similarity: Mapping[str, Tensor], path: str | os.PathLike[st
 
 
 def _place(name: str) -> tuple[int, str]:
-    """(block, kind): layers.3.attn.q_proj is block 3 of layers.*.attn.q_proj; -1 where there is none."""
+    """(block, kind): (3, "layers.*.attn.q_proj") for layers.3.attn.q_proj; block -1 if there is no number."""
     number = re.search(r"(?<![^.])\d+(?![^.])", name)
     if number is None:
         return -1, name or "the model"
@@ -117,7 +117,7 @@ def _place(name: str) -> tuple[int, str]:
 def _draw(figure: Any, axes: Any, cells: list[list[float]], title: str) -> None:
     shown = [[cell if math.isfinite(cell) else math.nan for cell in row] for row in cells]
     highest = max((cell for row in shown for cell in row if not math.isnan(cell)), default=0.0)
-    # From 0, so that colours far apart are values far apart.
+    # The scale begins at 0, so that only values that differ much have very different colours.
     image = axes.imshow(shown, cmap="viridis", aspect="auto", vmin=0, vmax=highest or 1.0)
     figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize=7)
     axes.set_title(title, fontsize=10)
@@ -144,7 +144,7 @@ def _written(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     if path is not None:
         drawn = BytesIO()
         figure.savefig(drawn, format="png")
-        # Only now, so that a drawing that fails leaves an older picture whole.
+        # Written only now, so that a drawing that fails leaves an older picture as it was.
         Path(path).write_bytes(drawn.getvalue())
     return figure
 

@@ -1,4 +1,4 @@
-"""How alike the directions of two updates are."""
+"""The similarity of the directions of two updates."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
 from fastlora.formula.operands import accumulation_dtype
-from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.layer.base_weights import adapters_for_original
 from fastlora.lowrank import decompose
 from fastlora.tables import Part, Shown, Table
 
 
 class Similarity(Shown, dict[str, Tensor]):
-    """{layer: φ [r1, r2]}. `str()` of it is a table with two of the values, in a notebook too."""
+    """{layer: φ [r1, r2]}. `str()` of it is a table of two values for each layer, in a notebook too."""
 
     def parts(self) -> Iterator[Part]:
-        """φ of the two first directions, and of the two whole spans."""
+        """A table of φ for the first directions, φ(1, 1), and for all directions, φ(r1, r2)."""
         yield Table(
             ("layer", "r1", "r2", "φ(1, 1)", "φ(r1, r2)"),
             [
@@ -31,11 +31,11 @@ class Similarity(Shown, dict[str, Tensor]):
 def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
     """φ(i, j) = ‖U_iᵀ V_j‖² / min(i, j), for the spans of the first i and the first j singular directions.
 
-    1 where the smaller span lies in the larger, 0 where they are orthogonal. Two random spans of i and j
-    directions among K have max(i, j) / K on average.
+    It is 1 if the smaller span lies in the larger, and 0 if they are orthogonal. For random spans of i and j
+    directions in K dimensions it is max(i, j) / K on average.
 
     Args:
-        first: A [r1, K] of one update; its right singular vectors are compared. For B [N, r], give Bᵀ.
+        first: A [r1, K] of one update; its right singular vectors are compared. To compare B [N, r], pass Bᵀ.
         second: A [r2, K] of the other; the ranks may differ.
 
     Returns:
@@ -43,7 +43,7 @@ def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
 
     Raises:
         TypeError: As by `lowrank.decompose`.
-        ValueError: As by `lowrank.decompose`, or if the two have another K.
+        ValueError: As by `lowrank.decompose`, or if the two have different K.
 
     Source: arXiv 2106.09685, section 7.2, equation 4.
     """
@@ -59,19 +59,19 @@ def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _directions(A: Tensor) -> Tensor:
-    """The right singular vectors of A, in fp64: rounding turns those with singular values close together."""
+    """The right singular vectors of A, in fp64: rounding rotates those with nearly equal singular values."""
     wide = isinstance(A, Tensor) and A.is_floating_point() and A.device.type != "mps"  # which has no fp64
     return decompose(A.double() if wide else A).Vt
 
 
 @torch.no_grad()
 def adapter_similarity(model: nn.Module, first: str, second: str) -> Similarity:
-    """`subspace_similarity` of A of two adapters, of any two ranks, in each layer that both have part in.
+    """`subspace_similarity` of the A of two adapters, in each layer that both have a part in.
 
-    Runs of different ranks or seeds are compared once they are loaded into one model under two names.
+    To compare runs with different ranks or seeds, load them into one model under two names.
 
     Returns:
-        {layer: [r1, r2]}, a dict.
+        A dict {layer: [r1, r2]}.
 
     Raises:
         ValueError: If there is no LoRA layer, no such adapter, no layer with both, or an A is not finite.
@@ -83,6 +83,6 @@ def adapter_similarity(model: nn.Module, first: str, second: str) -> Similarity:
         raise ValueError(f"adapters must share a layer to be compared; {first!r} and {second!r} share none")
     found = Similarity()
     for path, layer in both.items():
-        own = adapters_beside_whole(layer)
+        own = adapters_for_original(layer)
         found[path] = subspace_similarity(own[first][0], own[second][0])
     return found

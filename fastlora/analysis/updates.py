@@ -1,4 +1,4 @@
-"""Measures of an update: its norm relative to W's, its effective rank, and its amplification factor."""
+"""Measures of an update: its norm relative to W's, its effective rank, and its amplification."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastlora.layer.base_weights import adapters_beside_whole, whole_weight
+from fastlora.layer.base_weights import adapters_for_original, original_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.lowrank import Spectrum, decompose_product
 from fastlora.model.adapters import active_adapter
@@ -19,16 +19,16 @@ from fastlora.tables import Part, Shown, Table
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """An update ΔW = s B A of one layer.
+    """The measures of a layer's update ΔW = s B A.
 
     Attributes:
         name: The layer's name in the model.
         shape: (N, K).
         r: Its rank as configured (after `initialize`, twice that).
-        norm: ‖ΔW‖, Frobenius.
-        relative_norm: ‖ΔW‖ / ‖W‖; NaN where W is zero.
-        effective_rank: How many directions it has, weighted by their size (see `effective_rank`).
-        amplification: How much it strengthens directions that W does not stress (see `amplification`).
+        norm: ‖ΔW‖ (Frobenius).
+        relative_norm: ‖ΔW‖ / ‖W‖; NaN if W is zero.
+        effective_rank: The number of its directions, weighted by their size (see `effective_rank`).
+        amplification: How much it amplifies directions that are weak in W (see `amplification`).
     """
 
     name: str
@@ -42,11 +42,11 @@ class LayerUpdate:
 
 @dataclass(frozen=True)
 class UpdateReport(Shown):
-    """An adapter, layer by layer. `str()` of it is a table, in a notebook too.
+    """The measures of an adapter in each layer. `str()` of it is a table, in a notebook too.
 
     Attributes:
-        adapter: Its name.
-        layers: One entry a layer that has part in it.
+        adapter: The adapter's name.
+        layers: One entry for each layer that has a part in it.
     """
 
     adapter: str
@@ -77,11 +77,11 @@ class UpdateReport(Shown):
 def update_report(model: nn.Module, adapter: str | None = None) -> UpdateReport:
     """Measure an adapter's update in every layer; the only [N, K] temporary is a copy of one W at a time.
 
-    After `initialize`, the update is the one relative to the W from before.
+    After `initialize`, the update is taken relative to the W from before.
 
     Args:
         model: A model with LoRA layers.
-        adapter: Which; None means the one in use.
+        adapter: The adapter's name; None means the one in use.
 
     Raises:
         ValueError: If there is no LoRA layer, no such adapter, or A, B or W is not finite.
@@ -91,10 +91,10 @@ def update_report(model: nn.Module, adapter: str | None = None) -> UpdateReport:
 
 
 def amplification(W: Tensor, B: Tensor, A: Tensor) -> float:
-    """‖ΔW‖ / ‖Uᵀ W V‖ with ΔW = B A and U, V its singular vectors.
+    """‖ΔW‖ / ‖Uᵀ W V‖, where ΔW = B A, and U and V are its singular vectors.
 
-    The larger, the more ΔW strengthens directions that W does not stress itself. NaN where ΔW is zero,
-    infinite where W has nothing in these directions.
+    The larger it is, the more ΔW amplifies directions that are weak in W. It is NaN if ΔW is zero, and
+    infinite if W is zero in these directions.
 
     Args:
         W: [N, K].
@@ -105,16 +105,16 @@ def amplification(W: Tensor, B: Tensor, A: Tensor) -> float:
         TypeError: As by `lowrank.decompose_product`.
         ValueError: As by `lowrank.decompose_product`.
 
-    Source: arXiv 2106.09685, section 7.3; there with the first r singular vectors, of which those whose
-    singular values are rounding are left out here.
+    Source: arXiv 2106.09685, section 7.3, where all of the first r singular vectors are used. Here those are
+    left out whose singular values are only rounding errors.
     """
     return _amplification(W, _without_rounding(decompose_product(B, A), B, A))
 
 
 def effective_rank(S: Tensor) -> float:
-    """exp of the entropy of S / sum S: r where all of r singular values are equal, 1 where one outweighs all.
+    """exp of the entropy of S / sum S: r if r singular values are equal and the others are 0.
 
-    0 where all are zero.
+    It is near 1 if one value dominates, and 0 if all are zero.
 
     Args:
         S: [k], singular values.
@@ -129,22 +129,22 @@ def effective_rank(S: Tensor) -> float:
 
 
 def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedLoRALinear], str]:
-    """The layers that have part in an adapter, by name, and its name; None means the one in use.
+    """({name: layer} of the layers with a part in an adapter, the adapter's name); None means the one in use.
 
     Raises:
         ValueError: If there is no LoRA layer, or no such adapter.
     """
     layers = existing_layers(model)
     name = active_adapter(model) if adapter is None else adapter
-    found = {path: layer for path, layer in layers.items() if name in adapters_beside_whole(layer)}
+    found = {path: layer for path, layer in layers.items() if name in adapters_for_original(layer)}
     if not found:
         raise ValueError(f"adapter must be one of the model's (see adapter_names); got {adapter!r}")
     return found, name
 
 
 def _measure(path: str, layer: FusedLoRALinear, adapter: str) -> LayerUpdate:
-    A, B, options = adapters_beside_whole(layer)[adapter]
-    W = whole_weight(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
+    A, B, options = adapters_for_original(layer)[adapter]
+    W = original_weight(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
     B = B.to(W.dtype) * options.scaling
     spectrum = _without_rounding(decompose_product(B, A.to(W.dtype)), B, A)
     norm, whole = float(spectrum.S.norm()), float(W.norm())
@@ -161,7 +161,7 @@ def _measure(path: str, layer: FusedLoRALinear, adapter: str) -> LayerUpdate:
 
 
 def _without_rounding(spectrum: Spectrum, B: Tensor, A: Tensor) -> Spectrum:
-    """Only what stands out of the rounding of B and A: the rest has arbitrary directions."""
+    """The part of a spectrum above the rounding of B and A; the other singular vectors are arbitrary."""
     eps = torch.finfo(spectrum.S.dtype).eps
     size = B.detach().norm() * A.detach().norm()
     kept = int(spectrum.S.gt(max(B.shape[0], A.shape[1]) * eps * size).sum())

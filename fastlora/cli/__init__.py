@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line; where its extra is missing, what torch alone can answer."""
+    """Run the command line. Without the extra that it needs, only `fastlora info` works."""
     missing = [name for name in ("click", "rich") if find_spec(name) is None]
     try:
         if missing:
@@ -22,6 +22,6 @@ def main() -> None:
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # Whoever read has gone, as `head` does; what is left in the buffer must not fail at the very end.
+        # The pipe's reader has ended, as `head` does. Writing the rest of the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

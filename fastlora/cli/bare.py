@@ -1,4 +1,4 @@
-"""The command line of a bare install, without click and rich: `fastlora info`, and what the rest needs."""
+"""The command line without click and rich: `fastlora info`, and for all else what must be installed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastlora.version import __version__
 
 
 def run(arguments: Sequence[str], missing: str) -> int:
-    """Run a command; the exit status.
+    """Run a command and return its exit status.
 
     Args:
-        arguments: After the program's name.
+        arguments: The arguments after the program's name.
         missing: The packages that are not installed, in words.
     """
     install = f'{missing}: pip install "fastlora-triton[demo]"'

@@ -1,4 +1,4 @@
-"""The commands of `fastlora`: their options, and nothing of what they do."""
+"""The `fastlora` command, and `fastlora info`: options only; what it answers is in `info`."""
 
 from __future__ import annotations
 

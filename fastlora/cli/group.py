@@ -1,4 +1,4 @@
-"""The group of all commands, which reports every error by a short message and an interrupt by one word."""
+"""The group of all commands. It reports an error by a short message, and an interrupt by one word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST = 1000
 
 
 class Commands(click.Group):
-    """A click group whose messages stay short, and which reports an interrupt as shells do."""
+    """A click group with short messages, which reports an interrupt as shells do."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """As click's, with short messages."""
@@ -36,7 +36,7 @@ def _short() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
-    # torch says so by a RuntimeError on a CPU, by a subclass of it on a GPU.
+    # If memory runs out, torch raises RuntimeError on a CPU and a subclass of it on a GPU.
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
@@ -45,7 +45,7 @@ def _short() -> Iterator[None]:
 
 
 def shortened(message: str, longest: int = _LONGEST) -> str:
-    """The message, its middle left out where it is longer than that: its end says what would be right."""
+    """The message; if it is too long, without its middle, because its end says what would be right."""
     if len(message) <= longest:
         return message
     half = (longest - 5) // 2

@@ -1,4 +1,4 @@
-"""What `fastlora info` answers, from options to text; it needs torch alone."""
+"""What `fastlora info` prints. It needs nothing but torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class InfoOptionError(ValueError):
-    """An option that is wrong, or goes with another one."""
+    """An option is wrong, or needs another one."""
 
 
 def answer(
@@ -30,11 +30,11 @@ def answer(
     """The text that is printed.
 
     Args:
-        as_json: Whether it is JSON.
-        shape: M,K,N,r of a layer and batch to explain; None tells versions, devices and paths instead.
+        as_json: Whether the text is JSON.
+        shape: M,K,N,r of a layer and batch to explain; None shows versions, devices and paths instead.
         dtype: With `shape`, the name of the dtype of x and W; None means bfloat16.
-        adapter_dtype: With `shape`, that of A and B; None means x's, but fp32 beside 16 bits.
-        gpu: With `shape`, a GPU other than this machine's.
+        adapter_dtype: With `shape`, the dtype of A and B; None means x's, but fp32 if that has 16 bits.
+        gpu: With `shape`, a GPU to explain for instead of this machine's.
 
     Raises:
         BackendError: If the backend is set to one that cannot run here.
@@ -52,7 +52,7 @@ def answer(
 
 def _explain(shape: str, dtype: str, adapter_dtype: str | None, gpu: str | None) -> Explanation:
     sizes = [size.strip() for size in shape.split(",")]
-    # An int64 counts what the kernels count; longer numbers are typing errors.
+    # At most 12 digits: longer numbers are typing errors, and what the kernels count must fit an int64.
     if len(sizes) != 4 or not all(size.isascii() and size.isdecimal() and len(size) <= 12 for size in sizes):
         raise InfoOptionError(
             f"--shape must be four whole numbers M,K,N,r; got {shape[:100]!r} (each must be below 10^12)"

@@ -1,4 +1,4 @@
-"""Runs a job for a command: shows progress and summary, and turns errors and failed proofs into click's."""
+"""Runs a job for a command: shows progress and summary, and reports errors and failed proofs by click."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastlora.recipes.mnist.download import DownloadError
 from fastlora.recipes.progress import ConsoleProgress
 from fastlora.routes.backend import BackendError
 
-# What can go wrong without a fault in the program; anything else keeps its traceback.
+# Errors that are not faults of the program; any other keeps its traceback.
 _EXPECTED = (
     AdapterError,
     BackendError,
@@ -45,18 +45,18 @@ def carry_out(
     run: Callable[[OptionsT, ConsoleProgress], ResultT],
     print_summary: Callable[[ResultT, Console], None],
 ) -> None:
-    """Read the options, run the job with progress on the terminal, and print what came of it.
+    """Read the options, run the job with progress on the terminal, and print its summary.
 
     Raises:
         click.UsageError: If the options are wrong.
-        click.ClickException: If the job fails for a reason outside the program, or a proof does.
+        click.ClickException: If the job fails for a reason outside the program, or a proof fails.
     """
     with reported(failed=()):
         options = read_options()
     console = Console()
     with reported(wrong=(), failed=_EXPECTED):
         result = run(options, ConsoleProgress(console))
-    # Wide enough for the tables: in a narrow terminal or a pipe rich would cut their numbers off.
+    # Wide enough for the tables. In a narrow terminal or a pipe, rich would cut off their numbers.
     print_summary(result, Console(width=max(console.width, _WIDTH)))
     if not result.proved:
         raise click.ClickException("a proof failed")

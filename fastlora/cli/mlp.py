@@ -1,4 +1,4 @@
-"""`fastlora mlp`: its options, and nothing of what it does."""
+"""`fastlora mlp`: its options; the job is in `fastlora.recipes.walkthrough`."""
 
 from __future__ import annotations
 

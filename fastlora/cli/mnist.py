@@ -1,4 +1,4 @@
-"""`fastlora mnist`: its options, and nothing of what it does."""
+"""`fastlora mnist`: its options; the job is in `fastlora.recipes.mnist`."""
 
 from __future__ import annotations
 

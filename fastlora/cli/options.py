@@ -16,7 +16,7 @@ device_option = click.option(
 
 
 def out_option(default: str, files: str) -> Callable[[Any], Any]:
-    """The folder that a job's files go to, `files` in words."""
+    """The option --out, the folder for a job's files; `files` describes them for the help."""
     return click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),

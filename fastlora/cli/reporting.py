@@ -1,4 +1,4 @@
-"""How a command's errors end: in one line, a wrong option with status 2, all else with status 1."""
+"""Reports a command's errors in one line. A wrong option exits with status 2, any other error with 1."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Errors = tuple[type[Exception], ...]
 def reported(
     *, wrong: Errors = (TypeError, ValueError), failed: Errors = (ImportError, OSError)
 ) -> Iterator[None]:
-    """Raise a `with` block's errors as click's; those that are neither keep their traceback.
+    """Raise a `with` block's errors as click's errors; any other error keeps its traceback.
 
     Args:
-        wrong: Those that say that an option is wrong.
-        failed: Those that have a reason outside the program; where an error is both, this holds.
+        wrong: Errors that mean that an option is wrong.
+        failed: Errors with a reason outside the program. An error of both kinds counts as one of these.
     """
     try:
         yield

@@ -60,7 +60,7 @@ def svd(
 def _matrix(
     shape: str | None, true_rank: int | None, checkpoint: Path | None, layer: str | None, seed: int
 ) -> tuple[Tensor, str]:
-    """W, and what it is."""
+    """W, and a description of it."""
     if checkpoint is not None:
         if shape is not None or true_rank is not None:
             raise click.UsageError("--shape and --true-rank are of the random matrix; not with --checkpoint")

@@ -33,7 +33,7 @@ __all__ = ["FastLinear", "SwapReport", "accelerate_peft", "forward_counts", "reg
 
 @dataclass(frozen=True)
 class SwapReport(Shown):
-    """What `accelerate_peft` did to each of PEFT's layers; `str()` of it is a text for people.
+    """What `accelerate_peft` did to each of PEFT's layers; `str()` of it is a readable text.
 
     Attributes:
         fused: Layers that were swapped and, in their present state, run the fused forward.

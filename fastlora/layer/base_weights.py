@@ -26,7 +26,7 @@ def frozen_weight(layer: Any) -> Tensor:
     return W
 
 
-def whole_weight(layer: Any) -> Tensor:
+def original_weight(layer: Any) -> Tensor:
     """A copy of W₀ [N, K], exact to one rounding; of W, exactly, if the layer was not initialized from it."""
     W = frozen_weight(layer).detach()
     if layer.start_A is None:
@@ -35,26 +35,26 @@ def whole_weight(layer: Any) -> Tensor:
 
 
 @torch.no_grad()
-def adapters_beside_whole(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
+def adapters_for_original(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """As `adapters_of`, with every update relative to W₀; without `initialize`, the same tensors."""
     found = adapters_of(layer)
     if layer.start_A is None:
         return found
-    return {name: _beside(layer, *adapter) for name, adapter in found.items()}
+    return {name: _for_original(layer, *adapter) for name, adapter in found.items()}
 
 
-def _beside(layer: Any, A: Tensor, B: Tensor, options: Options) -> tuple[Tensor, Tensor, Options]:
+def _for_original(layer: Any, A: Tensor, B: Tensor, options: Options) -> tuple[Tensor, Tensor, Options]:
     """[A; A₀] and [B, -B₀]. Not multiplied by s: so they are exact, and cancel before training."""
     s = layer.start_scaling
     # 1, unless alpha was changed.
     ratio = options.scaling / s
     stacked = torch.cat([A, layer.start_A.to(A.dtype)])
-    beside = torch.cat([B * ratio, -layer.start_B.to(B.dtype)], dim=1)
+    concatenated = torch.cat([B * ratio, -layer.start_B.to(B.dtype)], dim=1)
     r = stacked.shape[0]
-    return stacked, beside, options._replace(r=r, alpha=s * r, rslora=False)
+    return stacked, concatenated, options._replace(r=r, alpha=s * r, rslora=False)
 
 
-def check_whole(layers: Mapping[str, Any], otherwise: str) -> None:
+def check_original_weights(layers: Mapping[str, Any], otherwise: str) -> None:
     """Raise ValueError, with the advice `otherwise`, if `initialize` has changed the W of a layer."""
     changed = [name for name, layer in layers.items() if layer.start_A is not None]
     if changed:

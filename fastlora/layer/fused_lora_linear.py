@@ -19,7 +19,7 @@ from fastlora.formula.operands import autocasts, checked_base
 from fastlora.layer import commits, training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.commits import commit
-from fastlora.layer.replacement import check_plain_linear, twin_of
+from fastlora.layer.replacement import check_plain_linear, linear_as
 from fastlora.layer.state import StoredLinear
 
 
@@ -115,7 +115,7 @@ class FusedLoRALinear(StoredLinear):
                 `check_plain_linear`), or as in the constructor.
             ValueError: As in the constructor.
         """
-        layer = cls._beside(
+        layer = cls._from_linear_unfrozen(
             linear,
             r=r,
             alpha=alpha,
@@ -128,14 +128,14 @@ class FusedLoRALinear(StoredLinear):
         return layer
 
     @classmethod
-    def _beside(
+    def _from_linear_unfrozen(
         cls, linear: nn.Linear, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
     ) -> FusedLoRALinear:
         """As `from_linear`, but without freezing W and b, so that `linear` is unchanged."""
         check_plain_linear("linear", linear)
         adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         checked = Options.checked(**options)
-        layer = twin_of(linear, cls)
+        layer = linear_as(linear, cls)
         layer._begin(name, new_adapter(layer.weight, checked, adapter_dtype))
         return layer
 

@@ -10,7 +10,7 @@ from fastlora.formula import oracle
 from fastlora.layer import base_weights, sharding
 from fastlora.layer.adapters import AdaptedLinear
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.replacement import check_own_forward, twin_of
+from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.writable import check_own, check_own_writable
 
 
@@ -31,7 +31,7 @@ class MergeableLinear(AdaptedLinear):
         """
         if self.enabled and not self.merged:
             return self._sum()
-        return self.weight.detach().clone() if self.enabled else base_weights.whole_weight(self)
+        return self.weight.detach().clone() if self.enabled else base_weights.original_weight(self)
 
     @exclusive
     @torch.no_grad()
@@ -96,13 +96,13 @@ class MergeableLinear(AdaptedLinear):
             weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
         else:
             weight = self.weight
-        linear = self._plain_twin()
+        linear = self._as_plain_linear()
         linear.weight = weight
         return linear
 
-    def _plain_twin(self) -> nn.Linear:
+    def _as_plain_linear(self) -> nn.Linear:
         """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""
-        return twin_of(self, nn.Linear, without=self._own_attributes)
+        return linear_as(self, nn.Linear, without=self._own_attributes)
 
     def _sum(self) -> Tensor:
         W, active = base_weights.frozen_weight(self), self._active

@@ -51,7 +51,7 @@ def check_own_forward(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name} must be compiled afterwards; this module was compiled already")
 
 
-def twin_of(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] = ()) -> _Linear:
+def linear_as(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] = ()) -> _Linear:
     """A `cls` with the weight and bias objects of `source`, its mode, hooks, and every other attribute.
 
     The two share their dicts of hooks, so that a handle from earlier still removes its hook. Hooks before
@@ -62,16 +62,16 @@ def twin_of(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] =
         cls: nn.Linear or a subclass; its constructor is not called.
         without: Names of attributes to leave behind.
     """
-    twin = cls.__new__(cls)
-    nn.Module.__init__(twin)
+    new = cls.__new__(cls)
+    nn.Module.__init__(new)
     left = {*_CONTAINERS, *without}
-    vars(twin).update({name: value for name, value in vars(source).items() if name not in left})
-    twin.register_parameter("weight", source._parameters["weight"])
-    twin.register_parameter("bias", source._parameters["bias"])
+    vars(new).update({name: value for name, value in vars(source).items() if name not in left})
+    new.register_parameter("weight", source._parameters["weight"])
+    new.register_parameter("bias", source._parameters["bias"])
     # torch binds these to their module by a weak reference, so they are bound anew.
-    twin._load_state_dict_pre_hooks = OrderedDict(
-        (key, _WrappedHook(hook.hook, twin if hook.with_module else None))
+    new._load_state_dict_pre_hooks = OrderedDict(
+        (key, _WrappedHook(hook.hook, new if hook.with_module else None))
         for key, hook in source._load_state_dict_pre_hooks.items()
         if isinstance(hook, _WrappedHook)
     )
-    return twin
+    return new

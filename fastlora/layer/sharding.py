@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, which several processes hold together, as shards or as replicas."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
@@ -21,8 +21,8 @@ def is_spread(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor, on every process. If it is a DTensor, this is a collective: all must call it."""
-    spread: Any = tensor.detach()
-    result: Tensor = spread.full_tensor() if is_spread(tensor) else spread
+    detached: Any = tensor.detach()
+    result: Tensor = detached.full_tensor() if is_dtensor(tensor) else detached
     return result
 
 
@@ -37,21 +37,21 @@ def all_finite(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a tensor, sharing its memory; a plain tensor itself."""
-    spread: Any = tensor.detach()
-    result: Tensor = spread.to_local() if is_spread(tensor) else spread
+    detached: Any = tensor.detach()
+    result: Tensor = detached.to_local() if is_dtensor(tensor) else detached
     return result
 
 
 @torch.no_grad()
 def part_of(values: Tensor, like: Tensor) -> Tensor:
     """The part of the full `values` that this process holds of `like`; nothing is communicated."""
-    if not is_spread(like):
+    if not is_dtensor(like):
         return values
     from torch.distributed.tensor import distribute_tensor
 
-    spread: Any = like
+    dtensor: Any = like
     # No source rank, because every process has the values already.
-    return distribute_tensor(values, spread.device_mesh, spread.placements, src_data_rank=None).to_local()
+    return distribute_tensor(values, dtensor.device_mesh, dtensor.placements, src_data_rank=None).to_local()
 
 
 def reshard(model: nn.Module) -> None:
@@ -67,9 +67,9 @@ def reshard(model: nn.Module) -> None:
             part.reshard()
 
 
-def check_not_spread(tensor: Tensor, what: str) -> None:
+def check_not_dtensor(tensor: Tensor, what: str) -> None:
     """Raise TypeError, calling the tensor `what`, if it is a DTensor."""
-    if is_spread(tensor):
+    if is_dtensor(tensor):
         raise TypeError(
             f"{what} must not be spread over processes for this (do it before fully_shard or "
             "parallelize_module)"

@@ -16,10 +16,10 @@ from fastlora.arguments import check_choice, check_dtype
 from fastlora.config import LoRAConfig
 from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idle, switch
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
-from fastlora.layer.base_weights import check_whole
+from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.layer.sharding import check_not_spread, reshard
+from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import existing_layers
@@ -115,7 +115,7 @@ def give_adapter(
     for layer in (*made, *new.values()):
         # A sharding library that has sharded W would not sync a later adapter: processes would train it
         # apart.
-        check_not_spread(layer.weight, "weight of a layer with a further adapter")
+        check_not_dtensor(layer.weight, "weight of a layer with a further adapter")
     with commit() as changing:
         for layer in new.values():
             switch(layer, in_use, changing)
@@ -203,7 +203,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 
 def check_new(model: nn.Module, name: object) -> None:
     """Raise unless `name` can name a new adapter and no layer was initialized from its W."""
-    check_whole(existing_layers(model), "further adapters need the W from before")
+    check_original_weights(existing_layers(model), "further adapters need the W from before")
     if check_name(name) in adapter_names(model):
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
 

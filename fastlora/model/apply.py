@@ -13,11 +13,11 @@ from fastlora.arguments import check_bool
 from fastlora.config import LoRAConfig
 from fastlora.layer.active_adapter import name_in_use
 from fastlora.layer.adapter import DEFAULT
-from fastlora.layer.base_weights import check_whole
+from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.replacement import check_own_forward
-from fastlora.layer.sharding import check_not_spread
+from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.find_layers import check_model, existing_layers, lora_layers
@@ -63,7 +63,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
             unsupported here.
 
     Returns:
-        The model; the new layer where the model itself is an nn.Linear (a FusedLoRALinear is one).
+        The model; the new layer if the model itself is an nn.Linear (a FusedLoRALinear is one).
 
     Raises:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
@@ -110,7 +110,7 @@ def make_layers(
     names = module_names(model)
     layers: dict[nn.Linear, FusedLoRALinear] = {}
     for linear, chosen in options.items():
-        layers[linear] = layer = FusedLoRALinear._beside(linear, name=adapter, **chosen)
+        layers[linear] = layer = FusedLoRALinear._from_linear_unfrozen(linear, name=adapter, **chosen)
         layer.applied_as = names[linear][0]
     return layers
 
@@ -125,7 +125,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W.
 
     Returns:
-        The model; the plain layer where the model itself is a LoRA layer. `unfreeze` makes it trainable.
+        The model; the plain layer if the model itself is a LoRA layer. `unfreeze` makes it trainable.
 
     Raises:
         TypeError: If a layer's forward was replaced or compiled, or its weight is a DTensor.
@@ -140,18 +140,18 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     if merge:
         check_mergeable(model, layers)
     else:
-        check_whole(layers, "remove_lora with merge=True, or load W anew")
+        check_original_weights(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
         check_own(layer, ("weight", "bias"), f"layer {name!r}")
-        check_not_spread(layer.weight, f"weight of layer {name!r}")
+        check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
             check_writable(layer.weight, f"weight of layer {name!r}")
     if merge:
         # Tried here, so that an error comes before any change. Keeping the sums would double the memory.
         for layer in layers.values():
             layer._finite_sum()
-    plain = {layer: layer._plain_twin() for layer in layers.values()}
+    plain = {layer: layer._as_plain_linear() for layer in layers.values()}
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)

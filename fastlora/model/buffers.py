@@ -22,7 +22,7 @@ from fastlora.model.wrappers import module_names
 
 _NOTE: Final = "_buffers_before_lora"
 _SAMPLE: Final = 64
-_COUNTER: Final = "num_batches_tracked"  # changes with the means; at momentum 0 alone, without effect
+_COUNTER: Final = "num_batches_tracked"  # not compared: it changes with the means, or else has no effect
 
 
 def note(model: nn.Module, changing: Commit) -> None:

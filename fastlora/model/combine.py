@@ -66,15 +66,17 @@ def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None,
         dtype = torch.promote_types(dtype, A.dtype)
     wide = accumulation_dtype(dtype)
     stacked = torch.cat([A.to(wide) for A, _, _, _ in parts])
-    beside = torch.cat([B.to(wide) * (weight * options.scaling) for _, B, options, weight in parts], dim=1)
-    if not (stacked.isfinite().all() and beside.isfinite().all()):
+    concatenated = torch.cat(
+        [B.to(wide) * (weight * options.scaling) for _, B, options, weight in parts], dim=1
+    )
+    if not (stacked.isfinite().all() and concatenated.isfinite().all()):
         raise ValueError(f"adapters must be finite to be combined; those of layer {layer!r} are not")
     if r is not None and r < stacked.shape[0]:
-        spectrum = decompose_product(beside, stacked)
-        beside, stacked = spectrum.factors(min(r, spectrum.S.shape[0]))
+        spectrum = decompose_product(concatenated, stacked)
+        concatenated, stacked = spectrum.factors(min(r, spectrum.S.shape[0]))
     rank = stacked.shape[0]
     with torch.inference_mode(False):
-        A, B = (nn.Parameter(tensor.detach().to(dtype).clone()) for tensor in (stacked, beside))
+        A, B = (nn.Parameter(tensor.detach().to(dtype).clone()) for tensor in (stacked, concatenated))
     return Adapter(A, B, Options(r=rank, alpha=float(rank), dropout=0.0, rslora=False, init="gaussian"))
 
 

@@ -21,7 +21,7 @@ from fastlora.arguments import FROM_WEIGHT, check_choice
 from fastlora.formula import oracle
 from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer.adapter import SLOTS
-from fastlora.layer.base_weights import check_whole
+from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import all_finite
@@ -107,7 +107,7 @@ _STARTS: Final[Mapping[str, Callable[[Tensor, int, float], Factors]]] = dict(
 
 
 def _check_startable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
-    check_whole(layers, "it can be called once")
+    check_original_weights(layers, "it can be called once")
     for name, layer in layers.items():
         check_own_writable(layer, ("weight",), f"layer {name!r}")
         for adapter in layer.adapters.values():

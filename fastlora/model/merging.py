@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.layer.sharding import all_finite, is_spread, reshard
+from fastlora.layer.sharding import all_finite, is_dtensor, reshard
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.wrappers import module_names
@@ -116,6 +116,6 @@ def check_unshared(
 
 def _memory(parameter: nn.Parameter) -> object:
     """A key that is equal for two parameters if writing to one changes the other."""
-    if parameter.is_meta or parameter.numel() == 0 or is_spread(parameter):
+    if parameter.is_meta or parameter.numel() == 0 or is_dtensor(parameter):
         return id(parameter)
     return parameter.device, parameter.data_ptr()

@@ -104,7 +104,7 @@ def task_heads(model: nn.Module, task: str | None) -> dict[nn.Module, str]:
     for module in names:
         known = _known_class(module)
         if known is not None:
-            found |= {*_beside_base(module), *_heads_by_name(module, _CLASSES[known] or "SEQ_CLS")}
+            found |= {*_children_except_base(module), *_heads_by_name(module, _CLASSES[known] or "SEQ_CLS")}
     inside = {inner for head in found for inner in head.modules() if inner is not head}
     return {module: name for module, name in names.items() if module in found - inside}
 
@@ -154,7 +154,7 @@ def _heads_by_name(module: nn.Module, task: str) -> list[nn.Module]:
     ]
 
 
-def _beside_base(module: nn.Module) -> Iterator[nn.Module]:
+def _children_except_base(module: nn.Module) -> Iterator[nn.Module]:
     """The children of a task's model, except the base model that its class names."""
     base = module._modules.get(str(getattr(module, "base_model_prefix", "")))
     if base is not None:

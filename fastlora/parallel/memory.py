@@ -12,12 +12,12 @@ from fastlora.tables import Part, Table, as_html, as_text, decimal_size
 
 
 class Memory(NamedTuple):
-    """Bytes on the GPU that holds most; `str()` of it is a table.
+    """Bytes on the GPU that holds the most; `str()` of it is a table.
 
     Attributes:
         weights: All frozen parameters.
         updates: All trained parameters.
-        gradients: Of all trained parameters, in their dtypes.
+        gradients: The gradients of all trained parameters, in their dtypes.
         optimizer: The optimizer's state of all trained parameters.
         gathered: Unsharded parameters that FSDP2 holds temporarily.
     """

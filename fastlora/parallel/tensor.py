@@ -23,7 +23,7 @@ from fastlora.layer.adapter import SLOTS
 from fastlora.layer.commits import commit
 from fastlora.layer.division import Split
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.layer.sharding import check_not_spread
+from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own
 
 
@@ -89,7 +89,7 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
         raise ValueError("layer must be unmerged to be divided (unmerge_lora)")
     if layer.start_A is not None:
         raise ValueError("layer must have the W from before `initialize` to be divided; load it anew")
-    check_not_spread(layer.weight, "weight")
+    check_not_dtensor(layer.weight, "weight")
 
 
 def _divide(

@@ -15,7 +15,8 @@ SAMPLE: Final = Path(__file__).with_name("data")
 SIDE: Final = 28
 CLASSES: Final = 10
 
-# Over the 60,000 training digits, in units of full ink; the values that torchvision's examples use.
+# Mean and standard deviation of the pixels of the 60,000 training digits, if 255 counts as 1. torchvision's
+# examples use these values.
 MEAN: Final = 0.1307
 STD: Final = 0.3081
 
@@ -24,7 +25,7 @@ _TEST: Final = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 class Digits(NamedTuple):
-    """Images and what they show.
+    """Images of digits and their labels.
 
     Attributes:
         images: [n, 28, 28] uint8; 0 is paper, 255 is ink.
@@ -40,10 +41,10 @@ class Digits(NamedTuple):
         return ink.sub_(MEAN).div_(STD), self.labels.to(device)
 
     def only(self, digit: int) -> Digits:
-        """Those that show `digit`.
+        """The images and labels of one digit.
 
         Raises:
-            DigitsError: If none does.
+            DigitsError: If there are none.
         """
         chosen = self.labels == digit
         if not chosen.any():
@@ -67,10 +68,10 @@ def read_folder(folder: Path) -> DigitSet:
     """Read a set of digits from its four IDX files, plain or gzipped.
 
     Args:
-        folder: Where they lie: this folder, or MNIST/raw in it, as torchvision leaves them.
+        folder: The folder that holds them, or that holds them in MNIST/raw, as torchvision writes them.
 
     Raises:
-        DigitsError: If a file is damaged, or images and labels do not fit together.
+        DigitsError: If a file is damaged, or images and labels do not match.
         FileNotFoundError: If a file is missing.
         OSError: If a file cannot be read.
     """
@@ -87,17 +88,17 @@ def read_folder(folder: Path) -> DigitSet:
 
 
 def is_folder_of_digits(folder: Path) -> bool:
-    """Whether `read_folder` would find its four files here; what is in them is not looked at."""
+    """Whether `read_folder` would find its four files here; their content is not checked."""
     return len(_find_files(folder)) == len(_TRAIN + _TEST)
 
 
 def _find_files(folder: Path) -> dict[str, Path]:
-    """{name: path} of the files in `folder` or in MNIST/raw below it, whichever has more of them."""
+    """{name: path} of the files in `folder` or in its MNIST/raw, whichever has more of them."""
     places = [
         {
             name: path
             for name in _TRAIN + _TEST
-            for path in (place / f"{name}.gz", place / name)  # both there: the plain one, which reads faster
+            for path in (place / f"{name}.gz", place / name)  # if both exist, the plain one: it reads faster
             if path.is_file()
         }
         for place in (folder, folder / "MNIST" / "raw")

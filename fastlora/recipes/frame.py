@@ -1,4 +1,4 @@
-"""What every job does around its work: packages checked first, phases timed, files that appear together."""
+"""What all jobs have in common: checking packages first, timing phases, writing all files at the end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class MissingExtraError(ImportError):
 
 
 def check_extras(what: str, packages: Iterable[str], extra: str) -> None:
-    """Raise MissingExtraError unless all packages are installed: before a job, not after its training.
+    """Raise MissingExtraError unless all packages are installed. Call it before a job's training.
 
     Args:
-        what: What needs them, for the message.
+        what: What needs the packages, for the message.
         packages: Their import names.
-        extra: The extra that brings them.
+        extra: The extra that installs them.
     """
     for name in packages:
         if find_spec(name) is None:
@@ -33,7 +33,7 @@ def check_extras(what: str, packages: Iterable[str], extra: str) -> None:
 
 @contextmanager
 def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds that a `with` block takes to those of its phase."""
+    """Add the seconds that a `with` block takes to `seconds[phase]`."""
     start = time.perf_counter()
     yield
     seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
@@ -41,19 +41,19 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @contextmanager
 def staged(out: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder for drafts inside `out`; when the `with` block ends well, its files move into `out`.
+    """A temporary folder inside `out`. When the `with` block ends without error, its files move into `out`.
 
-    `out` is made, and seen to be writable, before the block and not after the minutes that it takes. What
-    ends in an error or an interrupt leaves nothing behind, and files from before as they were.
+    `out` is created, and checked to be writable, before the block, which may take minutes. After an error or
+    an interrupt nothing new is left, and the old files are unchanged.
 
     Args:
         out: The folder.
-        names: Files that will be written, beside any others; none may be a folder in `out`.
+        names: Some of the files that will be written; none may be a folder in `out`.
 
     Raises:
-        OSError: If `out` cannot be made or written to.
+        OSError: If `out` cannot be created or written to.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]  # the innermost first
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]  # innermost first
     out.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:
@@ -63,7 +63,7 @@ def staged(out: Path, names: Sequence[str]) -> Iterator[Path]:
             yield Path(draft)
             _move(Path(draft), out)
     except BaseException:
-        with suppress(OSError):  # one that is not empty stays
+        with suppress(OSError):  # a folder that is not empty stays
             for folder in made:
                 folder.rmdir()
         raise

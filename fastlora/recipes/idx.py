@@ -24,7 +24,7 @@ _PIECE = 2**20
 
 
 class DigitsError(ValueError):
-    """Files are not the digits they should be: damaged, of another kind, not fitting together, too few."""
+    """Files of digits are damaged, of another kind or do not match, or there are too few digits."""
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -32,10 +32,11 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
 
     Args:
         path: The file; gzipped if its name ends in .gz.
-        dimensions: How many it must have: 3 for images, 1 for labels.
+        dimensions: The number of dimensions that it must have: 3 for images, 1 for labels.
 
     Raises:
-        DigitsError: If the file is damaged, truncated, longer than it says, or of another type or dimension.
+        DigitsError: If the file is damaged, truncated or longer than its header says, or has another element
+            type or number of dimensions.
         OSError: If it cannot be opened.
     """
     with path.open("rb") as raw:
@@ -84,7 +85,7 @@ def _read_header(file: BinaryIO | gzip.GzipFile, size: int) -> bytearray:
 
 
 def _read(file: BinaryIO | gzip.GzipFile, size: int) -> bytearray:
-    """Up to `size` bytes. Piecewise, because read(size) reserves what a damaged header claims."""
+    """Read up to `size` bytes, piecewise: read(size) would allocate whatever a damaged header claims."""
     content = bytearray()
     while piece := file.read(min(size - len(content), _PIECE)):
         content += piece

@@ -12,18 +12,18 @@ from fastlora.recipes.training import weights_drawn_from
 SIZES: Final = (784, 1000, 2000, 10)
 LAYERS: Final = ("linear1", "linear2", "linear3")
 
-# No update of a layer has a higher rank than the smaller of its sides; this is the largest of the three.
+# The rank of a layer's update is at most the layer's smaller side; this is the largest of the three.
 HIGHEST_RANK: Final = max(map(min, SIZES[:-1], SIZES[1:]))
 
 
 class DigitsMLP(nn.Module):
-    """Three linear layers, of which LoRA replaces or parametrizes each.
+    """Three linear layers, each of which LoRA replaces or parametrizes.
 
     Args:
-        seed: Of the initial weights, nn.Linear's; torch's own generator is left as it was.
+        seed: The seed for the initial weights, nn.Linear's defaults; torch's own generator does not change.
     """
 
-    # nn.Module and not nn.Linear: what stands there after LoRA was added depends on the method.
+    # nn.Module and not nn.Linear, because with LoRA the layer's class depends on the method.
     linear1: nn.Module
     linear2: nn.Module
     linear3: nn.Module
@@ -42,5 +42,5 @@ class DigitsMLP(nn.Module):
         return logits
 
     def layers(self) -> list[nn.Module]:
-        """The three, in order, as they are now."""
+        """The three layers in order, as they are now."""
         return [self.get_submodule(name) for name in LAYERS]

@@ -1,4 +1,4 @@
-"""Options: what the jobs with LoRA share, and how any job's are checked."""
+"""The options that all jobs with LoRA have, and the checks for the options of any job."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ AUTO: Final = "auto"
 
 
 class LoRAOptions:
-    """Base of a frozen dataclass that gives these fields its own defaults; each is checked when it is made.
+    """Base of a job's options, a frozen dataclass with defaults of its own. The constructor checks them.
 
     Attributes:
-        rank: Of the update, r.
-        alpha: The update is scaled by alpha / r.
-        seed: Of all that is random.
-        device: Such as "cpu" or "cuda"; "auto" is the GPU where there is one.
-        out: Folder that the results are written to; made if need be.
-        HIGHEST_RANK: The highest that an update of the job's net can have.
-        USES: What the seed determines besides the net's first weights.
+        rank: The rank r of each update.
+        alpha: Each update is scaled by alpha / r.
+        seed: The seed for everything random.
+        device: The device, such as "cpu" or "cuda"; "auto" means the GPU if there is one.
+        out: Folder to write the results to; it is created if needed.
+        HIGHEST_RANK: The highest rank that an update of the job's net can have.
+        USES: What the seed determines in addition to the net's initial weights.
 
     Raises:
         TypeError: If an option is of the wrong type.
@@ -49,16 +49,16 @@ class LoRAOptions:
         self.torch_device()
 
     def _check_own(self) -> None:
-        """Check what the job has besides."""
+        """Check the options that only this job has."""
 
     def torch_device(self) -> torch.device:
-        """The device meant; ValueError if torch cannot use it."""
+        """The device; ValueError if torch cannot use it."""
         if self.device == AUTO:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)
-        # An unknown name is a RuntimeError, a torch built without CUDA an AssertionError.
+        # An unknown name raises RuntimeError; a torch built without CUDA raises AssertionError.
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
@@ -69,11 +69,11 @@ class LoRAOptions:
         return device
 
     def generator(self, use: str) -> torch.Generator:
-        """A fresh CPU generator for one of the uses, so that none depends on how much another draws."""
+        """A new CPU generator for one of the uses, so that no use depends on how much another draws."""
         return torch.Generator().manual_seed(self.seed * len(self.USES) + self.USES.index(use))
 
     def as_json(self) -> dict[str, Any]:
-        """Each option as JSON has it: paths and dtypes as text."""
+        """The options in JSON's types, with paths and dtypes as text."""
         return {
             name: value if value is None or isinstance(value, (bool, int, float)) else str(value)
             for name, value in vars(self).items()
@@ -85,6 +85,6 @@ def check_count(name: str, value: object, least: int) -> None:
     wanted = f"{name} must be an int of at least {least}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(wanted)
-    # A torch.Generator takes 64 bits, of which the jobs' streams need some; and nobody counts so far.
+    # A seed of torch.Generator has 64 bits, and the jobs multiply it by the number of uses.
     if not least <= value < 2**60:
         raise ValueError(wanted)

@@ -1,4 +1,4 @@
-"""The frame of the jobs' pictures: two panels side by side, all in one style."""
+"""What the jobs' pictures have in common: two panels side by side, in one style."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-# Okabe and Ito's palette: distinct to colour-blind eyes.
+# From Okabe and Ito's palette, whose colours the colour-blind can tell apart.
 BLUE: Final = "#0072B2"
 ORANGE: Final = "#E69F00"
 SKY: Final = "#56B4E9"
@@ -16,7 +16,7 @@ GREEN: Final = "#009E73"
 INK: Final = "#333333"
 GREY: Final = "#BBBBBB"
 
-# Lines across at the ticks, no frame above or on the right.
+# Horizontal grid lines; no frame at the top and on the right.
 _STYLE: Final[dict[Any, Any]] = {
     "figure.figsize": (12, 4.8),
     "figure.dpi": 150,
@@ -39,12 +39,12 @@ _STYLE: Final[dict[Any, Any]] = {
 def two_panels(
     path: Path, widths: tuple[float, float] = (1, 1), title: str = ""
 ) -> Iterator[tuple[Any, Any]]:
-    """The axes of both panels, to be drawn on in a `with` block; then a PNG of 1,800 x 720 pixels is written.
+    """The axes of both panels, to draw on in a `with` block; then a PNG of 1,800 x 720 pixels is written.
 
     Args:
-        path: Where to write it.
-        widths: The panels', relative to each other.
-        title: Above both; read as it stands.
+        path: The file to write.
+        widths: The widths of the panels, relative to each other.
+        title: The title above both, taken literally.
 
     Raises:
         ImportError: If matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Progress of a job on a terminal: a bar for each phase, or a plain line where nobody watches."""
+"""Progress of a job: a bar for each phase on a terminal, else a plain line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class ConsoleProgress:
-    """A `Track` for a job.
+    """A `Track` that shows progress on a console.
 
     Args:
-        console: Where the bars go.
+        console: The console to write to.
     """
 
     def __init__(self, console: Console) -> None:

@@ -16,9 +16,9 @@ def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_sum(weight: Tensor, W: Tensor, A: Tensor, B: Tensor, s: float) -> bool:
     """Whether `weight` is W + s B A up to its rounding.
 
-    The sum is formed anew in fp64. Each entry takes r products and sums, one scaling and one addition, so its
-    error is at most (r + 2) roundings of |W| + |s| |B| |A| (Higham, Accuracy and Stability of Numerical
-    Algorithms, section 3.1); twice that is allowed, since in fp64 the sum to compare with is rounded too.
+    The sum is computed anew in fp64. Each entry takes r products and sums, one scaling and one addition, so
+    its error is at most (r + 2) roundings of |W| + |s| |B| |A| (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 3.1). Twice that is allowed, since the sum in fp64 is rounded too.
     """
     A, B, whole = A.double(), B.double(), W.double()
     exact, size = whole + s * (B @ A), whole.abs() + abs(s) * (B.abs() @ A.abs())

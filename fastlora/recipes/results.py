@@ -1,4 +1,4 @@
-"""What the results of the jobs with LoRA share."""
+"""What the results of all jobs with LoRA have in common."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastlora.routes.decide import Route
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAResult(ABC):
-    """What one run found.
+    """The results of one run.
 
     Attributes:
-        options: What was asked for.
-        path: The code that the fused layers took, and why; None where there were none.
-        seconds: By phase.
-        versions: Of what it ran on.
+        options: The options of the run.
+        path: Which code the fused layers ran, and why; None if there were none.
+        seconds: {phase: seconds}.
+        versions: The versions of the software that it ran on.
     """
 
     options: LoRAOptions
@@ -34,7 +34,7 @@ class LoRAResult(ABC):
 
     @abstractmethod
     def figures(self) -> dict[str, Any]:
-        """What the job found, as JSON has it."""
+        """The results of the job, in JSON's types."""
 
     def as_json(self) -> dict[str, Any]:
         """The content of results.json."""

@@ -1,4 +1,4 @@
-"""What the jobs with LoRA print at their end: tables of figures, proofs, and where the files lie."""
+"""What the jobs with LoRA print at the end: tables of figures, proofs, and where the files are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastlora.recipes.results import LoRAResult
 
 
 def figures_table(columns: Iterable[str], title: str | None = None) -> Table:
-    """A table with a first column that names its rows, and these of numbers."""
+    """A table with a first column of row names, followed by these columns of numbers."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in columns:
@@ -22,13 +22,13 @@ def figures_table(columns: Iterable[str], title: str | None = None) -> Table:
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:
-    """Print lines as they stand, however long."""
+    """Print lines literally and without wrapping."""
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_proofs(console: Console, proofs: Iterable[tuple[str, bool]]) -> None:
-    """Print claims, each with a mark that says whether it holds."""
+    """Print (claim, whether it holds), each with a mark."""
     marks = ("✓", "✗") if console.encoding.startswith("utf") else ("ok", "NO")
     for claim, holds in proofs:
         mark, style = (marks[0], "green") if holds else (marks[1], "bold red")
@@ -36,13 +36,13 @@ def print_proofs(console: Console, proofs: Iterable[tuple[str, bool]]) -> None:
 
 
 def print_notes(console: Console, result: LoRAResult, picture: str, files: Iterable[tuple[str, str]]) -> None:
-    """Print the path taken, where the files lie, and the seconds of each phase.
+    """Print which code ran, where the files are, and the seconds of each phase.
 
     Args:
-        console: Where to.
-        result: What the job found.
-        picture: Its file's name.
-        files: (kind, name) of the job's other files; what follows the name stays.
+        console: The console to print on.
+        result: The job's results.
+        picture: The name of the picture's file.
+        files: (kind, name) of the job's other files; a name may be followed by more text.
     """
     out = result.options.out
     if result.path is not None:

@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
-    """What is told of each phase's progress: it passes on the items of a phase, as rich's `track` does."""
+    """Shows the progress of a phase, by passing on its items as rich's `track` does."""
 
     def __call__(self, items: Iterable[T], what: str, total: int) -> Iterable[T]:
-        """Yield `items`, `total` of them, showing `what` and how far it is."""
+        """Yield the `total` items, showing the phase's name `what` and its progress."""
 
 
 class Examples(Protocol):
-    """What a net is trained on."""
+    """Examples to train or test a net on."""
 
     def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Inputs [n, K] and labels [n], ready for a net."""
@@ -41,12 +41,12 @@ def untracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
 
 
 def constant(_: float) -> float:
-    """The schedule of a learning rate that stays."""
+    """The schedule of a constant learning rate."""
     return 1.0
 
 
 def falling(done: float) -> float:
-    """The schedule of a learning rate that falls linearly to 0; `done` is the share of training behind."""
+    """The schedule of a learning rate that falls linearly to 0; `done` is the share of steps done."""
     return 1.0 - done
 
 
@@ -67,21 +67,21 @@ def fit(
 
     Args:
         net: Rows [M, K] -> logits, or their log-softmax, [M, classes].
-        parameters: Those that Adam moves, on one device and in one dtype, which the rows are converted to.
-        examples: What to train on.
-        batches: How many steps.
-        generator: Of the order of the examples; a CPU generator.
+        parameters: The parameters to train, on one device and in one dtype. The rows are converted to these.
+        examples: The examples to train on.
+        batches: The number of steps.
+        generator: A CPU generator, which draws the order of the examples.
         what: The phase's name, for `track`.
         rate: Adam's learning rate.
-        batch: Rows in a step; the last of a pass may have fewer.
-        schedule: Factor of the rate, given the share of training behind, from 0 up to 1.
-        track: Where progress is shown.
+        batch: Rows in a step; the last step of a pass may have fewer.
+        schedule: Given the share of steps done, in [0, 1), a factor for the rate.
+        track: Shows progress.
 
     Returns:
         The loss of each batch, before its step.
 
     Raises:
-        FloatingPointError: If the loss stops being finite.
+        FloatingPointError: If the loss is not finite.
     """
     parameters = list(parameters)
     x, labels = examples.rows(parameters[0].device, parameters[0].dtype)
@@ -107,18 +107,19 @@ def fit(
 
 
 def _shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices [<= batch] below `count`, pass after pass, each in a new order; a pass's last may be short."""
+    """Batches of indices below `count`. Each pass is in a new order; its last batch may be smaller."""
     while True:
         yield from torch.split(torch.randperm(count, generator=generator), batch)
 
 
 @contextmanager
 def _small_steps() -> Iterator[None]:
-    """CPU settings for steps of a few milliseconds; put back afterwards.
+    """CPU settings for steps of a few milliseconds, for a `with` block.
 
-    One thread: at batch 10 a step is bound by memory, and two threads on two busy cores were 10 times slower
-    than one (each waits for the other at every op). Denormals to zero: Adam's mean of a dead unit's gradient
-    falls by 0.9 a step, is denormal after 800, and then costs 5 times the whole step.
+    One thread, because at batch 10 a step is bound by memory: two threads on two busy cores were 10 times
+    slower, as each waits for the other at every operation. Denormals are flushed to zero, because Adam's mean
+    of a dead unit's gradient falls by a factor of 0.9 a step. After 800 steps it is denormal, and then costs
+    5 times the whole step.
     """
     threads, flushed = torch.get_num_threads(), _denormals_are_zero()
     torch.set_num_threads(1)
@@ -131,24 +132,24 @@ def _small_steps() -> Iterator[None]:
 
 
 def _denormals_are_zero() -> bool:
-    """Whether this thread flushes denormals, which torch can set but not tell."""
+    """Whether this thread flushes denormals to zero. torch can set this but has no call to read it."""
     return not bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2)
 
 
 @contextmanager
 def weights_drawn_from(seed: int) -> Iterator[None]:
-    """Layers made on a CPU in this `with` block begin at the seed's weights; torch's generator stays."""
+    """A `with` block in which layers made on a CPU draw weights from this seed; torch's generator is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 class Score(NamedTuple):
-    """How a net did on test examples.
+    """The result of a test of a net.
 
     Attributes:
-        accuracy: Share that it got right.
-        wrong: How many of each label, 0 to 9 at least, it got wrong.
+        accuracy: The share of examples that it labels right.
+        wrong: For each label, at least 0 to 9, how many examples it labels wrong.
     """
 
     accuracy: float

@@ -7,7 +7,7 @@ import torch
 
 import fastlora
 from fastlora import LoRAConfig, apply_lora, initialize
-from fastlora.layer.base_weights import adapters_beside_whole
+from fastlora.layer.base_weights import adapters_for_original
 from tests.models import trainable
 from tests.started import DTYPES, STARTS, rescaled, started, trained
 from tests.testing import assert_within_budget
@@ -53,9 +53,9 @@ def test_peft_loads_what_was_saved(tmp_path):
 def test_an_alpha_changed_later_is_in_the_file():
     _, model, x = started("pissa")
     layer = trained(model, x)[0]
-    whole = fastlora.layer.base_weights.whole_weight(layer).double()
+    whole = fastlora.layer.base_weights.original_weight(layer).double()
     layer.alpha *= 3
-    A, B, options = adapters_beside_whole(layer)["default"]
+    A, B, options = adapters_for_original(layer)["default"]
     beside = whole + options.scaling * (B.double() @ A.double())
     assert_within_budget("W", beside.float(), layer.effective_weight(), rescaled(layer).effective_weight(),
                          extra=torch.finfo(torch.float32).eps)  # fmt: skip

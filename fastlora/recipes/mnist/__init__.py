@@ -1,1 +1,1 @@
-"""The MNIST job: a net fine-tuned with LoRA on one digit, and what LoRA promises, proved."""
+"""The MNIST job: fine-tunes a net with LoRA on one digit, and proves what LoRA promises."""

@@ -1,4 +1,4 @@
-"""The full MNIST set, fetched by torchvision where it is installed."""
+"""Downloads the full MNIST set by torchvision."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from fastlora.recipes.digits import is_folder_of_digits
 
 
 class DownloadError(RuntimeError):
-    """The full set could not be fetched."""
+    """The full set could not be downloaded."""
 
 
 def download(folder: Path) -> None:
-    """Make `folder` hold MNIST's four files, in torchvision's layout; files that are there stay.
+    """Download those of MNIST's four files that `folder` lacks, in torchvision's layout.
 
     Raises:
-        DownloadError: If torchvision is missing or does not fit this torch, or it could not fetch the files.
+        DownloadError: If torchvision is missing or does not fit this torch, or the download failed.
     """
     if is_folder_of_digits(folder):
         return
     try:
         from torchvision.datasets import MNIST
-    # A torchvision built for another torch fails with a RuntimeError while it registers its operators.
+    # A torchvision built for another torch raises RuntimeError when it registers its operators.
     except (ImportError, RuntimeError, OSError) as error:
         raise DownloadError(
             f"--download needs torchvision, which could not be imported ({error}). Install the build for "

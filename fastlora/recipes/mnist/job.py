@@ -1,10 +1,10 @@
 """The MNIST job: train a net, fine-tune it with LoRA on one digit, and prove what LoRA promises.
 
-The flow is that of the notebooks that teach LoRA on MNIST: a net far larger than the task needs, trained
-once; then a rank-1 update of its three layers, trained on one digit alone. With the update on, the net knows
-that digit better, and the others worse; with it off, it is the net from before, bit for bit.
+It does what notebooks that teach LoRA on MNIST do. A net far larger than the task needs is trained once. Then
+a rank-1 update of its three layers is trained on one digit only. With the update on, the net knows that digit
+better and the others worse. With it off, it is the net from before, bit for bit.
 
-`run` is the whole job. Its phases are functions of their own, in the order they are called in.
+`run` is the whole job. Its phases are separate functions, in the order of their calls.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fastlora.routes.decide import Route, route_on
 
 BASE_RATE: Final = 1e-3
 
-# LoRA wants a larger rate than the weights themselves. On the shipped digits, over 6 seeds, 100 batches at
-# 1e-3 only just halve the errors on 9 (5 to 2, 4 to 2), and those on the worst digit, 2, in 2 runs of 6; at
-# 2e-3 both in all 6.
+# LoRA needs a larger rate than the weights themselves. On the shipped digits, with 6 seeds, 100 batches at
+# 1e-3 just halve the errors on 9 (5 to 2, 4 to 2), and halve those on the worst digit, 2, in 2 runs of 6. At
+# 2e-3 both are halved in all 6.
 FINETUNE_RATE: Final = 2e-3
 
 # On the shipped digits a constant rate ends at 0.92 to 0.93 (3 seeds), one that falls to zero at 0.95 to 0.96
@@ -47,9 +47,9 @@ class FineTuned(NamedTuple):
     """A net after fine-tuning.
 
     Attributes:
-        net: With LoRA switched on, if it has it.
-        method: How it computes LoRA; None where all weights were trained.
-        losses: Of each batch, before its step.
+        net: The net, with LoRA on if it has LoRA.
+        method: How it computes LoRA; None if all weights were trained.
+        losses: The loss of each batch, before its step.
     """
 
     net: DigitsMLP
@@ -61,14 +61,14 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
     """Do the whole job and write results.json, the adapter and the picture.
 
     Args:
-        options: What to do.
-        track: Where progress is shown.
+        options: The job's options.
+        track: Shows progress.
 
     Raises:
         BackendError: If the kernels are asked for and cannot run here.
         DigitsError: If the data are damaged or lack the digit.
-        DownloadError: If the full set could not be fetched.
-        FloatingPointError: If the loss stops being finite.
+        DownloadError: If the full set could not be downloaded.
+        FloatingPointError: If the loss is not finite.
         MissingExtraError: If safetensors or matplotlib is not installed.
         OSError: If a file cannot be read or written.
     """
@@ -79,7 +79,7 @@ def run(options: MnistOptions, track: Track = untracked) -> MnistResult:
 
 
 def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -> MnistResult:
-    """The phases; files go into the folder `draft`."""
+    """Run all phases; write the files into the folder `draft`."""
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         digits = read_digits(options)
@@ -127,7 +127,7 @@ def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -
 
 
 def read_digits(options: MnistOptions) -> DigitSet:
-    """The shipped digits, or the full set from its folder, fetched first where that is asked for."""
+    """The shipped digits, or the full set from its folder, downloaded first if the options say so."""
     folder = options.data
     if options.download:
         folder = folder or options.out / "data"
@@ -136,7 +136,7 @@ def read_digits(options: MnistOptions) -> DigitSet:
 
 
 def train_base(options: MnistOptions, train: Digits, track: Track = untracked) -> DigitsMLP:
-    """A new net, trained on all digits; its weights begin at the seed's."""
+    """A new net, trained on all digits; the seed gives its initial weights."""
     net = DigitsMLP(options.seed).to(device=options.torch_device(), dtype=options.dtype)
     is_sample = options.data is None and not options.download
     epochs = options.epochs or (SAMPLE_EPOCHS if is_sample else FULL_SET_EPOCHS)
@@ -162,7 +162,7 @@ def choose_digit(options: MnistOptions, base: Score) -> int:
 def finetune(
     options: MnistOptions, base: DigitsMLP, one_digit: Digits, track: Track = untracked
 ) -> FineTuned:
-    """Fine-tune a copy of the base; A and the batches depend on the seed alone, not on the method."""
+    """Fine-tune a copy of the base. The initial A and the batches depend on the seed, not on the method."""
     net, method = copy.deepcopy(base), LORA_METHODS.get(options.method)
     if method is not None:
         method.attach(net, options.rank, options.alpha)
@@ -181,7 +181,7 @@ def finetune(
 
 
 def save(options: MnistOptions, base: DigitsMLP, net: DigitsMLP, method: LoRAMethod, path: Path) -> int:
-    """Write A and B to an adapter file, the same whichever method trained them; return its size in bytes."""
+    """Write A and B to an adapter file, in the same form for every method; return its size in bytes."""
     portable, fused = copy.deepcopy(base), LORA_METHODS["fused"]
     fused.attach(portable, options.rank, options.alpha)
     with torch.no_grad():
@@ -192,7 +192,7 @@ def save(options: MnistOptions, base: DigitsMLP, net: DigitsMLP, method: LoRAMet
 
 
 def count_parameters(base: DigitsMLP, tuned: FineTuned) -> Parameters:
-    """Parameters of the net and of LoRA."""
+    """Count the parameters of the net and of LoRA."""
     own = sum(parameter.numel() for parameter in base.parameters())
     lora = 0 if tuned.method is None else sum(tensor.numel() for tensor in tuned.method.trained(tuned.net))
     return Parameters(base=own, lora=lora, total=own + lora, percent=100 * lora / own)

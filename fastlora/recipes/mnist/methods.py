@@ -1,4 +1,4 @@
-"""The ways to fine-tune that the MNIST job compares: three computations of LoRA, and all weights."""
+"""The ways to fine-tune that the MNIST job compares: LoRA computed in three ways, and all weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Layer: TypeAlias = FusedLoRALinear | ReferenceLoRALinear
 
 
 class Operands(NamedTuple):
-    """What a layer's formula is made of; the tensors are the layer's own.
+    """The operands of a layer's formula; the tensors are the layer's own.
 
     Attributes:
         W: [N, K], frozen.
@@ -37,17 +37,17 @@ class Operands(NamedTuple):
 
 
 class LoRAMethod(ABC):
-    """One way to compute LoRA; a layer is what it makes of one of the net's linear layers.
+    """One way to compute LoRA. "Layer" means what it turns one of the net's linear layers into.
 
-    Here that is a layer of another class in nn.Linear's place; the two such classes have the same attributes.
+    By default that is a layer of another class. The two classes used have the same attributes.
     """
 
     @abstractmethod
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:
-        """Give each linear layer of the net an update, and freeze all else, in place."""
+        """Give each linear layer of the net an update, in place, and freeze everything else."""
 
     def operands(self, layer: nn.Module) -> Operands:
-        """The tensors of a layer."""
+        """W, b, A, B and s of a layer."""
         layer = cast(_Layer, layer)
         return Operands(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
 
@@ -56,15 +56,15 @@ class LoRAMethod(ABC):
         cast(_Layer, layer).enabled = on
 
     def effective_weight(self, layer: nn.Module) -> Tensor:
-        """The [N, K] weight that a layer applies, as this method forms it."""
+        """The [N, K] weight that a layer applies, as this method computes it."""
         return cast(_Layer, layer).effective_weight()
 
     def start(self, net: DigitsMLP, generator: torch.Generator) -> None:
-        """Draw A, gaussian of std 1 / r (arXiv 2106.09685, section 4.1), the same for every method; B is 0.
+        """Draw A from a Gaussian of std 1 / r (arXiv 2106.09685, section 4.1), for every method; set B to 0.
 
         Args:
-            net: One with updates attached.
-            generator: A CPU generator; fp64 is drawn, so that fp32 starts at the rounded same values.
+            net: A net with updates.
+            generator: A CPU generator. It draws fp64 values, so that fp32 starts at the same values, rounded.
         """
         with torch.no_grad():
             for layer in net.layers():
@@ -78,7 +78,7 @@ class LoRAMethod(ABC):
             self.enable(layer, on)
 
     def trained(self, net: DigitsMLP) -> list[nn.Parameter]:
-        """A and B of every layer: all that is trained."""
+        """A and B of every layer; nothing else is trained."""
         return [tensor for layer in net.layers() for tensor in self.operands(layer)[2:4]]
 
 
@@ -110,7 +110,7 @@ class _Reference(LoRAMethod):
 
 
 class _Parametrize(LoRAMethod):
-    """LoRAParametrization: the whole weight W + s B A formed anew in each forward pass."""
+    """LoRAParametrization: computes the full weight W + s B A anew in each forward pass."""
 
     def attach(self, net: DigitsMLP, r: int, alpha: float) -> None:
         for layer in net.layers():

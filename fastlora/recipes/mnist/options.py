@@ -1,4 +1,4 @@
-"""What the MNIST job can be asked to do."""
+"""The options of the MNIST job."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ DTYPES: Final = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, kw_only=True)
 class MnistOptions(LoRAOptions):
-    """Options of the MNIST job, those of `LoRAOptions` among them.
+    """Options of the MNIST job, in addition to those of `LoRAOptions`.
 
     Attributes:
         data: Folder of the full set's IDX files; None means the digits that come with the package.
-        download: Whether torchvision fetches the full set, into `data` or else `out`/data.
-        digit: The digit to fine-tune on, or "auto" for the one that the base gets wrong most.
+        download: Whether torchvision downloads the full set, into `data` or else `out`/data.
+        digit: The digit to fine-tune on, or "auto" for the one that the base most often gets wrong.
         epochs: Passes over the training digits; None means 5 for the shipped digits, 1 for the full set.
-        batches: Batches of 10 to fine-tune for.
+        batches: The number of batches of 10 to fine-tune for.
         method: "fused", "reference", "parametrize" or "full".
-        seed: Of the initial weights, A, and the order of the digits.
+        seed: The seed for the initial weights, A, and the order of the digits.
         dtype: torch.float32 or torch.float64.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastlora.recipes.picture import BLUE, INK, ORANGE, SKY, two_panels
 
-# Below what fp32 can tell from 0 in a batch of 10: a tenth of its rounding.
+# About a tenth of fp32's rounding: below it, the loss of a batch of 10 cannot be told from 0.
 _LEAST_LOSS = 1e-8
 
 
@@ -23,17 +23,17 @@ def draw_picture(
     """Draw a PNG of 1,800 x 720 pixels.
 
     Args:
-        path: Where to write it.
+        path: The file to write.
         base: Wrong counts of the ten digits before fine-tuning.
-        on: After it, with LoRA on.
-        off: After it, with LoRA off; None where all weights were trained.
+        on: Wrong counts after it, with LoRA on.
+        off: Wrong counts after it, with LoRA off; None if all weights were trained.
         digit: The digit that was trained on.
-        losses: Of each batch.
+        losses: The loss of each batch.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    # The hatching tells the bars apart in grey.
+    # The hatching distinguishes the bars in a grey print.
     series = [("base net", base, BLUE, "")]
     if off is None:
         series += [("all weights fine-tuned", on, ORANGE, "///")]
@@ -65,8 +65,8 @@ def _draw_counts(axes: Any, series: Sequence[tuple[str, Sequence[int], str, str]
 
 
 def _draw_losses(axes: Any, losses: Sequence[float], digit: int) -> None:
-    # A few batches hold the last hard digits: on a linear axis nothing else would be seen. In fp32 the loss
-    # of a batch that is surely right rounds to 0, which a logarithm cannot show.
+    # A few batches have the last hard digits; on a linear axis one would see nothing else. In fp32 the loss
+    # of a batch that is surely right rounds to 0, which has no logarithm.
     shown = [max(loss, _LEAST_LOSS) for loss in losses]
     axes.plot(range(1, len(losses) + 1), shown, color=ORANGE, linewidth=1.4)
     axes.set_yscale("log")

@@ -15,12 +15,12 @@ from fastlora.recipes.training import Track, untracked
 
 
 class WeightProofs(NamedTuple):
-    """Which promises hold, over all layers.
+    """Which promises hold in all layers.
 
     Attributes:
         frozen: W and b are the base's, bit for bit.
-        enabled: Switched on, the effective weight is W + s B A within rounding, and not W.
-        disabled: Switched off, the effective weight is the base's W, bit for bit.
+        enabled: With LoRA on, the effective weight is W + s B A within rounding, and not W.
+        disabled: With LoRA off, the effective weight is the base's W, bit for bit.
     """
 
     frozen: bool
@@ -35,10 +35,10 @@ def prove_weights(
     """Compare the layers of a fine-tuned net with the weights from before.
 
     Args:
-        net: With `method`'s updates; it is left with them switched on.
+        net: A net with `method`'s updates, which are on afterwards.
         method: How the net computes LoRA.
         base: The plain net's weights, by name.
-        track: Where progress is shown, a step for each layer.
+        track: Shows progress, a step for each layer.
     """
     frozen = enabled = disabled = True
     layers = list(zip(LAYERS, net.layers(), strict=True))

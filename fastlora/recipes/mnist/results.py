@@ -1,4 +1,4 @@
-"""What the MNIST job found, and the results.json that it writes."""
+"""The results of the MNIST job, and the results.json that it writes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PICTURE: Final = "mnist.png"
 
 
 class Parameters(NamedTuple):
-    """How many parameters there are.
+    """The number of parameters.
 
     Attributes:
-        base: In the net.
-        lora: In A and B of all layers; 0 without LoRA.
-        total: Together.
-        percent: LoRA's, in percent of the base's.
+        base: Parameters in the net.
+        lora: Parameters in A and B of all layers; 0 without LoRA.
+        total: The sum of both.
+        percent: `lora` in percent of `base`.
     """
 
     base: int
@@ -31,17 +31,17 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MnistResult(LoRAResult):
-    """Figures and proofs of one run; those that fine-tuning all weights does not have are None there.
+    """Figures and proofs of one run. Those that do not apply if all weights were trained are None then.
 
     Attributes:
-        train_digits: How many digits there were to train on.
-        test_digits: How many there were to test on.
+        train_digits: The number of digits to train on.
+        test_digits: The number of digits to test on.
         digit: The digit that the net was fine-tuned on.
-        parameters: Counts.
+        parameters: The numbers of parameters.
         base: Test of the net before fine-tuning.
         on: Test after it, with LoRA on.
         off: Test after it, with LoRA off.
-        losses: Of each batch of fine-tuning.
+        losses: The loss of each batch of fine-tuning.
         frozen_identical: Whether W and b of every layer stayed the base's, bit for bit.
         effective_holds: Whether the weight with LoRA on is W + s B A within rounding.
         off_identical: Whether, with LoRA off, every weight and every wrong count is exactly the base's.
@@ -68,7 +68,7 @@ class MnistResult(LoRAResult):
         return False not in (self.frozen_identical, self.effective_holds, self.off_identical)
 
     def figures(self) -> dict[str, Any]:
-        """What the job found, as JSON has it."""
+        """The results of the job, in JSON's types."""
         scores = {"base": self.base, "on": self.on, "off": self.off}
         return {
             "digits": {"train": self.train_digits, "test": self.test_digits},

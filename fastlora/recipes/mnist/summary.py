@@ -1,4 +1,4 @@
-"""What the MNIST job prints at its end."""
+"""The summary that the MNIST job prints at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastlora.recipes.summary import figures_table, print_lines, print_notes, pr
 
 
 def print_summary(result: MnistResult, console: Console) -> None:
-    """Print the figures, the proofs, and where the files lie."""
+    """Print the figures, the proofs, and where the files are."""
     console.print()
     print_lines(console, _parameters(result))
     console.print()
@@ -34,7 +34,7 @@ def _parameters(result: MnistResult) -> Iterator[str]:
 
 
 def _counts(result: MnistResult) -> Table:
-    """Accuracy and wrong counts, a row for each test; the digit that was fine-tuned on stands out."""
+    """Accuracy and wrong counts, a row for each test; the digit fine-tuned on is highlighted."""
     digits = [f"[{d}]" if d == result.digit else str(d) for d in range(len(result.base.wrong))]
     title = f"Wrong of {result.test_digits:,} test digits; fine-tuned on {result.digit} alone"
     table = figures_table(["accuracy", *digits], title)

@@ -1,1 +1,1 @@
-"""The low-rank job: a matrix factored by its singular values."""
+"""The low-rank job: factors a matrix by its singular values."""

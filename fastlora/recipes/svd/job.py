@@ -1,4 +1,4 @@
-"""The low-rank job: how low the rank of a matrix is, and what two factors in its place lose and save."""
+"""The low-rank job: the rank of a matrix, and what is lost and saved if two factors replace it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _ROWS: Final = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SvdResult:
-    """What the job found.
+    """The results of the job.
 
     Attributes:
-        source: What the matrix is.
+        source: A description of the matrix.
         N: Its rows.
         K: Its columns.
         matrix_rank: Its numerical rank.
         r: The rank of the factors.
         energy: sum_{i <= r} S_i² / sum_i S_i².
-        error: ‖W - B A‖, Frobenius.
-        optimal_error: The least that any pair of rank r has.
-        relative_error: ‖W - B A‖ / ‖W‖; 0 where W is zero.
-        parameters: Of W, of its factors, and the latter in percent of the former.
-        y_error: ‖y - ŷ‖ / ‖y‖ for random x and b, y from W and ŷ from the factors.
-        singular_values: All, falling.
+        error: ‖W - B A‖ (Frobenius).
+        optimal_error: The least error of any factors of rank r.
+        relative_error: ‖W - B A‖ / ‖W‖; 0 if W is zero.
+        parameters: Parameters of W, of its factors, and the latter in percent of the former.
+        y_error: ‖y - ŷ‖ / ‖y‖ for random x and b, with y from W and ŷ from the factors.
+        singular_values: All singular values, in descending order.
     """
 
     source: str
@@ -59,12 +59,12 @@ def run(W: Tensor, source: str, *, r: int | None, energy: float | None, seed: in
 
     Args:
         W: [N, K].
-        source: What it is, in words.
-        r: The rank of the factors; None means what `energy` takes, or without it W's numerical rank, but none
-            at which B and A take more than half of W's parameters (rank 1 at least).
-        energy: The share of the energy to keep, where r is None.
-        seed: Of the x and b that y is computed for.
-        out: Folder to write to; it is made.
+        source: A description of W.
+        r: The rank of the factors. None means the least rank that keeps `energy`; without `energy`, W's
+            numerical rank, or less if B and A would take more than half of W's parameters (at least 1).
+        energy: The share of the energy to keep if r is None.
+        seed: The seed for the x and b that y is computed from.
+        out: Folder to write to; it is created if needed.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -87,7 +87,7 @@ def _measure(W: Tensor, source: str, r: int | None, energy: float | None, seed: 
     spectrum = lowrank.decompose(W)
     found = lowrank.numerical_rank(spectrum.S, W)
     if r is None:
-        # Without a wish, factors that save something: all of W's rank only where that is little.
+        # If no rank is asked for, choose one at which the factors save parameters.
         most = W.numel() // (2 * sum(W.shape))
         r = lowrank.rank_for_energy(spectrum.S, energy) if energy is not None else max(1, min(found, most))
     factors = spectrum.factors(r)

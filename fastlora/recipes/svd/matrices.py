@@ -1,4 +1,4 @@
-"""Matrices to look at: a random one of low rank, or a layer of a checkpoint."""
+"""Matrices for the job: a random one of low rank, or the weight of a layer in a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastlora.model.name_matching import listed
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or has no such matrix."""
+    """A checkpoint cannot be read, or has no such matrix."""
 
 
 def random_matrix(N: int, K: int, rank: int, seed: int) -> Tensor:
-    """A random [N, K] fp32 matrix of a rank, the product of two normal ones; the same for the same seed.
+    """A random [N, K] fp32 matrix of this rank: the product of two matrices with normal entries.
 
     Raises:
         TypeError: If a size or the rank is not an int.
-        ValueError: If a size is below 1, or the rank not among 1 ... min(N, K).
+        ValueError: If a size is below 1, or the rank not in 1 ... min(N, K).
     """
     for name, size in (("N", N), ("K", K), ("true rank", rank)):
         check_rank(size, name)
@@ -35,14 +35,14 @@ def random_matrix(N: int, K: int, rank: int, seed: int) -> Tensor:
 
 
 def layer_weight(checkpoint: Path, layer: str | None) -> Tensor:
-    """The weight of a layer in a checkpoint; nothing else of it is read, and no code in it is run.
+    """The weight of a layer in a checkpoint. Nothing else is read from it, and no code in it is run.
 
     Args:
         checkpoint: A safetensors file, a folder of them, or a state_dict that torch.save wrote.
-        layer: Name of a matrix, or of its module; may be None where there is but one matrix.
+        layer: Name of a matrix, or of its module; may be None if there is only one matrix.
 
     Raises:
-        CheckpointError: If the file is damaged, or has no such matrix (those that it has are named).
+        CheckpointError: If the file is damaged, or has no such matrix (the message lists those it has).
         ImportError: If safetensors is needed and not installed.
         OSError: If a file cannot be opened.
     """
@@ -70,7 +70,7 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
         raise ImportError(
             'safetensors files need safetensors: pip install "fastlora-triton[adapters]"', name=error.name
         ) from error
-    with path.open("rb"):  # else a missing file is whatever safetensors makes of it
+    with path.open("rb"):  # a missing file raises OSError, and not an error of safetensors
         pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -91,7 +91,7 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
         pass
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    # What torch.load raises on a foreign file has many types, pickle's and zipfile's among them.
+    # On a foreign file torch.load raises errors of many types, such as pickle's and zipfile's.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} must be a state_dict that torch.save wrote; {reason}") from error

@@ -1,4 +1,4 @@
-"""The picture of a matrix's singular values, and of what factors of each rank lose and cost."""
+"""The picture of a matrix's singular values, and of the error and size of its factors at each rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fastlora.recipes.picture import BLUE, GREEN, GREY, INK, VERMILION, two_panels
 
-# More stems than this are a smear; an area shows them.
+# More stems than this cannot be told apart; an area is drawn instead.
 _MOST_STEMS: Final = 64
 
 
@@ -18,15 +18,15 @@ def draw_spectrum(S: Sequence[float], shape: tuple[int, int], r: int, source: st
     """Draw a PNG of 1,800 x 720 pixels.
 
     Args:
-        S: All singular values, falling.
+        S: All singular values, in descending order.
         shape: (N, K).
-        r: How many are kept.
-        source: What the matrix is; the title.
-        path: Where to write it.
+        r: The number of singular values kept.
+        source: A description of the matrix, for the title.
+        path: The file to write.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
     with two_panels(path, title=source) as (values, loss):
         from matplotlib.ticker import MaxNLocator
@@ -38,7 +38,7 @@ def draw_spectrum(S: Sequence[float], shape: tuple[int, int], r: int, source: st
 
 
 def _draw_values(axes: Any, S: Sequence[float], r: int) -> None:
-    # On a logarithm zero has no place; below a billionth of the largest all is fp32's rounding.
+    # Zero has no logarithm; below a billionth of the largest value, all is fp32's rounding.
     least = max(S[0] * 1e-9, 1e-30)
     shown = [max(value, least) for value in S]
     places = range(1, len(S) + 1)
@@ -62,7 +62,7 @@ def _draw_values(axes: Any, S: Sequence[float], r: int) -> None:
 
 def _draw_loss(axes: Any, S: Sequence[float], shape: tuple[int, int], r: int) -> None:
     squares = [value * value for value in S]
-    # From the smallest up, so that a tail is not the rounding of a difference.
+    # Summed from the smallest up: a difference of large sums would be all rounding.
     tails = [0.0, *itertools.accumulate(reversed(squares))][::-1]
     whole = tails[0] or 1.0
     N, K = shape

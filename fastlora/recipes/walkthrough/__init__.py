@@ -1,1 +1,1 @@
-"""PEFT's walk-through of LoRA on an MLP, done by fastlora and, for comparison, by PEFT itself."""
+"""PEFT's walk-through of LoRA on an MLP, done with fastlora and, for comparison, with PEFT."""

@@ -1,10 +1,10 @@
 """The walk-through: train a small MLP, fine-tune it with LoRA for another task, and look at what changed.
 
-The flow is that of PEFT's own example for plain PyTorch modules: a net is trained on one task, gets LoRA on
-two of its layers, is trained on a little further as a check, and then fine-tuned for a task that is like the
-first. The same steps can be taken by PEFT beside it, from the same seeds.
+It does what PEFT's own example for plain PyTorch modules does. A net is trained on one task. Two of its
+layers get LoRA. As a check it is trained a little further on the same task, and then it is fine-tuned for a
+similar one. PEFT can do the same steps too, from the same seeds, for comparison.
 
-`run` is the whole job; what each library does is `walk`.
+`run` is the whole job; `walk` is what each library does.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
     """Do the whole job and write results.json, the base, the adapters and the picture.
 
     Args:
-        options: What to do.
-        track: Where progress is shown.
+        options: The job's options.
+        track: Shows progress.
 
     Raises:
         BackendError: If the kernels are asked for and cannot run here.
-        FloatingPointError: If the loss stops being finite.
-        MissingExtraError: If safetensors or matplotlib is not installed, or PEFT where it is asked for.
+        FloatingPointError: If the loss is not finite.
+        MissingExtraError: If safetensors or matplotlib is not installed, or PEFT if it is asked for.
         OSError: If a file cannot be written.
     """
     check_extras("the walk-through", ("safetensors", "matplotlib"), "demo")
@@ -50,7 +50,7 @@ def run(options: WalkOptions, track: Track = untracked) -> WalkResult:
 
 
 def _run(options: WalkOptions, path: Route, draft: Path, track: Track) -> WalkResult:
-    """The phases; files go into the folder `draft`."""
+    """Run all phases; write the files into the folder `draft`."""
     device = options.torch_device()
     seconds: dict[str, float] = {}
     tasks = Tasks(sine_task(options.generator("sine")), threshold_task(options.generator("threshold")))

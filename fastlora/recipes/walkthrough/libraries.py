@@ -1,4 +1,4 @@
-"""The two libraries that can take the walk-through, each with its own calls for the same steps."""
+"""The two libraries that the walk-through can use, each with its own calls for the same steps."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Update(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Parameters of a net with updates.
+    """The number of parameters of a net with updates.
 
     Attributes:
-        trainable: Those that are trained.
-        total: Those of the net from before, and those that are trained; a layer that is trained in full
-            counts in both, since it is kept as it was and as it became.
-        percent: The first in percent of the second.
+        trainable: Trained parameters.
+        total: Parameters of the original net, plus trained parameters. A layer that is trained in full counts
+            twice, since it is kept both as it was and as trained.
+        percent: `trainable` in percent of `total`.
     """
 
     trainable: int
@@ -47,11 +47,11 @@ class Counts(NamedTuple):
 
 
 class Library(ABC):
-    """How a library does each step; nets and models are on one device."""
+    """How a library does each step. All nets and models are on one device."""
 
     @abstractmethod
     def attach(self, net: SumMLP, r: int, alpha: float, full: tuple[str, ...] = ()) -> nn.Module:
-        """Give the net updates, in place; all else is frozen, but for the layers named in `full`."""
+        """Give the net updates, in place, and freeze everything else except the layers named in `full`."""
 
     @abstractmethod
     def updates(self, model: nn.Module) -> dict[str, Update]:
@@ -59,7 +59,7 @@ class Library(ABC):
 
     @abstractmethod
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every tensor, the net's by its name there, and A and B as NAME.lora_A and NAME.lora_B."""
+        """{name: tensor} with the names in the net, and with A and B as NAME.lora_A and NAME.lora_B."""
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -67,18 +67,18 @@ class Library(ABC):
 
     @abstractmethod
     def load(self, net: SumMLP, folder: Path) -> nn.Module:
-        """Read what `save` wrote into a plain net, in place."""
+        """Load an adapter that `save` wrote into a plain net, in place."""
 
     @abstractmethod
     def merge_and_unload(self, model: nn.Module) -> nn.Module:
-        """The plain net, in place, with the updates in its weights."""
+        """Merge the updates into the weights and return the plain net, changed in place."""
 
     @torch.no_grad()
     def start(self, model: nn.Module, generator: torch.Generator) -> None:
-        """Draw A as nn.Linear draws its weight, which is PEFT's default, the same in every library; B is 0.
+        """Draw A as nn.Linear draws its weight (PEFT's default), in every library; set B to 0.
 
         Args:
-            model: One with updates.
+            model: A model with updates.
             generator: A CPU generator.
         """
         for A, B, _ in self.updates(model).values():
@@ -87,7 +87,7 @@ class Library(ABC):
             B.zero_()
 
     def count(self, model: nn.Module, base: int) -> Counts:
-        """Count the trained parameters of a model; `base` is the number in the net from before."""
+        """Count the parameters of a model; `base` is the number of parameters of the original net."""
         trainable = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
         return Counts(trainable, base + trainable, 100 * trainable / (base + trainable))
 
@@ -114,7 +114,7 @@ class _Fastlora(Library):
 
 
 class _Peft(Library):
-    """PEFT as it is, its forwards unchanged; imported where it is used, for it is an extra."""
+    """PEFT, with its own forward. It is imported only where it is used, because it is an extra."""
 
     def attach(self, net: SumMLP, r: int, alpha: float, full: tuple[str, ...] = ()) -> nn.Module:
         import peft

@@ -1,4 +1,4 @@
-"""What the walk-through can be asked to do."""
+"""The options of the walk-through."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PEERS: Final = ("peft",)
 
 @dataclass(frozen=True, kw_only=True)
 class WalkOptions(LoRAOptions):
-    """Options of the walk-through, those of `LoRAOptions` among them.
+    """Options of the walk-through, in addition to those of `LoRAOptions`.
 
     Attributes:
         alpha: 8 is PEFT's default.
-        seed: Of the rows, the initial weights, A, and the order of the rows. How far 50 steps with a frozen
-            last layer get in the downstream task is up to it: on a CPU, seeds 0 to 4 ended with 41.0, 75.5,
-            47.0, 60.5 and 69.5 percent of the test rows right.
-        peer: "peft" runs PEFT beside fastlora, from the same weights, A and order of the rows; None does not.
+        seed: The seed for the rows, the initial weights, A, and the order of the rows. The result of 50 steps
+            on the downstream task with a frozen last layer depends on it: on a CPU, seeds 0 to 4 ended with
+            41.0, 75.5, 47.0, 60.5 and 69.5 percent of the test rows right.
+        peer: "peft" also runs PEFT, with the same weights, A and order of the rows; None does not.
     """
 
     HIGHEST_RANK: ClassVar[int] = HIGHEST_RANK

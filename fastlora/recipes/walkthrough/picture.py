@@ -9,7 +9,7 @@ from typing import Any, Final
 from fastlora.recipes.picture import BLUE, GREY, INK, ORANGE, two_panels
 from fastlora.recipes.walkthrough.results import Walk, WalkResult
 
-# Darker than the lines between phases.
+# The base's colour, darker than the lines between phases.
 _BASE: Final = "#777777"
 
 _PHASES: Final = {
@@ -38,7 +38,7 @@ def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]
         count += length
     axes.plot(range(1, len(pretrain) + 1), pretrain, color=_BASE, linewidth=1.6, label="all weights")
     axes.hlines(pretrain[-1], len(pretrain), starts["downstream"] - 0.5, color=_BASE, linestyle=":")
-    # Markers tell the curves apart in grey.
+    # The markers distinguish the curves in a grey print.
     styles = {"fastlora": (BLUE, "-", "o", 4.5), "peft": (ORANGE, "--", "x", 7)}
     for name, walk in walks.items():
         colour, line, marker, size = styles[name]
@@ -65,7 +65,7 @@ def _draw_losses(axes: Any, pretrain: Sequence[float], walks: Mapping[str, Walk]
 
 def _draw_changes(axes: Any, walk: Walk) -> None:
     names = list(walk.change)
-    # B begins at 0, so there is no ratio to draw.
+    # B begins at 0, so it has no relative change.
     sizes = [walk.change[name] or 0.0 for name in names]
     axes.barh(range(len(names)), sizes, color=BLUE, zorder=2)
     for place, name in enumerate(names):

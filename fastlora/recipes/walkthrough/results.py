@@ -1,4 +1,4 @@
-"""What the walk-through found, and the results.json that it writes."""
+"""The results of the walk-through, and the results.json that it writes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Proofs(NamedTuple):
 
     Attributes:
         starts_at_zero: B A is exactly 0 before the first step.
-        base_identical: After fine-tuning every tensor of the base is in the net, bit for bit.
-        merged_holds: Merged and unloaded, the net has the base's tensors and no other; each adapted weight is
-            W + s B A within rounding, and the rest is the base's, bit for bit.
-        reloaded_identical: Saved and loaded into the base, the outputs are the same, bit for bit.
+        base_identical: After fine-tuning, every tensor of the base is in the net, bit for bit.
+        merged_holds: After merging, the net has the tensors of the base and no others. Each adapted weight is
+            W + s B A within rounding, and the others are the base's, bit for bit.
+        reloaded_identical: With the saved adapter in the base, the outputs are the same, bit for bit.
     """
 
     starts_at_zero: bool
@@ -35,14 +35,14 @@ class Walk:
     """Figures and proofs of one library.
 
     Attributes:
-        counts: Parameters with the updates.
-        with_full_layer: The same with the last layer trained in full besides.
+        counts: The number of parameters with the updates.
+        with_full_layer: The same if the last layer is also trained in full.
         losses: {phase: mean loss of each epoch} of "same_data" and "downstream".
         accuracy: Share of the downstream task's test rows that it labels right.
         moved: {tensor: whether fine-tuning changed any bit of it}.
-        change: {tensor: ‖change‖ / ‖tensor before‖}; None where it began at 0.
+        change: {tensor: ‖change‖ / ‖tensor before‖}; None if it began at 0.
         adapter_bytes: Size of the adapter's tensor file.
-        merged_parameters: In the plain net after merging and unloading.
+        merged_parameters: The number of parameters of the plain net after merging.
         proofs: Which promises hold.
     """
 
@@ -57,7 +57,7 @@ class Walk:
     proofs: Proofs
 
     def as_json(self, base: int) -> dict[str, Any]:
-        """Its part of results.json; `base` is the number of parameters before."""
+        """The library's part of results.json; `base` is the number of parameters of the base."""
         return {
             "parameters": {
                 "base": base,
@@ -79,13 +79,13 @@ class WalkResult(LoRAResult):
     """Figures and proofs of one run.
 
     Attributes:
-        base_parameters: In the net.
+        base_parameters: The number of parameters of the net.
         base_bytes: Size of the net's own tensor file.
         pretrain: Mean loss of each pretraining epoch.
         pretrain_accuracy: Share of the first task's test rows that the base labels right.
         base_accuracy: Share of the downstream task's test rows that the base labels right.
-        ours: What fastlora did.
-        peer: What the peer did; None where none was asked for.
+        ours: fastlora's figures and proofs.
+        peer: The peer's; None if none was asked for.
     """
 
     options: WalkOptions
@@ -99,7 +99,7 @@ class WalkResult(LoRAResult):
 
     @property
     def walks(self) -> dict[str, Walk]:
-        """{library: its walk}, fastlora's first."""
+        """{library: its `Walk`}, fastlora first."""
         peer = {} if self.peer is None else {str(self.options.peer): self.peer}
         return {"fastlora": self.ours, **peer}
 
@@ -109,7 +109,7 @@ class WalkResult(LoRAResult):
         return all(all(walk.proofs) for walk in self.walks.values())
 
     def figures(self) -> dict[str, Any]:
-        """What the job found, as JSON has it: fastlora's at the top, the peer's under "peer"."""
+        """The results of the job in JSON's types: fastlora's at the top level, the peer's under "peer"."""
         ours = self.ours.as_json(self.base_parameters)
         return {
             "path": self.path and self.path._asdict(),

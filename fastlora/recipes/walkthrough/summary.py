@@ -1,4 +1,4 @@
-"""What the walk-through prints at its end."""
+"""The summary that the walk-through prints at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastlora.recipes.walkthrough.libraries import Counts
 from fastlora.recipes.walkthrough.results import BASE, PICTURE, Walk, WalkResult
 from fastlora.recipes.walkthrough.walk import TENSORS
 
-# By the names in `Proofs`.
+# {field of `Proofs`: the claim in words}
 _CLAIMS: Final = {
     "starts_at_zero": "B A is exactly 0 before the first step",
     "base_identical": "every tensor of the base is in the fine-tuned net, bit for bit",
@@ -23,7 +23,7 @@ _CLAIMS: Final = {
 
 
 def print_summary(result: WalkResult, console: Console) -> None:
-    """Print the figures, the proofs, and where the files lie; one column for each library."""
+    """Print the figures, the proofs, and where the files are; one column for each library."""
     console.print()
     print_lines(console, _base(result))
     console.print(_figures(result))

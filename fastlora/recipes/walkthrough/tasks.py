@@ -1,4 +1,4 @@
-"""The two tasks of the walk-through, what the sum of a row of random numbers says, and the net for them."""
+"""The two tasks of the walk-through, both on the sum of a row of random numbers, and the net for them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastlora.recipes.training import weights_drawn_from
 FEATURES: Final = 20
 CLASSES: Final = 2
 
-# The layers that get LoRA, and the one that may be trained in full besides.
+# The layers that get LoRA, and the one that may also be trained in full.
 ADAPTED: Final = ("seq.0", "seq.2")
 HEAD: Final = "seq.4"
 
-# The smaller side of the larger of the adapted layers, 2000 -> 200.
+# The smaller side of the larger adapted layer, 2000 -> 200.
 HIGHEST_RANK: Final = 200
 
 
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
     labels: Tensor
 
     def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Both, ready for a net."""
+        """x and the labels, ready for a net."""
         return self.x.to(device=device, dtype=dtype), self.labels.to(device)
 
 
@@ -45,7 +45,7 @@ class Task(NamedTuple):
 
 
 def sine_task(generator: torch.Generator) -> Task:
-    """What the net is pretrained on: is sin(sum) > 0? 1,000 rows, 800 of them for training."""
+    """The task for pretraining: is sin(sum) > 0? 1,000 rows, 800 of them for training."""
     return _task(1000, 800, lambda sums: sums.sin() > 0, generator)
 
 
@@ -64,7 +64,7 @@ class SumMLP(nn.Module):
     """Three linear layers, 442,602 parameters.
 
     Args:
-        seed: Of the initial weights, nn.Linear's; torch's own generator is left as it was.
+        seed: The seed for the initial weights, nn.Linear's defaults; torch's own generator does not change.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The steps that one library takes, on a net that is trained already."""
+"""The steps that one library does, on a net that is trained already."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENSORS: Final = "adapter_model.safetensors"
 
 
 class Tasks(NamedTuple):
-    """What the net is pretrained on, and what it is fine-tuned for."""
+    """The task that the net is pretrained on, and the one that it is fine-tuned for."""
 
     sine: Task
     threshold: Task
@@ -38,18 +38,18 @@ def walk(
     options: WalkOptions,
     track: Track = untracked,
 ) -> Walk:
-    """Fine-tune a copy of the base with one library, save it, load it, merge it, and look at every tensor.
+    """Fine-tune a copy of the base with one library, save it, load it, merge it, and compare every tensor.
 
     Args:
-        name: The library's, for progress and the folder in `options.out` that takes the adapter.
-        library: Whose calls are made.
+        name: The library's name, for progress and for the adapter's folder in `options.out`.
+        library: The library to use.
         base: The trained net; it is not changed.
-        tasks: What to train on.
-        options: Rank, alpha, the seed, by which all libraries start and go alike, and the folder.
-        track: Where progress is shown.
+        tasks: The tasks to train on.
+        options: The rank, alpha, the folder, and the seed, which is the same for all libraries.
+        track: Shows progress.
 
     Raises:
-        FloatingPointError: If the loss stops being finite.
+        FloatingPointError: If the loss is not finite.
         OSError: If a file cannot be written.
     """
     size = sum(tensor.numel() for tensor in base.parameters())
@@ -103,7 +103,7 @@ def train_epochs(
     what: str,
     track: Track = untracked,
 ) -> list[float]:
-    """Train what is trainable, by Adam in batches of 64; the mean loss of each epoch's batches."""
+    """Train the trainable parameters by Adam in batches of 64; return the mean loss of each epoch."""
     each = -(-len(examples.labels) // BATCH)
     losses = fit(
         net,
@@ -127,20 +127,20 @@ def _same_outputs(one: nn.Module, other: nn.Module, examples: Rows) -> bool:
 
 
 def _relative_change(before: Tensor, after: Tensor) -> float | None:
-    """‖after - before‖ / ‖before‖; None where it began at 0."""
+    """‖after - before‖ / ‖before‖; None if `before` is 0."""
     size = float(before.double().norm())
     return float((after.double() - before.double()).norm()) / size if size else None
 
 
 def _holds_the_base(tensors: Mapping[str, Tensor], base: SumMLP) -> bool:
-    """Whether every tensor of the base is among these, bit for bit."""
+    """Whether `tensors` has every tensor of the base, bit for bit."""
     return all(torch.equal(tensors[name], own) for name, own in base.named_parameters())
 
 
 def _is_merged(
     merged: nn.Module, tensors: Mapping[str, Tensor], base: SumMLP, scalings: Mapping[str, float]
 ) -> bool:
-    """Whether each adapted weight is W + s B A up to its rounding, and the rest the base's, bit for bit."""
+    """Whether each adapted weight is W + s B A up to rounding, and the others are the base's, bit for bit."""
     own = dict(base.named_parameters())
     held = dict(merged.named_parameters())
     adapted = {f"{layer}.weight": layer for layer in ADAPTED}
