@@ -5,6 +5,7 @@ They were `lora_A` and `lora_B`, and now are `adapters.default.lora_A` and `adap
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -12,7 +13,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from fastlora.layer.adapter import DEFAULT
 
-_NOW, _BEFORE = f".adapters.{DEFAULT}.lora_", ".lora_"
+# In a model's state a layer's name comes before; in that of a layer alone nothing does.
+_NOW = re.compile(rf"(^|\.)adapters\.{DEFAULT}\.lora_")
+_GROUP = re.compile(r"param_groups\.\d+\.params$")
 
 
 class LoadPlanner(DefaultLoadPlanner):
@@ -24,13 +27,14 @@ class LoadPlanner(DefaultLoadPlanner):
         """As torch's; a tensor that the checkpoint has under its old name only is looked up by that name."""
         super().set_up_planner(state_dict, metadata, is_coordinator)
         saved = {} if metadata is None else metadata.state_dict_metadata
-        renamed = {now: now.replace(_NOW, _BEFORE) for now in self.state_dict if now not in saved}
+        renamed = {now: _NOW.sub(r"\1lora_", now) for now in self.state_dict if now not in saved}
         self._renamed = {now: before for now, before in renamed.items() if before in saved}
         for now, before in self._renamed.items():
             self.state_dict[before] = self.state_dict.pop(now)
-            self.mappings[before] = self.mappings.pop(now)
+            if now in self.mappings:  # there are none without flatten_state_dict
+                self.mappings[before] = self.mappings.pop(now)
 
     def load_bytes(self, read_item: Any, value: Any) -> None:
         """As torch's; the parameter names in an optimizer's groups stay the present ones."""
-        if not (self._renamed and read_item.dest_index.fqn.endswith(".params")):
+        if not (self._renamed and _GROUP.search(read_item.dest_index.fqn)):
             super().load_bytes(read_item, value)

@@ -199,8 +199,7 @@ def test_adapters_are_gathered_and_written_by_one_process(folder):
         assert torch.equal(tensor, one_file.get_parameter(name)), name
 
 
-@two.test
-def test_adapter_files_are_read_into_parts(folder):
+def reads_adapter_files(folder):
     source = net()
     if distributed.get_rank() == 0:
         fastlora.save_pretrained(source, folder / "adapter")
@@ -214,6 +213,17 @@ def test_adapter_files_are_read_into_parts(folder):
         model.reshard()  # what was written to a gathered copy is gone now
         for name, tensor in trained(model).items():
             assert torch.equal(tensor, source.get_parameter(name)), name
+
+
+@two.test
+def test_adapter_files_are_read_into_parts(folder):
+    reads_adapter_files(folder)
+
+
+@pytest.mark.exhaustive
+@four.test
+def test_adapter_files_are_read_also_where_a_rank_is_left_without_a_row_of_a(folder):
+    reads_adapter_files(folder)
 
 
 @two.test
