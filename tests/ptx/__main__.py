@@ -1,7 +1,7 @@
 """Run the kernels as compiled for a GPU in the PTX interpreter, and hold them to fp64.
 
     python -m tests.ptx                       everything; takes an hour on two cores
-    python -m tests.ptx --every 3             every third case, as .ci/run does
+    python -m tests.ptx --every 9             every ninth case, as .ci/run does
     python -m tests.ptx --quick               what pytest runs
     python -m tests.ptx --only "sm_90 bf16"   the cases whose line holds this
 

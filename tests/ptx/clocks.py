@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 MBARRIERS = 24  # of one CTA, at most
+BULK_STORES = 2  # the kind of a warp's ids that stands for its bulk stores
 
 
 class Clocks:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from tests.ptx.clocks import Clocks
+from tests.ptx.clocks import BULK_STORES, Clocks
 from tests.ptx.faults import Fault
 from tests.ptx.memory import Access, Memory
 from tests.ptx.parse import Program
@@ -124,6 +124,9 @@ class Machine:
         for row in range(slot * self.num_warps, (slot + 1) * self.num_warps):
             if any(one.time[row] for one in self.accumulators.values()):
                 raise Fault(f"a warp ended while its wgmma was under way: {self.place(row)}")
+            who = self.clocks.id[row] + BULK_STORES * self.num_warps
+            if self.clocks.known[row, who] < self.clocks.time[who]:
+                raise Fault(f"a CTA ended while a TMA store read its shared memory: {self.place(row)}")
         low, high = slot * self.pitch, (slot + 1) * self.pitch
         own = [one for where, one in self.mbarriers.items() if low <= where < high]
         if any(one is mine for one, _, _ in self.loads for mine in own):

@@ -247,6 +247,12 @@ def test_a_box_is_stored_after_a_proxy_fence_and_waited_for(line, message):
     assert_found_without(line, STORED_BOX, box, message=message, by=by, num_warps=2)
 
 
+def test_a_program_waits_for_its_stored_boxes_before_it_ends():
+    body = STORED_BOX.partition("cp.async.bulk.wait_group")[0]
+    with pytest.raises(Fault, match="ended while a TMA store read its shared memory"):
+        run_kernel(body, Matrix(np.zeros((2, 32), np.uint32), (2, 32)), num_warps=2)
+
+
 def test_a_wait_for_what_never_comes_is_a_deadlock_with_its_place():
     body = HAND_OVER.replace("@%p1 red.global.gpu.release.add.u32 [ %rd1 + 0 ], 1;", "")
     for seed in SEEDS:

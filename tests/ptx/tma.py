@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tests.ptx.clocks import BULK_STORES
 from tests.ptx.copies import finish
 from tests.ptx.faults import Fault, UnknownInstruction
 from tests.ptx.machine import Code, Group, TensorMap
@@ -14,7 +15,6 @@ from tests.ptx.registers import address, read
 from tests.ptx.table import instruction
 from tests.ptx.wgmma import swizzled
 
-KIND = 2  # of the ids of a warp
 _CROSSED = (0, 1, 3, 7)
 
 
@@ -87,7 +87,7 @@ def _load(g: Group, row: int, box: _Box, where: int) -> None:
 def _store(g: Group, warp: int, box: _Box) -> None:
     machine = g.machine
     row = int(g.rows[warp])
-    who = int(machine.clocks.id[row]) + KIND * machine.num_warps
+    who = int(machine.clocks.id[row]) + BULK_STORES * machine.num_warps
     machine.clocks.time[who] += 1
     time = machine.clocks.time[who]
     if not box.inside.any():
@@ -106,7 +106,7 @@ def _commit(g: Group) -> None:
     """9.7.9.27.2.1: the stores issued until now are a group."""
     clocks = g.machine.clocks
     for row in g.rows:
-        g.machine.stores[row].append(int(clocks.time[clocks.id[row] + KIND * g.machine.num_warps]))
+        g.machine.stores[row].append(int(clocks.time[clocks.id[row] + BULK_STORES * g.machine.num_warps]))
 
 
 def _wait(most: int) -> Code:
@@ -116,6 +116,6 @@ def _wait(most: int) -> Code:
     """
 
     def code(g: Group) -> None:
-        finish(g, g.machine.stores, KIND, most)
+        finish(g, g.machine.stores, BULK_STORES, most)
 
     return code

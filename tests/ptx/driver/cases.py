@@ -84,7 +84,7 @@ def small_tiles(architecture: str, kind: str) -> tuple[Tile, Tile]:
     step = {"half": 64, "tf32": 32, "ieee": 16}[kind]
     stages = 2 if kind == "ieee" else 3
     forward = tile_of("forward", rows, 64, step, 2, 4, stages)
-    return forward, tile_of("backward", rows, step, 64, 2, 4, stages)
+    return forward, tile_of("backward", rows, 64, step, 2, 4, stages)
 
 
 ALIGNED: Final = {"M": 50, "K": 200, "N": 104}

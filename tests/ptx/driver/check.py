@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from triton.compiler.errors import CompilationError
 
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING
@@ -64,6 +65,8 @@ def check(case: Case, change: Callable[[str, str], str] | None = None) -> Verdic
                     verdict.wrong.append(f"schedule {seed} gives {name} other bits")
     except Fault as fault:
         verdict.wrong.append(str(fault))
+    except CompilationError as error:
+        verdict.wrong.append(f"does not compile: {str(error).splitlines()[-1]}")
     except UnknownInstruction as unknown:
         verdict.wrong.append(f"unknown instruction: {unknown}")
     verdict.seconds = time.perf_counter() - start
