@@ -130,7 +130,8 @@ def read_mask(method: Method, task: Task) -> Tensor:
     kept, rate = dx > 0.5, task.update.dropout  # kept entries are at least 1
     dropped = 1 - kept.double().mean().item()
     bound = _DEVIATIONS * math.sqrt(rate * (1 - rate) / kept.numel())
-    assert abs(dropped - rate) <= bound, f"dropout: {dropped:.4f} of the entries, not {rate:g}"
+    if not abs(dropped - rate) <= bound:
+        raise AssertionError(f"dropout: {dropped:.4f} of the entries, not {rate:g}")
     # A rate may be rounded to a multiple of 2^-16, as ours is; its scale then is the rounded one's.
     found = dx[kept].double().mean().item()
     scale = min((1 / (1 - rate), dropout_constants(rate)[1]), key=lambda one: abs(one - found))

@@ -76,5 +76,6 @@ def run_cases(setting: Setting) -> None:
         inputs = Inputs(**made | {name: value.detach().to(setting.device) for name, value in tensors.items()})
         inputs.x.requires_grad_()
         for result in build_layer(FASTLORA, case, inputs).forward_backward():
-            assert result.cpu().isfinite().all(), f"{case}: a result is not finite"
+            if not result.cpu().isfinite().all():
+                raise AssertionError(f"{case}: a result is not finite")
         print(f"ran {case}", flush=True)  # noqa: T201

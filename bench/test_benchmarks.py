@@ -1,4 +1,4 @@
-"""The same comparisons in pytest-benchmark's groups: `pytest bench --benchmark-only`.
+"""The same comparisons in pytest-benchmark's groups: `pytest -n 0 bench --benchmark-only`.
 
 Save and compare with --benchmark-save=NAME and --benchmark-compare. fastlora takes the path that the backend
 chooses on its own: torch on a CPU, the kernels on a GPU.

@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOC = ROOT / "docs" / "compatibility.md"
+# pytest's statuses of a run that came to its end: all passed, or some failed.
+_RAN = (0, 1)
 MARKS = ("<!-- found -->", "<!-- end of found -->")
 ECOSYSTEM = (
     *(
@@ -34,7 +36,7 @@ ECOSYSTEM = (
         "accelerate",
         "trl",
     ),
-    *("click", "rich", "matplotlib", "hypothesis", "pytest", "pytest-benchmark"),
+    *("click", "rich", "matplotlib", "hypothesis", "pytest", "pytest-benchmark", "pytest-xdist"),
 )
 # A broken test is put down to the first of these whose name is in its path or in its last lines.
 BLAMED = ("trl", "accelerate", "transformers", "peft", "huggingface_hub", "safetensors", "triton")
@@ -130,7 +132,7 @@ def main() -> int:
         python = options.python or install(Path(scratch) / "env", options.index)
         status, text = check(python, options.pytest)
     print(text)
-    if options.doc:
+    if options.doc and status in _RAN:
         page = DOC.read_text(encoding="utf-8")
         DOC.write_text(with_found(page, text), encoding="utf-8")
     return status

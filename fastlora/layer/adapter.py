@@ -100,7 +100,8 @@ class Adapter(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self._dtype()
         if before is not None and after is not None and before != after:
-            self.narrowed_from = before if after.itemsize < before.itemsize else None
+            widest = self.narrowed_from or before
+            self.narrowed_from = widest if after.itemsize <= 2 < widest.itemsize else None
         return self
 
     def _dtype(self) -> torch.dtype | None:

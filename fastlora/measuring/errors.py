@@ -52,11 +52,17 @@ def budget_of(torchs: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
 def assert_within_budget(
     name: str, ours: Tensor, torchs: Tensor, truth: Tensor, *, extra: float = 0.0
 ) -> None:
-    """Fail unless error(ours) <= 2 error(torch) + eps of our dtype + extra, each error against fp64."""
-    assert ours.shape == truth.shape, f"{name}: shape {list(ours.shape)} is not {list(truth.shape)}"
+    """Fail unless error(ours) <= 2 error(torch) + eps of our dtype + extra, each error against fp64.
+
+    It raises by itself: tuning rejects wrong tiles by this, under `python -O` too.
+    """
+    if ours.shape != truth.shape:
+        raise AssertionError(f"{name}: shape {list(ours.shape)} is not {list(truth.shape)}")
     if truth.numel() == 0:
         return
     budget = budget_of(torchs, truth, ours.dtype) + extra
-    assert math.isfinite(budget), f"{name}: torch's own error is {relative_error(torchs, truth)}, no measure"
+    if not math.isfinite(budget):
+        raise AssertionError(f"{name}: torch's own error is {relative_error(torchs, truth)}, no measure")
     error = relative_error(ours, truth)
-    assert error <= budget, f"{name}: error {error:.2e} exceeds the budget {budget:.2e}"
+    if not error <= budget:
+        raise AssertionError(f"{name}: error {error:.2e} exceeds the budget {budget:.2e}")

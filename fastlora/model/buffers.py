@@ -81,7 +81,7 @@ def _sample(buffer: Tensor) -> list[float] | None:
     """Up to 64 of a buffer's numbers, evenly spaced; None if its values cannot be read, as on "meta"."""
     try:
         flat = local(buffer).reshape(-1)
-        some = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
+        some = flat[:: max(1, -(-flat.numel() // _SAMPLE))]
         some = torch.view_as_real(some).reshape(-1) if some.is_complex() else some
         values: list[float] = some.double().tolist()
         return values

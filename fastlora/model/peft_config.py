@@ -56,7 +56,7 @@ def _converted(model: nn.Module, theirs: Any) -> LoRAConfig:
     if init is None:
         raise ValueError(
             "peft.LoraConfig's init_lora_weights must be True, 'gaussian' or 'orthogonal' (PiSSA and OLoRA: "
-            f"fastlora.model.initialize after apply_lora); got {shown(theirs.init_lora_weights)}"
+            f"fastlora.initialize after apply_lora); got {shown(theirs.init_lora_weights)}"
         )
     values: dict[str, Any] = {name: getattr(theirs, name) or None for name in _SAME if hasattr(theirs, name)}
     values |= {"layers_to_transform": _indices(theirs.layers_to_transform)}

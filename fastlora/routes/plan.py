@@ -34,7 +34,6 @@ class Plan(NamedTuple):
         workspace: Number of int32 counters that the programs share.
         tma: Whether operands are loaded through tensor descriptors; aligned results are stored so too.
         store_columns: Columns of the block in which a y or dx tile is stored.
-        wide_adapters: Whether the dtype of A and B is wider than x's.
         precision: Of fp32 products: "ieee" or "tf32".
         options: Compiler options.
     """
@@ -49,7 +48,6 @@ class Plan(NamedTuple):
     workspace: int
     tma: bool
     store_columns: int
-    wide_adapters: bool
     precision: str
     options: dict[str, int | bool]
 
@@ -149,7 +147,6 @@ def _cached_plan(
         workspace=workspace,
         tma=aligned and configs.takes_tma(architecture, kind),
         store_columns=configs.store_columns(tile, direction, dropped),
-        wide_adapters=wide_adapters,
         precision=precision,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )

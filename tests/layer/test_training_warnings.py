@@ -255,7 +255,7 @@ def test_adapters_in_turn_under_one_optimizer_or_one_each_are_not_named():
         step(model, together)
 
 
-@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.bfloat16)])
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, lambda m: m.half().bfloat16()])
 def test_updates_that_a_conversion_of_the_model_narrowed_are_named_once(convert):
     model = convert(adapted(mlp()))
     optimizer = optimizer_of(model)
@@ -273,3 +273,8 @@ def test_updates_that_were_meant_to_be_narrow_or_are_wide_again_are_not_named():
     step(model, optimizer_of(model))
     copied = copy.deepcopy(adapted(mlp()).half()).eval()
     copied(torch.ones(2, copied[0].in_features, dtype=torch.float16))
+
+
+def test_updates_narrowed_to_32_bits_are_not_named():
+    model = adapted(mlp().double()).float()
+    step(model, optimizer_of(model))
