@@ -113,8 +113,10 @@ def checked_base(x: Tensor, W: Tensor, b: Tensor | None) -> BaseWeight:
     if x.dtype != dtype or not dtype.is_floating_point:
         must = "have" if x.is_floating_point() else "be floating point, in"
         raise TypeError(f"x must {must} W's dtype {dtype}; got {x.dtype}")
-    if b is not None and (b.shape != (N,) or b.dtype != dtype):
-        raise ValueError(f"b must have shape [N={N}] and W's dtype {dtype}; got {list(b.shape)}, {b.dtype}")
+    if b is not None and b.shape != (N,):
+        raise ValueError(f"b must have shape [N={N}]; got {list(b.shape)}")
+    if b is not None and b.dtype != dtype:
+        raise TypeError(f"b must have W's dtype {dtype}; got {b.dtype}")
     if W.device != device or (b is not None and b.device != device):
         _refuse_device(x, W=W, b=b)
     return BaseWeight("plain", (W,), N, K, dtype)

@@ -100,6 +100,7 @@ def test_torch_func_takes_per_sample_gradients_through_it():
         ("B", torch.ones(5, 3), ValueError, r"B must have shape \[N=5, r=2\]; got \[5, 3\]"),
         ("B", torch.ones(5, 2, dtype=torch.float64), TypeError, "B must have A's dtype torch.float32"),
         ("b", torch.ones(6), ValueError, r"b must have shape \[N=5\]"),
+        ("b", torch.ones(5, dtype=torch.float64), TypeError, r"b must have W's dtype torch.float32"),
         ("W", torch.ones(7), ValueError, r"W must have shape \[N, K\]; got \[7\]"),
         ("W", torch.ones(5, 7, device="meta"), ValueError, "W must be on x's device cpu; got meta"),
     ],
