@@ -7,7 +7,6 @@ from torch.distributed import checkpoint
 from fastlora import FusedLoRALinear
 from fastlora.parallel import LoadPlanner
 
-
 # torch says that it saves in one process, which is meant here.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
