@@ -114,7 +114,7 @@ _LARGE: Final = (
 # units for it. Without them a product takes seconds, whatever the method.
 _DROPPED: Final = Case(
     *(512, 1024, 1024, 16),
-    _BF16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32,
+    _BF16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32,
     _FP32,
     dropout=0.1,
 )

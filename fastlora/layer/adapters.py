@@ -60,6 +60,12 @@ class AdaptedLinear(nn.Linear):
         self.register_buffer("start_B", None)
         training_warnings.watch(self)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptedLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._active is not None and self._active.narrowed_from is not None:
+            training_warnings.look_again(self)
+        return self
+
     def __setstate__(self, state: Any) -> None:
         """As nn.Module's; the copied or unpickled layer gets the training warnings of a new one."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]

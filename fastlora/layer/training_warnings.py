@@ -4,7 +4,8 @@ A layer trains nothing if it is merged or disabled, or if something reads its we
 Nothing else would say so: an optimizer skips parameters without a gradient. Nor does it train parameters that
 it does not hold. One made before `apply_lora` has neither A nor B; one made before `set_adapter` has those of
 another adapter. A and B that were converted to 16 bits with the model lose small steps. After the first step
-only layers are checked that ran merged or disabled while training, or whose adapter was switched.
+only layers are checked that ran merged or disabled while training, or whose adapter was switched or
+converted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-_SLOTS: Final = ("lora_A", "lora_B")
+from fastlora.layer.adapter import SLOTS
+
 _NAMED: Final = 6
 
 _layers: WeakSet[nn.Module] = WeakSet()
@@ -62,7 +64,7 @@ def suspect(layer: Any) -> None:
 
 
 def look_again(layer: nn.Module) -> None:
-    """Check a layer again at the next step, because its adapter was switched."""
+    """Check a layer again at the next step, because its adapter was switched or converted."""
     _suspects.add(layer)
 
 
@@ -173,7 +175,7 @@ def _holds_another_part(own: set[int], layer: nn.Module) -> bool:
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
     active = vars(layer)["_active"]
-    slots = (None if active is None else active._parameters.get(slot) for slot in _SLOTS)
+    slots = (None if active is None else active._parameters.get(slot) for slot in SLOTS)
     return [parameter for parameter in slots if parameter is not None and parameter.requires_grad]
 
 

@@ -7,6 +7,8 @@ import sys
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +21,11 @@ from bench.settings import DRY
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"tests", "soak", "graph", "streams", "memcheck", "racecheck", "candidates", "tuning", "compile"}
+# The types that each field may have, exactly: an int is no float.
+KINDS = {
+    name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+    for name, hint in get_type_hints(Row).items()
+}
 NULL = {"peak_bytes", "model", "optimizer"}
 
 
@@ -63,6 +70,7 @@ def test_its_file_follows_the_schema_and_nobody_can_take_its_times_for_results(d
         assert set(row) == {field.name for field in fields(Row)}
         counted = set() if row["phase"] == "forward+backward" else {"saved_bytes"}
         assert {name for name, value in row.items() if value is None} == NULL | counted
+        assert all(type(value) in KINDS[name] for name, value in row.items())
         assert set(row["shape"]) == {"M", "K", "N", "r"}
         assert row["mode"] == "dry-run"
     assert "mean nothing" in dry[1].stdout

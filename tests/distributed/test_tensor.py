@@ -1,10 +1,8 @@
-"""Tensor parallel over LoRA layers, alone and with FSDP2."""
+"""Tensor parallel over LoRA layers."""
 
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import PrepareModuleInput, parallelize_module
 
@@ -15,47 +13,20 @@ from tests.distributed.processes import Processes, device
 from tests.distributed.runs import (
     IN,
     ROWS,
-    Net,
     assert_other_trained_alike,
     assert_trained_alike,
-    averaged,
     batches,
-    loss_of,
     net,
     net_of_two,
-    parts,
     train,
     trained,
     whole,
 )
+from tests.distributed.sharding import divided, everyone, saves_and_reads
 from tests.distributed.traffic import Traffic
 from tests.testing import assert_within_budget
 
 two, four = Processes(2), Processes(4)
-
-
-def everyone():
-    return init_device_mesh(device().type, (distributed.get_world_size(),))
-
-
-BLOCKS = {"blocks.*.up": ColwiseParallel(), "blocks.*.down": RowwiseParallel()}
-HEAD = {"head": ColwiseParallel(output_layouts=Replicate())}
-
-
-def divided(model):
-    return parallelize_module(model, everyone(), BLOCKS | HEAD)
-
-
-def on_a_grid(model):
-    """Two groups of two: FSDP2 between the groups, tensor parallel within each.
-
-    The head is not divided: FSDP2 warns of a root whose result is a view, as that of torch's styles is.
-    """
-    mesh = init_device_mesh(device().type, (2, 2), mesh_dim_names=("data", "tensor"))
-    parallelize_module(model, mesh["tensor"], BLOCKS)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh["data"])
-    return fully_shard(model, mesh=mesh["data"]), mesh["data"]
 
 
 @two.test
@@ -233,19 +204,6 @@ def test_adapters_are_gathered_written_by_one_process_and_read_again(folder):
     saves_and_reads(model, divided(net()), folder)
 
 
-def saves_and_reads(model, fresh, folder):
-    fastlora.save_pretrained(model, folder / f"by-{distributed.get_rank()}")
-    distributed.barrier()
-    assert [path.name for path in folder.glob("by-*")] == ["by-0"]
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        plain = fastlora.load_pretrained(Net(), folder / "by-0")
-    fastlora.load_pretrained(fresh, folder / "by-0")
-    for name, tensor in trained(model).items():
-        assert torch.equal(tensor.cpu(), plain.get_parameter(name)), name
-        assert torch.equal(tensor, whole(fresh.get_parameter(name))), name
-
-
 @two.test
 def test_what_cannot_be_divided_is_refused(folder):
     odd = FusedLoRALinear(5, 7).to(device())
@@ -272,31 +230,3 @@ def test_what_cannot_be_divided_is_refused(folder):
 def test_four_processes_train_as_one_does(folder):
     model = divided(net())
     assert_trained_alike(model, train(model, batches()))
-
-
-@pytest.mark.exhaustive
-@four.test
-def test_tensor_parallel_within_fsdp2_trains_as_one_process_does(folder):
-    model, data = on_a_grid(net())
-    losses = train(model, parts(batches(), data.get_local_rank(), data.size()))
-    assert model.blocks[0].up.lora_B.to_local().shape == (4, 3)
-    assert_trained_alike(model, averaged(losses))
-
-
-@pytest.mark.exhaustive
-@four.test
-def test_a_grid_saves_reads_and_merges_adapters(folder):
-    model, data = on_a_grid(net())
-    train(model, parts(batches(), data.get_local_rank(), data.size()))
-    fresh, _ = on_a_grid(net())
-    saves_and_reads(model, fresh, folder)
-    # Before the forward pass, which leaves the root's parameters gathered, in memory that is freed again.
-    before = {name: whole(parameter) for name, parameter in model.named_parameters()}
-    batch = batches()[0]
-    unmerged = loss_of(model, batch)
-    fastlora.merge_lora(model)
-    assert not torch.equal(whole(model.head.weight), before["head.weight"])
-    fastlora.unmerge_lora(model)
-    assert torch.equal(loss_of(model, batch), unmerged)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(whole(parameter), before[name]), name

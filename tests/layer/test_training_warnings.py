@@ -278,3 +278,13 @@ def test_updates_that_were_meant_to_be_narrow_or_are_wide_again_are_not_named():
 def test_updates_narrowed_to_32_bits_are_not_named():
     model = adapted(mlp().double()).float()
     step(model, optimizer_of(model))
+
+
+def test_updates_that_are_narrowed_between_two_steps_are_named_too():
+    model = adapted(mlp())
+    optimizer = optimizer_of(model)
+    step(model, optimizer)
+    optimizer.zero_grad()
+    model.half()
+    with pytest.warns(UserWarning, match=r"A and B of '0', '2' were made in torch.float32"):
+        step(model, optimizer, torch.ones(2, model[0].in_features, dtype=torch.float16))

@@ -11,6 +11,7 @@ import numpy as np
 from tests.ptx import floating
 from tests.ptx.faults import UnknownInstruction
 from tests.ptx.machine import Code, Group
+from tests.ptx.memory import Access
 from tests.ptx.parse import Instruction, Program, Vector
 from tests.ptx.registers import address, read, write
 from tests.ptx.table import instruction
@@ -81,6 +82,12 @@ def _matrices(i: Instruction, number: int) -> None:
         raise UnknownInstruction(i.text)
 
 
+def _rows(g: Group, at: Code, number: int) -> tuple[np.ndarray, Access]:
+    """The addresses that the lanes give for the rows of the matrices, and who takes them."""
+    rows = g.full(at(g) + g.base)[:, : 8 * number].ravel()
+    return rows, g.access(np.repeat(np.arange(len(g.rows)), 8 * number))
+
+
 @instruction("ldmatrix")
 def load_matrix(i: Instruction, program: Program) -> Code:
     """9.7.15.5.15: matrices of 8 x 8 16-bit elements; lanes 8 j to 8 j + 7 give the rows of matrix j."""
@@ -89,14 +96,12 @@ def load_matrix(i: Instruction, program: Program) -> Code:
     _matrices(i, number)
 
     def code(g: Group) -> None:
-        count = len(g.rows)
-        rows = g.full(at(g) + g.base)[:, : 8 * number].ravel()
-        access = g.access(np.repeat(np.arange(count), 8 * number))
+        rows, access = _rows(g, at, number)
         raw = g.machine.shared.load(rows, 16, access, g.machine.clocks)
-        matrices = np.ascontiguousarray(raw).view(np.uint16).reshape(count, number, 8, 8)
+        matrices = np.ascontiguousarray(raw).view(np.uint16).reshape(-1, number, 8, 8)
         if transposed:
             matrices = np.ascontiguousarray(matrices.swapaxes(2, 3))
-        words = matrices.view(np.uint32).reshape(count, number, 32)
+        words = matrices.view(np.uint32).reshape(-1, number, 32)
         for index, put in enumerate(puts):
             put(g, words[:, index])
 
@@ -111,12 +116,10 @@ def store_matrix(i: Instruction, program: Program) -> Code:
     _matrices(i, number)
 
     def code(g: Group) -> None:
-        count = len(g.rows)
-        rows = g.full(at(g) + g.base)[:, : 8 * number].ravel()
-        matrices = np.ascontiguousarray(stacked(gets, g)).view(np.uint16).reshape(count, number, 8, 8)
+        rows, access = _rows(g, at, number)
+        matrices = np.ascontiguousarray(stacked(gets, g)).view(np.uint16).reshape(-1, number, 8, 8)
         if transposed:
             matrices = np.ascontiguousarray(matrices.swapaxes(2, 3))
-        access = g.access(np.repeat(np.arange(count), 8 * number))
         raw = matrices.view(np.uint8).reshape(-1, 16)
         g.machine.shared.store(rows, raw, access, g.machine.clocks)
 

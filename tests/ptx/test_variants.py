@@ -7,7 +7,7 @@ from fastlora.measuring.inputs import random_inputs
 from tests.ptx.children import run_command
 from tests.ptx.driver.cases import all_cases, quick_cases, small_tiles
 from tests.ptx.driver.reference import element_bounds, philox_mask, unfused
-from tests.testing import gradients
+from tests.testing import assert_within_budget, gradients, oracle
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def test_every_class_of_every_table_of_these_targets_has_a_case():
 
 
 def test_the_reference_is_the_formula_that_autograd_differentiates():
-    inputs = random_inputs(5, 7, 6, 3, dtype=torch.float64)
-    ours, torchs = unfused(inputs, torch.ones(5, 7, dtype=torch.float64)), gradients(inputs)
-    for name, value in ours.items():
-        assert torch.allclose(value, torchs[name], rtol=1e-12, atol=1e-12)
+    inputs = random_inputs(5, 7, 6, 3, dtype=torch.float32)
+    torchs, truth = gradients(inputs), oracle(inputs)
+    for name, value in unfused(inputs, torch.ones(5, 7, dtype=torch.float64)).items():
+        assert_within_budget(name, value, torchs[name], truth[name])
 
 
 def test_the_mask_keeps_at_the_rate_asked_for():

@@ -8,6 +8,7 @@ from fastlora import LoRAParametrization, ReferenceLoRALinear
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.formula.oracle import effective_weight
 from fastlora.routes import cpu, vendor
+from fastlora.routes.products import scaled_product
 from tests.testing import assert_within_budget, gradients, operands, oracle
 
 KINDS = [
@@ -45,6 +46,7 @@ def test_gradients_nobody_asked_for_are_not_computed(route, alone):
     found = route.backward(call, ops.dy, p, Needs(*(alone == which for which in range(3))))
     assert [one is not None for one in found] == [alone == which for which in range(3)]
     assert torch.equal(found[alone], whole[alone])
+    assert route.backward(call, ops.dy, p, Needs(False, False, False)) == (None, None, None)
 
 
 def test_with_dropout_both_routes_of_torch_drop_the_same_entries():
@@ -102,3 +104,9 @@ def test_the_reference_layer_scales_by_alpha_over_r_or_its_root(rslora):
     torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias + update)
     layer.enabled = False
     torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_product_is_scaled_before_it_is_rounded(dtype):
+    ones = torch.full((1, 64), 64.0, dtype=dtype)
+    assert scaled_product(ones, ones.t(), 1 / 16) == 64**3 / 16  # unscaled it is beyond fp16

@@ -17,12 +17,14 @@ class Mutant(NamedTuple):
             regular expression, and "barriers before" or "after" the barriers around the instructions that
             hold the text.
         redundant: Why it changes nothing that a GPU could show, where that is so; "" for a fault.
+        needs_two: Whether it shows only in a comparison of two schedules' bits.
     """
 
     name: str
     case: str
     changes: tuple[tuple[str, str, str], ...] = ()
     redundant: str = ""
+    needs_two: bool = False
 
 
 def _case(architecture: str, **options: object) -> Case:
@@ -125,6 +127,7 @@ MUTANTS: Final = (
                 "first_ptr + ((split.index + other) % split.count) *",
             ),
         ),
+        needs_two=True,
     ),
     Mutant(
         "loads mask one row too few", "sm_80", (("tile_ops.load_tile", "< num_rows)", "< num_rows - 1)"),)

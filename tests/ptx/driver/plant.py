@@ -50,10 +50,9 @@ def run_mutant(mutant: Mutant, seeds: tuple[int | None, ...] = SEEDS) -> Finding
     assert all(before[name] == _meaning(ptx) for name, ptx in plain.items()), (
         "an earlier mutant is still there"
     )
-    compares = "order" in mutant.name
     with planted(mutant):
-        for seed in seeds[1:] if compares else seeds:
-            chosen = case._replace(seeds=(None, seed) if compares else (seed,))
+        for seed in seeds[1:] if mutant.needs_two else seeds:
+            chosen = case._replace(seeds=(None, seed) if mutant.needs_two else (seed,))
             verdict = check(chosen, _keeping(changed, mutant))
             finding.caught.append("; ".join(verdict.wrong))
     finding.differs = any(_meaning(changed[name]) != _meaning(plain[name]) for name in changed)
