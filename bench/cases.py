@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.methods.method import Method, Update
+from fastlora.arguments import dtype_name
 from fastlora.measuring.inputs import SCALE, Inputs, random_inputs
 
 
@@ -74,8 +75,3 @@ class Measurement(NamedTuple):
     modes: tuple[str, ...]
     launches: bool = False
     seconds: float = 0.25
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Such as "bfloat16" for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")

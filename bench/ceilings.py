@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bench.cases import Case, dtype_name
+from bench.cases import Case
 from bench.methods import UNFUSED
 from bench.settings import Effort
 from bench.task import Task
+from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from bench.cases import Measurement, dtype_name
+from bench.cases import Measurement
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.counts import profile_case
 from bench.layer import layer_saved_bytes
@@ -20,6 +20,7 @@ from bench.measure import measure_case, on_record
 from bench.methods import Method
 from bench.results import Results
 from bench.settings import Effort
+from fastlora.arguments import dtype_name
 
 # On a GPU a case takes seconds, with compilation perhaps 30; one that takes this long hangs.
 _HANGS_SECONDS: Final = 120

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Case, dtype_name
+from bench.cases import Case
 from bench.methods.method import Tuned, Update
+from fastlora.arguments import dtype_name
 from fastlora.measuring.inputs import Inputs
 
 Batch = Mapping[str, Tensor]

@@ -25,6 +25,18 @@ def shown(value: object, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+def listed(names: Iterable[str], most: int) -> str:
+    """The names for a message: the first `most` of them, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """The value, if it is one of the strings; else ValueError about `name`."""
     known = tuple(choices)

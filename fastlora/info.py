@@ -10,6 +10,7 @@ from importlib import metadata
 
 import torch
 
+from fastlora.arguments import dtype_name
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import route_on
 from fastlora.tables import Part, Shown, Table
@@ -137,7 +138,7 @@ def _paths(device: torch.device) -> tuple[PathTaken, ...]:
 
 
 def _path(device: torch.device, dtype: torch.dtype) -> PathTaken:
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     try:
         path = route_on(device, dtype)
     except BackendError as error:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, lora_layers
-from tests.testing import Operands
+from fastlora.measuring.inputs import Inputs
 
 
 def with_update(model: nn.Module) -> nn.Module:
@@ -23,7 +23,7 @@ def adapted(model: nn.Module, **options: Any) -> nn.Module:
     return with_update(apply_lora(model, LoRAConfig(**{"r": 2, **options})))
 
 
-def layer_of(ops: Operands) -> FusedLoRALinear:
+def layer_of(ops: Inputs) -> FusedLoRALinear:
     """A layer that holds the operands' W, b, A, B and s."""
     (N, K), r = ops.W.shape, ops.A.shape[0]
     layer = FusedLoRALinear(

@@ -8,7 +8,7 @@ OUTPUT = """
 ERROR    root:log.py:3 a line that a test logged
 =========================== short test summary info ============================
 FAILED tests/test_a.py::test_one[two words] - ValueError: peft is too old
-ERROR tests/pretrained/test_b.py
+ERROR tests/adapter_files/test_b.py
 2 failed, 3 passed in 1.00s
 """
 
@@ -16,7 +16,7 @@ ERROR tests/pretrained/test_b.py
 def test_broken_tests_are_those_of_the_summary_whatever_their_names_hold():
     assert broken(OUTPUT) == [
         ("tests/test_a.py::test_one[two words]", "ValueError: peft is too old"),
-        ("tests/pretrained/test_b.py", ""),
+        ("tests/adapter_files/test_b.py", ""),
     ]
     assert "| peft | 1 | `test_a.py::test_one[two words]` |" in table({"peft": "1"}, broken(OUTPUT))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastlora import lowrank
-from tests.testing import assert_within_budget
+from fastlora.measuring.errors import assert_within_budget
 
 
 def deficient(N, K, r):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlora.accounting.gpus import GPUS, Gpu, find_gpu
-from fastlora.arguments import check_choice, check_rank, check_size, shown
+from fastlora.arguments import check_choice, check_rank, check_size, dtype_name, shown
 from fastlora.formula.cost import Cost, Problem
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
@@ -61,8 +61,8 @@ class Explanation:
         M, K, N, r, dtype, adapter_dtype = self.problem
         return {
             "shape": {"M": M, "K": K, "N": N, "r": r},
-            "dtype": _name(dtype),
-            "adapter_dtype": _name(adapter_dtype),
+            "dtype": dtype_name(dtype),
+            "adapter_dtype": dtype_name(adapter_dtype),
             "path": self.path._asdict(),
             "gpu": self.gpu,
             "passes": [
@@ -82,7 +82,7 @@ class Explanation:
     def __str__(self) -> str:
         M, K, N, r, dtype, adapter_dtype = self.problem
         lines = [
-            f"x [{M}, {K}] {_name(dtype)} -> y [{M}, {N}], rank {r} in {_name(adapter_dtype)}",
+            f"x [{M}, {K}] {dtype_name(dtype)} -> y [{M}, {N}], rank {r} in {dtype_name(adapter_dtype)}",
             f"path: {self.path.name} ({self.path.why})",
         ]
         for one in self.passes:
@@ -233,7 +233,3 @@ def _launch_lines(plan: Plan) -> list[str]:
 
 def _programs(name: str, count: int, split_k: int) -> str:
     return f"{count:,} of {name}" + (f" ({split_k} a tile)" if split_k > 1 else "")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from fastlora.arguments import listed
 from fastlora.layer.adapter import SLOTS
 
 _NAMED: Final = 6
@@ -128,7 +129,7 @@ def _warn_of_narrowed(layers: list[Any]) -> None:
     for layer in layers:
         layer.active.narrowed_from = None
     warnings.warn(
-        f"A and B of {_listed(sorted(map(_name, layers)))} were made in {was} and are trained in {now}, "
+        f"A and B of {_names(layers)} were made in {was} and are trained in {now}, "
         "to which .half() or .to(dtype) converted them with the model: small steps are rounded away. "
         "Convert the model before apply_lora, or say adapter_dtype where such updates are meant",
         stacklevel=4,
@@ -152,7 +153,7 @@ def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> N
         _told.update(lost)
         warnings.warn(
             f"{type(optimizer).__name__} holds other parameters of LoRA layers and not the A and B in use, "
-            f"which get gradients and are not trained: {_listed(sorted(map(_name, lost)))}. Make it after "
+            f"which get gradients and are not trained: {_names(lost)}. Make it after "
             "apply_lora and set_adapter, of the parameters that require gradients",
             stacklevel=4,
         )
@@ -185,7 +186,7 @@ def _lacks_gradient(parameter: nn.Parameter) -> bool:
 
 
 def _text(idle: list[Any], optimizer: str) -> str:
-    named = _listed(f"{_name(layer)} ({why_untrained(layer)})" for layer in sorted(idle, key=_name))
+    named = listed((f"{_name(layer)} ({why_untrained(layer)})" for layer in sorted(idle, key=_name)), _NAMED)
     return (
         f"{optimizer} is to train the LoRA updates of {named}, which have no "
         "gradient in this step. A layer trains where it is called, enabled and unmerged, and its output "
@@ -194,10 +195,8 @@ def _text(idle: list[Any], optimizer: str) -> str:
     )
 
 
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more
+def _names(layers: Iterable[Any]) -> str:
+    return listed(sorted(map(_name, layers)), _NAMED)
 
 
 def _name(layer: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from fastlora import arguments
 from fastlora.arguments import shown
 
 _Number = TypeVar("_Number", int, float)
@@ -99,9 +100,7 @@ def near_names(pattern: str, names: Collection[str]) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The names for a message, shortened if there are many."""
-    every = list(names)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(shown(name, _LONGEST) for name in every[:_SHOWN]) + more
+    return arguments.listed((shown(name, _LONGEST) for name in names), _SHOWN)
 
 
 def _flat(groups: Iterable[list[str]]) -> list[str]:

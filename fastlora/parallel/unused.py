@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import nn
 
-from fastlora.arguments import shown
+from fastlora.arguments import listed, shown
 from fastlora.layer.training_warnings import idle_updates, why_untrained
 from fastlora.model.find_layers import existing_layers
 
@@ -30,9 +30,8 @@ def check_all_trained(model: nn.Module) -> None:
     names = {layer: name for name, layer in existing_layers(model).items()}
     idle = [f"{shown(names[layer], 80)} ({why_untrained(layer)})" for layer in idle_updates(names)]
     if idle:
-        more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
         raise ValueError(
             "every trained update must take part in the loss; without a gradient: "
-            f"{', '.join(idle[:_NAMED])}{more}. Enable or unmerge them, freeze their "
+            f"{listed(idle, _NAMED)}. Enable or unmerge them, freeze their "
             "lora_A and lora_B before wrapping, or pass find_unused_parameters=True"
         )

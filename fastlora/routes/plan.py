@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs
@@ -97,7 +98,7 @@ def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: 
     Measurements are without dropout and with every gradient needed. One counts only for its dtypes and rank.
     """
     name, entry, _ = _entry_of(direction, architecture, problem, _precision(), aligned)
-    dtypes = _name(problem.dtype), _name(problem.adapter_dtype)
+    dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     return name if configs.beaten(entry, direction, *dtypes, problem.r) else None
 
 
@@ -150,10 +151,6 @@ def _cached_plan(
         precision=precision,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 class _Tasks(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastlora.arguments import dtype_name
 from fastlora.routes.plan import architecture_of
 from fastlora.tuning.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
 from fastlora.tuning.contest import LIBRARY, RANK, Contest, Outcome, dtype_of
@@ -71,7 +72,7 @@ def tune(device: torch.device, out: Path, seconds: float, here: Mapping[str, Any
     start = time.monotonic()
     architecture = architecture_of(device)
     table = table_of(architecture)
-    dtype = str(dtype_of(device)).removeprefix("torch.")
+    dtype = dtype_name(dtype_of(device))
     found: list[dict[str, Any]] = []
     better = 0
     for field in fields(table, dry=device.type == "cpu"):

@@ -18,8 +18,8 @@ from fastlora import (
     save_pretrained,
     set_adapter,
 )
+from fastlora.measuring.errors import assert_within_budget
 from tests.models import adapted, mlp
-from tests.testing import assert_within_budget
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from fastlora import (
     set_adapter,
 )
 from fastlora.layer.adapter import adapters_of
+from fastlora.measuring.errors import assert_within_budget
 from fastlora.model.modules_to_save import saved_modules
 from tests.models import Block, mlp, with_update
-from tests.testing import assert_within_budget
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

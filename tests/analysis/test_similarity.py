@@ -8,8 +8,8 @@ from torch import nn
 from fastlora import LoRAConfig, add_adapter
 from fastlora.analysis import adapter_similarity, subspace_similarity
 from fastlora.layer.adapter import adapters_of
+from fastlora.measuring.errors import assert_within_budget
 from tests.models import adapted, mlp
-from tests.testing import assert_within_budget
 
 
 def by_hand(first, second):

@@ -10,8 +10,8 @@ from torch import nn
 from fastlora import LoRAConfig, add_adapter, apply_lora, initialize, lora_layers
 from fastlora.analysis import amplification, effective_rank, update_report
 from fastlora.layer.adapter import adapters_of
+from fastlora.measuring.errors import assert_within_budget
 from tests.models import adapted, mlp
-from tests.testing import assert_within_budget
 
 
 def by_hand(W, s, B, A):

@@ -8,13 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastlora import flop_formulas, lora_linear
 from fastlora.formula.oracle import unfused
-from tests.testing import operands
+from fastlora.measuring.inputs import random_inputs
 
 
 @pytest.mark.parametrize("needed", [n for n in itertools.product((True, False), repeat=3) if any(n)], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_layer_counts_as_its_products_written_out(needed, dropout):
-    o = operands(6, 8, 10, 4)
+    o = random_inputs(6, 8, 10, 4)
     counts = []
     for function in (lora_linear, unfused):
         x, A, B = (t.clone().requires_grad_(need) for t, need in zip((o.x, o.A, o.B), needed, strict=True))

@@ -7,8 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlora
 from fastlora import FusedLoRALinear, lora_linear
+from fastlora.measuring.inputs import random_inputs
 from tests.cases import quick
-from tests.testing import operands
 
 BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 
@@ -49,7 +49,7 @@ def test_activation_checkpointing_gives_the_same_bits(backend, use_reentrant, dr
 
 
 def test_saved_tensor_hooks_see_every_tensor_that_is_saved():
-    o = operands(6, 7, 5, 2)
+    o = random_inputs(6, 7, 5, 2)
     x, A, B = (tensor.requires_grad_() for tensor in (o.x, o.A, o.B))
     seen = []
 
@@ -106,7 +106,7 @@ def test_torch_func_takes_per_sample_gradients_through_it():
     ],
 )
 def test_an_operand_that_does_not_fit_is_named(name, wrong, error, message):
-    o = operands(6, 7, 5, 2)
+    o = random_inputs(6, 7, 5, 2)
     setattr(o, name, wrong)
     with pytest.raises(error, match=message):
         lora_linear(o.x, o.W, o.b, o.A, o.B, o.s)
@@ -114,6 +114,6 @@ def test_an_operand_that_does_not_fit_is_named(name, wrong, error, message):
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_a_dropout_that_is_no_probability_below_one_is_refused(dropout):
-    o = operands(6, 7, 5, 2)
+    o = random_inputs(6, 7, 5, 2)
     with pytest.raises(ValueError, match=r"dropout must be a probability in \[0, 1\)"):
         lora_linear(o.x, o.W, o.b, o.A, o.B, o.s, dropout=dropout)

@@ -8,12 +8,13 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fastlora
 from fastlora.autograd import operators
+from fastlora.measuring.errors import assert_within_budget, gradients, oracle
+from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import decide
 from fastlora.routes.decide import Route, reload_tables
 from fastlora_kernels import configs
 from fastlora_kernels.tables import Win
 from tests.cases import quick
-from tests.testing import assert_within_budget, gradients, operands, oracle
 
 # Dynamo looks at an autograd.Function by instantiating it, which torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -26,7 +27,7 @@ BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 @pytest.mark.parametrize("bias", quick([True, False], True))
 @pytest.mark.parametrize("dropout", DROPOUTS, ids=["whole", "dropped"])
 def test_the_forward_operator_passes_opcheck(backend, bias, dropout):
-    o = operands(5, 7, 9, 3, bias=bias)
+    o = random_inputs(5, 7, 9, 3, bias=bias)
     with fastlora.set_backend(backend):
         torch.library.opcheck(operators.lora_forward, (o.x, o.W, o.b, o.A, o.B, o.s, *dropout))
 
@@ -37,7 +38,7 @@ def test_the_forward_operator_passes_opcheck(backend, bias, dropout):
 )
 @pytest.mark.parametrize("dropout", DROPOUTS, ids=["whole", "dropped"])
 def test_the_backward_operator_passes_opcheck(backend, need, dropout):
-    o = operands(5, 7, 9, 3)
+    o = random_inputs(5, 7, 9, 3)
     with fastlora.set_backend(backend):
         _, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, *dropout)
         torch.library.opcheck(operators.lora_backward, (o.dy, o.x, o.W, o.A, o.B, p, o.s, *dropout, *need))
@@ -142,7 +143,7 @@ def launches(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
 def test_a_pass_for_which_the_table_measured_the_library_goes_there(library_forward, launches):
-    o = operands(5, 7, 9, 3)
+    o = random_inputs(5, 7, 9, 3)
     y, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
     assert launches == []
     found = operators.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.0, None, True, True, True)
@@ -154,7 +155,7 @@ def test_a_pass_for_which_the_table_measured_the_library_goes_there(library_forw
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
 def test_with_dropout_both_passes_go_to_the_kernels_whose_mask_is_theirs(library_forward, launches):
-    o = operands(5, 7, 9, 3)
+    o = random_inputs(5, 7, 9, 3)
     seed = torch.tensor([7])
     _, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.25, seed)
     operators.lora_backward(o.dy, o.x, o.W, o.A, o.B, p, o.s, 0.25, seed, True, True, True)
@@ -163,7 +164,7 @@ def test_with_dropout_both_passes_go_to_the_kernels_whose_mask_is_theirs(library
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reads the interpreter's table")
 def test_the_kernels_asked_for_by_name_run_whatever_was_measured(library_forward, launches):
-    o = operands(5, 7, 9, 3)
+    o = random_inputs(5, 7, 9, 3)
     with fastlora.set_backend("triton"):
         operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
     assert launches == ["forward"]
@@ -172,7 +173,7 @@ def test_the_kernels_asked_for_by_name_run_whatever_was_measured(library_forward
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fake_tensors_go_through_the_operators_outside_their_mode_too(backend):
     with FakeTensorMode():
-        o = operands(5, 7, 9, 3)
+        o = random_inputs(5, 7, 9, 3)
     x, A, B = (tensor.requires_grad_() for tensor in (o.x, o.A, o.B))
     with fastlora.set_backend(backend):
         y = fastlora.lora_linear(x, o.W, o.b, A, B, o.s)
@@ -182,7 +183,7 @@ def test_fake_tensors_go_through_the_operators_outside_their_mode_too(backend):
 
 
 def test_meta_tensors_have_shapes_through_both_passes_with_dropout_too():
-    o = operands(5, 7, 9, 3)
+    o = random_inputs(5, 7, 9, 3)
     x, W, b, A, B, dy = (tensor.to("meta") for tensor in (o.x, o.W, o.b, o.A, o.B, o.dy))
     x, A, B = (tensor.requires_grad_() for tensor in (x, A, B))
     y = fastlora.lora_linear(x, W, b, A, B, o.s, dropout=0.25)

@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 import fastlora
 from fastlora import FusedLoRALinear
 from fastlora.autograd import operators
+from fastlora.measuring.inputs import random_inputs
 from fastlora.routes.backend import BackendError
-from tests.testing import operands
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="compares the two paths of CPU tensors"),
@@ -79,7 +79,7 @@ def test_an_empty_batch_through_the_kernels_has_a_backward_elsewhere(shape):
 
 
 def test_the_operators_take_the_backend_they_are_given_and_no_other_name():
-    o, seed = operands(5, 7, 9, 3), torch.tensor([7])
+    o, seed = random_inputs(5, 7, 9, 3), torch.tensor([7])
     call = (o.x, o.W, o.b, o.A, o.B, o.s, 0.5, seed)
     with fastlora.set_backend("triton"):
         kernels = operators.lora_forward(*call)

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlora
 from fastlora import FusedLoRALinear, lora_linear
-from tests.testing import assert_within_budget, operands
+from fastlora.measuring.errors import assert_within_budget
+from fastlora.measuring.inputs import random_inputs
 
 BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 
@@ -17,7 +18,7 @@ BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
 def test_it_is_what_finite_differences_say(shape, dropout):
-    o = operands(1, 4, 5, 2, dtype=torch.float64)
+    o = random_inputs(1, 4, 5, 2, dtype=torch.float64)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     def formula(x, A, B):

@@ -11,10 +11,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from fastlora import LoRAConfig, add_adapter, apply_lora, set_adapter
+from fastlora.measuring.errors import assert_within_budget
 from tests.distributed.processes import device
 from tests.models import with_update
 from tests.several_adapters import filled
-from tests.testing import assert_within_budget
 
 STEPS = 3
 ROWS = 16  # of a whole batch; a multiple of every world size

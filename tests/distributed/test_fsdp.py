@@ -6,6 +6,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 import fastlora
+from fastlora.measuring.errors import assert_within_budget
 from tests.distributed.processes import Processes, device
 from tests.distributed.runs import (
     assert_other_trained_alike,
@@ -21,7 +22,6 @@ from tests.distributed.runs import (
     whole,
 )
 from tests.distributed.sharding import sharded, trained_in_parts
-from tests.testing import assert_within_budget
 
 two, four = Processes(2), Processes(4)
 

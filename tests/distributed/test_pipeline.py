@@ -5,9 +5,9 @@ from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn import functional as F
 
+from fastlora.measuring.errors import assert_within_budget
 from tests.distributed.processes import Processes, device
 from tests.distributed.runs import assert_updates_alike, batches, net, optimizer_of, train, trained
-from tests.testing import assert_within_budget
 
 two = Processes(2)
 MICROBATCHES = 4

@@ -8,6 +8,7 @@ from torch.distributed.tensor.parallel import PrepareModuleInput, parallelize_mo
 
 import fastlora
 from fastlora import FusedLoRALinear
+from fastlora.measuring.errors import assert_within_budget
 from fastlora.parallel import ColwiseParallel, RowwiseParallel
 from tests.distributed.processes import Processes, device
 from tests.distributed.runs import (
@@ -24,7 +25,6 @@ from tests.distributed.runs import (
 )
 from tests.distributed.sharding import divided, everyone, saves_and_reads
 from tests.distributed.traffic import Traffic
-from tests.testing import assert_within_budget
 
 two, four = Processes(2), Processes(4)
 

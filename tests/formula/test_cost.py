@@ -5,13 +5,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastlora.formula.cost import Cost, Problem
 from fastlora.formula.oracle import unfused
-from tests.testing import operands
+from fastlora.measuring.inputs import random_inputs
 
 PROBLEM = Problem(6, 8, 10, 4, torch.float16, torch.float32)
 
 
 def test_flops_are_those_that_torch_counts():
-    o = operands(*PROBLEM[:4], bias=False)
+    o = random_inputs(*PROBLEM[:4], bias=False)
     x, A, B = (tensor.requires_grad_() for tensor in (o.x, o.A, o.B))
     with FlopCounterMode(display=False) as forward:
         y = unfused(x, o.W, None, A, B, o.s)

@@ -9,8 +9,9 @@ from torch import nn
 import fastlora
 from fastlora import FusedLoRALinear
 from fastlora.autograd import operators
+from fastlora.measuring.errors import assert_within_budget, relative_error, split_eps
+from fastlora.measuring.inputs import random_inputs
 from tests.cases import quick
-from tests.testing import assert_within_budget, operands, relative_error, split_eps
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -55,7 +56,7 @@ def masked(o, D):
     ids=str,
 )
 def test_forward_and_backward_use_the_same_mask(shape, dtype, adapter_dtype):
-    o = operands(*shape, dtype=dtype, adapter_dtype=adapter_dtype, device=DEVICE)
+    o = random_inputs(*shape, dtype=dtype, adapter_dtype=adapter_dtype, device=DEVICE)
     seed = torch.tensor([12345], device=DEVICE)
     y, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, RATE, seed)
     need = (True, True, True)

@@ -11,7 +11,7 @@ from torch import nn
 
 import fastlora
 from fastlora import FusedLoRALinear, lora_linear
-from tests.testing import operands
+from fastlora.measuring.inputs import random_inputs
 
 
 @pytest.mark.parametrize("wrong", [np.ones((6, 7), np.float32), [[1.0] * 7], None, 3.0], ids=repr)
@@ -27,7 +27,7 @@ def test_what_is_no_tensor_is_refused_by_a_layer_in_every_state(wrong, state):
 
 @pytest.mark.parametrize("name", ["x", "W", "b", "A", "B"])
 def test_what_is_no_tensor_is_refused_by_the_formula(name):
-    o = operands(6, 7, 5, 2)
+    o = random_inputs(6, 7, 5, 2)
     setattr(o, name, getattr(o, name).numpy())
     with pytest.raises(TypeError, match=f"{name} must be a Tensor.*got ndarray"):
         lora_linear(o.x, o.W, o.b, o.A, o.B, o.s)
@@ -49,14 +49,14 @@ def test_what_is_no_tensor_is_refused_by_the_formula(name):
     ids=str,
 )
 def test_a_number_that_is_none_is_named(options, error, message):
-    o = operands(6, 7, 5, 2)
+    o = random_inputs(6, 7, 5, 2)
     with pytest.raises(error, match=message):
         lora_linear(o.x, o.W, o.b, o.A, o.B, **{"s": o.s, **options})
 
 
 @pytest.mark.parametrize("s", [2, np.float32(2), np.int64(2)])
 def test_every_real_number_is_a_scaling(s):
-    o = operands(6, 7, 5, 2)
+    o = random_inputs(6, 7, 5, 2)
     assert torch.equal(lora_linear(o.x, o.W, o.b, o.A, o.B, s), lora_linear(o.x, o.W, o.b, o.A, o.B, 2.0))
 
 

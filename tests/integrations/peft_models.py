@@ -12,7 +12,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from fastlora.integrations.peft import forward_counts
-from tests.testing import Operands
+from fastlora.measuring.inputs import Inputs
 
 
 class Subclass(torch.Tensor):
@@ -37,7 +37,7 @@ def lora_layers(model: nn.Module) -> list[Linear]:
     return [module for module in model.modules() if isinstance(module, Linear)]
 
 
-def layer_of(ops: Operands, **options: Any) -> Linear:
+def layer_of(ops: Inputs, **options: Any) -> Linear:
     """A stock PEFT layer that holds the operands' W, b, A, B and s."""
     (N, K), r = ops.W.shape, ops.A.shape[0]
     net = nn.Sequential(nn.Linear(K, N, ops.b is not None, dtype=ops.W.dtype))
@@ -53,7 +53,7 @@ def layer_of(ops: Operands, **options: Any) -> Linear:
     return layer
 
 
-def results(layer: Linear, ops: Operands) -> dict[str, Tensor]:
+def results(layer: Linear, ops: Inputs) -> dict[str, Tensor]:
     """y, dx, dA and dB of a layer that holds the operands, for their x and dy."""
     layer.zero_grad()
     x = ops.x.clone().requires_grad_()

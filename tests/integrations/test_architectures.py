@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 import fastlora
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, lora_layers
+from fastlora.measuring.errors import assert_within_budget
 from tests.integrations.architectures import ADAPTED, inputs_of, pair, tiny
 from tests.models import with_update
-from tests.testing import assert_within_budget
 
 # Transformers renames methods that PEFT, and most scripts, still call by their old names.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")

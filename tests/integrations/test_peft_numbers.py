@@ -9,8 +9,9 @@ from peft.tuners.lora import Linear
 
 from fastlora import set_backend
 from fastlora.integrations.peft import accelerate_peft, forward_counts
+from fastlora.measuring.errors import assert_within_budget, oracle, split_eps
+from fastlora.measuring.inputs import random_inputs
 from tests.integrations.peft_models import layer_of, results
-from tests.testing import assert_within_budget, operands, oracle, split_eps
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = [(dtype, dtype) for dtype in (torch.float32, *HALVES)]
@@ -33,19 +34,19 @@ def assert_as_good_as_peft(ops, *, options=None):
 )
 def test_output_and_gradients_are_as_exact_as_pefts(dtypes, bias):
     dtype, adapter_dtype = dtypes
-    assert_as_good_as_peft(operands(37, 29, 43, 5, dtype=dtype, adapter_dtype=adapter_dtype, bias=bias))
+    assert_as_good_as_peft(random_inputs(37, 29, 43, 5, dtype=dtype, adapter_dtype=adapter_dtype, bias=bias))
 
 
 @pytest.mark.parametrize("adapter_dtype", [torch.float16, torch.float32])
 def test_the_kernels_serve_pefts_layers(adapter_dtype):
     with set_backend("triton"):
-        assert_as_good_as_peft(operands(19, 21, 23, 3, dtype=torch.float16, adapter_dtype=adapter_dtype))
+        assert_as_good_as_peft(random_inputs(19, 21, 23, 3, dtype=torch.float16, adapter_dtype=adapter_dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_is_fused(dtype, adapter_dtype):
-    ops = operands(37, 29, 43, 5, dtype=dtype, adapter_dtype=adapter_dtype)
+    ops = random_inputs(37, 29, 43, 5, dtype=dtype, adapter_dtype=adapter_dtype)
     with torch.autocast("cpu", torch.bfloat16):
         stock = layer_of(ops)
         fused = copy.deepcopy(stock)
@@ -58,7 +59,7 @@ def test_autocast_is_fused(dtype, adapter_dtype):
 
 
 def test_rows_of_any_shape_are_taken():
-    ops = operands(12, 6, 5, 2)
+    ops = random_inputs(12, 6, 5, 2)
     stock = layer_of(ops)
     fused = copy.deepcopy(stock)
     accelerate_peft(fused)
@@ -75,7 +76,7 @@ def test_rows_of_any_shape_are_taken():
 
 
 def test_a_padded_rank_and_a_scaling_that_is_a_tensor_are_fused():
-    ops = operands(37, 29, 43, 5)
+    ops = random_inputs(37, 29, 43, 5)
     stock = layer_of(ops)
     for module, shape in ((stock.lora_A, (8, 29)), (stock.lora_B, (43, 8))):
         weight = module["default"].weight
@@ -94,7 +95,7 @@ def test_a_padded_rank_and_a_scaling_that_is_a_tensor_are_fused():
 
 
 def test_the_gradients_of_x_a_b_and_the_scaling_are_those_of_finite_differences():
-    layer = layer_of(operands(1, 4, 3, 2, dtype=torch.float64))
+    layer = layer_of(random_inputs(1, 4, 3, 2, dtype=torch.float64))
     accelerate_peft(layer)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     s = torch.tensor(0.75, dtype=torch.float64, requires_grad=True)
@@ -106,7 +107,7 @@ def test_the_gradients_of_x_a_b_and_the_scaling_are_those_of_finite_differences(
 
 
 def test_a_change_in_place_of_the_output_reaches_the_gradients():
-    ops = operands(7, 6, 5, 2)
+    ops = random_inputs(7, 6, 5, 2)
     layer = layer_of(ops)
     accelerate_peft(layer)
     y = layer(ops.x)
@@ -118,7 +119,7 @@ def test_a_change_in_place_of_the_output_reaches_the_gradients():
 
 def identity_layer(p, K=64):
     """A layer whose output is x_d itself: A = B = I, W = 0, s = 1."""
-    ops = operands(1, K, K, K, bias=False, s=1.0)
+    ops = random_inputs(1, K, K, K, bias=False, s=1.0)
     ops.W, ops.A, ops.B = torch.zeros(K, K), torch.eye(K), torch.eye(K)
     layer = layer_of(ops, lora_dropout=p)
     accelerate_peft(layer)

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from fastlora import LoRAConfig, apply_lora, lora_layers
 from fastlora.integrations.peft import accelerate_peft, forward_counts, register
+from fastlora.measuring.errors import assert_within_budget
 from tests.integrations.architectures import pair, tiny
-from tests.testing import assert_within_budget
 
 pytest.importorskip("accelerate")
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments

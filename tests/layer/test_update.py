@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
 from fastlora import FusedLoRALinear, LoRAParametrization, ReferenceLoRALinear
+from fastlora.measuring.errors import assert_within_budget, gradients, oracle
+from fastlora.measuring.inputs import random_inputs
 from tests.models import layer_of, with_update
-from tests.testing import assert_within_budget, gradients, operands, oracle
 
 LOW = (torch.float16, torch.bfloat16)
 # The budget is measured against fp64, so it says nothing about fp64; gradcheck does.
@@ -38,7 +39,7 @@ def results(layer, x, dy):
 )
 @pytest.mark.parametrize(("M", "K", "N", "r"), [(33, 70, 41, 5), (7, 9, 130, 1), (600, 17, 3, 24)])
 def test_its_numbers_keep_the_error_budget(M, K, N, r, dtype, adapter_dtype):
-    ops = operands(M, K, N, r, dtype=dtype, adapter_dtype=adapter_dtype)
+    ops = random_inputs(M, K, N, r, dtype=dtype, adapter_dtype=adapter_dtype)
     ours, torchs, truth = results(layer_of(ops), ops.x, ops.dy), gradients(ops), oracle(ops)
     for name, value in ours.items():
         assert value.dtype == (adapter_dtype if name in ("dA", "dB") else dtype)
@@ -47,7 +48,7 @@ def test_its_numbers_keep_the_error_budget(M, K, N, r, dtype, adapter_dtype):
 
 @pytest.mark.parametrize("dtype", BUDGETED)
 def test_it_agrees_with_the_reference_layer_that_has_its_state(dtype):
-    ops = operands(33, 70, 41, 5, dtype=dtype)
+    ops = random_inputs(33, 70, 41, 5, dtype=dtype)
     layer = layer_of(ops)
     reference = ReferenceLoRALinear(70, 41, r=5, alpha=layer.alpha, dtype=dtype)
     reference.load_state_dict({name.rpartition(".")[2]: value for name, value in layer.state_dict().items()})
@@ -59,7 +60,7 @@ def test_it_agrees_with_the_reference_layer_that_has_its_state(dtype):
 
 @pytest.mark.parametrize("dtype", BUDGETED)
 def test_it_agrees_with_lora_as_a_parametrization_of_the_weight(dtype):
-    ops = operands(33, 70, 41, 5, dtype=dtype)
+    ops = random_inputs(33, 70, 41, 5, dtype=dtype)
     layer = layer_of(ops)
     linear = layer.to_linear(merge=False)
     lora = LoRAParametrization.register(linear, r=5, alpha=layer.alpha)
@@ -109,7 +110,7 @@ def test_a_second_backward_adds_the_same_gradient_again():
 @pytest.mark.parametrize("adapter_dtype", [torch.bfloat16, torch.float32])
 def test_backward_keeps_x_w_a_b_and_p_and_nothing_else(adapter_dtype):
     M, K, N, r = 13, 11, 17, 2
-    ops = operands(M, K, N, r, dtype=torch.bfloat16, adapter_dtype=adapter_dtype)
+    ops = random_inputs(M, K, N, r, dtype=torch.bfloat16, adapter_dtype=adapter_dtype)
     layer, saved = layer_of(ops), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
         y = layer(ops.x)
@@ -216,7 +217,7 @@ def test_under_autocast_it_has_the_dtypes_of_the_plain_layer(dtype, state):
 
 
 def test_under_autocast_it_keeps_the_error_budget_and_fp32_gradients():
-    ops = operands(33, 70, 41, 5)
+    ops = random_inputs(33, 70, 41, 5)
     layer = layer_of(ops)
     reference = ReferenceLoRALinear(70, 41, r=5, alpha=layer.alpha)
     reference.load_state_dict({name.rpartition(".")[2]: value for name, value in layer.state_dict().items()})

@@ -86,7 +86,7 @@ def test_apply_freezes_all_but_the_updates():
     assert all(dict(model.named_parameters())[name].grad is None for name in frozen)
 
 
-# A step without a backward pass is what the warning of untrained.py is about.
+# A step without a backward pass is what the warning of training_warnings.py is about.
 @pytest.mark.filterwarnings("ignore:SGD is to train:UserWarning")
 def test_a_gradient_left_from_before_does_not_move_a_frozen_weight():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))

@@ -8,8 +8,8 @@ from torch import nn
 
 from fastlora import LoRAConfig, adapter_names, add_adapter, combine_adapters, lora_layers, set_adapter
 from fastlora.layer.adapter import adapters_of
+from fastlora.measuring.errors import assert_within_budget, relative_error
 from tests.models import adapted, mlp
-from tests.testing import assert_within_budget, relative_error
 
 
 def several(dtype=torch.float64, **options):

@@ -10,9 +10,9 @@ from torch import nn
 import fastlora
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, initialize, lora_layers
 from fastlora.formula.oracle import unfused
+from fastlora.measuring.errors import assert_within_budget, relative_error
 from tests.models import Shared, TiedLM, adapted, mlp
 from tests.started import DTYPES, STARTS, rescaled, started, trained, wide_mlp
-from tests.testing import assert_within_budget, relative_error
 
 
 def by_hand(base, model, x):

@@ -8,9 +8,9 @@ import torch
 import fastlora
 from fastlora import LoRAConfig, apply_lora, initialize
 from fastlora.layer.base_weights import adapters_for_original
+from fastlora.measuring.errors import assert_within_budget
 from tests.models import trainable
 from tests.started import DTYPES, STARTS, rescaled, started, trained
-from tests.testing import assert_within_budget
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -16,8 +16,8 @@ from fastlora import (
     set_adapter,
     unmerge_lora,
 )
+from fastlora.measuring.inputs import random_inputs
 from tests.models import adapted, layer_of, mlp, with_update
-from tests.testing import operands
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -25,7 +25,7 @@ HALVES = [torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("adapter_dtype", [None, torch.float32])
 def test_the_merged_weight_is_the_exact_sum_rounded_once(dtype, adapter_dtype):
-    ops = operands(1, 33, 17, 3, dtype=dtype, adapter_dtype=adapter_dtype)
+    ops = random_inputs(1, 33, 17, 3, dtype=dtype, adapter_dtype=adapter_dtype)
     layer = layer_of(ops)
     layer.merge()
     wide = torch.addmm(ops.W.float(), ops.B.float(), ops.A.float(), alpha=ops.s)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, remove_lora
+from fastlora.measuring.errors import assert_within_budget
 from fastlora.model.replace import replace_modules
 from tests.models import Shared, adapted, with_update
-from tests.testing import assert_within_budget
 
 
 def test_a_module_is_replaced_in_every_place_once():

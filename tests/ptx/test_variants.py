@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import random_inputs
 from tests.ptx.children import run_command
 from tests.ptx.driver.cases import all_cases, quick_cases, small_tiles
 from tests.ptx.driver.reference import element_bounds, philox_mask, unfused
-from tests.testing import assert_within_budget, gradients, oracle
 
 
 @pytest.fixture(scope="module")

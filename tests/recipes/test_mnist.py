@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastlora
+from fastlora.measuring.errors import assert_within_budget
 from fastlora.recipes import frame, mlp
 from fastlora.recipes.digits import DigitsError
 from fastlora.recipes.mnist import job as mnist
@@ -14,7 +15,6 @@ from fastlora.recipes.mnist.methods import LORA_METHODS
 from fastlora.recipes.mnist.options import MnistOptions
 from fastlora.recipes.training import Score, score
 from tests.cases import quick
-from tests.testing import assert_within_budget
 
 LORA = list(LORA_METHODS)
 WITH_PEERS = quick(LORA, "fused")

@@ -8,16 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlora.formula.operands import EVERYTHING, Needs
+from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
+from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import cpu, fused
 from tests.cases import quick
-from tests.testing import (
-    Operands,
-    assert_within_budget,
-    gradients,
-    operands,
-    oracle,
-    split_eps,
-)
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -51,13 +45,13 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 ALONE = [(True, False, False), (False, True, False), (False, False, True)]
 
 
-def run(ops: Operands, needs: Needs = EVERYTHING) -> dict[str, torch.Tensor | None]:
+def run(ops: Inputs, needs: Needs = EVERYTHING) -> dict[str, torch.Tensor | None]:
     y, p = fused.forward(ops.call())
     dx, dA, dB = fused.backward(ops.call(), ops.dy, p, needs)
     return {"y": y, "p": p, "dx": dx, "dA": dA, "dB": dB}
 
 
-def assert_matches_fp64(ops: Operands) -> None:
+def assert_matches_fp64(ops: Inputs) -> None:
     ours, torchs, truth = run(ops), gradients(ops), oracle(ops)
     for name, result in ours.items():
         assert_within_budget(name, result, torchs[name], truth[name], extra=split_eps(ops))
@@ -66,7 +60,7 @@ def assert_matches_fp64(ops: Operands) -> None:
 @pytest.mark.parametrize("shape", quick(SHAPES, *QUICK), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_output_and_gradients_are_within_the_budget(shape, dtype):
-    assert_matches_fp64(operands(*shape, dtype=dtype, device=DEVICE))
+    assert_matches_fp64(random_inputs(*shape, dtype=dtype, device=DEVICE))
 
 
 def shapes_that_nobody_listed(count):
@@ -87,7 +81,7 @@ def shapes_that_nobody_listed(count):
         bias=st.booleans(),
     )
     def holds(M, K, N, r, dtype, bias):
-        assert_matches_fp64(operands(M, K, N, r, dtype=dtype, bias=bias, device=DEVICE))
+        assert_matches_fp64(random_inputs(M, K, N, r, dtype=dtype, bias=bias, device=DEVICE))
 
     return holds
 
@@ -100,7 +94,7 @@ def test_shapes_that_nobody_listed_are_within_the_budget_too(count):
 @pytest.mark.parametrize(("dtype", "adapter_dtype"), MIXED, ids=str)
 @pytest.mark.parametrize("r", quick([1, 16, 40], 16))
 def test_adapters_may_be_wider_or_narrower_than_the_base(dtype, adapter_dtype, r):
-    ops = operands(70, 130, 90, r, dtype=dtype, adapter_dtype=adapter_dtype, device=DEVICE)
+    ops = random_inputs(70, 130, 90, r, dtype=dtype, adapter_dtype=adapter_dtype, device=DEVICE)
     assert_matches_fp64(ops)
     ours = run(ops)
     assert ours["y"].dtype == ours["dx"].dtype == dtype
@@ -108,7 +102,7 @@ def test_adapters_may_be_wider_or_narrower_than_the_base(dtype, adapter_dtype, r
 
 
 def test_wide_adapters_get_gradients_far_below_the_rounding_of_x():
-    ops = operands(64, 128, 96, 16, dtype=torch.float16, adapter_dtype=torch.float32, device=DEVICE)
+    ops = random_inputs(64, 128, 96, 16, dtype=torch.float16, adapter_dtype=torch.float32, device=DEVICE)
     ours, truth = run(ops), oracle(ops)
     for name in ("dA", "dB"):
         error = (ours[name].double() - truth[name]).norm() / truth[name].norm()
@@ -116,7 +110,7 @@ def test_wide_adapters_get_gradients_far_below_the_rounding_of_x():
 
 
 def test_a_layer_without_bias_adds_none():
-    assert_matches_fp64(operands(40, 70, 90, 5, bias=False, device=DEVICE))
+    assert_matches_fp64(random_inputs(40, 70, 90, 5, bias=False, device=DEVICE))
 
 
 def strided(tensor: torch.Tensor, how: str) -> torch.Tensor:
@@ -137,13 +131,13 @@ def strided(tensor: torch.Tensor, how: str) -> torch.Tensor:
 @pytest.mark.parametrize("how", quick(["transposed", "sliced", "shifted"], "sliced"))
 @pytest.mark.parametrize("name", ["x", "W", "A", "B", "dy"])
 def test_every_operand_may_have_any_strides(name, how):
-    ops = operands(40, 72, 80, 6, device=DEVICE)
+    ops = random_inputs(40, 72, 80, 6, device=DEVICE)
     setattr(ops, name, strided(getattr(ops, name), how))
     assert_matches_fp64(ops)
 
 
 def test_expanded_rows_and_gradients_are_read_through_zero_strides():
-    ops = operands(40, 72, 80, 6, device=DEVICE)
+    ops = random_inputs(40, 72, 80, 6, device=DEVICE)
     ops.x = ops.x[:1].expand(40, 72)
     ops.dy = ops.dy[0, 0].expand(40, 80)
     assert_matches_fp64(ops)
@@ -151,7 +145,7 @@ def test_expanded_rows_and_gradients_are_read_through_zero_strides():
 
 @pytest.mark.parametrize("need", quick(itertools.product([False, True], repeat=3), *ALONE), ids=str)
 def test_only_what_is_asked_for_is_computed_and_it_is_the_same(need):
-    ops = operands(40, 72, 80, 20, device=DEVICE)
+    ops = random_inputs(40, 72, 80, 20, device=DEVICE)
     names = ("dx", "dA", "dB")
     whole, part = run(ops), run(ops, Needs(*need))
     for name, wanted in zip(names, need, strict=True):
@@ -159,13 +153,13 @@ def test_only_what_is_asked_for_is_computed_and_it_is_the_same(need):
 
 
 def test_the_same_call_gives_the_same_bits():
-    ops = operands(40, 72, 80, 40, dtype=torch.float16, device=DEVICE)
+    ops = random_inputs(40, 72, 80, 40, dtype=torch.float16, device=DEVICE)
     first, second = run(ops), run(ops)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_operands_are_never_written_to():
-    ops = operands(33, 65, 63, 8, device=DEVICE)
+    ops = random_inputs(33, 65, 63, 8, device=DEVICE)
     before = {name: tensor.clone() for name, tensor in vars(ops).items() if isinstance(tensor, torch.Tensor)}
     run(ops)
     assert all(torch.equal(getattr(ops, name), tensor) for name, tensor in before.items())
@@ -173,7 +167,7 @@ def test_operands_are_never_written_to():
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_row_of_infinities_stays_in_its_row():
-    ops = operands(40, 72, 80, 6, device=DEVICE)
+    ops = random_inputs(40, 72, 80, 6, device=DEVICE)
     ops.x[3] = float("inf")
     y = run(ops)["y"]
     assert torch.isfinite(y[:3]).all()
@@ -181,7 +175,7 @@ def test_a_row_of_infinities_stays_in_its_row():
 
 
 def test_the_reference_and_the_kernels_return_the_same_dtypes_and_shapes():
-    ops = operands(5, 7, 9, 3, dtype=torch.float16, adapter_dtype=torch.float32, device=DEVICE)
+    ops = random_inputs(5, 7, 9, 3, dtype=torch.float16, adapter_dtype=torch.float32, device=DEVICE)
     y, p = cpu.forward(ops.call())
     ours = run(ops)
     assert (ours["y"].dtype, ours["y"].shape) == (y.dtype, y.shape)
@@ -192,10 +186,10 @@ def test_the_reference_and_the_kernels_return_the_same_dtypes_and_shapes():
 @pytest.mark.skipif(not ON_GPU, reason="offsets past 2^31 elements need a GPU's memory")
 def test_offsets_past_two_to_the_31_are_right():
     M, K = 70_000, 32_768
-    ops = operands(M, K, 16, 4, dtype=torch.bfloat16, device=DEVICE)
+    ops = random_inputs(M, K, 16, 4, dtype=torch.bfloat16, device=DEVICE)
     y, p = fused.forward(ops.call())
     dx, _, _ = fused.backward(ops.call(), ops.dy, p, EVERYTHING)
-    last = Operands(ops.x[-64:], ops.W, ops.b, ops.A, ops.B, ops.s, ops.dy[-64:])
+    last = Inputs(ops.x[-64:], ops.W, ops.b, ops.A, ops.B, ops.s, ops.dy[-64:])
     torchs, truth = gradients(last), oracle(last)
     assert_within_budget("y", y[-64:], torchs["y"], truth["y"])
     assert_within_budget("dx", dx[-64:], torchs["dx"], truth["dx"])

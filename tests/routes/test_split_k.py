@@ -4,19 +4,20 @@ import pytest
 import torch
 
 from fastlora.formula.operands import EVERYTHING
+from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
+from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import fused
 from fastlora.routes.decide import problem_of
 from fastlora.routes.plan import Plan, architecture_of, plan_for
 from fastlora_kernels.tables import ARCHITECTURES, load_table, tile_of
 from tests.cases import quick
-from tests.testing import Operands, assert_within_budget, gradients, operands, oracle, split_eps
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def plans(ops: Operands, shape: tuple[int, int, int] | None = None) -> tuple[Plan, Plan]:
+def plans(ops: Inputs, shape: tuple[int, int, int] | None = None) -> tuple[Plan, Plan]:
     """How the passes are launched, with tiles of (rows, columns, step) where `shape` is given."""
     where = (architecture_of(DEVICE), problem_of(ops.call()))
     return tuple(
@@ -33,13 +34,13 @@ def with_split_k(plan: Plan, **counts: int) -> Plan:
     return plan._replace(split_k=split_k, tasks=tasks, num_tasks=sum(tasks.values()))
 
 
-def run(ops: Operands, forward: Plan, backward: Plan) -> dict[str, torch.Tensor]:
+def run(ops: Inputs, forward: Plan, backward: Plan) -> dict[str, torch.Tensor]:
     y, p = fused.forward(ops.call(), forward)
     dx, dA, dB = fused.backward(ops.call(), ops.dy, p, EVERYTHING, backward)
     return {"y": y, "p": p, "dx": dx, "dA": dA, "dB": dB}
 
 
-def assert_matches_fp64(ops: Operands, forward: Plan, backward: Plan) -> None:
+def assert_matches_fp64(ops: Inputs, forward: Plan, backward: Plan) -> None:
     ours, torchs, truth = run(ops, forward, backward), gradients(ops), oracle(ops)
     for name, result in ours.items():
         assert_within_budget(name, result, torchs[name], truth[name], extra=split_eps(ops))
@@ -60,7 +61,7 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_each_kind_of_tile_may_be_shared_by_several_programs(name, shape, count):
     # 7 splits of 5 steps leave some of them empty.
-    ops = operands(*(shape or LONG[name]), 40, device=DEVICE)
+    ops = random_inputs(*(shape or LONG[name]), 40, device=DEVICE)
     forward, backward = plans(ops)
     counts = {"dA": count, "dB": count} if name == "gradients" else {name: count}
     if name in ("p", "y"):
@@ -70,7 +71,7 @@ def test_each_kind_of_tile_may_be_shared_by_several_programs(name, shape, count)
 
 
 def test_few_rows_of_a_long_contraction_are_split_by_themselves():
-    ops = operands(5, 520, 264, 8, dtype=torch.float16, device=DEVICE)
+    ops = random_inputs(5, 520, 264, 8, dtype=torch.float16, device=DEVICE)
     forward, backward = plans(ops)
     assert forward.split_k["p"] > 1
     assert forward.split_k["y"] > 1
@@ -78,7 +79,7 @@ def test_few_rows_of_a_long_contraction_are_split_by_themselves():
 
 
 def test_splits_are_added_in_the_same_order_every_time():
-    ops = operands(40, 140, 136, 20, dtype=torch.float16, device=DEVICE)
+    ops = random_inputs(40, 140, 136, 20, dtype=torch.float16, device=DEVICE)
     forward, backward = plans(ops)
     plans_ = (
         with_split_k(forward, p=3, y=4),
@@ -108,7 +109,7 @@ def tiles_of_the_tables() -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("shape", quick(tiles_of_the_tables(), tiles_of_the_tables()[0]), ids=str)
 def test_every_tile_of_the_tables_is_right_split_and_not(shape):
     rows, columns, step = shape
-    ops = operands(rows + 5, 2 * step + 8, columns + 16, 24, dtype=torch.float16, device=DEVICE)
+    ops = random_inputs(rows + 5, 2 * step + 8, columns + 16, 24, dtype=torch.float16, device=DEVICE)
     forward, backward = plans(ops, shape)
     assert_matches_fp64(ops, with_split_k(forward), with_split_k(backward))
     assert_matches_fp64(ops, with_split_k(forward, p=2, y=2), with_split_k(backward, q=2, dx=2, dA=2, dB=2))

@@ -7,9 +7,10 @@ from torch import nn
 from fastlora import LoRAParametrization, ReferenceLoRALinear
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.formula.oracle import effective_weight
+from fastlora.measuring.errors import assert_within_budget, gradients, oracle
+from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import cpu, vendor
 from fastlora.routes.products import scaled_product
-from tests.testing import assert_within_budget, gradients, operands, oracle
 
 KINDS = [
     (torch.float32, None),
@@ -27,7 +28,7 @@ KINDS = [
     "shape", [(70, 33, 17, 5), (3, 9, 130, 2), (1100, 20, 30, 24), (10, 1030, 520, 2)], ids=str
 )
 def test_the_hand_written_backward_is_within_the_budget(shape, dtype, adapter_dtype, route):
-    ops = operands(*shape, dtype=dtype, adapter_dtype=adapter_dtype)
+    ops = random_inputs(*shape, dtype=dtype, adapter_dtype=adapter_dtype)
     y, p = route.forward(ops.call())
     dx, dA, dB = route.backward(ops.call(), ops.dy, p, EVERYTHING)
     torchs, truth = gradients(ops), oracle(ops)
@@ -39,7 +40,7 @@ def test_the_hand_written_backward_is_within_the_budget(shape, dtype, adapter_dt
 @pytest.mark.parametrize("route", [cpu, vendor], ids=["cpu", "vendor"])
 @pytest.mark.parametrize("alone", range(3))
 def test_gradients_nobody_asked_for_are_not_computed(route, alone):
-    ops, seed = operands(5, 7, 9, 3), torch.tensor([3])
+    ops, seed = random_inputs(5, 7, 9, 3), torch.tensor([3])
     call = ops.call(0.4, seed)
     _, p = route.forward(call)
     whole = route.backward(call, ops.dy, p, EVERYTHING)
@@ -50,7 +51,7 @@ def test_gradients_nobody_asked_for_are_not_computed(route, alone):
 
 
 def test_with_dropout_both_routes_of_torch_drop_the_same_entries():
-    ops, seed = operands(40, 70, 9, 3), torch.tensor([3])
+    ops, seed = random_inputs(40, 70, 9, 3), torch.tensor([3])
     call = ops.call(0.4, seed)
     (y, p), (other_y, other_p) = cpu.forward(call), vendor.forward(call)
     torch.testing.assert_close(y, other_y)
@@ -62,7 +63,7 @@ def test_with_dropout_both_routes_of_torch_drop_the_same_entries():
 
 
 def test_wide_adapters_make_no_copy_of_x_however_long_it_is():
-    ops = operands(4096, 64, 32, 4, dtype=torch.bfloat16, adapter_dtype=torch.float32)
+    ops = random_inputs(4096, 64, 32, 4, dtype=torch.bfloat16, adapter_dtype=torch.float32)
     largest = 0
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):

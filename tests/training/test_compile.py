@@ -8,9 +8,9 @@ from torch._inductor import config as inductor
 from torch.utils.checkpoint import checkpoint
 
 from fastlora import LoRAConfig, apply_lora, load_pretrained, merge_lora, save_pretrained, set_lora_enabled
+from fastlora.measuring.errors import assert_within_budget
 from tests.cases import quick
 from tests.models import mlp, with_update
-from tests.testing import assert_within_budget
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
 
 # Dynamo looks at an autograd.Function by instantiating it, which torch itself deprecates.

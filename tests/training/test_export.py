@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim
 
 from fastlora import remove_lora, set_lora_enabled
-from tests.testing import assert_within_budget
+from fastlora.measuring.errors import assert_within_budget
 from tests.training.nets import DEVICE, batch, net
 
 # torch.jit as a whole is deprecated; these tests say what happens to who still uses it.

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import fastlora
 from fastlora import lora_linear
+from fastlora.measuring.inputs import random_inputs
 from tests.cases import quick
-from tests.testing import operands
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
 
 pytestmark = pytest.mark.usefixtures("_path")
@@ -36,7 +36,7 @@ def _path(request):
 )
 def test_the_bytes_saved_are_those_of_x_w_a_b_p_and_a_seed(base, adapter, autocast, dropout):
     M, K, N, r = 30, 70, 41, 5
-    o = operands(M, K, N, r, dtype=base, adapter_dtype=adapter, device=DEVICE)
+    o = random_inputs(M, K, N, r, dtype=base, adapter_dtype=adapter, device=DEVICE)
     x, A, B = o.x.view(5, 6, K).requires_grad_(), o.A.requires_grad_(), o.B.requires_grad_()
     saved = []
     with (
@@ -121,7 +121,7 @@ def test_selective_checkpointing_changes_no_bit_whatever_is_kept(kept, dropout):
 
 @pytest.mark.parametrize("dropout", quick([0.0, 0.3], 0.3))
 def test_no_operand_is_written_to(dropout):
-    o = operands(16, 70, 41, 5, device=DEVICE)
+    o = random_inputs(16, 70, 41, 5, device=DEVICE)
     tensors = {"x": o.x, "W": o.W, "b": o.b, "A": o.A, "B": o.B, "dy": o.dy}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     versions = {name: tensor._version for name, tensor in tensors.items()}

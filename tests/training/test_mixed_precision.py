@@ -11,9 +11,10 @@ import fastlora
 from fastlora import FusedLoRALinear, lora_linear
 from fastlora.autograd import operators
 from fastlora.formula.oracle import unfused
+from fastlora.measuring.errors import assert_within_budget, oracle, split_eps
+from fastlora.measuring.inputs import random_inputs
 from fastlora.routes.decide import route_on
 from tests.cases import quick
-from tests.testing import assert_within_budget, operands, oracle, split_eps
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -45,7 +46,7 @@ def needs_kernels_for(dtype):
 @pytest.mark.parametrize(("base", "adapter", "autocast"), MODES, ids=str)
 def test_every_mode_has_linears_dtypes_and_keeps_the_error_budget(base, adapter, autocast):
     needs_kernels_for(autocast or base)
-    o = operands(33, 70, 41, 5, dtype=base, adapter_dtype=adapter, device=DEVICE)
+    o = random_inputs(33, 70, 41, 5, dtype=base, adapter_dtype=adapter, device=DEVICE)
     computed = autocast or base
 
     def results(function):
@@ -79,7 +80,7 @@ def test_a_backward_pass_inside_autocast_changes_no_bit(dropout):
 
 def test_the_operators_called_as_they_stand_follow_autocast_in_the_forward_alone():
     needs_kernels_for(torch.bfloat16)
-    o = operands(6, 7, 5, 2, device=DEVICE)
+    o = random_inputs(6, 7, 5, 2, device=DEVICE)
     half = [tensor.bfloat16() for tensor in (o.x, o.W, o.b)]
     wanted = operators.lora_forward(*half, o.A, o.B, o.s, 0.0, None)
     _, p = operators.lora_forward(o.x, o.W, o.b, o.A, o.B, o.s, 0.0, None)
@@ -92,7 +93,7 @@ def test_the_operators_called_as_they_stand_follow_autocast_in_the_forward_alone
 
 @pytest.mark.parametrize("base", [torch.float32, torch.float16], ids=str)
 def test_gradients_that_fp16_would_lose_survive_with_a_grad_scaler(base):
-    o = operands(6, 7, 5, 2, dtype=base, adapter_dtype=torch.float32, device=DEVICE)
+    o = random_inputs(6, 7, 5, 2, dtype=base, adapter_dtype=torch.float32, device=DEVICE)
 
     def gradient(function, scale):
         """dB of (y dy).sum() / 2^28, where dy / 2^28 is zero in fp16; times 2^28."""
