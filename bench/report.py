@@ -61,8 +61,9 @@ def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
 
 
 def compared(runs: Mapping[str, Run]) -> list[Column]:
-    """What the table and the picture compare: every level but the start, which has sentences."""
-    return list(columns(row for level in runs if level != "startup" for row in _rows(runs, level)))
+    """What the table and the picture compare: every level but the start, which has sentences; layers first."""
+    levels = sorted(runs.keys() - {"startup"}, key=lambda level: (level != "linear", level))
+    return list(columns(row for level in levels for row in _rows(runs, level)))
 
 
 def with_figures(readme: str, runs: Iterable[Run], pictures: Path) -> str:
