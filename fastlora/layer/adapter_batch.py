@@ -42,7 +42,7 @@ class AdapterBatch:
         if self.ended:
             if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
                 raise ValueError(
-                    f"backward must be called inside adapter_batch where activation checkpointing runs layers "
+                    "backward must be called inside adapter_batch where activation checkpointing runs layers "
                     f"again; layer {layer.applied_as!r} was run again after the block had ended"
                 )
             vars(layer).pop(BATCH, None)

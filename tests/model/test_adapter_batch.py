@@ -164,9 +164,9 @@ def test_compiled_whole(net):
 
 def test_what_rests_in_a_training_batch_is_named(net):
     x = torch.randn(2, WIDTH)
-    with pytest.warns(UserWarning, match=r"not trained, as they are not in use: 'fr', 'de'.*train_adapters"):
-        with adapter_batch(net, ["fr", "de"]):
-            net(x)
+    message = r"not trained, as they are not in use: 'fr', 'de'.*train_adapters"
+    with pytest.warns(UserWarning, match=message), adapter_batch(net, ["fr", "de"]):
+        net(x)
     train_adapters(net, ["fr", "de"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
