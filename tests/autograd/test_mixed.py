@@ -56,7 +56,7 @@ def alone(x, W, b, ids, factors, dy, dtype=None):
 
 @pytest.mark.parametrize(
     ("dtype", "adapter_dtype"),
-    [(torch.float32, None), (torch.bfloat16, torch.float32), (torch.float16, None), (torch.float64, None)],
+    [(torch.float32, None), (torch.bfloat16, torch.float32), (torch.float16, None)],
 )
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", BATCHES)
@@ -84,7 +84,7 @@ def test_a_mask_is_the_same_forward_and_backward():
     y = call(x, torch.zeros_like(W), None, ids, factors, dropout=0.3)
     dy = torch.randn_like(y)
     (dx,) = torch.autograd.grad(y, x, dy)
-    assert_within_budget("dx", (dx * x).sum(), (dy * y).sum(), (dy * y).sum())
+    torch.testing.assert_close((dx * x).sum().detach(), (dy * y).sum().detach())
     assert (y[:70] != call(x, torch.zeros_like(W), None, ids, factors, dropout=0.3)[:70]).any()
 
 

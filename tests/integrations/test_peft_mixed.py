@@ -90,6 +90,7 @@ def test_dora_takes_pefts_own_error():
             model(x, adapter_names=NAMES)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_generation_with_beams():
     transformers = pytest.importorskip("transformers")
     from peft import get_peft_model

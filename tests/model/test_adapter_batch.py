@@ -44,7 +44,7 @@ def gradients(net):
 
 @pytest.fixture
 def net():
-    return made()
+    return made().eval()
 
 
 @pytest.mark.parametrize("tokens", [(), (7,)])
@@ -65,7 +65,7 @@ def test_each_row_takes_its_adapter(net, tokens):
 
 
 def test_training_gives_gradients_to_the_batch_alone(net):
-    train_adapters(net, ["default", "fr", "de"])
+    train_adapters(net.train(), ["default", "fr", "de"])
     x = torch.randn(4, WIDTH)
     with adapter_batch(net, ["fr", None, "de", "fr"]):
         net(x).square().sum().backward()
@@ -95,7 +95,8 @@ def test_packed_tokens(net):
 
 
 def test_dropout_is_each_adapters_own():
-    net = made(dropout=0.5).train()
+    net = made(dropout=0.5)
+    train_adapters(net, ["fr"])
     x = torch.randn(64, WIDTH)
     with adapter_batch(net, ["fr"] * 32 + [None] * 32):
         one, other = net(x), net(x)
@@ -151,6 +152,7 @@ def test_backward_with_checkpointing(net):
         y.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_whole(net):
     x = torch.randn(4, WIDTH)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -164,6 +166,7 @@ def test_compiled_whole(net):
 
 def test_what_rests_in_a_training_batch_is_named(net):
     x = torch.randn(2, WIDTH)
+    net.train()
     message = r"not trained, as they are not in use: 'fr', 'de'.*train_adapters"
     with pytest.warns(UserWarning, match=message), adapter_batch(net, ["fr", "de"]):
         net(x)
@@ -178,7 +181,7 @@ def test_what_rests_in_a_training_batch_is_named(net):
 
 
 def test_an_optimizer_of_several_adapters_warns_of_none(net):
-    train_adapters(net, ["default", "fr", "de"])
+    train_adapters(net.train(), ["default", "fr", "de"])
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.1)
     kept = {name: p.detach().clone() for name, p in net.named_parameters() if ".default." in name}
     with warnings.catch_warnings():
