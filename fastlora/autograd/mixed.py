@@ -27,34 +27,35 @@ class MixedLoRAFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, o: Mixed, runs: Runs, *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, o: Mixed, *factors: Tensor) -> Tensor:
         """x [M, K] -> y [M, N]; `factors` holds the A and B of `o` in turn, which autograd must see."""
         y, ps = mixed.forward(o)
         (W,) = o.base.tensors
         ctx.save_for_backward(x, W, o.b, o.seeds, *factors, *ps)
-        ctx.o = o._replace(x=None, base=o.base._replace(tensors=()), b=None, seeds=None, adapters=_scalars(o))
-        ctx.runs = runs
+        scalars = [None if found is None else (found.s, found.dropout) for found in o.adapters]
+        ctx.rest = (o.base._replace(tensors=()), o.parts, scalars)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [M, N] -> gradients in the order of forward's arguments; None if not needed."""
-        x, W, b, seeds, *rest = ctx.saved_tensors
-        here = [place for place, one in enumerate(ctx.o.adapters) if one is not None]
-        factors, ps = rest[: 2 * len(here)], rest[2 * len(here) :]
-        adapters: list[Factors | None] = [None] * len(ctx.o.adapters)
+        x, W, b, seeds, *tensors = ctx.saved_tensors
+        base, parts, scalars = ctx.rest
+        here = [place for place, one in enumerate(scalars) if one is not None]
+        factors, ps = tensors[: 2 * len(here)], tensors[2 * len(here) :]
+        adapters: list[Factors | None] = [None] * len(scalars)
         for place, A, B in zip(here, factors[::2], factors[1::2], strict=True):
-            adapters[place] = Factors(A, B, *ctx.o.adapters[place])
-        o = Mixed(x, ctx.o.base._replace(tensors=(W,)), b, adapters, ctx.o.parts, seeds)
-        needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]
+            adapters[place] = Factors(A, B, *scalars[place])
+        o = Mixed(x, base._replace(tensors=(W,)), b, adapters, parts, seeds)
+        needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return _differentiable(o, ctx.runs, dy, factors, needs)
+            return _differentiable(o, dy, factors, needs)
         each = [Needs(needs[0], False, False)] * len(adapters)
         for nth, place in enumerate(here):
             each[place] = Needs(needs[0], *needs[1 + 2 * nth : 3 + 2 * nth])
         with torch.autocast(x.device.type, enabled=False):
             dx, dA, dB = mixed.backward(o, dy, ps, each)
-        return dx, None, None, *(one for place in here for one in (dA[place], dB[place]))
+        return dx, None, *(one for place in here for one in (dA[place], dB[place]))
 
 
 def mixed_lora_linear(
@@ -103,7 +104,7 @@ def mixed_lora_linear(
         seeds = torch.randint(2**62, (len(parts),), device=x.device) if drops else None
         o = Mixed(rows, base, b, adapters, parts, seeds)
         factors = [factor for found in adapters if found is not None for factor in found[:2]]
-        y = cast(Tensor, MixedLoRAFunction.apply(rows, o, runs, *factors))  # type: ignore[no-untyped-call]
+        y = cast(Tensor, MixedLoRAFunction.apply(rows, o, *factors))  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], base.N)
 
 
@@ -115,13 +116,8 @@ def _pieces(runs: Runs, M: int, adapters: Sequence[Factors | None]) -> list[Piec
     return pieces
 
 
-def _scalars(o: Mixed) -> list[tuple[float, float] | None]:
-    """(s, dropout) of each adapter: what of it is no tensor, and may be kept outside of saved tensors."""
-    return [None if found is None else (found.s, found.dropout) for found in o.adapters]
-
-
 def _differentiable(
-    o: Mixed, runs: Runs, dy: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
+    o: Mixed, dy: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients as functions of x, A, B and dy, for derivatives of them: by the formula in torch ops."""
     (W,) = o.base.tensors
@@ -138,4 +134,4 @@ def _differentiable(
     wanted = [one for one, need in zip((o.x, *factors), needs, strict=True) if need]
     found_gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     dx, *others = (next(found_gradients) if need else None for need in needs)
-    return dx, None, None, *others
+    return dx, None, *others

@@ -14,7 +14,7 @@ from fastlora.autograd.function import lora_linear
 from fastlora.autograd.mixed import mixed_lora_linear
 from fastlora.formula.runs import Runs
 from fastlora.integrations.peft_package import Linear
-from fastlora.integrations.peft_rules import mixed_operands_of, operands_of, why_not_fused
+from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of, why_not_fused
 from fastlora.routes.mixed import Factors
 
 FUSED = "fused"
@@ -68,7 +68,7 @@ class FastLinear(Linear):
             return self._stock_forward(str(obstacle), x, *args, adapter_names=adapter_names, **kwargs)
         self._count(FUSED)
         W, b = next(iter(found.values()))[:2]
-        factors = [Factors(*found[name][2:]) if name in found else None for name in used]
+        factors = [_factors(found[name]) if name in found else None for name in used]
         return mixed_lora_linear(x, W, b, runs, factors)
 
     def _stock_forward(self, why: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -79,6 +79,10 @@ class FastLinear(Linear):
         # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
         if not torch.compiler.is_compiling():
             vars(self).setdefault(COUNTS, Counter())[way] += 1
+
+
+def _factors(operands: Operands) -> Factors:
+    return Factors(operands.A, operands.B, float(operands.s), operands.dropout)
 
 
 @lru_cache(maxsize=16)

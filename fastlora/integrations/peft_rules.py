@@ -73,7 +73,7 @@ def mixed_operands_of(layer: Any, names: Iterable[str]) -> dict[str, Operands] |
             if isinstance(operands, str):
                 return operands
             if isinstance(operands.s, Tensor):
-                return "the scaling is a Tensor"
+                operands = operands._replace(B=operands.B * operands.s, s=1.0)
             found[name] = operands
     return found or "the layer has none of the batch's adapters"
 

@@ -75,4 +75,5 @@ class AdapterBatch:
         if adapter is None:
             return None
         # Called as a module, so that hooks which fetch offloaded parameters run first.
-        return Factors(*adapter(), adapter.scaling, adapter.dropout if layer.training else 0.0)
+        A, B = adapter()
+        return Factors(A, B, adapter.scaling, adapter.dropout if layer.training else 0.0)
