@@ -54,7 +54,8 @@ class FastLinear(Linear):
 
     def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
         """Rows of x that take different adapters."""
-        used, runs = _planned(tuple(adapter_names))
+        plan = _planned if torch.compiler.is_compiling() else _kept_plan  # Dynamo warns of caches
+        used, runs = plan(tuple(adapter_names))
         found = mixed_operands_of(self, used)
         obstacle: str | None
         if isinstance(found, str):
@@ -85,8 +86,11 @@ def _factors(operands: Operands) -> Factors:
     return Factors(operands.A, operands.B, float(operands.s), operands.dropout)
 
 
-@lru_cache(maxsize=16)
 def _planned(names: tuple[str, ...]) -> tuple[tuple[str, ...], Runs]:
-    """The adapters of a batch, and which rows take them; every layer asks for the same batch."""
+    """The adapters of a batch, and which rows take them."""
     used = tuple(dict.fromkeys(name for name in names if name != "__base__"))
     return used, Runs([used.index(name) if name in used else -1 for name in names])
+
+
+# Every layer asks for the same batch.
+_kept_plan = lru_cache(maxsize=16)(_planned)
