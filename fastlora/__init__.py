@@ -15,6 +15,7 @@ from fastlora.autograd.flops import flop_formulas
 from fastlora.autograd.function import lora_linear
 from fastlora.config import LoRAConfig
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.adapter_batch import adapter_batch, train_adapters
 from fastlora.model.adapters import (
     active_adapter,
     adapter_names,
@@ -46,6 +47,7 @@ __all__ = [
     "ReferenceLoRALinear",
     "__version__",
     "active_adapter",
+    "adapter_batch",
     "adapter_names",
     "add_adapter",
     "apply_lora",
@@ -73,6 +75,7 @@ __all__ = [
     "set_adapter",
     "set_backend",
     "set_lora_enabled",
+    "train_adapters",
     "unfreeze",
     "unmerge_lora",
     "use_adapter",

@@ -14,6 +14,9 @@ LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 210
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,3 +59,48 @@ def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     accumulate = torch.float64 if W.dtype == torch.float64 else torch.float32
     total = torch.addmm(W.to(accumulate), B.to(accumulate), A.to(accumulate), alpha=s)
     return total.to(W.dtype)
+
+
+class Piece(NamedTuple):
+    """Rows [begin, end) of x and the update that they take.
+
+    Attributes:
+        begin: The first row.
+        end: The row after the last.
+        A: [r, K], or None for no update.
+        B: [N, r] or None.
+        s: The scaling.
+        dropout: Probability with which an entry of x is dropped on the low-rank branch.
+        D: [end - begin, K], the scaled mask, where it is given and not to be drawn.
+    """
+
+    begin: int
+    end: int
+    A: Tensor | None = None
+    B: Tensor | None = None
+    s: float = 1.0
+    dropout: float = 0.0
+    D: Tensor | None = None
+
+
+def mixed(x: Tensor, W: Tensor, b: Tensor | None, pieces: Iterable[Piece]) -> Tensor:
+    """The formula for rows that take different updates: that of each piece alone.
+
+    Args:
+        x: [M, K].
+        W: [N, K].
+        b: [N] or None.
+        pieces: Every row of x once, in order.
+
+    Returns:
+        y [M, N] in x's dtype.
+    """
+    results = []
+    for begin, end, A, B, s, dropout, D in pieces:
+        rows = x[begin:end]
+        y = F.linear(rows, W, b)
+        if A is not None and B is not None:
+            x_d = F.dropout(rows, dropout) if D is None else rows * D
+            y = y + (F.linear(F.linear(x_d.to(A.dtype), A), B) * s).to(y.dtype)
+        results.append(y)
+    return torch.cat(results)

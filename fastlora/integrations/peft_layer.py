@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlora.autograd.function import lora_linear
+from fastlora.autograd.mixed import mixed_lora_linear
+from fastlora.formula.runs import Runs
 from fastlora.integrations.peft_package import Linear
-from fastlora.integrations.peft_rules import operands_of, why_not_fused
+from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of, why_not_fused
+from fastlora.routes.mixed import Factors
 
 FUSED = "fused"
 # The only attribute that FastLinear adds to those of PEFT's layer.
@@ -31,6 +36,8 @@ class FastLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., K] -> [..., N]: fused if that is exactly the same, else by PEFT's own forward."""
+        if kwargs.get("adapter_names") is not None:
+            return self._mixed(x, *args, **kwargs)
         operands = operands_of(self)
         if isinstance(operands, str):
             return self._stock_forward(operands, x, *args, **kwargs)
@@ -45,6 +52,26 @@ class FastLinear(Linear):
             B, s = B * s, 1.0
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
 
+    def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
+        """Rows of x that take different adapters."""
+        plan = _planned if torch.compiler.is_compiling() else _kept_plan  # Dynamo warns of caches
+        used, runs = plan(tuple(adapter_names))
+        found = mixed_operands_of(self, used)
+        obstacle: str | None
+        if isinstance(found, str):
+            obstacle = found
+        elif x.dim() < 2 or len(x) != runs.items:
+            obstacle = "there is not one name for each row"
+        else:
+            obstacles = (why_not_fused(operands, x, args, kwargs) for operands in found.values())
+            obstacle = next(filter(None, obstacles), None)
+        if obstacle is not None or isinstance(found, str):
+            return self._stock_forward(str(obstacle), x, *args, adapter_names=adapter_names, **kwargs)
+        self._count(FUSED)
+        W, b = next(iter(found.values()))[:2]
+        factors = [_factors(found[name]) if name in found else None for name in used]
+        return mixed_lora_linear(x, W, b, runs, factors)
+
     def _stock_forward(self, why: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._count(why)
         return super().forward(x, *args, **kwargs)
@@ -53,3 +80,17 @@ class FastLinear(Linear):
         # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
         if not torch.compiler.is_compiling():
             vars(self).setdefault(COUNTS, Counter())[way] += 1
+
+
+def _factors(operands: Operands) -> Factors:
+    return Factors(operands.A, operands.B, float(operands.s), operands.dropout)
+
+
+def _planned(names: tuple[str, ...]) -> tuple[tuple[str, ...], Runs]:
+    """The adapters of a batch, and which rows take them."""
+    used = tuple(dict.fromkeys(name for name in names if name != "__base__"))
+    return used, Runs([used.index(name) if name in used else -1 for name in names])
+
+
+# Every layer asks for the same batch.
+_kept_plan = lru_cache(maxsize=16)(_planned)

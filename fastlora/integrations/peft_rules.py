@@ -7,7 +7,7 @@ forward first without and then with them, and both must draw the same dropout ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -49,15 +49,43 @@ def operands_of(layer: Any) -> Operands | str:
     Args:
         layer: A peft.tuners.lora.Linear.
     """
-    if layer.disable_adapters:
-        return "adapters are disabled"
-    if layer.merged:
-        return "adapters are merged"
-    modules = layer._modules
-    active = [name for name in layer.active_adapters if name in modules["lora_A"]]
+    if (obstacle := _state_obstacle(layer)) is not None:
+        return obstacle
+    active = [name for name in layer.active_adapters if name in layer._modules["lora_A"]]
     if len(active) != 1:
         return f"{len(active)} adapters are active"
-    (name,) = active
+    return _of_adapter(layer, active[0])
+
+
+def mixed_operands_of(layer: Any, names: Iterable[str]) -> dict[str, Operands] | str:
+    """The operands of each of these adapters that a PEFT layer has, or why the mix needs PEFT's forward.
+
+    Args:
+        layer: A peft.tuners.lora.Linear.
+        names: Adapters, or "__base__" for none.
+    """
+    if (obstacle := _state_obstacle(layer)) is not None:
+        return obstacle
+    found = {}
+    for name in names:
+        if name in layer._modules["lora_A"]:
+            operands = _of_adapter(layer, name)
+            if isinstance(operands, str):
+                return operands
+            if isinstance(operands.s, Tensor):
+                operands = operands._replace(B=operands.B * operands.s, s=1.0)
+            found[name] = operands
+    return found or "the layer has none of the batch's adapters"
+
+
+def _state_obstacle(layer: Any) -> str | None:
+    if layer.disable_adapters:
+        return "adapters are disabled"
+    return "adapters are merged" if layer.merged else None
+
+
+def _of_adapter(layer: Any, name: str) -> Operands | str:
+    modules = layer._modules
     if name in layer.lora_variant:
         return f"the adapter is a variant of LoRA ({type(layer.lora_variant[name]).__name__})"
     if not layer.cast_input_dtype_enabled:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastlora.layer import adapter, training_warnings
 from fastlora.layer.active_adapter import REFERENCE
 from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Adapters
+from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.division import Split
 from fastlora.layer.writable import check_own_writable
@@ -42,7 +43,9 @@ class AdaptedLinear(nn.Linear):
     start_scaling: float = 0.0
     split: Split | None = None
     applied_as: str = ""
-    _own_attributes = (REFERENCE, "enabled", "start_scaling", "split", "applied_as")
+    # The batch of mixed adapters in force, or that one just ended: see adapter_batch.py.
+    _batch: AdapterBatch | None = None
+    _own_attributes = (REFERENCE, BATCH, "enabled", "start_scaling", "split", "applied_as")
 
     lora_A, lora_B = OfAdapterInUse(), OfAdapterInUse()
     r, alpha, dropout, rslora, init, scaling = (OfAdapterInUse() for _ in range(6))
@@ -69,6 +72,7 @@ class AdaptedLinear(nn.Linear):
     def __setstate__(self, state: Any) -> None:
         """As nn.Module's; the copied or unpickled layer gets the training warnings of a new one."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        vars(self).pop(BATCH, None)
         training_warnings.watch(self)
 
     @property
@@ -80,6 +84,11 @@ class AdaptedLinear(nn.Linear):
     def adapter(self) -> str | None:
         """Name of the adapter in use; None if this layer has no part in it."""
         return None if self._active is None else self._active.name
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether the layer is inside an `adapter_batch`."""
+        return self._batch is not None and not self._batch.ended
 
     def _existing(self, name: str) -> Adapter:
         """The adapter in use, for setting one of its attributes; AttributeError if there is none."""

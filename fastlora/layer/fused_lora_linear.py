@@ -222,6 +222,8 @@ class FusedLoRALinear(StoredLinear):
                 stacklevel=3,
             )
             W, b = W.detach(), None if b is None else b.detach()
+        if self._batch is not None and self._batch.applies(self):
+            return self._batch.computed(self, x, W, b)
         if active is not None and kept is None and self.enabled:
             s = arguments.scaling(active.r, active.alpha, active.rslora)
             dropout = active.dropout if self.training else 0.0

@@ -183,7 +183,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 
     Raises:
         ValueError: If there is no such adapter, or it is in use (see `set_adapter`, and `remove_lora` for the
-            last one).
+            last one), or inside `adapter_batch`.
         TypeError: If a layer to be made plain had its forward replaced.
     """
     layers = existing_layers(model)
@@ -192,6 +192,9 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(
             f"adapter {name!r} must not be in use to be deleted (set_adapter another first, or remove_lora)"
         )
+    mixing = [path for path, layer in layers.items() if layer.in_batch]
+    if mixing:
+        raise ValueError(f"layers must not be in an adapter_batch to lose an adapter: {listed(mixing)}")
     plain = {
         layer: layer.to_linear(merge=False) for layer in layers.values() if set(layer.adapters) == {name}
     }

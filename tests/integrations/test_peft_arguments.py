@@ -10,14 +10,6 @@ from fastlora.integrations.peft import accelerate_peft, forward_counts
 from tests.integrations.peft_models import Subclass, assert_stock, lora_layers, run, twins
 
 
-def test_a_batch_of_several_adapters_takes_pefts_own_forward():
-    stock, fused = (model.eval() for model in twins())
-    accelerate_peft(fused)
-    x, names = torch.randn(3, 6), ["default", "__base__", "default"]
-    assert torch.equal(fused(x, adapter_names=names), stock(x, adapter_names=names))
-    assert list(forward_counts(fused)) == ["there are arguments beside x"]
-
-
 def test_offsets_of_activated_lora_take_pefts_own_forward():
     stock, fused = (lora_layers(model)[0] for model in twins())
     accelerate_peft(fused)

@@ -1,0 +1,137 @@
+"""The differentiable formula for rows that take different adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastlora.autograd.operators import needs_operator
+from fastlora.formula import oracle
+from fastlora.formula.masks import dropout_constants
+from fastlora.formula.operands import Needs, as_rows, autocasts, check_adapter, checked_base
+from fastlora.formula.oracle import Piece
+from fastlora.formula.runs import Runs
+from fastlora.routes import mixed
+from fastlora.routes.mixed import Factors, Mixed
+
+
+class MixedLoRAFunction(torch.autograd.Function):
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, where each row has an A, B and s of its own, or none.
+
+    It saves x, W, p, the A and B of the batch and the seeds. An adapter that no row takes is not among its
+    arguments, so its gradient stays None.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, o: Mixed, *factors: Tensor) -> Tensor:
+        """x [M, K] -> y [M, N]; `factors` holds the A and B of `o` in turn, which autograd must see."""
+        y, ps = mixed.forward(o)
+        (W,) = o.base.tensors
+        ctx.save_for_backward(x, W, o.b, o.seeds, *factors, *ps)
+        scalars = [None if found is None else (found.s, found.dropout) for found in o.adapters]
+        ctx.rest = (o.base._replace(tensors=()), o.parts, scalars)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """dy [M, N] -> gradients in the order of forward's arguments; None if not needed."""
+        x, W, b, seeds, *tensors = ctx.saved_tensors
+        base, parts, scalars = ctx.rest
+        here = [place for place, one in enumerate(scalars) if one is not None]
+        factors, ps = tensors[: 2 * len(here)], tensors[2 * len(here) :]
+        adapters: list[Factors | None] = [None] * len(scalars)
+        for place, A, B in zip(here, factors[::2], factors[1::2], strict=True):
+            adapters[place] = Factors(A, B, *scalars[place])
+        o = Mixed(x, base._replace(tensors=(W,)), b, adapters, parts, seeds)
+        needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return _differentiable(o, dy, factors, needs)
+        each = [Needs(needs[0], False, False)] * len(adapters)
+        for nth, place in enumerate(here):
+            each[place] = Needs(needs[0], *needs[1 + 2 * nth : 3 + 2 * nth])
+        with torch.autocast(x.device.type, enabled=False):
+            dx, dA, dB = mixed.backward(o, dy, ps, each)
+        return dx, None, *(one for place in here for one in (dA[place], dB[place]))
+
+
+def mixed_lora_linear(
+    x: Tensor, W: Tensor, b: Tensor | None, runs: Runs, adapters: Sequence[Factors | None]
+) -> Tensor:
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b with A, B and s by row; differentiable in x and in each A and B.
+
+    Args:
+        x: [..., K]; its rows are divided equally among the items of `runs`.
+        W: [N, K] in x's dtype. Frozen.
+        b: [N] in x's dtype, or None. Frozen.
+        runs: Which rows take which adapter.
+        adapters: A, B, s and dropout for each index of `runs`; None for no update.
+
+    Returns:
+        y [..., N] in x's dtype.
+
+    Raises:
+        TypeError: If dtypes do not fit, or x is a nested tensor.
+        ValueError: If shapes or devices do not fit, or the rows of x cannot be divided.
+
+    Source: Punica, arXiv 2310.18547, section 4; the formula is LoRA's, arXiv 2106.09685, section 4.1.
+    """
+    if x.is_nested:
+        raise TypeError("x must be a plain tensor in a batch of mixed adapters; got a nested one")
+    if autocasts(x):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return mixed_lora_linear(x, W, b, runs, adapters)
+    base = checked_base(x, W, b)
+    if not any(adapters):
+        return F.linear(x, W, b)
+    for found in adapters:
+        if found is not None:
+            check_adapter(x, base, found.A, found.B)
+    rows = as_rows(x)
+    M = rows.shape[0]
+    if M % runs.items if runs.items else M:
+        raise ValueError(f"x must have a multiple of {runs.items} rows, the batch's items; got {M}")
+    if needs_operator(x) or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():
+        y = oracle.mixed(rows, W, b, _pieces(runs, M, adapters))
+    else:
+        parts = runs.parts(M, x.device)
+        drops = any(found is not None and found.dropout > 0 for found in adapters)
+        seeds = torch.randint(2**62, (len(parts),), device=x.device) if drops else None
+        o = Mixed(rows, base, b, adapters, parts, seeds)
+        factors = [factor for found in adapters if found is not None for factor in found[:2]]
+        y = cast(Tensor, MixedLoRAFunction.apply(rows, o, *factors))  # type: ignore[no-untyped-call]
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], base.N)
+
+
+def _pieces(runs: Runs, M: int, adapters: Sequence[Factors | None]) -> list[Piece]:
+    pieces = []
+    for adapter, begin, end in runs.scaled(M):
+        found = None if adapter < 0 else adapters[adapter]
+        pieces.append(Piece(begin, end, *(found or ())))
+    return pieces
+
+
+def _differentiable(
+    o: Mixed, dy: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients as functions of x, A, B and dy, for derivatives of them: by the formula in torch ops."""
+    (W,) = o.base.tensors
+    y = o.x.new_empty(o.x.shape[0], o.base.N)
+    for part, found, seed in o.each():
+        rows = o.x[part.rows]
+        piece = Piece(0, rows.shape[0])
+        if found is not None:
+            mask = mixed.mask_of(rows.detach(), found.dropout, seed)
+            scale = dropout_constants(found.dropout)[1]
+            piece = Piece(0, rows.shape[0], *found, None if mask is None else mask * scale)
+        indices = part.rows if isinstance(part.rows, Tensor) else torch.arange(o.x.shape[0])[part.rows]
+        y = y.index_put((indices.to(o.x.device),), oracle.mixed(rows, W, o.b, [piece]))
+    wanted = [one for one, need in zip((o.x, *factors), needs, strict=True) if need]
+    found_gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    dx, *others = (next(found_gradients) if need else None for need in needs)
+    return dx, None, *others
