@@ -15,6 +15,7 @@ meet the addresses of dead ones in the old store, and fail to connect.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from pathlib import Path
 
@@ -54,8 +55,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("ddp-run"), help="a folder (%(default)s)")
     options = parser.parse_args()
     device = start()
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    train(options, device)
+    # All is written before anybody leaves. And torch's thread may still hold the last collective's tensor:
+    # one that Python knows would crash a process that is already ending, a barrier's does not.
+    distributed.barrier()
+    # DDP must be gone by now. If it held the group last, it would wait for torch's thread while that waits
+    # for Python.
+    gc.collect()
+    distributed.destroy_process_group()
 
+
+def train(options: argparse.Namespace, device: torch.device) -> None:
+    """Train from the last checkpoint on, and save."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(0)  # of A
     model = fastlora.apply_lora(DigitsMLP(seed=0), fastlora.LoRAConfig(r=4, alpha=8)).to(device)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -95,10 +107,6 @@ def main() -> None:
         fastlora.save_pretrained(model, options.out / "adapter")
         (options.out / "losses.json").write_text(json.dumps(losses))
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; saved {options.out}")
-    # All is written before anybody leaves. And torch's thread may still hold the last collective's tensor:
-    # one that Python knows would crash a process that is already ending, a barrier's does not.
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
