@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
-from fastlora.formula.operands import Needs, Operands, accumulation_dtype
+from fastlora.formula.operands import Needs, Operands, accumulation_dtype, outranges_fp16
 from fastlora.routes.products import scaled_product
 
 # Rows of x converted at a time if the adapters' dtype is wider. This bounds the temporary: an fp32 block of
@@ -40,6 +40,9 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
         B_x = B
     else:
         p = _shrink(x_d, A.t())
+        if outranges_fp16(A.dtype, x.dtype):
+            y = _grow(p, B.t(), x.dtype, s)
+            return (y if b is None else y.add_(b)).addmm_(x, W.t()), p
         p_x, B_x = p.to(x.dtype), B.to(x.dtype)
     y = scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
     if base.N * base.K >= _LARGE and _is_faster_transposed(x):
@@ -71,7 +74,12 @@ def backward(
     if needs.dA:
         dA = _gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
     if needs.dx:
-        dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else torch.mm(q.to(x.dtype), A.to(x.dtype))
+        if q.dtype == A.dtype == x.dtype:
+            dx = torch.mm(q, A)
+        elif outranges_fp16(A.dtype, x.dtype):
+            dx = _grow(q, A, x.dtype)
+        else:
+            dx = torch.mm(q.to(x.dtype), A.to(x.dtype))
         if mask is not None:
             dx.mul_(mask).mul_(kept_scale)
         dx.addmm_(dy, W)
@@ -96,6 +104,14 @@ def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     return product
 
 
+def _grow(small: Tensor, S: Tensor, dtype: torch.dtype, s: float = 1.0) -> Tensor:
+    """s times fp32 [M, r] times [r, C] -> [M, C], multiplied in fp32 and rounded to the dtype."""
+    product = small.new_empty(small.shape[0], S.shape[1], dtype=dtype)
+    for chunk, out in zip(small.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
+        out.copy_(scaled_product(chunk, S.to(small.dtype), s))
+    return product
+
+
 def _gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:
     """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype.
 
@@ -114,4 +130,4 @@ def _gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> 
 
 
 def _is_wider(adapter: torch.dtype, x: torch.dtype) -> bool:
-    return adapter.itemsize > x.itemsize
+    return adapter.itemsize > x.itemsize or outranges_fp16(adapter, x)
