@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import Needs, Operands
-from fastlora.routes.products import ACCUMULATED, gram, scaled_product, shrink
+from fastlora.routes.products import ACCUMULATED, gram, grow, scaled_product, shrink, without_gaps
 
 # For 16, 32 or 48 rows, MKL computes W xᵀ, transposed back, faster than x Wᵀ: up to 1.9 times on an Intel
 # Xeon and 1.4 times on an AMD EPYC, for W of 768 x 768 to 4096 x 1024, fp32. Between these sizes it is faster
@@ -27,17 +27,18 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
     """y [M, N] in x's dtype and p [M, r] in fp32 (fp64 for fp64)."""
     x, base, b, A, B, s, dropout, seed = o
     (W,) = base.tensors
+    if x.dtype == torch.bfloat16:
+        x, W, A, B = map(without_gaps, (x, W, A, B))
     x_d = x
     if dropout > 0:
         threshold, kept_scale = dropout_constants(dropout)
         x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale)
     if A.dtype == x.dtype in ACCUMULATED:
-        p = p_x = F.linear(x_d, A)
-        B_x = B
+        p = F.linear(x_d, A)
+        y = scaled_product(p, B.t(), s) if b is None else torch.addmm(b, p, B.t(), alpha=s)
     else:
         p = shrink(x_d, A.t())
-        p_x, B_x = p.to(x.dtype), B.to(x.dtype)
-    y = scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
+        y = grow(p, B.t(), x.dtype, s, b)
     if base.N * base.K >= _LARGE and _is_faster_transposed(x):
         return y.add_(torch.mm(W, x.t()).t()), p
     return y.addmm_(x, W.t()), p
@@ -67,7 +68,7 @@ def backward(
     if needs.dA:
         dA = gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
     if needs.dx:
-        dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else torch.mm(q.to(x.dtype), A.to(x.dtype))
+        dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else grow(q, A, x.dtype)
         if mask is not None:
             dx.mul_(mask).mul_(kept_scale)
         dx.addmm_(dy, W)

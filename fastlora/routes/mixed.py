@@ -15,7 +15,7 @@ from torch import Tensor
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import BaseWeight, Needs, accumulation_dtype
 from fastlora.formula.runs import Part
-from fastlora.routes.products import gram, scaled_product, shrink
+from fastlora.routes.products import gram, grow, shrink
 
 
 class Factors(NamedTuple):
@@ -69,13 +69,7 @@ def forward(o: Mixed) -> tuple[Tensor, list[Tensor]]:
         if (mask := mask_of(x_d, dropout, seed)) is not None:
             x_d = mask.mul_(x_d).mul_(dropout_constants(dropout)[1])
         p = shrink(x_d, A.t())
-        p_x, B_x = p.to(x.dtype), B.t().to(x.dtype)
-        if isinstance(rows, Tensor):
-            y[rows] = scaled_product(p_x, B_x, s) if b is None else torch.addmm(b, p_x, B_x, alpha=s)
-        elif b is None:
-            y[rows].addmm_(p_x, B_x, beta=0, alpha=s)
-        else:
-            torch.addmm(b, p_x, B_x, alpha=s, out=y[rows])
+        y[rows] = grow(p, B.t(), x.dtype, s, b)
         ps.append(p)
     return y.addmm_(x, W.t()), ps
 
@@ -117,7 +111,7 @@ def backward(
             x_d = x_r if mask is None else torch.mul(x_r, mask).mul_(kept_scale)
             dA.add(part.adapter, gram(q, x_d, A.dtype))
         if dx is not None:
-            dx_r = torch.mm(q.to(x.dtype), A.to(x.dtype))
+            dx_r = grow(q, A, x.dtype)
             dx[rows] = dx_r if mask is None else dx_r.mul_(mask).mul_(kept_scale)
     return None if dx is None else dx.addmm_(dy, W), dA.rounded(), dB.rounded()
 

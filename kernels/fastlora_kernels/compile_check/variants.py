@@ -55,8 +55,8 @@ class Variant(NamedTuple):
 
     @property
     def wide_adapters(self) -> bool:
-        """Whether the dtype of A and B is wider than x's."""
-        return self.adapter == "fp32" and self.element != "fp32"
+        """Whether the dtype of A and B has more bits than x's, or a range that fp16 has not."""
+        return self.adapter != self.element and (self.adapter == "fp32" or self.element == "fp16")
 
 
 class Case(NamedTuple):
@@ -111,12 +111,15 @@ def tile_cases(
 
 
 def demanding_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> list[Variant]:
-    """The variants that take most shared memory (p and q are fp32 in the pipeline) and most registers."""
+    """The variants that take most shared memory (p and q are fp32 in the pipeline) and most registers.
+
+    fp32 adapters on fp16 are multiplied in tf32.
+    """
     bias = direction == "forward"
     if kind == "half":
         return [
-            Variant("bf16", adapter, 64, tma, dropout=True, bias=bias, split_k=split_k)
-            for adapter in ("bf16", "fp32")
+            Variant(element, adapter, 64, tma, dropout=True, bias=bias, split_k=split_k)
+            for element, adapter in (("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp32"))
         ]
     return [Variant("fp32", "fp32", 64, tma, kind, dropout=True, bias=bias, split_k=split_k)]
 
@@ -133,6 +136,9 @@ def all_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> Iter
         dtypes, loads, (False, True), biases
     ):
         yield Variant(element, adapter, 64, load, precision, dropout, bias, split_k)
+    if kind == "half":
+        for element, adapter in (("fp16", "bf16"), ("bf16", "fp16")):
+            yield Variant(element, adapter, 64, tma, "ieee", True, biases[0], split_k)
     for (element, adapter, precision), r in itertools.product(dtypes[:2], (8, 24)):
         yield Variant(element, adapter, r, tma, precision, bias=biases[0])
     if tma:
