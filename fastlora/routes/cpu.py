@@ -39,7 +39,7 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
         p = p_x = F.linear(x_d, A)
         B_x = B
     else:
-        p = _shrink(x_d, A.t())
+        p = shrink(x_d, A.t())
         p_x, B_x = p.to(x.dtype), B.to(x.dtype)
     y = scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
     if base.N * base.K >= _LARGE and _is_faster_transposed(x):
@@ -65,11 +65,11 @@ def backward(
         threshold, kept_scale = dropout_constants(dropout)
         mask = draw_mask(x, threshold, seed)
     if needs.dB:
-        dB = _gram(dy, p, B.dtype, s)
+        dB = gram(dy, p, B.dtype, s)
     if needs.dx or needs.dA:
-        q = _shrink(dy, B, s)
+        q = shrink(dy, B, s)
     if needs.dA:
-        dA = _gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
+        dA = gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
     if needs.dx:
         dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else torch.mm(q.to(x.dtype), A.to(x.dtype))
         if mask is not None:
@@ -82,7 +82,7 @@ def _is_faster_transposed(x: Tensor) -> bool:
     return x.shape[0] in _FEW_ROWS and x.dtype == torch.float32 and x.is_cpu and _MKL
 
 
-def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
+def shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     """s times [M, C] times [C, r] -> [M, r], a new tensor in the accumulation dtype."""
     if rows.dtype == S.dtype:
         product = scaled_product(rows, S, s)
@@ -96,7 +96,7 @@ def _shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     return product
 
 
-def _gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:
+def gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:
     """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype.
 
     One of the two matrices is x or dy, the other p or q, whose dtype may be wider.
