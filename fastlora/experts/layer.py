@@ -109,6 +109,13 @@ class FusedLoRAExperts(Mergeable):
         s = arguments.scaling(active.r, active.alpha, active.rslora)
         return A, B, s, active.dropout if self.training else 0.0
 
+    def _freeze_base(self) -> None:
+        """Freeze W and b, in the commit in progress or in a new one."""
+        with commit() as changing:
+            changing.freeze(self.weight)
+            if self.bias is not None:
+                changing.freeze(self.bias)
+
     def _sum(self) -> Tensor:
         W, active = base_weights.frozen_weight(self).detach(), self._active
         if active is None:
@@ -190,10 +197,3 @@ def take_away(layer: FusedLoRAExperts, changing: Commit) -> None:
     if not updates._modules:
         changing.drop(experts._modules, CHILD)
         changing.put(vars(experts), "config", updates.config)
-
-
-def freeze_stack(layer: FusedLoRAExperts, changing: Commit) -> None:
-    """Freeze W and b of a layer."""
-    changing.freeze(layer.weight)
-    if layer.bias is not None:
-        changing.freeze(layer.bias)
