@@ -130,7 +130,7 @@ class Adapters(nn.ModuleDict):
 
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
-    """A [r, K], B [N, r] and options of every adapter of a layer."""
+    """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
     return {name: (each.lora_A, each.lora_B, each.options) for name, each in layer.adapters.items()}
 
 

@@ -24,6 +24,10 @@ class Mergeable(Adapted):
         """The module that holds W, and the parameter's name there."""
         return self, "weight"
 
+    def place_in_state(self, path: str) -> str:
+        """The name in the model's state_dict of this layer, whose name is `path`."""
+        return path
+
     @property
     def merged(self) -> bool:
         """Whether `weight` holds W + s B A at present."""

@@ -109,9 +109,16 @@ def test_each_run_drops_entries_of_its_own():
     many = 4096
     chosen = torch.arange(2).repeat_interleave(many)[:, None]
     o = RunOperands(
-        x=torch.ones(2 * many, 1), W=torch.zeros(2, 1, 1), b=None, A=torch.ones(2, 1, 1), B=torch.ones(2, 1, 1),
-        s=1.0, plan=plan_of(chosen, 2), dropout=0.5, seed=torch.tensor([3]),
-    )  # fmt: skip
+        x=torch.ones(2 * many, 1),
+        W=torch.zeros(2, 1, 1),
+        b=None,
+        A=torch.ones(2, 1, 1),
+        B=torch.ones(2, 1, 1),
+        s=1.0,
+        plan=plan_of(chosen, 2),
+        dropout=0.5,
+        seed=torch.tensor([3]),
+    )
     first, second = (linear_by_runs(o).view(2, many) / dropout_constants(0.5)[1]).bool()
     for mask in (first, second, first == second):
         assert abs(mask.float().mean() - 0.5) < 5 * 0.5 / many**0.5
