@@ -127,31 +127,29 @@ class FusedLoRAExperts(Mergeable):
     @exclusive
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """As nn.Module's, but W is saved under the experts' own name, even if the layer is merged."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._base_weight is not None:
-            destination[self._weight_key(prefix)] = self._base_weight
+            experts = prefix.removesuffix(f"{CHILD}.{self.parameter}.")
+            destination[experts + self.parameter] = self._base_weight
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        with commit():
+            super()._load_from_state_dict(*args)
 
     @exclusive
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As nn.Module's; a checkpoint without A and B leaves the adapters unchanged.
+    def _prepare_load(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Before the module of experts, whose keys start with `prefix`, loads W, and this layer A and B.
 
-        The module of experts has loaded W by now, so that a merged layer is no longer merged. If W is not in
-        the state_dict, a merged layer is unmerged before its A and B change.
+        A merged layer is unmerged, as its weight holds the old update. A checkpoint without A and B leaves
+        the adapters unchanged.
         """
-        loaded = state_dict.get(self._weight_key(prefix))
-        here = [key for key in state_dict if key.startswith(prefix)]
-        if self.merged and loaded is not None and loaded.shape == self.weight.shape:
-            self._base_weight = None
-        elif self.merged and any(prefix + saved_name(str(self.adapter), slot) in here for slot in SLOTS):
+        own = f"{prefix}{CHILD}.{self.parameter}."
+        slots = (own + saved_name(str(self.adapter), slot) for slot in SLOTS)
+        if any(name in state_dict for name in (prefix + self.parameter, *slots)):
             self.unmerge()
-        if loaded is not None and not here:
+        if prefix + self.parameter in state_dict and not any(name.startswith(own) for name in state_dict):
             # The adapters' own values are put in, so that each adapter loads what it has.
-            self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
-        with commit():
-            super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
-
-    def _weight_key(self, prefix: str) -> str:
-        return prefix.removesuffix(f"{CHILD}.{self.parameter}.") + self.parameter
+            self.adapters.state_dict(destination=state_dict, prefix=own + "adapters.", keep_vars=True)
 
     def reset_parameters(self) -> None:
         """Reset all adapters. Code that builds a model on "meta" calls this after `to_empty`."""
@@ -181,6 +179,8 @@ def put_beside(layer: FusedLoRAExperts, changing: Commit) -> None:
         updates = Updates(own).train(experts.training)
         changing.put(experts._modules, CHILD, updates)
         changing.put(vars(experts), "config", config_with_lora(own))
+        changing.keep(experts._load_state_dict_pre_hooks)
+        experts.register_load_state_dict_pre_hook(_before_load)
     updates = cast(Updates, experts._modules[CHILD])
     # In the order of the module's parameters, which is the order in files.
     layers = {**updates._modules, layer.parameter: layer}
@@ -197,3 +197,12 @@ def take_away(layer: FusedLoRAExperts, changing: Commit) -> None:
     if not updates._modules:
         changing.drop(experts._modules, CHILD)
         changing.put(vars(experts), "config", updates.config)
+        for key, hook in [*experts._load_state_dict_pre_hooks.items()]:
+            if getattr(hook, "hook", None) is _before_load:
+                changing.drop(experts._load_state_dict_pre_hooks, key)
+
+
+def _before_load(experts: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    layers: Any = experts._modules[CHILD]
+    for layer in layers.values():
+        layer._prepare_load(state_dict, prefix)

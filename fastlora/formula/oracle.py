@@ -58,8 +58,8 @@ def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     """
     if W.dim() > 2:
         merged = torch.empty_like(W)
-        for total, *each in zip(merged, W, A, B, strict=True):
-            total.copy_(effective_weight(*each, s))
+        for total, W_e, A_e, B_e in zip(merged, W, A, B, strict=True):
+            total.copy_(effective_weight(W_e, A_e, B_e, s))
         return merged
     accumulate = torch.float64 if W.dtype == torch.float64 else torch.float32
     total = torch.addmm(W.to(accumulate), B.to(accumulate), A.to(accumulate), alpha=s)

@@ -142,12 +142,13 @@ def undo(model: nn.Module) -> None:
             (accelerate.hooks.remove_hook_from_submodules removes them). The model is then unchanged.
     """
     _check_model(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (*_THEIRS,))}
+    ours = (FastLinear, FastParamWrapper)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ours)}
     for name, layer in layers.items():
         if type(layer) not in _THEIRS:
-            ours = FastLinear if isinstance(layer, FastLinear) else FastParamWrapper
+            wanted = FastLinear if isinstance(layer, FastLinear) else FastParamWrapper
             raise TypeError(
-                f"layer {name!r} must be exactly a {ours.__qualname__}; got {type(layer).__name__}"
+                f"layer {name!r} must be exactly a {wanted.__qualname__}; got {type(layer).__name__}"
             )
         check_own_forward(f"layer {name!r}", layer)
     with commit() as changing:
@@ -191,7 +192,7 @@ def forward_counts(model: nn.Module) -> Counter[str]:
     _check_model(model)
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, (*_THEIRS,)):
+        if isinstance(module, (FastLinear, FastParamWrapper)):
             counts.update(vars(module).get("forward_counts", ()))
     return counts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from fastlora.layer.writable import check_own, check_own_writable
 class Mergeable(Adapted):
     """The part of a LoRA layer that merges."""
 
-    weight: Tensor
+    weight: Any
 
     @property
     def keeper(self) -> tuple[nn.Module, str]:

@@ -64,8 +64,9 @@ def find_stacks(
         ValueError: If a name matches nothing or only what is excluded, or a stack has LoRA already or is
             trained in full.
     """
-    layers = {module: own for module, own in names.items() if isinstance(module, FusedLoRAExperts)}
-    places: dict[Place, list[str]] = {**layers, **stacks}
+    places: dict[Place, list[str]] = {}
+    places.update((module, own) for module, own in names.items() if isinstance(module, FusedLoRAExperts))
+    places.update(stacks.items())
     left = [each for each in places if each not in excluded and _experts_of(each) not in excluded]
     chosen: list[Place] = []
     if config.targets_all_linear:

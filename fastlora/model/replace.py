@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -40,7 +40,7 @@ def replace_modules(model: nn.Module, replacements: Iterable[tuple[Any, nn.Modul
             elif isinstance(old, FusedLoRAExperts):
                 take_away(old, changing)
         _follow_fast_paths(model, changing)
-    return new.get(model, model)
+    return cast(nn.Module, new.get(model, model))
 
 
 def _follow_fast_paths(model: nn.Module, changing: Commit) -> None:

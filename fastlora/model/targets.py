@@ -65,28 +65,28 @@ def find_targets(
     names, compiled = module_names(model), compiled_modules(model)
     _check_without_peft(names)
     stacks = stacks_by_name(names)
-    excluded = matched_modules("exclude_modules", config.exclude_modules or (), {**names, **stacks})
-    chosen: list[Place] = []
+    named: dict[Place, list[str]] = dict([*names.items(), *stacks.items()])
+    excluded = matched_modules("exclude_modules", config.exclude_modules or (), named)
+    modules: list[nn.Module] = []
     if config.targets_all_linear:
-        chosen += _all_linear(model, names, excluded, adapted, trained)
+        modules = _all_linear(model, names, excluded, adapted, trained)
     elif config.target_modules:
         matched = matched_modules("target_modules", config.target_modules, names)
         matched = _at_layers(config, matched, names)
-        chosen += [module for module in names if module in matched - excluded and module not in heads]
-        if not chosen and matched - excluded:
+        modules = [module for module in names if module in matched - excluded and module not in heads]
+        if not modules and matched - excluded:
             raise ValueError(
                 "target_modules must name layers besides the model's new head, which is trained in full and "
                 f"has {listed(names[module][0] for module in matched - excluded)} (task_type="
                 "'FEATURE_EXTRACTION' leaves it to the targets)"
             )
-        if not chosen:
+        if not modules:
             raise ValueError(f"exclude_modules={shown(config.exclude_modules)} leaves none of target_modules")
-        _check_named(names, chosen, adapted, trained)
-    for module in chosen:
+        _check_named(names, modules, adapted, trained)
+    for module in modules:
         if module not in adapted:
             check_adaptable(names[module][0], module, compiled)
-    chosen += find_stacks(config, names, stacks, excluded, adapted, trained, compiled)
-    named = {**names, **stacks}
+    chosen = [*modules, *find_stacks(config, names, stacks, excluded, adapted, trained, compiled)]
     ranks = numbers_by_pattern("rank_pattern", config.rank_pattern, chosen, named)
     alphas = numbers_by_pattern("alpha_pattern", config.alpha_pattern, chosen, named)
     return [

@@ -125,7 +125,7 @@ def _input_gradient(o: RunOperands, run: _Run, dy: Tensor, q: Tensor | None, out
 def _weight_gradient(g: Tensor, x: Tensor, dy: Tensor, b: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The gradient [m] of the factors of y: dy · y = g · x + dy · b."""
     wide = accumulation_dtype(x.dtype)
-    found = torch.linalg.vecdot(g.to(wide), x.to(wide))
+    found: Tensor = torch.linalg.vecdot(g.to(wide), x.to(wide))
     if b is not None:
         found += dy.to(wide) @ b.to(wide)
     return found.to(dtype)

@@ -28,7 +28,7 @@ class RunsFunction(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients in the order of forward's arguments; None if not needed."""
         x, W, b, A, B, p, offsets, order, weights, seed = ctx.saved_tensors

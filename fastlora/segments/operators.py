@@ -35,7 +35,7 @@ def flat(o: RunOperands) -> tuple[Any, ...]:
 
 def bundled(*flat: Any) -> RunOperands:
     """The operands of an operator, in one bundle again."""
-    return RunOperands(*flat[:6], Plan(*flat[6:9]), *flat[9:])
+    return RunOperands._make((*flat[:6], Plan._make(flat[6:9]), *flat[9:]))
 
 
 def _forward(*operands: Any) -> tuple[Tensor, Tensor]:
