@@ -86,7 +86,7 @@ class FusedLoRAExperts(Mergeable):
         return self._experts, self.parameter
 
     @property
-    def weight(self) -> nn.Parameter:  # type: ignore[override]
+    def weight(self) -> nn.Parameter:
         """W as the module of experts holds it: [E, N, K], or [E, K, N] if `transposed`."""
         return cast(nn.Parameter, getattr(self._experts, self.parameter))
 
