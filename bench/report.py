@@ -61,7 +61,7 @@ def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
 
 
 def compared(runs: Mapping[str, Run]) -> list[Column]:
-    """What the table and the picture compare: every level but the start, which has sentences; layers first."""
+    """What the table and the picture compare: levels but the start, which has sentences; layers first."""
     levels = sorted(runs.keys() - {"startup"}, key=lambda level: (level != "linear", level))
     return list(columns(row for level in levels for row in _rows(runs, level)))
 

@@ -47,6 +47,9 @@ class LoRAConfig:
             fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
             sequence of names, each a whole name or the end of one ("q_proj" is "layers.0.attn.q_proj" too).
+            None means "all-linear", or no module where there are target_parameters, as in PEFT.
+        target_parameters: Names of experts' weights in 3-D parameters, such as "mlp.experts.down_proj"; each
+            a whole name or the end of one.
         exclude_modules: What to leave out of these; a regular expression or a sequence of names likewise.
         rank_pattern: Ranks of their own: {name, or regular expression for the end of a name: r}. The first
             key that matches counts.
@@ -74,7 +77,7 @@ class LoRAConfig:
     rslora: bool = False
     init: str = "gaussian"
     adapter_dtype: torch.dtype | str | None = None
-    target_modules: str | Sequence[str] = ALL_LINEAR
+    target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -82,6 +85,7 @@ class LoRAConfig:
     task_type: str | None = None
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
+    target_parameters: Sequence[str] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> LoRAConfig:
         """Says what PEFT's names of options are called here."""
@@ -102,7 +106,18 @@ class LoRAConfig:
         # Copies, so that a list or dict changed later does not change the config.
         own = object.__setattr__
         own(self, "adapter_dtype", check_dtype("adapter_dtype", self.adapter_dtype))
-        own(self, "target_modules", _names("target_modules", self.target_modules))
+        if isinstance(self.target_parameters, str):
+            raise TypeError(
+                f"target_parameters must be a sequence of names; got {shown(self.target_parameters)}"
+            )
+        if self.target_parameters is not None:
+            own(self, "target_parameters", _names("target_parameters", self.target_parameters))
+            if self.layers_to_transform is not None:
+                raise ValueError("layers_to_transform goes with target_modules alone; name the parameters")
+        if self.target_modules is None or (self.target_parameters and not self.target_modules):
+            own(self, "target_modules", () if self.target_parameters else ALL_LINEAR)
+        else:
+            own(self, "target_modules", _names("target_modules", self.target_modules))
         if self.exclude_modules is not None:
             own(self, "exclude_modules", _names("exclude_modules", self.exclude_modules))
         if isinstance(self.modules_to_save, str):

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastlora.accounting.gpus import GPUS, Gpu, find_gpu
+from fastlora.accounting.explain_experts import ExpertsExplanation, explain_experts
+from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
 from fastlora.arguments import check_choice, check_rank, check_size, dtype_name, shown
+from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
 from fastlora.tables import as_html
 
@@ -99,7 +101,9 @@ class Explanation:
         return as_html(str(self).splitlines())
 
 
-def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None = None) -> Explanation:
+def explain(
+    x_shape: Sequence[int], layer: LoRALayer, *, gpu: str | None = None
+) -> Explanation | ExpertsExplanation:
     """Explain a layer's passes on an x of this shape, contiguous and in the weight's dtype.
 
     It shows what the passes would do now: by the current backend setting, and with the layer's dropout if it
@@ -107,20 +111,28 @@ def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None =
 
     Args:
         x_shape: [..., K].
-        layer: Its dtypes, device, rank, dropout and mode matter, and its weight's memory layout.
+        layer: Its dtypes, device, rank, dropout and mode matter, and its weight's memory layout. For a layer
+            of experts the floor of a mixture is told: x has a row for each token, or for each of its experts
+            in the last projection.
         gpu: A GPU to explain for instead of the layer's device, such as "H200" (see `gpus.GPUS`).
 
     Raises:
-        TypeError: If `layer` is not a FusedLoRALinear.
+        TypeError: If `layer` is not a LoRA layer.
         ValueError: If the last dimension is not the layer's, the GPU is unknown, or the layer has no part in
             the adapter in use.
         BackendError: If the backend is set to "triton" and cannot run on the layer's device.
     """
-    if not isinstance(layer, FusedLoRALinear):
+    if not isinstance(layer, LORA_LAYERS):
         raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
     if layer.active is None:
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))
+    if isinstance(layer, FusedLoRAExperts):
+        if gpu is not None:
+            check_choice("gpu", gpu, GPUS)
+        elif layer.weight.is_cuda:
+            gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
+        return explain_experts(M, layer, gpu)
     dtypes = (layer.weight.dtype, layer.lora_A.dtype)
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
     dropout = layer.dropout if layer.training else 0.0
@@ -197,16 +209,10 @@ def explain_problem(
                 aligned=aligned and all(map(is_aligned, rows)),
             )
         cost: Cost = getattr(problem, name)()
-        floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
+        floor = None if gpu is None else cost.floor_us(rate_of(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
         passes.append(PassExplanation(name, route, plan, cost, floor))
     path = route_on(device, problem.dtype, gpu=gpu if named else None, architecture=architecture)
     return Explanation(problem, path, gpu, tuple(passes))
-
-
-def _rate(gpu: Gpu, dtype: torch.dtype) -> float:
-    if dtype.itemsize == 2:
-        return gpu.half
-    return gpu.ieee if torch.get_float32_matmul_precision() == "highest" else gpu.tf32
 
 
 def _plan_fields(plan: Plan) -> dict[str, object]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import torch
+
 
 class Gpu(NamedTuple):
     """The peak rates of a GPU.
@@ -32,6 +34,13 @@ GPUS: Final = {
     "B200": Gpu("sm_100", 2250e12, 1125e12, 75e12, 8e12),
     "MI300X": Gpu("gfx942", 1307e12, 653e12, 163.4e12, 5.3e12),
 }
+
+
+def rate_of(gpu: Gpu, dtype: torch.dtype) -> float:
+    """FLOP/s of a GPU's products in a dtype, by torch's setting for fp32."""
+    if dtype.itemsize == 2:
+        return gpu.half
+    return gpu.ieee if torch.get_float32_matmul_precision() == "highest" else gpu.tf32
 
 
 def find_gpu(name: str) -> str | None:

@@ -46,6 +46,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     ties: bool = False  # ensure_weight_tying
+    target_parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         arguments.check_rank(self.r)
@@ -123,6 +124,7 @@ class AdapterConfig:
                 alpha_pattern=_patterns("alpha_pattern", values["alpha_pattern"]),
                 modules_to_save=_names("modules_to_save", values["modules_to_save"]),
                 ties=bool(values["ensure_weight_tying"]),
+                target_parameters=_names("target_parameters", values["target_parameters"]),
             )
             read._ranks, read._alphas  # noqa: B018 - raises here if a pattern is invalid
             return read
@@ -137,6 +139,8 @@ def digest(text: str | bytes) -> str:
     """
     found = json.loads(text)
     read = {key: found.get(key, DEFAULTS[key]) for key in _DIGESTED}
+    if found.get("target_parameters"):  # left out elsewhere, as digests from before it was known lack it
+        read["target_parameters"] = sorted(found["target_parameters"])
     # Patterns are not sorted: the first one that matches counts, so their order matters.
     return hashlib.sha256(json.dumps(_with_floats(read)).encode()).hexdigest()
 

@@ -61,7 +61,7 @@ DEFAULTS: Final[dict[str, Any]] = {
 _READ: Final = frozenset(
     (
         *("alpha_pattern", "bias", "ensure_weight_tying", "init_lora_weights", "lora_alpha", "lora_dropout"),
-        *("modules_to_save", "peft_type", "r", "rank_pattern", "use_rslora"),
+        *("modules_to_save", "peft_type", "r", "rank_pattern", "target_parameters", "use_rslora"),
     )
 )
 
@@ -98,7 +98,6 @@ _REFUSED: Final = {
     "lora_bias": "B has a bias; train without it, or merge the adapter with PEFT",
     "megatron_config": "for Megatron's parallel layers; take the key out if the model has nn.Linear layers",
     "monteclora_config": "MonteCLoRA samples its updates; use it with PEFT",
-    "target_parameters": "LoRA on bare parameters, such as experts; use it with PEFT",
     "trainable_token_indices": "rows of an embedding are trained; merge the adapter with PEFT",
     "use_bdlora": "A or B is block-diagonal; use it with PEFT",
     "use_dora": "DoRA normalizes W + BA; merge the adapter with PEFT",

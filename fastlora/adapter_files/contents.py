@@ -62,12 +62,14 @@ class LayerHeader(NamedTuple):
         in_features: K.
         out_features: N.
         dtype: The dtype of A and B.
+        experts: Number of experts whose A and B are stacked in it; 0 of a linear layer.
     """
 
     options: Options
     in_features: int
     out_features: int
     dtype: torch.dtype
+    experts: int = 0
 
 
 class Contents:
@@ -83,6 +85,7 @@ class Contents:
     def __init__(self, config: AdapterConfig, file: TensorFile) -> None:
         self.config, self.file = config, file
         self._saved_as: Mapping[str, str] = {}
+        self._experts: Mapping[str, int] = {}
         self._sort()
 
     def _sort(self) -> None:
@@ -127,7 +130,20 @@ class Contents:
 
         Patterns still match the old names, for which they were written.
         """
-        self._saved_as = {new: old for old, new in names.items()}
+        self._saved_as = {new: self._saved_as.get(old, old) for old, new in names.items()}
+        self._rename(names)
+
+    def name_experts(self, names: Mapping[str, str], experts: Mapping[str, int]) -> None:
+        """Give the layers of experts the names of the parameters that they adapt, which patterns match.
+
+        Args:
+            names: {name: new name} of every layer and tensor of a module to save.
+            experts: {new name: number of experts} of the layers of experts.
+        """
+        self._experts = experts
+        self._rename(names)
+
+    def _rename(self, names: Mapping[str, str]) -> None:
         keys: dict[str, str] = {}
         for layer in self.names:
             keys |= zip(layer_keys(layer), layer_keys(names[layer]), strict=True)
@@ -138,17 +154,20 @@ class Contents:
     def _layer(self, name: str) -> LayerHeader:
         A, B = (self.file.headers[key] for key in layer_keys(name))
         config, saved_as = self.config, self._saved_as.get(name, name)
-        r = config.rank(saved_as)
-        if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != r or B.shape[1] != r:
+        r, experts = config.rank(saved_as), self._experts.get(name, 0)
+        ranks = r * max(experts, 1)
+        if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != ranks or B.shape[1] != ranks:
+            each = f", of {experts} experts" if experts else ""
             raise AdapterError(
-                f"A and B of {name!r} must be [{r}, K] and [N, {r}]; got {list(A.shape)}, {list(B.shape)}"
+                f"A and B of {name!r} must be [{ranks}, K] and [N, {ranks}]{each}; got {list(A.shape)}, "
+                f"{list(B.shape)}"
             )
         if A.dtype != B.dtype or A.dtype not in FLOATS.values():
             raise AdapterError(
                 f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
             )
         options = Options(r, config.alpha_of(saved_as), config.dropout, config.rslora, config.init)
-        return LayerHeader(options, A.shape[1], B.shape[0], A.dtype)
+        return LayerHeader(options, A.shape[1], B.shape[0], A.dtype, experts)
 
 
 @contextmanager

@@ -7,6 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
+from torch import nn
+
+from fastlora.model.wrappers import named_modules
+
 _Value = TypeVar("_Value", int, float)
 
 
@@ -29,6 +33,20 @@ def target_modules(chosen: Collection[str], everything: Collection[str]) -> list
             return "|".join(re.escape(name) for name in sorted(chosen))
         found.add(ending)
     return sorted(found)
+
+
+def target_parameters(chosen: Collection[str], model: nn.Module) -> list[str]:
+    """The shortest name endings that select these parameters and no others, for PEFT's `target_parameters`.
+
+    Args:
+        chosen: Names of the parameters to select.
+        model: The model that has them.
+    """
+    everything = {
+        f"{name}.{kind}".lstrip(".") for name, module in named_modules(model) for kind in module._parameters
+    }
+    found = target_modules(chosen, everything)
+    return sorted(chosen) if isinstance(found, str) else found
 
 
 def modules_to_save(chosen: Collection[str], everything: Collection[str]) -> list[str]:

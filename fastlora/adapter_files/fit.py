@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fastlora.adapter_files.contents import Contents
+from fastlora.adapter_files.contents import Contents, LayerHeader
 from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.experts import places_by_name, shape_of
+from fastlora.experts.layer import FusedLoRAExperts
+from fastlora.experts.stacks import Stack, check_stack
 from fastlora.layer.base_weights import check_original_weights
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.experts_targets import Place
+from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
 from fastlora.model.targets import check_adaptable
@@ -30,25 +34,26 @@ class FoundModules(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
+def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
     """The layers of a model that a new adapter is for. They may be plain or have LoRA already.
+
+    Experts without LoRA are a `Stack` of their weights.
 
     Raises:
         AdapterError: If a layer does not exist, is of another kind or shape, or is shared by two names.
     """
-    modules, compiled = modules_by_name(model), compiled_modules(model)
-    found: dict[str, nn.Linear] = {}
+    places, compiled = places_by_name(model), compiled_modules(model)
+    found: dict[str, Any] = {}
     for path in contents.names:
-        module = _module(modules, path)
-        if not isinstance(module, FusedLoRALinear):
-            try:
-                check_adaptable(path, module, compiled)
-            except TypeError as error:
-                raise AdapterError(str(error)) from error
-        found[path] = cast(nn.Linear, module)
-    _check_original_weights(
-        {path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)}
-    )
+        found[path] = place = _existing(places, path)
+        try:
+            if isinstance(place, Stack):
+                check_stack(f"target {path!r}", place)
+            elif not isinstance(place, LORA_LAYERS):
+                check_adaptable(path, place, compiled)
+        except TypeError as error:
+            raise AdapterError(str(error)) from error
+    _check_original_weights({path: layer for path, layer in found.items() if isinstance(layer, LORA_LAYERS)})
     if contents.config.ties:
         _check_untied(model, found)
     if len(set(found.values())) < len(found):
@@ -56,14 +61,11 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
             "its layers must be modules of their own; some are one shared module in this model"
         )
     for path, header in contents.layers.items():
-        wanted = list(found[path].weight.shape)
-        _check_shape(path, wanted, [header.out_features, header.in_features], "[N, K]")
+        _check_shape(path, shape_of(found[path]), _sizes(header), "[N, K]")
     return found
 
 
-def same_layers(
-    adapted: Mapping[str, FusedLoRALinear], contents: Contents, name: str
-) -> dict[str, FusedLoRALinear]:
+def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str) -> dict[str, LoRALayer]:
     """The layers of an adapter that the model has already, checked to be the file's layers.
 
     Raises:
@@ -78,18 +80,18 @@ def same_layers(
             near = near_names(path, own)
             raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
     for path, header in contents.layers.items():
-        wanted = [own[path].adapters[name].r, *own[path].weight.shape]
-        _check_shape(path, wanted, [header.options.r, header.out_features, header.in_features], "[r, N, K]")
+        wanted = [own[path].adapters[name].r, *shape_of(own[path])]
+        _check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
     check_unmerged(own, name)
     return own
 
 
-def layers_with(adapted: Mapping[str, FusedLoRALinear], name: str) -> dict[str, FusedLoRALinear]:
+def layers_with(adapted: Mapping[str, LoRALayer], name: str) -> dict[str, LoRALayer]:
     """{path in files: layer} of the layers that have A and B for an adapter."""
     return {path: layer for path, layer in adapted.items() if name in layer.adapters}
 
 
-def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
+def check_unmerged(layers: Mapping[str, LoRALayer], name: str) -> None:
     """Raise AdapterError if an adapter to be changed is merged into W, or was initialized from W."""
     _check_original_weights(layers)
     merged = [path for path, layer in layers.items() if layer.adapter == name and layer.merged]
@@ -97,7 +99,7 @@ def check_unmerged(layers: Mapping[str, FusedLoRALinear], name: str) -> None:
         raise AdapterError(f"layers must be unmerged before loading; merged: {listed(merged)} (unmerge_lora)")
 
 
-def _check_original_weights(layers: Mapping[str, FusedLoRALinear]) -> None:
+def _check_original_weights(layers: Mapping[str, LoRALayer]) -> None:
     try:
         check_original_weights(layers, "adapters in files are made for the W from before")
     except ValueError as error:
@@ -158,13 +160,15 @@ def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Modul
     raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
 
 
-def _check_untied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
+def _check_untied(model: nn.Module, layers: Mapping[str, Any]) -> None:
     """Raise AdapterError if a weight is shared with another module: PEFT would adapt that one too."""
     owners: dict[int, list[str]] = {}
     for name, module in modules_by_name(model).items():
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(name)
     for path, layer in layers.items():
+        if isinstance(layer, (Stack, FusedLoRAExperts)):
+            continue  # PEFT ties linear layers and embeddings alone
         others = [name for name in owners[id(layer.weight)] if name != path]
         if others:
             raise AdapterError(
@@ -173,10 +177,15 @@ def _check_untied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
             )
 
 
-def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
-    if path not in modules:
-        raise AdapterError(f"its layers must be the model's; there is no {path!r}{near_names(path, modules)}")
-    return modules[path]
+def _existing(places: Mapping[str, Place], path: str) -> Place:
+    if path not in places:
+        raise AdapterError(f"its layers must be the model's; there is no {path!r}{near_names(path, places)}")
+    return places[path]
+
+
+def _sizes(header: LayerHeader) -> list[int]:
+    """[N, K], or [E, N, K] of experts."""
+    return [header.experts] * bool(header.experts) + [header.out_features, header.in_features]
 
 
 def _check_shape(name: str, wanted: list[int], found: list[int], what: str) -> None:

@@ -12,17 +12,16 @@ from torch.nn import functional as F
 from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, layer_keys, open_directory
 from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT, SLOTS
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.adapters import adapter_names
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
-from fastlora.model.wrappers import modules_by_name
 
 
 class _Values(NamedTuple):
@@ -61,7 +60,8 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
     layers = fit.layers_with(adapted, name)
     fit.check_unmerged(layers, name)
     with open_directory(directory) as contents:
-        fit_names(model, contents, modules_by_name(model))
+        fit_names(model, contents, known_names(model))
+        name_layers(model, contents)
         if contents.plain:
             raise AdapterError(
                 f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
@@ -74,23 +74,24 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
     writes: list[tuple[Tensor, Tensor]] = []
     for own_A, own_B, A, B in values:
-        padded_A = F.pad(A, (0, 0, 0, own_A.shape[0] - A.shape[0]))
-        padded_B = F.pad(B, (0, own_B.shape[1] - B.shape[1]))
+        padded_A = F.pad(A, (0, 0, 0, own_A.shape[-2] - A.shape[-2]))
+        padded_B = F.pad(B, (0, own_B.shape[-1] - B.shape[-1]))
         writes += [(own_A, part_of(padded_A, own_A)), (own_B, part_of(padded_B, own_B))]
     with commit() as changing:
         for own, part in writes:
             changing.write(local(own), part)
 
 
-def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) -> _Values:
+def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Values:
     own = layer.adapters[name]
     own_A, own_B = own.lora_A, own.lora_B
     if path not in contents.layers:
         zeros = (torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (own_A, own_B))
         return _Values(own_A, own_B, *zeros)
     header = contents.layers[path]
-    N, K = layer.weight.shape
-    if (header.out_features, header.in_features) != (N, K) or header.options.r > own.r:
+    N, K, experts = layer.out_features, layer.in_features, getattr(layer, "num_experts", 0)
+    fits = (header.out_features, header.in_features, header.experts) == (N, K, experts)
+    if not fits or header.options.r > own.r:
         raise AdapterError(
             f"{path!r} must have r <= {own.r} and [N, K] = [{N}, {K}]; the file has r = {header.options.r} "
             f"and [{header.out_features}, {header.in_features}]"
@@ -101,6 +102,7 @@ def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) ->
     wide = torch.promote_types(header.dtype, torch.float32)
     A = contents.file.read(key_A, own_A.device, own_A.dtype)
     B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)
+    A, B = from_file(A, B, experts)
     if not (B := B.to(own_B.dtype)).isfinite().all():
         raise AdapterError(f"B of {path!r} must be finite in {own_B.dtype} once scaled")
     return _Values(own_A, own_B, A, B)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,20 @@ from torch import Tensor, nn
 from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, layer_keys, open_directory, open_file, plain_key
 from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
 from fastlora.layer.commits import Commit, commit, exclusive
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import local, part_of, reshard, whole
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.adapters import adapter_names, give_adapter
 from fastlora.model.apply import make_layers
-from fastlora.model.find_layers import check_model, lora_layers
+from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark
 from fastlora.model.replace import replace_modules
-from fastlora.model.wrappers import modules_by_name
 
 # {path: A, B and options} from a file.
 _Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
@@ -95,14 +94,15 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
 def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     """Read everything, then change the model."""
     reshard(model)
-    fit_names(model, contents, modules_by_name(model))
+    fit_names(model, contents, known_names(model))
+    name_layers(model, contents)
     adapted = dict(lora_layers(model))
     known = bool(adapted) and name in adapter_names(model)
-    layers: Mapping[str, nn.Linear]
+    layers: Mapping[str, Any]
     layers = fit.same_layers(adapted, contents, name) if known else fit.targets(model, contents)
     if known:
         for path, layer in layers.items():
-            check_own_writable(cast(FusedLoRALinear, layer).adapters[name], SLOTS, f"layer {path!r}")
+            check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
     saved = fit.modules_to_save(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
     plain = {
@@ -149,25 +149,23 @@ class _Refill(NamedTuple):
         changing.put(vars(adapter), "rslora", options.rslora)
 
 
-def _refills(layers: Mapping[str, nn.Linear], name: str, updates: _Updates) -> list[_Refill]:
+def _refills(layers: Mapping[str, Any], name: str, updates: _Updates) -> list[_Refill]:
     refills: list[_Refill] = []
     for path, found in layers.items():
-        own = cast(FusedLoRALinear, found).adapters[name]
+        own = found.adapters[name]
         A, B, options = updates[path]
         refills.append(_Refill(own, (part_of(A, own.lora_A), part_of(B, own.lora_B)), options))
     return refills
 
 
-def _read_update(
-    contents: Contents, path: str, layer: nn.Linear, name: str
-) -> tuple[Tensor, Tensor, Options]:
+def _read_update(contents: Contents, path: str, layer: Any, name: str) -> tuple[Tensor, Tensor, Options]:
     """A, B and options: A and B in the existing adapter's dtype; else in the file's, or fp32 for 16 bits."""
     header = contents.layers[path]
     dtype = adapter_dtype_over(header.dtype)
-    if isinstance(layer, FusedLoRALinear) and name in layer.adapters:
+    if isinstance(layer, LORA_LAYERS) and name in layer.adapters:
         dtype = layer.adapters[name].lora_A.dtype
     A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
-    return A, B, header.options
+    return *from_file(A, B, header.experts), header.options
 
 
 def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
@@ -181,14 +179,14 @@ def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
 
 
 def _made(
-    model: nn.Module, name: str, layers: Mapping[str, nn.Linear], updates: _Updates
-) -> tuple[dict[nn.Linear, FusedLoRALinear], dict[FusedLoRALinear, Adapter]]:
+    model: nn.Module, name: str, layers: Mapping[str, Any], updates: _Updates
+) -> tuple[dict[Any, LoRALayer], dict[LoRALayer, Adapter]]:
     """({plain layer: its replacement}, {LoRA layer: its new adapter}), not yet in the model."""
-    plain: dict[nn.Linear, dict[str, Any]] = {}
-    made: dict[FusedLoRALinear, Adapter] = {}
+    plain: dict[Any, dict[str, Any]] = {}
+    made: dict[LoRALayer, Adapter] = {}
     for path, layer in layers.items():
         A, B, options = updates[path]
-        if isinstance(layer, FusedLoRALinear):
+        if isinstance(layer, LORA_LAYERS):
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
                 A, B = (each.clone() if each.is_inference() else each for each in (A, B))

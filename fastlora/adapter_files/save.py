@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +23,12 @@ from fastlora.adapter_files.contents import (
 )
 from fastlora.adapter_files.drafts import write_together
 from fastlora.adapter_files.errors import AdapterError
+from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
 from fastlora.adapter_files.layout import serialized
 from fastlora.arguments import check_choice, check_path, check_text, shown
+from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import DEFAULT, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.commits import exclusive
@@ -188,11 +190,13 @@ def _collect(
     tensors: dict[str, Tensor] = {}
     # {key in the file: key in the model's state}
     places: dict[str, str] = {}
+    in_files = names_in_files({layer: found[layer] for layer in layers})
     for layer, (A, B, options) in layers.items():
         _check_here(found[layer], layer, A, options)
-        keys = layer_keys(layer)
+        keys = layer_keys(in_files[layer])
         tensors.update(zip(keys, (A, B), strict=True))
-        slots = (f"{layer}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
+        own = found[layer].place_in_state(layer)
+        slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
@@ -201,27 +205,38 @@ def _collect(
             key = f"{path}.{own}".lstrip(".")
             tensors[plain_key(key)], places[plain_key(key)] = value, key
     known = modules_by_name(model)
-    config = _config({layer: options for layer, (_, _, options) in layers.items()}, plain, known)
+    experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)
     inner = known[""]
     task_type = task_of(model, task_type)
     text = config.dumps(
-        target_modules=describe.target_modules(layers, known),
+        target_modules=describe.target_modules(layers.keys() - experts, known.keys() - experts),
+        target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
     if state is not None and (sharded or is_other(state, model, places)):
-        return _Adapter(text, from_state(state, tensors, places), writes=True)
+        return _Adapter(text, _as_in_files(from_state(state, tensors, places), in_files), writes=True)
     # Every process does this, in the same order, because gathering is a collective.
-    gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+    gathered = _as_in_files({key: whole(tensor) for key, tensor in tensors.items()}, in_files)
     return _Adapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
+
+
+def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of an adapter with those of experts laid out as in PEFT's files."""
+    laid_out = dict(tensors)
+    for name in in_files.values():
+        keys = layer_keys(name)
+        laid_out.update(zip(keys, to_file(*(tensors[key] for key in keys)), strict=True))
+    return laid_out
 
 
 def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
     """Raise ValueError if FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
     check_present(module, A, f"A of layer {layer!r}")
-    if A.ndim != 2 or A.shape[0] != options.r or not A.numel():
+    if A.ndim not in (2, 3) or A.shape[-2] != options.r or not A.numel():
         raise ValueError(
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
             "summon_full_params or DeepSpeed's GatheredParameters it is whole)"
@@ -229,7 +244,10 @@ def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> N
 
 
 def _config(
-    options: dict[str, Options], plain: dict[str, nn.Module], known: dict[str, nn.Module]
+    options: dict[str, Options],
+    experts: Collection[str],
+    plain: dict[str, nn.Module],
+    known: dict[str, nn.Module],
 ) -> AdapterConfig:
     dropouts = {each.dropout for each in options.values()}
     if len(dropouts) > 1:
@@ -238,6 +256,14 @@ def _config(
             f"one, so all will be loaded with {max(dropouts)}",
             stacklevel=4,
         )
+    dropout = max(dropouts)
+    if experts and dropout:
+        warnings.warn(
+            f"a dropout of {dropout:g} is not written: PEFT refuses files with dropout on experts, so it has "
+            "to be set again where the training goes on",
+            stacklevel=4,
+        )
+        dropout = 0.0
     if len({each.rslora for each in options.values()}) > 1:
         options = {layer: _without_rslora(each) for layer, each in options.items()}
     r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
@@ -246,7 +272,7 @@ def _config(
     return AdapterConfig(
         r=r,
         alpha=alpha,
-        dropout=max(dropouts),
+        dropout=dropout,
         rslora=first.rslora,
         init=first.init,
         rank_pattern=rank_pattern,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.lowrank import Spectrum, decompose_product
 from fastlora.model.adapters import active_adapter
 from fastlora.model.find_layers import existing_layers
+from fastlora.model.name_matching import listed
 from fastlora.tables import Part, Shown, Table
 
 
@@ -139,7 +141,15 @@ def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedL
     found = {path: layer for path, layer in layers.items() if name in adapters_for_original(layer)}
     if not found:
         raise ValueError(f"adapter must be one of the model's (see adapter_names); got {adapter!r}")
-    return found, name
+    linear = {path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)}
+    if left := [path for path in found if path not in linear]:
+        warnings.warn(
+            f"updates of experts are not analyzed; left out: {listed(left)}",
+            stacklevel=3,
+        )
+    if not linear:
+        raise ValueError(f"layers must be linear to be analyzed; {listed(found)} holds a mixture's experts")
+    return linear, name
 
 
 def _measure(path: str, layer: FusedLoRALinear, adapter: str) -> LayerUpdate:

@@ -55,7 +55,15 @@ def unfused(
 
 
 def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-    """W + s B A [N, K], summed in fp32 (fp64 for fp64) and rounded once to W's dtype."""
+    """W + s B A [N, K], summed in fp32 (fp64 for fp64) and rounded once to W's dtype.
+
+    Of stacks W [E, N, K], A [E, r, K] and B [E, N, r] each for itself, one at a time.
+    """
+    if W.dim() > 2:
+        merged = torch.empty_like(W)
+        for total, W_e, A_e, B_e in zip(merged, W, A, B, strict=True):
+            total.copy_(effective_weight(W_e, A_e, B_e, s))
+        return merged
     accumulate = torch.float64 if W.dtype == torch.float64 else torch.float32
     total = torch.addmm(W.to(accumulate), B.to(accumulate), A.to(accumulate), alpha=s)
     return total.to(W.dtype)

@@ -15,20 +15,40 @@ once, not twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
+from fastlora.experts.stacks import stacks_of
+from fastlora.integrations.peft_experts import (
+    INNER,
+    FastParamWrapper,
+    note_inner,
+    updates_of,
+    why_experts_kept,
+)
 from fastlora.integrations.peft_layer import COUNTS, FastLinear
-from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
+from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig, ParamWrapper
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward
 from fastlora.tables import Part, Shown
 
-__all__ = ["FastLinear", "SwapReport", "accelerate_peft", "forward_counts", "register", "undo"]
+__all__ = [
+    "FastLinear",
+    "FastParamWrapper",
+    "SwapReport",
+    "accelerate_peft",
+    "forward_counts",
+    "register",
+    "undo",
+]
+
+# PEFT's class of each of ours.
+_THEIRS: Final[dict[type, type]] = {FastLinear: Linear, FastParamWrapper: ParamWrapper}
+_OURS: Final[dict[type, type]] = {theirs: ours for ours, theirs in _THEIRS.items()}
 
 
 @dataclass(frozen=True)
@@ -62,12 +82,13 @@ class SwapReport(Shown):
 
 @exclusive
 def accelerate_peft(model: nn.Module) -> SwapReport:
-    """Give PEFT's LoRA layers over plain linear layers the fused forward, in place.
+    """Give PEFT's LoRA layers over plain linear layers and over experts the fused forward, in place.
 
     The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
-    `FastLinear`, a subclass that overrides only `forward`. Nothing else about the model changes, so it can be
-    trained, saved, copied and pickled as before. `undo` reverses it. Layers that PEFT adds later are not
-    included: call it again, or see `register`.
+    `FastLinear`, a subclass that overrides only `forward`; that of each wrapper of experts' weights
+    (`target_parameters`) becomes `FastParamWrapper`, if their module takes Transformers' hook for experts.
+    Nothing else about the model changes, so it can be trained, saved, copied and pickled as before. `undo`
+    reverses it. Layers that PEFT adds later are not included: call it again, or see `register`.
 
     Args:
         model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
@@ -89,35 +110,58 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
     with commit() as changing:
         for layer in swapped.values():
-            changing.assign(layer, "__class__", FastLinear)
-    found = {name: operands_of(layer) for name, layer in swapped.items()}
+            changing.assign(layer, "__class__", _OURS.get(type(layer), type(layer)))
+        for layer in swapped.values():
+            if isinstance(layer, ParamWrapper):
+                note_inner(layer)
+    found = _states(swapped)
     stock = {name: why for name, why in found.items() if isinstance(why, str)}
     return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept)
 
 
+def _states(swapped: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: the operands of a swapped layer, or why it takes PEFT's own forward now}."""
+    found: dict[str, Any] = {}
+    for name, layer in swapped.items():
+        if isinstance(layer, FastParamWrapper):
+            # An outer wrapper, which comes before those inside it, decides for them.
+            outer = name.removesuffix(".base_layer")
+            found[name] = found[outer] if vars(layer).get(INNER) else updates_of(layer)
+        else:
+            found[name] = operands_of(layer)
+    return found
+
+
 @exclusive
 def undo(model: nn.Module) -> None:
-    """Turn every `FastLinear` of a model, swapped or made by `register`, back into PEFT's own layer.
+    """Turn every layer of a model that was swapped or made by `register` back into PEFT's own layer.
 
     Raises:
-        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of FastLinear, or something
+        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of ours, or something
             keeps a reference to its forward, as accelerate's hooks do
             (accelerate.hooks.remove_hook_from_submodules removes them). The model is then unchanged.
     """
     _check_model(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
+    ours = (FastLinear, FastParamWrapper)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ours)}
     for name, layer in layers.items():
-        if type(layer) is not FastLinear:
-            raise TypeError(f"layer {name!r} must be exactly a FastLinear; got {type(layer).__name__}")
+        if type(layer) not in _THEIRS:
+            wanted = FastLinear if isinstance(layer, FastLinear) else FastParamWrapper
+            raise TypeError(
+                f"layer {name!r} must be exactly a {wanted.__qualname__}; got {type(layer).__name__}"
+            )
         check_own_forward(f"layer {name!r}", layer)
     with commit() as changing:
         for layer in layers.values():
-            changing.assign(layer, "__class__", Linear)
+            changing.assign(layer, "__class__", _THEIRS[type(layer)])
             changing.drop(vars(layer), COUNTS)
+            changing.drop(vars(layer), INNER)
 
 
 def register(config: LoraConfig) -> LoraConfig:
     """Have PEFT make a `FastLinear` wherever, by this config, it adapts exactly an nn.Linear.
+
+    And a `FastParamWrapper` around experts' weights, if their module takes Transformers' hook for experts.
 
     This includes layers that PEFT makes later by this config. PEFT does not save the choice with the config,
     so call `accelerate_peft` on a model that is loaded from files.
@@ -130,12 +174,15 @@ def register(config: LoraConfig) -> LoraConfig:
     """
     if not isinstance(config, LoraConfig):
         raise TypeError(f"config must be a peft.LoraConfig; got {type(config).__name__}")
-    config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[dict-item]
+    # PEFT asks for the first class alone, so one stands for all.
+    config._register_custom_module({nn.Module: _make_layer})  # type: ignore[dict-item]
     return config
 
 
 def forward_counts(model: nn.Module) -> Counter[str]:
-    """The number of eager forwards of `FastLinear` layers: under "fused", or under why PEFT's own ran.
+    """The number of eager forwards of our layers: under "fused", or under why PEFT's own ran.
+
+    Experts count once for each of their parameters that is adapted.
 
     A forward that activation checkpointing runs again counts again; a compiled one does not count.
 
@@ -145,7 +192,7 @@ def forward_counts(model: nn.Module) -> Counter[str]:
     _check_model(model)
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, FastLinear):
+        if isinstance(module, (FastLinear, FastParamWrapper)):
             counts.update(vars(module).get("forward_counts", ()))
     return counts
 
@@ -157,9 +204,14 @@ def _make_layer(
     config: LoraConfig,
     parameter_name: str | None = None,
     **options: Any,
-) -> FastLinear | None:
-    """A layer for PEFT to use; None, for PEFT to make its own, if the target is not exactly an nn.Linear."""
-    if parameter_name is not None or config.fan_in_fan_out or type(target) is not nn.Linear:
+) -> FastLinear | FastParamWrapper | None:
+    """A layer for PEFT to use; None, for PEFT to make its own, if the target is none that can be swapped."""
+    if parameter_name is not None:
+        experts: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if parameter_name not in {stack.parameter for stack in stacks_of(experts)}:
+            return None
+        return FastParamWrapper(target, adapter_name, parameter_name, config=config, **options)
+    if config.fan_in_fan_out or type(target) is not nn.Linear:
         return None
     # A quantized weight may also be in a plain nn.Linear; PEFT has a special layer for it.
     if type(target.weight) is not nn.Parameter:
@@ -169,6 +221,8 @@ def _make_layer(
 
 def _why_kept(layer: Any) -> str | None:
     """Why a layer of PEFT is not swapped; None if it can be."""
+    if type(layer) in (ParamWrapper, FastParamWrapper):
+        return why_experts_kept(layer)
     if type(layer) not in (Linear, FastLinear):
         return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
     base = layer.base_layer

@@ -44,7 +44,7 @@ class FastLinear(Linear):
         obstacle = why_not_fused(operands, x, args, kwargs)
         if obstacle is not None:
             return self._stock_forward(obstacle, x, *args, **kwargs)
-        self._count(FUSED)
+        count(self, FUSED)
         W, b, A, B, s, dropout = operands
         if isinstance(s, Tensor):
             # s is a tensor and is multiplied into B. As a float it would need a device synchronization and
@@ -67,19 +67,21 @@ class FastLinear(Linear):
             obstacle = next(filter(None, obstacles), None)
         if obstacle is not None or isinstance(found, str):
             return self._stock_forward(str(obstacle), x, *args, adapter_names=adapter_names, **kwargs)
-        self._count(FUSED)
+        count(self, FUSED)
         W, b = next(iter(found.values()))[:2]
         factors = [_factors(found[name]) if name in found else None for name in used]
         return mixed_lora_linear(x, W, b, runs, factors)
 
     def _stock_forward(self, why: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self._count(why)
+        count(self, why)
         return super().forward(x, *args, **kwargs)
 
-    def _count(self, way: str) -> None:
-        # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
-        if not torch.compiler.is_compiling():
-            vars(self).setdefault(COUNTS, Counter())[way] += 1
+
+def count(layer: Any, way: str) -> None:
+    """Count a forward of a layer, under "fused" or under why PEFT's own ran."""
+    # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
+    if not torch.compiler.is_compiling():
+        vars(layer).setdefault(COUNTS, Counter())[way] += 1
 
 
 def _factors(operands: Operands) -> Factors:

@@ -20,7 +20,7 @@ from fastlora import arguments
 # Arguments that PEFT passes to every LoRA layer; a value of None has no effect.
 _OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
 _AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class Operands(NamedTuple):
@@ -94,7 +94,7 @@ def _of_adapter(layer: Any, name: str) -> Operands | str:
     for role, module in (("base_layer", base), ("lora_A", lora_A), ("lora_B", lora_B)):
         if type(module) is not nn.Linear:
             return f"{role} is a {type(module).__name__}"
-        if not _is_called_plainly(module):
+        if not is_called_plainly(module):
             return f"{role} has hooks or another forward"
     if _has_any_global_hook():
         return "hooks are registered for all modules"
@@ -128,7 +128,7 @@ def why_not_fused(
     return _dtype_obstacle(operands, x)
 
 
-def _is_called_plainly(module: nn.Module) -> bool:
+def is_called_plainly(module: nn.Module) -> bool:
     """Whether calling the module runs its class's forward and nothing else."""
     return not (
         module._forward_hooks
@@ -143,7 +143,7 @@ def _is_called_plainly(module: nn.Module) -> bool:
 def _dropout_of(module: nn.Module) -> float | str:
     """The probability that PEFT's dropout module applies now, or why it cannot be fused."""
     # Exact types: a subclass may do something else.
-    if type(module) not in (nn.Identity, nn.Dropout) or not _is_called_plainly(module):
+    if type(module) not in (nn.Identity, nn.Dropout) or not is_called_plainly(module):
         return "the dropout is not a plain nn.Dropout"
     if not isinstance(module, nn.Dropout) or not module.training:
         return 0.0
@@ -185,6 +185,6 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
         dtype = W.dtype
         fits = dtype in arguments.DTYPES and all(one == dtype for one in base)
     fits = fits and A.dtype == B.dtype
-    if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in _HALVES)):
+    if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in HALVES)):
         return None
     return "the dtypes are not ones that are fused"

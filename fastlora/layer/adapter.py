@@ -130,7 +130,7 @@ class Adapters(nn.ModuleDict):
 
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
-    """A [r, K], B [N, r] and options of every adapter of a layer."""
+    """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
     return {name: (each.lora_A, each.lora_B, each.options) for name, each in layer.adapters.items()}
 
 
@@ -150,21 +150,31 @@ def check_name(name: object) -> str:
 
 
 def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
-    """A new adapter for a weight [N, K], on its device. For a `dtype` of None see `adapter_dtype_over`."""
-    N, K = weight.shape
+    """A new adapter for a weight [N, K], on its device. For a `dtype` of None see `adapter_dtype_over`.
+
+    For a stack of weights [E, N, K], A and B are stacks too.
+    """
+    *stack, N, K = weight.shape
     kind: dict[str, Any] = {
         "device": weight.device,
         "dtype": arguments.adapter_dtype_over(weight.dtype, dtype),
     }
     # A and B are trained later, even if this is called in inference mode.
     with torch.inference_mode(False):
-        A, B = (nn.Parameter(torch.empty(shape, **kind)) for shape in ((options.r, K), (N, options.r)))
+        A, B = (
+            nn.Parameter(torch.empty(*stack, *shape, **kind)) for shape in ((options.r, K), (N, options.r))
+        )
     start(A, B, options.init)
     return Adapter(A, B, options)
 
 
 def start(A: Tensor, B: Tensor, init: str) -> None:
-    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero."""
+    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself."""
+    if A.dim() > 2:
+        with torch.no_grad():
+            for A_e, B_e in zip(A, B, strict=True):
+                start(A_e, B_e, init)
+        return
     if init == "gaussian":
         nn.init.normal_(A, std=1 / A.shape[0])
     elif init == "kaiming":

@@ -32,10 +32,9 @@ class OfAdapterInUse:
         setattr(layer._existing(self.name), self.name, value)
 
 
-class AdaptedLinear(nn.Linear):
-    """The part of FusedLoRALinear that holds its adapters."""
+class Adapted(nn.Module):
+    """The part of a LoRA layer that holds its adapters."""
 
-    weight: nn.Parameter
     enabled: bool
     adapters: Adapters
     start_A: Tensor | None
@@ -63,7 +62,7 @@ class AdaptedLinear(nn.Linear):
         self.register_buffer("start_B", None)
         training_warnings.watch(self)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> AdaptedLinear:
+    def _apply(self, fn: Any, recurse: bool = True) -> Adapted:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._active is not None and self._active.narrowed_from is not None:
             training_warnings.look_again(self)
@@ -125,21 +124,19 @@ class AdaptedLinear(nn.Linear):
             changing.write(active.lora_A, A)
             changing.write(active.lora_B, B)
 
-    def reset_parameters(self) -> None:
-        """Reset W, b and all adapters. Code that builds a model on "meta" calls this after `to_empty`."""
-        super().reset_parameters()
-        if "adapters" in self._modules:  # nn.Linear's constructor calls this before `adapters` exists
-            self._base_weight = self.start_A = self.start_B = None
-            for name in self.adapters:
-                self.adapters[name].reset_parameters()
+    def reset_adapters(self) -> None:
+        """Reset all adapters, of a layer that has new values in W."""
+        self._base_weight = self.start_A = self.start_B = None
+        for name in self.adapters:
+            self.adapters[name].reset_parameters()
 
     def __repr__(self) -> str:
         """One line, like nn.Linear's."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        """nn.Linear's fields, then the adapter's."""
-        parts, active = [super().extra_repr()], self._active
+        """The layer's own fields, then the adapter's."""
+        parts, active = [own] if (own := super().extra_repr()) else [], self._active
         if active is not None:
             parts.append(f"r={active.r}, alpha={active.alpha:g}")
             parts += [f"dropout={active.dropout:g}"] if active.dropout else []
@@ -150,3 +147,15 @@ class AdaptedLinear(nn.Linear):
         idle = [name for name in self.adapters if name != self.adapter]
         parts += [f"idle={', '.join(idle)}"] if idle else []
         return ", ".join(parts)
+
+
+class AdaptedLinear(Adapted, nn.Linear):
+    """An nn.Linear with adapters."""
+
+    weight: nn.Parameter
+
+    def reset_parameters(self) -> None:
+        """Reset W, b and all adapters. Code that builds a model on "meta" calls this after `to_empty`."""
+        nn.Linear.reset_parameters(self)
+        if "adapters" in self._modules:  # nn.Linear's constructor calls this before `adapters` exists
+            self.reset_adapters()

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fastlora.arguments import check_bool
 from fastlora.formula import oracle
 from fastlora.layer import base_weights, sharding
-from fastlora.layer.adapters import AdaptedLinear
+from fastlora.layer.adapters import Adapted, AdaptedLinear
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.writable import check_own, check_own_writable
 
 
-class MergeableLinear(AdaptedLinear):
-    """The part of FusedLoRALinear that merges."""
+class Mergeable(Adapted):
+    """The part of a LoRA layer that merges."""
+
+    weight: Any
+
+    @property
+    def keeper(self) -> tuple[nn.Module, str]:
+        """The module that holds W, and the parameter's name there."""
+        return self, "weight"
+
+    def place_in_state(self, path: str) -> str:
+        """The name in the model's state_dict of this layer, whose name is `path`."""
+        return path
 
     @property
     def merged(self) -> bool:
@@ -47,7 +60,7 @@ class MergeableLinear(AdaptedLinear):
         """
         if self.merged:
             return
-        check_own_writable(self, ("weight",), "the layer")
+        check_own_writable(self.keeper[0], self.keeper[1:], "the layer")
         total = self._finite_sum()
         with torch.inference_mode(False):
             base = self.weight.detach().clone()
@@ -63,7 +76,7 @@ class MergeableLinear(AdaptedLinear):
             ValueError: If `weight` cannot be written in place any more.
         """
         if self.merged:
-            check_own_writable(self, ("weight",), "the layer")
+            check_own_writable(self.keeper[0], self.keeper[1:], "the layer")
             with commit() as changing:
                 changing.then(self._put_back)
 
@@ -72,6 +85,24 @@ class MergeableLinear(AdaptedLinear):
         if self._base_weight is not None:
             self.weight.copy_(self._base_weight)
             self._base_weight = None
+
+    def _sum(self) -> Tensor:
+        W, active = base_weights.frozen_weight(self), self._active
+        if active is None:
+            return W.detach().clone()
+        return oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+
+    def _finite_sum(self) -> Tensor:
+        total = self._sum()
+        if not total.is_meta and not sharding.all_finite(total):
+            raise ValueError(
+                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
+            )
+        return total
+
+
+class MergeableLinear(Mergeable, AdaptedLinear):
+    """The part of FusedLoRALinear that merges."""
 
     @exclusive
     @torch.no_grad()
@@ -103,17 +134,3 @@ class MergeableLinear(AdaptedLinear):
     def _as_plain_linear(self) -> nn.Linear:
         """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""
         return linear_as(self, nn.Linear, without=self._own_attributes)
-
-    def _sum(self) -> Tensor:
-        W, active = base_weights.frozen_weight(self), self._active
-        if active is None:
-            return W.detach().clone()
-        return oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
-
-    def _finite_sum(self) -> Tensor:
-        total = self._sum()
-        if not total.is_meta and not sharding.all_finite(total):
-            raise ValueError(
-                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
-            )
-        return total

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from fastlora.arguments import check_choice, check_dtype
 from fastlora.config import LoRAConfig
+from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idle, switch
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.ddp import note_change
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import inside, saved_modules
 from fastlora.model.name_matching import listed
 from fastlora.model.peft_config import as_config
@@ -93,8 +93,8 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
 def give_adapter(
     model: nn.Module,
     name: str,
-    made: Mapping[FusedLoRALinear, Adapter],
-    new: Mapping[nn.Linear, FusedLoRALinear],
+    made: Mapping[LoRALayer, Adapter],
+    new: Mapping[Any, LoRALayer],
 ) -> nn.Module:
     """Add a new adapter to LoRA layers, and replace plain layers by LoRA layers that have it.
 
@@ -176,7 +176,7 @@ def _put_back(model: nn.Module, name: str) -> None:
 
 @exclusive
 def delete_adapter(model: nn.Module, name: str) -> nn.Module:
-    """Delete an adapter that is not in use; layers left without any adapter become plain nn.Linear again.
+    """Delete an adapter that is not in use; layers left without any adapter become plain again.
 
     Returns:
         The model.
@@ -196,7 +196,9 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
     if mixing:
         raise ValueError(f"layers must not be in an adapter_batch to lose an adapter: {listed(mixing)}")
     plain = {
-        layer: layer.to_linear(merge=False) for layer in layers.values() if set(layer.adapters) == {name}
+        layer: None if isinstance(layer, FusedLoRAExperts) else layer.to_linear(merge=False)
+        for layer in layers.values()
+        if set(layer.adapters) == {name}
     }
     with commit() as changing:
         for layer in layers.values():
@@ -211,7 +213,7 @@ def check_new(model: nn.Module, name: object) -> None:
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
 
 
-def _check_switchable(layers: Mapping[str, FusedLoRALinear], adapter: str) -> None:
+def _check_switchable(layers: Mapping[str, LoRALayer], adapter: str) -> None:
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
         raise ValueError(
@@ -227,4 +229,6 @@ def _check_known(model: nn.Module, name: object) -> None:
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
     options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init)
-    return new_adapter(target.linear.weight, options, check_dtype("adapter_dtype", config.adapter_dtype))
+    layer = target.linear
+    weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else layer.weight
+    return new_adapter(weight, options, check_dtype("adapter_dtype", config.adapter_dtype))

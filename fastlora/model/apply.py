@@ -11,6 +11,8 @@ from torch import nn
 
 from fastlora.arguments import check_bool
 from fastlora.config import LoRAConfig
+from fastlora.experts.layer import FusedLoRAExperts, layer_over
+from fastlora.experts.stacks import Stack
 from fastlora.layer.active_adapter import name_in_use
 from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.base_weights import check_original_weights
@@ -20,7 +22,7 @@ from fastlora.layer.replacement import check_own_forward
 from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
-from fastlora.model.find_layers import check_model, existing_layers, lora_layers
+from fastlora.model.find_layers import LoRALayer, check_model, existing_layers, lora_layers
 from fastlora.model.freezing import freeze
 from fastlora.model.merging import check_mergeable, fold
 from fastlora.model.modules_to_save import (
@@ -48,10 +50,12 @@ def apply_lora(model: _Model, config: Any) -> _Model:
     is changed.
 
     target_modules="all-linear" means each module that is exactly an nn.Linear, except layers that have LoRA
-    already, and the output head that a Transformers model names (as in PEFT). Subclasses are left out, as
+    already, and the output head that a Transformers model names (as in PEFT). In a mixture it means the
+    experts' weights too, where they are 3-D parameters of a module that takes Transformers' hook for experts;
+    the router is frozen. Subclasses are left out, as
     their weight may be used without calling them: nn.MultiheadAttention does so with its out_proj. To name
-    any of these explicitly, except the head, is an error. Linear maps that are not an nn.Linear (the Conv1D
-    of GPT-2, experts in 3-D parameters) are an error, unless exclude_modules leaves them out.
+    any of these explicitly, except the head, is an error. Other linear maps that are not an nn.Linear (the
+    Conv1D of GPT-2, other experts) are an error, unless exclude_modules leaves them out.
 
     A layer registered in several places is replaced in all of them. A weight tied to another module's stays
     tied. If a parent reads a layer's weight without calling the layer, the update has no effect there. For
@@ -101,24 +105,28 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
 
 
 def make_layers(
-    model: nn.Module, options: Mapping[nn.Linear, Mapping[str, Any]], adapter: str
-) -> dict[nn.Linear, FusedLoRALinear]:
-    """Make, but do not yet put in place, a FusedLoRALinear for each plain layer, with an adapter `adapter`.
+    model: nn.Module, options: Mapping[Any, Mapping[str, Any]], adapter: str
+) -> dict[Any, LoRALayer]:
+    """Make, but do not yet put in place, a LoRA layer for each plain layer or stack, with this adapter.
 
-    The plain layers do not change; the caller freezes W and b when it replaces them.
+    Plain layers and stacks do not change; the caller freezes W and b when it puts the LoRA layers in place.
     """
     names = module_names(model)
-    layers: dict[nn.Linear, FusedLoRALinear] = {}
-    for linear, chosen in options.items():
-        layers[linear] = layer = FusedLoRALinear._from_linear_unfrozen(linear, name=adapter, **chosen)
-        layer.applied_as = names[linear][0]
+    layers: dict[Any, LoRALayer] = {}
+    for plain, chosen in options.items():
+        if isinstance(plain, Stack):
+            layers[plain] = layer_over(plain, adapter, **chosen)
+            layers[plain].applied_as = f"{names[plain.experts][0]}.{plain.parameter}".lstrip(".")
+        else:
+            layers[plain] = FusedLoRALinear._from_linear_unfrozen(plain, name=adapter, **chosen)
+            layers[plain].applied_as = names[plain][0]
     return layers
 
 
 @exclusive
 @torch.no_grad()
 def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
-    """Put plain nn.Linear layers back, in place; every parameter object stays, and stays frozen.
+    """Put plain layers back, in place; every parameter object stays, and stays frozen.
 
     Args:
         model: A model with LoRA layers.
@@ -143,7 +151,9 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         check_original_weights(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
-        check_own(layer, ("weight", "bias"), f"layer {name!r}")
+        check_own(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
+        if isinstance(layer, FusedLoRALinear):
+            check_own(layer, ("bias",), f"layer {name!r}")
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
             check_writable(layer.weight, f"weight of layer {name!r}")
@@ -151,7 +161,10 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         # Tried here, so that an error comes before any change. Keeping the sums would double the memory.
         for layer in layers.values():
             layer._finite_sum()
-    plain = {layer: layer._as_plain_linear() for layer in layers.values()}
+    plain = {
+        layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear()
+        for layer in layers.values()
+    }
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)
@@ -200,7 +213,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
 
 
 @exclusive
-def _enable(switches: Mapping[FusedLoRALinear, bool]) -> None:
+def _enable(switches: Mapping[LoRALayer, bool]) -> None:
     with commit() as changing:
         for layer, on in switches.items():
             changing.put(vars(layer), "enabled", on)

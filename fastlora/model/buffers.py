@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.layer.commits import Commit
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import local
+from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names
 
@@ -58,7 +58,7 @@ def warn_of_moved(model: nn.Module, written: Collection[nn.Module], stacklevel: 
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(module, FusedLoRALinear):
+    if isinstance(module, LORA_LAYERS):
         return
     for kind, buffer in module._buffers.items():
         if buffer is not None and kind not in module._non_persistent_buffers_set and kind != _COUNTER:

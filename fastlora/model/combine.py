@@ -18,10 +18,9 @@ from fastlora.arguments import check_rank, shown
 from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer.adapter import Adapter, Options, adapters_of
 from fastlora.layer.commits import exclusive
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.lowrank import decompose_product
 from fastlora.model.adapters import adapter_names, check_new, give_adapter
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import LoRALayer, existing_layers
 
 
 @exclusive
@@ -51,7 +50,7 @@ def combine_adapters(
     _check_weights(weights, adapter_names(model))
     if r is not None:
         check_rank(r)
-    made: dict[FusedLoRALinear, Adapter] = {}
+    made: dict[LoRALayer, Adapter] = {}
     for layer_name, layer in layers.items():
         own = adapters_of(layer)
         parts = [(*own[each], float(weight)) for each, weight in weights.items() if each in own]
@@ -65,19 +64,28 @@ def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None,
     for A, _, _, _ in parts:
         dtype = torch.promote_types(dtype, A.dtype)
     wide = accumulation_dtype(dtype)
-    stacked = torch.cat([A.to(wide) for A, _, _, _ in parts])
+    stacked = torch.cat([A.to(wide) for A, _, _, _ in parts], dim=-2)
     concatenated = torch.cat(
-        [B.to(wide) * (weight * options.scaling) for _, B, options, weight in parts], dim=1
+        [B.to(wide) * (weight * options.scaling) for _, B, options, weight in parts], dim=-1
     )
     if not (stacked.isfinite().all() and concatenated.isfinite().all()):
         raise ValueError(f"adapters must be finite to be combined; those of layer {layer!r} are not")
-    if r is not None and r < stacked.shape[0]:
-        spectrum = decompose_product(concatenated, stacked)
-        concatenated, stacked = spectrum.factors(min(r, spectrum.S.shape[0]))
-    rank = stacked.shape[0]
+    if r is not None and r < stacked.shape[-2]:
+        concatenated, stacked = _nearest(concatenated, stacked, r)
+    rank = stacked.shape[-2]
     with torch.inference_mode(False):
         A, B = (nn.Parameter(tensor.detach().to(dtype).clone()) for tensor in (stacked, concatenated))
     return Adapter(A, B, Options(r=rank, alpha=float(rank), dropout=0.0, rslora=False, init="gaussian"))
+
+
+def _nearest(B: Tensor, A: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """The factors of rank r, or of all ranks that there are, nearest to B A; of stacks each for itself."""
+    if A.dim() > 2:
+        pairs = [_nearest(B_e, A_e, r) for B_e, A_e in zip(B, A, strict=True)]
+        return torch.stack([B_e for B_e, _ in pairs]), torch.stack([A_e for _, A_e in pairs])
+    spectrum = decompose_product(B, A)
+    found = spectrum.factors(min(r, spectrum.S.shape[0]))
+    return found.B, found.A
 
 
 def _check_weights(weights: object, names: tuple[str, ...]) -> None:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final, TypeAlias
 
 from torch import nn
 
+from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.wrappers import module_names
 
+LoRALayer: TypeAlias = FusedLoRALinear | FusedLoRAExperts
+LORA_LAYERS: Final = (FusedLoRALinear, FusedLoRAExperts)
 
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, FusedLoRALinear]]:
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
     """(name, layer) of each LoRA layer; one registered under several names comes once, under the first.
 
-    Wrappers (of torch.compile, DistributedDataParallel and the like) do not appear in the names.
+    Wrappers (of torch.compile, DistributedDataParallel and the like) do not appear in the names. A stack of
+    experts' weights is a layer of its own, a FusedLoRAExperts, with the parameter's name.
 
     Raises:
         TypeError: If `model` is not an nn.Module.
     """
     check_model(model)
     return (
-        (own[0], module) for module, own in module_names(model).items() if isinstance(module, FusedLoRALinear)
+        (own[0], module) for module, own in module_names(model).items() if isinstance(module, LORA_LAYERS)
     )
 
 
-def existing_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
+def existing_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """`lora_layers` as a dict; ValueError if there are none."""
     layers = dict(lora_layers(model))
     if not layers:

@@ -29,6 +29,7 @@ from fastlora.layer.writable import check_own_writable
 from fastlora.lowrank import Factors
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.merging import check_unshared, fold
+from fastlora.model.name_matching import listed
 
 
 @exclusive
@@ -48,12 +49,12 @@ def initialize(model: nn.Module, start: str) -> None:
 
     Raises:
         ValueError: If `start` is unknown, there is no LoRA layer, or a layer is merged, has been trained, was
-            initialized from W already, has several adapters, a rank above its smaller side, a scaling s <= 0,
-            or a W that is not finite or is shared with another module; or W, A or B is computed from other
-            tensors (by a parametrization, say) or cannot be written in place.
+            initialized from W already, holds experts, has several adapters, a rank above its smaller side, a
+            scaling s <= 0, or a W that is not finite or is shared with another module; or W, A or B is
+            computed from other tensors (by a parametrization, say) or cannot be written in place.
     """
     check_choice("start", start, _STARTS)
-    layers = existing_layers(model)
+    layers = _linear_layers(model)
     _check_startable(model, layers)
     # Everything that can fail is computed before the first W is changed.
     factors = {layer: _start_of(name, layer, start) for name, layer in layers.items()}
@@ -65,6 +66,18 @@ def initialize(model: nn.Module, start: str) -> None:
             changing.write(layer.lora_A, A)
             changing.write(layer.lora_B, B)
             fold(layer, partial(_left, layer, Factors(B, A)), changing)
+
+
+def _linear_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
+    layers = existing_layers(model)
+    linear = {name: layer for name, layer in layers.items() if isinstance(layer, FusedLoRALinear)}
+    others = [name for name in layers if name not in linear]
+    if others:
+        raise ValueError(
+            f"layers must be linear to be started from W; {listed(others)} holds a mixture's experts "
+            "(exclude_modules leaves them out)"
+        )
+    return linear
 
 
 def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:

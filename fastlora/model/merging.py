@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.layer.commits import Commit, commit, exclusive
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import all_finite, is_dtensor, reshard
 from fastlora.layer.writable import check_own_writable
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.wrappers import module_names
 
 
@@ -49,17 +48,17 @@ def unmerge_lora(model: nn.Module) -> None:
     reshard(model)
     for name, layer in layers.items():
         if layer.merged:
-            check_own_writable(layer, ("weight",), f"layer {name!r}")
+            check_own_writable(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
     _unmerge(layers.values())
 
 
-def _unmerge(layers: Iterable[FusedLoRALinear]) -> None:
+def _unmerge(layers: Iterable[LoRALayer]) -> None:
     with commit() as changing:
         for layer in layers:
             changing.then(layer._put_back)
 
 
-def fold(layer: FusedLoRALinear, total: Callable[[], Tensor], changing: Commit) -> None:
+def fold(layer: LoRALayer, total: Callable[[], Tensor], changing: Commit) -> None:
     """Set W to `total()` at the end of a commit, so that only one layer's sum is in memory at a time."""
     given: list[Tensor] = []
     done = False
@@ -79,13 +78,13 @@ def fold(layer: FusedLoRALinear, total: Callable[[], Tensor], changing: Commit) 
     changing.then(step)
 
 
-def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
+def check_mergeable(model: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
     """Raise ValueError, naming the layer, if one cannot be merged.
 
     W must be a writable parameter of the layer and not shared with another module; A and B must be finite.
     """
     for name, layer in layers.items():
-        check_own_writable(layer, ("weight",), f"layer {name!r}")
+        check_own_writable(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
         active = layer.active
         if active is None or active.lora_A.is_meta:
             continue
@@ -96,9 +95,7 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> 
     check_unshared(model, layers, "merged", "leave it unmerged")
 
 
-def check_unshared(
-    model: nn.Module, layers: Mapping[str, FusedLoRALinear], to_be: str, otherwise: str
-) -> None:
+def check_unshared(model: nn.Module, layers: Mapping[str, LoRALayer], to_be: str, otherwise: str) -> None:
     """Raise ValueError, naming the layer, if changing its W would change another module."""
     owners: dict[object, list[str]] = {}
     for module, (name, *_) in module_names(model).items():

@@ -12,8 +12,8 @@ from typing import Final
 from torch import nn
 
 from fastlora.layer.commits import Commit
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.writable import check_trainable as check_gradient
+from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.name_matching import listed, matched_modules
 from fastlora.model.wrappers import module_names
 
@@ -42,7 +42,7 @@ def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
     if not own:
         raise ValueError(f"modules_to_save must name modules with parameters; {name!r} has none")
     for inner in module.modules():
-        if isinstance(inner, FusedLoRALinear):
+        if isinstance(inner, LORA_LAYERS):
             raise ValueError(f"modules_to_save must name modules without LoRA layers; {name!r} has some")
     sharing = [
         f"{other}.{kind}".lstrip(".")

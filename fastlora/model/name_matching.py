@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,9 +19,7 @@ _Matcher = Callable[[str], bool]
 _SHOWN, _LONGEST = 8, 80
 
 
-def matched_modules(
-    argument: str, patterns: str | Iterable[str], names: Mapping[nn.Module, list[str]]
-) -> set[nn.Module]:
+def matched_modules(argument: str, patterns: str | Iterable[str], names: Mapping[Any, list[str]]) -> set[Any]:
     """The modules that a regular expression or names match; ValueError if one matches nothing."""
     matchers: dict[str, _Matcher]
     if isinstance(patterns, str):
@@ -31,14 +29,15 @@ def matched_modules(
     else:
         matchers = {entry: _matcher(entry) for entry in patterns}
         hint = ""
-    found: set[nn.Module] = set()
+    found: set[Any] = set()
     for pattern, matches in matchers.items():
         here = {module for module, own in names.items() if any(map(matches, own))}
         if not here:
             parameter = _parameter_named(matches, names)
             if parameter is not None:
                 raise TypeError(
-                    f"{argument}: {shown(pattern)} must match a module; it is the parameter {parameter}"
+                    f"{argument}: {shown(pattern)} must match a module; it is the parameter {parameter} "
+                    "(target_parameters names experts)"
                 )
             linears = [own for module, own in names.items() if isinstance(module, nn.Linear)]
             near = near_names(pattern, _flat(linears or names.values()))
@@ -54,7 +53,7 @@ def _matcher(entry: str) -> _Matcher:
 def _parameter_named(matches: _Matcher, names: Mapping[nn.Module, list[str]]) -> str | None:
     """A phrase on the first parameter that matches: its name, its shape and its module."""
     for module, (prefix, *_) in names.items():
-        for own, parameter in module._parameters.items():
+        for own, parameter in getattr(module, "_parameters", {}).items():
             if parameter is not None and matches(f"{prefix}.{own}".lstrip(".")):
                 return f"{own!r} {list(parameter.shape)} of {prefix!r}, a {type(module).__name__}"
     return None
@@ -63,11 +62,11 @@ def _parameter_named(matches: _Matcher, names: Mapping[nn.Module, list[str]]) ->
 def numbers_by_pattern(
     argument: str,
     pattern: Mapping[str, _Number],
-    chosen: Iterable[nn.Module],
-    names: Mapping[nn.Module, list[str]],
-) -> dict[nn.Module, _Number]:
+    chosen: Iterable[Any],
+    names: Mapping[Any, list[str]],
+) -> dict[Any, _Number]:
     """{module: number} by the first key of the pattern that matches the module, as PEFT chooses."""
-    numbers: dict[nn.Module, _Number] = {}
+    numbers: dict[Any, _Number] = {}
     for key, number in pattern.items():
         regex = re.compile(key)
         here = [module for module in chosen if any(matches_end(regex, name) for name in names[module])]

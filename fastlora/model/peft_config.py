@@ -46,7 +46,7 @@ def as_config(model: nn.Module, config: object) -> LoRAConfig:
 
 
 def _converted(model: nn.Module, theirs: Any) -> LoRAConfig:
-    known = {*_SAME, *_RENAMED, *_INDIFFERENT, "target_modules", "init_lora_weights"}
+    known = {*_SAME, *_RENAMED, *_INDIFFERENT, "target_modules", "target_parameters", "init_lora_weights"}
     for field in dataclasses.fields(theirs):
         value = getattr(theirs, field.name)
         made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
@@ -62,7 +62,9 @@ def _converted(model: nn.Module, theirs: Any) -> LoRAConfig:
     values |= {"layers_to_transform": _indices(theirs.layers_to_transform)}
     values |= {name: values[name] or {} for name in ("rank_pattern", "alpha_pattern")}
     values |= {ours: getattr(theirs, name) for name, ours in _RENAMED.items()}
-    return LoRAConfig(**values, init=init, target_modules=theirs.target_modules or _pefts_choice(model))
+    parameters = sorted(theirs.target_parameters or ()) or None
+    modules = theirs.target_modules or (None if parameters else _pefts_choice(model))
+    return LoRAConfig(**values, init=init, target_modules=modules, target_parameters=parameters)
 
 
 def _indices(value: Any) -> Any:

@@ -19,9 +19,10 @@ class LayerParameters:
         name: Its name in the model.
         in_features: K.
         out_features: N.
-        r: Rank of its update; 0 if it has no part in the adapter in use.
+        r: Rank of its update, of each expert's; 0 if it has no part in the adapter in use.
         base: Parameters in W and b.
         lora: Parameters in A and B of the adapter in use.
+        experts: Number of experts with a weight and an update each; 0 for a linear layer.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerParameters:
     r: int
     base: int
     lora: int
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class ParameterReport(Shown):
                 [
                     (
                         layer.name or "(the model)",
-                        f"{layer.in_features} -> {layer.out_features}",
+                        (f"{layer.experts} x " if layer.experts else "")
+                        + f"{layer.in_features} -> {layer.out_features}",
                         str(layer.r),
                         f"{layer.base:,}",
                         f"{layer.lora:,}",
@@ -105,6 +108,7 @@ def parameter_report(model: nn.Module) -> ParameterReport:
                 r=layer.r or 0,
                 base=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
                 lora=0 if layer.active is None else sum(p.numel() for p in layer.active.parameters()),
+                experts=getattr(layer, "num_experts", 0),
             )
             for name, layer in layers
         ),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from fastlora.arguments import shown
 from fastlora.config import LoRAConfig
+from fastlora.experts.stacks import stacks_of
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
 from fastlora.layer.replacement import check_plain_linear
+from fastlora.model.experts_targets import Place, find_stacks, reached_by_all, stacks_by_name
 from fastlora.model.name_matching import listed, matched_modules, numbers_by_pattern
 from fastlora.model.wrappers import compiled_modules, module_names
 
@@ -23,13 +25,13 @@ class Target(NamedTuple):
 
     Attributes:
         name: The first name that it is registered under.
-        linear: The layer.
+        linear: The layer; of experts a `Stack` of their weights, or its LoRA layer.
         r: Rank of its update.
         alpha: Its alpha; None means r.
     """
 
     name: str
-    linear: nn.Linear
+    linear: Any
     r: int
     alpha: float | None
 
@@ -62,31 +64,35 @@ def find_targets(
     """
     names, compiled = module_names(model), compiled_modules(model)
     _check_without_peft(names)
-    excluded = matched_modules("exclude_modules", config.exclude_modules or (), names)
+    stacks = stacks_by_name(names)
+    named: dict[Place, list[str]] = dict([*names.items(), *stacks.items()])
+    excluded = matched_modules("exclude_modules", config.exclude_modules or (), named)
+    modules: list[nn.Module] = []
     if config.targets_all_linear:
-        chosen = _all_linear(model, names, excluded, adapted, trained)
-    else:
+        modules = _all_linear(model, names, excluded, adapted, trained)
+    elif config.target_modules:
         matched = matched_modules("target_modules", config.target_modules, names)
         matched = _at_layers(config, matched, names)
-        chosen = [module for module in names if module in matched - excluded and module not in heads]
-        if not chosen and matched - excluded:
+        modules = [module for module in names if module in matched - excluded and module not in heads]
+        if not modules and matched - excluded:
             raise ValueError(
                 "target_modules must name layers besides the model's new head, which is trained in full and "
                 f"has {listed(names[module][0] for module in matched - excluded)} (task_type="
                 "'FEATURE_EXTRACTION' leaves it to the targets)"
             )
-        if not chosen:
+        if not modules:
             raise ValueError(f"exclude_modules={shown(config.exclude_modules)} leaves none of target_modules")
-        _check_named(names, chosen, adapted, trained)
-    for module in chosen:
+        _check_named(names, modules, adapted, trained)
+    for module in modules:
         if module not in adapted:
             check_adaptable(names[module][0], module, compiled)
-    ranks = numbers_by_pattern("rank_pattern", config.rank_pattern, chosen, names)
-    alphas = numbers_by_pattern("alpha_pattern", config.alpha_pattern, chosen, names)
+    chosen = [*modules, *find_stacks(config, names, stacks, excluded, adapted, trained, compiled)]
+    ranks = numbers_by_pattern("rank_pattern", config.rank_pattern, chosen, named)
+    alphas = numbers_by_pattern("alpha_pattern", config.alpha_pattern, chosen, named)
     return [
         Target(
-            name=names[module][0],
-            linear=cast(nn.Linear, module),
+            name=named[module][0],
+            linear=module,
             r=ranks.get(module, config.r),
             alpha=alphas.get(module, config.alpha),
         )
@@ -138,13 +144,13 @@ def _all_linear(
 ) -> list[nn.Module]:
     """Each module that is exactly an nn.Linear, except output heads and excluded modules.
 
-    Linear maps that are not an nn.Linear, such as experts in 3-D parameters, are an error unless they are
-    excluded, because "all-linear" would not be true. Subclasses are left out, as their weight may be used
-    without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently
-    ignored. A warning names the subclasses that are not torch's.
+    Linear maps that are not an nn.Linear are an error unless they are excluded, because "all-linear" would
+    not be true; but for experts in 3-D parameters that `find_stacks` finds. Subclasses are left out, as their
+    weight may be used without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there
+    would be silently ignored. A warning names the subclasses that are not torch's.
     """
     heads = _output_heads(model)
-    _check_all_reached(names, {*excluded, *trained, *heads})
+    _check_all_reached(names, {*excluded, *trained, *heads, *reached_by_all(names)})
     chosen: list[nn.Module] = []
     left_out: dict[str, list[str]] = {}
     strangers: list[str] = []
@@ -230,7 +236,8 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     """
     kind = other_linear_kind(name, module)
     if kind is not None:
-        raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}")
+        hint = " (name them in target_parameters)" if stacks_of(module) else ""
+        raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}{hint}")
     check_plain_linear(f"target {shown(name)}", module)
     if module in compiled:
         raise TypeError(

@@ -17,7 +17,7 @@ from torch import nn
 from fastlora.arguments import shown
 from fastlora.config import LoRAConfig, check_task_name
 from fastlora.layer.commits import Commit
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.modules_to_save import TASK, check_trainable, saved_modules
 from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names, unwrapped
@@ -168,7 +168,7 @@ def _unsaved_heads(model: nn.Module, task: str) -> list[str]:
 
 
 def _has_lora(module: nn.Module) -> bool:
-    return any(isinstance(inner, FusedLoRALinear) for inner in module.modules())
+    return any(isinstance(inner, LORA_LAYERS) for inner in module.modules())
 
 
 def _has_numbers(module: nn.Module) -> bool:

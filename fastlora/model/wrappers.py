@@ -24,7 +24,8 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of every module, once for each path to it, with wrappers left out of the names.
 
     A wrapper and the module in it have the same name; the wrapper comes first. The submodules in which a LoRA
-    layer keeps its adapters are left out: they are not modules of the model.
+    layer keeps its adapters are left out: they are not modules of the model. The layer of a stack of experts
+    has the name of the parameter that it adapts.
     """
     return _walk(model, "")
 
@@ -60,6 +61,11 @@ def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     holds = _is_holder(module)
     for own, child in module._modules.items():
         if child is None or getattr(type(child), "is_inside_a_layer", False):
+            continue
+        if getattr(type(child), "stands_for_parameters", False):
+            for parameter, layer in child._modules.items():
+                if layer is not None:
+                    yield f"{name}.{parameter}".lstrip("."), layer
             continue
         inside = own in _INNER_NAMES or (holds and own == "module")
         yield from _walk(child, name if inside else f"{name}.{own}".lstrip("."))

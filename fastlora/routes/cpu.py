@@ -57,6 +57,8 @@ def backward(
     """
     x, base, _, A, B, s, dropout, seed = o
     (W,) = base.tensors
+    if x.dtype == torch.bfloat16:
+        x, W, A, B, dy = map(without_gaps, (x, W, A, B, dy))
     dx = dA = dB = mask = None
     if dropout > 0 and (needs.dx or needs.dA):
         threshold, kept_scale = dropout_constants(dropout)

@@ -69,7 +69,10 @@ def forward(o: Mixed) -> tuple[Tensor, list[Tensor]]:
         if (mask := mask_of(x_d, dropout, seed)) is not None:
             x_d = mask.mul_(x_d).mul_(dropout_constants(dropout)[1])
         p = shrink(x_d, A.t())
-        y[rows] = grow(p, B.t(), x.dtype, s, b)
+        if isinstance(rows, Tensor):
+            y[rows] = grow(p, B.t(), x.dtype, s, b)
+        else:
+            grow(p, B.t(), x.dtype, s, b, out=y[rows])
         ps.append(p)
     return y.addmm_(x, W.t()), ps
 

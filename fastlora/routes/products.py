@@ -38,19 +38,27 @@ def shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
 
 
 def grow(
-    small: Tensor, S: Tensor, dtype: torch.dtype, s: float = 1.0, b: Tensor | None = None
+    small: Tensor,
+    S: Tensor,
+    dtype: torch.dtype,
+    s: float = 1.0,
+    b: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """s times p or q [M, r] times [r, C], plus b [C] -> [M, C], a new tensor in the dtype of x.
+    """s times p or q [M, r] times [r, C], plus b [C] -> [M, C] in the dtype of x: `out`, or a new tensor.
 
     Where A and B may hold what fp16 cannot, it is multiplied in fp32 and rounded afterwards.
     """
     if not outranges_fp16(S.dtype, dtype):
         small, S = small.to(dtype), S.to(dtype)
-        return scaled_product(small, S, s) if b is None else torch.addmm(b, small, S, alpha=s)
-    product = small.new_empty(small.shape[0], S.shape[1], dtype=dtype)
-    for chunk, out in zip(small.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
-        out.copy_(scaled_product(chunk, S.to(small.dtype), s))
-    return product if b is None else product.add_(b)
+        if b is not None:
+            return torch.addmm(b, small, S, alpha=s, out=out)
+        return scaled_product(small, S, s) if out is None else out.addmm_(small, S, beta=0, alpha=s)
+    if out is None:
+        out = small.new_empty(small.shape[0], S.shape[1], dtype=dtype)
+    for chunk, rows in zip(small.split(_CHUNK_ROWS), out.split(_CHUNK_ROWS), strict=True):
+        rows.copy_(scaled_product(chunk, S.to(small.dtype), s))
+    return out if b is None else out.add_(b)
 
 
 def gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:

@@ -107,7 +107,6 @@ def test_what_does_not_bear_on_a_trained_adapter_is_read_over(values):
         ("use_dora", True),
         ("use_qalora", True),
         ("lora_bias", True),
-        ("target_parameters", ["experts.down_proj"]),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 4]]),
         ("alora_invocation_tokens", [1]),

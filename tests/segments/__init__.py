@@ -1,0 +1,1 @@
+"""The formula for rows that choose their operands."""
