@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
-from fastlora.layer.base_weights import check_original_weights
+from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
@@ -56,7 +56,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, nn.Linear]:
             "its layers must be modules of their own; some are one shared module in this model"
         )
     for path, header in contents.layers.items():
-        wanted = list(found[path].weight.shape)
+        wanted = list(like_weight(found[path]).shape)
         _check_shape(path, wanted, [header.out_features, header.in_features], "[N, K]")
     return found
 
@@ -78,7 +78,7 @@ def same_layers(
             near = near_names(path, own)
             raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
     for path, header in contents.layers.items():
-        wanted = [own[path].adapters[name].r, *own[path].weight.shape]
+        wanted = [own[path].adapters[name].r, *like_weight(own[path]).shape]
         _check_shape(path, wanted, [header.options.r, header.out_features, header.in_features], "[r, N, K]")
     check_unmerged(own, name)
     return own

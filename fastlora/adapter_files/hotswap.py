@@ -15,6 +15,7 @@ from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT, SLOTS
+from fastlora.layer.base_weights import like_weight
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import local, part_of, reshard
@@ -89,7 +90,7 @@ def _values(contents: Contents, path: str, layer: FusedLoRALinear, name: str) ->
         zeros = (torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (own_A, own_B))
         return _Values(own_A, own_B, *zeros)
     header = contents.layers[path]
-    N, K = layer.weight.shape
+    N, K = like_weight(layer).shape
     if (header.out_features, header.in_features) != (N, K) or header.options.r > own.r:
         raise AdapterError(
             f"{path!r} must have r <= {own.r} and [N, K] = [{N}, {K}]; the file has r = {header.options.r} "

@@ -14,15 +14,18 @@ once, not twice.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from fastlora.integrations.peft_layer import COUNTS, FastLinear
-from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
+from fastlora.formats.registry import format_of
+from fastlora.integrations.peft_layer import COUNTS, FastLinear, Fused, fast_class, pefts_class
+from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraModel
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward
@@ -62,12 +65,13 @@ class SwapReport(Shown):
 
 @exclusive
 def accelerate_peft(model: nn.Module) -> SwapReport:
-    """Give PEFT's LoRA layers over plain linear layers the fused forward, in place.
+    """Give PEFT's LoRA layers over plain and packed linear layers the fused forward, in place.
 
     The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
-    `FastLinear`, a subclass that overrides only `forward`. Nothing else about the model changes, so it can be
-    trained, saved, copied and pickled as before. `undo` reverses it. Layers that PEFT adds later are not
-    included: call it again, or see `register`.
+    `FastLinear`, a subclass that overrides only `forward`; so do PEFT's classes for packed layers, and its
+    Linear over one of these: the base layer's type decides (see docs/quantized.md). Nothing else about the
+    model changes, so it can be trained, saved, copied and pickled as before. `undo` reverses it. Layers that
+    PEFT adds later are not included: call it again, or see `register`.
 
     Args:
         model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
@@ -89,7 +93,7 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
     with commit() as changing:
         for layer in swapped.values():
-            changing.assign(layer, "__class__", FastLinear)
+            changing.assign(layer, "__class__", fast_class(type(layer)))
     found = {name: operands_of(layer) for name, layer in swapped.items()}
     stock = {name: why for name, why in found.items() if isinstance(why, str)}
     return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept)
@@ -97,30 +101,31 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
 
 @exclusive
 def undo(model: nn.Module) -> None:
-    """Turn every `FastLinear` of a model, swapped or made by `register`, back into PEFT's own layer.
+    """Turn every fast layer of a model, swapped or made by `register`, back into PEFT's own layer.
 
     Raises:
-        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of FastLinear, or something
+        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of a fast one, or something
             keeps a reference to its forward, as accelerate's hooks do
             (accelerate.hooks.remove_hook_from_submodules removes them). The model is then unchanged.
     """
     _check_model(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Fused)}
     for name, layer in layers.items():
-        if type(layer) is not FastLinear:
+        if fast_class(type(layer)) is None:
             raise TypeError(f"layer {name!r} must be exactly a FastLinear; got {type(layer).__name__}")
         check_own_forward(f"layer {name!r}", layer)
     with commit() as changing:
         for layer in layers.values():
-            changing.assign(layer, "__class__", Linear)
+            changing.assign(layer, "__class__", pefts_class(type(layer)))
             changing.drop(vars(layer), COUNTS)
 
 
 def register(config: LoraConfig) -> LoraConfig:
-    """Have PEFT make a `FastLinear` wherever, by this config, it adapts exactly an nn.Linear.
+    """Have PEFT make a fast layer wherever, by this config, it adapts exactly an nn.Linear or a packed layer.
 
-    This includes layers that PEFT makes later by this config. PEFT does not save the choice with the config,
-    so call `accelerate_peft` on a model that is loaded from files.
+    A warning names the layers of nn.Linear's kind that it leaves to PEFT, and why. This includes layers that
+    PEFT makes later by this config. PEFT does not save the choice with the config, so call `accelerate_peft`
+    on a model that is loaded from files.
 
     Returns:
         The same config: `get_peft_model(model, register(LoraConfig(...)))`.
@@ -135,7 +140,7 @@ def register(config: LoraConfig) -> LoraConfig:
 
 
 def forward_counts(model: nn.Module) -> Counter[str]:
-    """The number of eager forwards of `FastLinear` layers: under "fused", or under why PEFT's own ran.
+    """The number of eager forwards of fast layers: under "fused", or under why PEFT's own ran.
 
     A forward that activation checkpointing runs again counts again; a compiled one does not count.
 
@@ -145,7 +150,7 @@ def forward_counts(model: nn.Module) -> Counter[str]:
     _check_model(model)
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, FastLinear):
+        if isinstance(module, Fused):
             counts.update(vars(module).get("forward_counts", ()))
     return counts
 
@@ -157,24 +162,45 @@ def _make_layer(
     config: LoraConfig,
     parameter_name: str | None = None,
     **options: Any,
-) -> FastLinear | None:
-    """A layer for PEFT to use; None, for PEFT to make its own, if the target is not exactly an nn.Linear."""
-    if parameter_name is not None or config.fan_in_fan_out or type(target) is not nn.Linear:
+) -> nn.Module | None:
+    """A layer for PEFT to use; None, for PEFT to make its own, if that could not take the fused forward."""
+    if parameter_name is not None or config.fan_in_fan_out:
         return None
-    # A quantized weight may also be in a plain nn.Linear; PEFT has a special layer for it.
-    if type(target.weight) is not nn.Parameter:
-        return None
-    return FastLinear(target, adapter_name, config=config, **options)
+    if format_of(target) is not None:
+        return _packed_layer(target, adapter_name, config, options)
+    # A weight in an unknown format may also be in a plain nn.Linear; PEFT has a special layer for it.
+    if type(target) is nn.Linear and type(target.weight) is nn.Parameter:
+        return FastLinear(target, adapter_name, config=config, **options)
+    if isinstance(target, nn.Linear):
+        kind = type(target.weight if type(target) is nn.Linear else target).__name__
+        warnings.warn(
+            f"a layer over a {kind} takes PEFT's own forward (docs/quantized.md says which are fused)",
+            stacklevel=2,
+        )
+    return None
+
+
+def _packed_layer(
+    target: nn.Module, adapter_name: str, config: LoraConfig, options: dict[str, Any]
+) -> nn.Module:
+    """The layer that PEFT itself makes over a packed one, with the fused forward."""
+    without, maker = copy.copy(config), cast(Any, LoraModel)
+    without._custom_modules = None
+    made: nn.Module = maker._create_new_module(without, adapter_name, target, **options)
+    fast = None if _why_kept(made) is not None else fast_class(type(made))
+    if fast is not None:
+        made.__class__ = fast
+    return made
 
 
 def _why_kept(layer: Any) -> str | None:
     """Why a layer of PEFT is not swapped; None if it can be."""
-    if type(layer) not in (Linear, FastLinear):
+    if fast_class(type(layer)) is None:
         return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
     base = layer.base_layer
-    if type(base) is not nn.Linear:
-        return f"its base layer is a {type(base).__name__}, not exactly an nn.Linear"
-    if type(layer) is Linear and "forward" in vars(layer):
+    if type(base) is not nn.Linear and format_of(base) is None:
+        return f"its base layer is a {type(base).__name__}, neither an nn.Linear nor a known packed layer"
+    if not isinstance(layer, Fused) and "forward" in vars(layer):
         return "its forward was replaced"
     return None
 

@@ -1,14 +1,17 @@
-"""peft.tuners.lora.Linear with a fused forward, used if it computes exactly what PEFT's would."""
+"""PEFT's LoRA layers with a fused forward, used if it computes exactly what PEFT's would."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlora.autograd.function import lora_linear
+from fastlora.autograd.quantized import quantized_lora_linear
+from fastlora.formula.operands import BaseWeight
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import operands_of, why_not_fused
 
@@ -17,11 +20,17 @@ FUSED = "fused"
 COUNTS = "forward_counts"
 
 
-class FastLinear(Linear):
-    """PEFT's LoRA layer over an nn.Linear, with the same attributes, parameters and state_dict.
+# PEFT's own classes of layers over packed layers, whose forward is Linear's formula.
+_PACKED: Final = (
+    ("peft.tuners.lora.bnb", "Linear4bit"),
+    ("peft.tuners.lora.bnb", "Linear8bitLt"),
+    ("peft.tuners.lora.torchao", "TorchaoLoraLinear"),
+    ("peft.tuners.lora.hqq", "HqqLoraLinear"),
+)
 
-    `accelerate_peft` makes one by setting the class of PEFT's layer; `register` has PEFT construct it.
-    Adding, switching, merging, deleting and saving adapters is still PEFT's own code.
+
+class Fused(nn.Module):
+    """The part of a fast layer that is not PEFT's: the forward.
 
     Attributes:
         forward_counts: The number of eager forwards: under "fused", or under why PEFT's own ran.
@@ -31,7 +40,7 @@ class FastLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., K] -> [..., N]: fused if that is exactly the same, else by PEFT's own forward."""
-        operands = operands_of(self)
+        operands = operands_of(self, x)
         if isinstance(operands, str):
             return self._stock_forward(operands, x, *args, **kwargs)
         obstacle = why_not_fused(operands, x, args, kwargs)
@@ -43,13 +52,62 @@ class FastLinear(Linear):
             # s is a tensor and is multiplied into B. As a float it would need a device synchronization and
             # could get no gradient.
             B, s = B * s, 1.0
+        if isinstance(W, BaseWeight):
+            return quantized_lora_linear(x, W, b, A, B, s, dropout=dropout)
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
 
     def _stock_forward(self, why: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._count(why)
-        return super().forward(x, *args, **kwargs)
+        y: Tensor = super().forward(x, *args, **kwargs)
+        return y
 
     def _count(self, way: str) -> None:
         # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
         if not torch.compiler.is_compiling():
             vars(self).setdefault(COUNTS, Counter())[way] += 1
+
+
+class FastLinear(Fused, Linear):
+    """PEFT's LoRA layer over an nn.Linear, with the same attributes, parameters and state_dict.
+
+    `accelerate_peft` makes one by setting the class of PEFT's layer; `register` has PEFT construct it.
+    Adding, switching, merging, deleting and saving adapters is still PEFT's own code.
+    """
+
+
+def fast_class(cls: type) -> type[Fused] | None:
+    """The class with the fused forward for one of PEFT's own, or for itself; None if there is none."""
+    if issubclass(cls, Fused):
+        return cls if cls is FastLinear or "_peft_class" in vars(cls) else None
+    if cls is Linear:
+        return FastLinear
+    return _made_for(cls) if (cls.__module__, cls.__qualname__.rpartition(".")[2]) in _PACKED else None
+
+
+def pefts_class(cls: type) -> type:
+    """PEFT's own class that a fast class is made from."""
+    made_from: type = vars(cls).get("_peft_class", Linear)
+    return made_from
+
+
+@functools.cache
+def _made_for(cls: type) -> type[Fused]:
+    """As FastLinear, over a class of PEFT's that exists only where its library is installed."""
+    about = {
+        "__module__": __name__,
+        "__doc__": FastLinear.__doc__,
+        "_peft_class": cls,
+        "__reduce_ex__": _reduced,
+    }
+    return type(f"Fast{cls.__name__}", (Fused, cls), about)
+
+
+def _reduced(layer: Fused, protocol: Any) -> Any:
+    """Copy and pickle by PEFT's class, which can be found by its name."""
+    _, _, *rest = cast("tuple[Any, ...]", nn.Module.__reduce_ex__(layer, protocol))
+    return _blank, (pefts_class(type(layer)),), *rest
+
+
+def _blank(cls: type) -> Fused:
+    made = _made_for(cls)
+    return made.__new__(made)

@@ -16,7 +16,7 @@ from fastlora.arguments import check_choice, check_dtype
 from fastlora.config import LoRAConfig
 from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idle, switch
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
-from fastlora.layer.base_weights import check_original_weights
+from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.sharding import check_not_dtensor, reshard
@@ -224,4 +224,6 @@ def _check_known(model: nn.Module, name: object) -> None:
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
     options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init)
-    return new_adapter(target.linear.weight, options, check_dtype("adapter_dtype", config.adapter_dtype))
+    return new_adapter(
+        like_weight(target.linear), options, check_dtype("adapter_dtype", config.adapter_dtype)
+    )

@@ -16,6 +16,7 @@ from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.quantized import QuantizedLoRALinear, lora_layer_around, warn_of_rounding
 from fastlora.layer.replacement import check_own_forward
 from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
@@ -110,7 +111,7 @@ def make_layers(
     names = module_names(model)
     layers: dict[nn.Linear, FusedLoRALinear] = {}
     for linear, chosen in options.items():
-        layers[linear] = layer = FusedLoRALinear._from_linear_unfrozen(linear, name=adapter, **chosen)
+        layers[linear] = layer = lora_layer_around(linear, name=adapter, **chosen)
         layer.applied_as = names[linear][0]
     return layers
 
@@ -147,17 +148,20 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
             check_writable(layer.weight, f"weight of layer {name!r}")
+    packed = {name: layer for name, layer in layers.items() if isinstance(layer, QuantizedLoRALinear)}
+    whole = [layer for layer in layers.values() if layer not in packed.values()]
     if merge:
         # Tried here, so that an error comes before any change. Keeping the sums would double the memory.
-        for layer in layers.values():
+        for layer in whole:
             layer._finite_sum()
-    plain = {layer: layer._as_plain_linear() for layer in layers.values()}
+    plain = {layer: layer._as_plain_linear() for layer in whole}
+    plain |= {layer: layer.to_linear(merge) for layer in packed.values()}
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)
         transformers_saving.uninstall(model, changing)
         result = replace_modules(model, plain.items())
-        for layer in layers.values():
+        for layer in whole:
             if merge:
                 fold(layer, layer._sum, changing)
                 # Another thread's forward may still use this layer: it must compute as its replacement.
@@ -166,6 +170,8 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
                     changing.put(layer._buffers, slot, None)
             else:
                 changing.then(layer._put_back)
+    if merge and packed:
+        warn_of_rounding(packed)
     return result
 
 

@@ -1,0 +1,236 @@
+"""QuantizedLoRALinear: a trained low-rank update on another library's packed linear layer."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastlora import arguments
+from fastlora.arguments import check_bool
+from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
+from fastlora.formats.format import Format
+from fastlora.formats.registry import FORMATS, format_of
+from fastlora.formula import oracle
+from fastlora.formula.operands import BaseWeight, autocasts
+from fastlora.layer import training_warnings
+from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.base_weights import FORMAT, frozen_weight, like_weight
+from fastlora.layer.commits import exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.replacement import check_own_forward, linear_as
+
+
+class QuantizedLoRALinear(FusedLoRALinear):
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b over a W that another library keeps in 4 or 8 bits.
+
+    It is made around a layer of that library (`apply_lora`, `from_linear`), whose tensors, attributes and
+    state_dict names it takes over; its class is also a subclass of that layer's. W is unpacked in each pass
+    that reads it, to the bits of the library's own unpacking, and never kept. As in the library's layer, x is
+    converted to the layer's compute dtype and y has x's dtype, under autocast too.
+
+    W cannot be merged in place, as packing W + s B A would round the update away: see `to_linear`.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, **options: Any) -> QuantizedLoRALinear:  # type: ignore[override]
+        """Wrap a packed layer; the options are `FusedLoRALinear.from_linear`'s.
+
+        Raises:
+            TypeError: If `linear` is not a packed layer of a known format (see docs/quantized.md), its
+                forward was replaced, or as in FusedLoRALinear's constructor.
+            ValueError: If its tensors do not hold W as that format does, or as in FusedLoRALinear's
+                constructor.
+        """
+        layer = cls._around(linear, **{"r": 8, "alpha": None, "dropout": 0.0} | _REST | options)
+        layer._freeze_base()
+        return layer
+
+    @classmethod
+    def _around(
+        cls, linear: Any, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
+    ) -> QuantizedLoRALinear:
+        """As `from_linear`, but `linear` is unchanged."""
+        format = check_packed("linear", linear)
+        adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
+        checked = Options.checked(**options)
+        layer = linear_as(linear, _class_over(type(linear)))
+        vars(layer)[FORMAT] = format.name
+        layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype))
+        return layer
+
+    @property
+    def format(self) -> Format:
+        """How W is packed."""
+        return FORMATS[vars(self)[FORMAT]]
+
+    @property
+    def base(self) -> BaseWeight:
+        """W as it is packed, in the dtype that the library packed it from."""
+        return self.format.base_of(self, self.format.values_dtype(self))
+
+    def _computed(self, x: Tensor) -> Tensor:
+        autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
+        format, b, active = self.format, self.bias, self._active
+        base = format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
+        b = None if b is None else b.detach()
+        if active is None or not self.enabled:
+            training_warnings.suspect(self)
+            return quantized_linear(x, base, b)
+        A, B = active()
+        s = arguments.scaling(active.r, active.alpha, active.rslora)
+        dropout = active.dropout if self.training else 0.0
+        return quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
+
+    def merge(self) -> None:
+        """Refused: see the class.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"merge must keep W's bits; packed again as {self.format.about}, W + s B A would lose most of "
+            "the update (to_linear or remove_lora(model, merge=True) gives a layer with a W of 16 bits or more)"
+        )
+
+    @exclusive
+    @torch.no_grad()
+    def to_linear(self, merge: bool = True) -> nn.Linear:
+        """A layer without LoRA, with this layer's bias, hooks and mode; this layer is unchanged.
+
+        Args:
+            merge: True gives an nn.Linear whose new weight is W + s B A in the dtype that W was packed from.
+                False gives the library's own layer with this layer's own packed tensors.
+
+        Raises:
+            TypeError: If this layer's forward was replaced.
+            ValueError: If `merge` is True and W + s B A holds NaN or infinity.
+        """
+        check_bool(merge, "merge")
+        check_own_forward("layer", self)
+        return self._merged_linear() if merge else self._as_plain_linear()
+
+    def _as_plain_linear(self) -> nn.Linear:
+        return cast(nn.Linear, linear_as(self, _library_class(type(self)), without=self._all_own))
+
+    def _merged_linear(self) -> nn.Linear:
+        total = self._finite_sum()
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(total, requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach().to(total.dtype), requires_grad=False)
+        merged = linear_as(plain, nn.Linear)
+        merged.train(self.training)
+        for hooks in _HOOKS:
+            setattr(merged, hooks, getattr(self, hooks))
+        return merged
+
+    @property
+    def _all_own(self) -> tuple[str, ...]:
+        return (*self._own_attributes, FORMAT)
+
+    @torch.no_grad()
+    def rounding(self) -> float:
+        """‖round(W + s B A) - (W + s B A)‖ / ‖s B A‖, what merging moves the weight by beside the update.
+
+        NaN where the update is zero.
+        """
+        W, active = frozen_weight(self), self._active
+        if active is None:
+            return float("nan")
+        wide = torch.float64 if W.dtype == torch.float64 else torch.float32
+        exact = oracle.effective_weight(W.to(wide), active.lora_A, active.lora_B, active.scaling)
+        update = (exact - W.to(wide)).norm()
+        return float((exact.to(W.dtype).to(wide) - exact).norm() / update) if update else float("nan")
+
+    def reset_parameters(self) -> None:
+        """Refused: a packed W is not drawn anew.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"reset_parameters must draw W, and this one is packed as {self.format.about} (reset_adapter "
+            "resets A and B)"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by the library's class, which can be found by its name."""
+        _, _, *rest = super().__reduce_ex__(protocol)
+        return _blank, (_library_class(type(self)),), *rest
+
+
+_REST = {"rslora": False, "init": "gaussian", "adapter_dtype": None}
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def check_packed(name: str, module: Any) -> Format:
+    """The packed format of a module, called `name` in messages, that LoRA can go on.
+
+    Raises:
+        TypeError: If no format holds the module, it has LoRA already, or calling it runs another forward.
+        ValueError: If its tensors do not hold W as the format does.
+    """
+    format = format_of(module)
+    if format is None:
+        raise TypeError(
+            f"{name} must be a packed linear layer of a known format; got {type(module).__name__}"
+        )
+    check_own_forward(name, module)
+    format.base_of(module, format.values_dtype(module))
+    return format
+
+
+def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
+    """A LoRA layer around a plain or a packed layer, which is unchanged; the caller freezes W and b."""
+    if format_of(linear) is None:
+        return FusedLoRALinear._from_linear_unfrozen(cast(nn.Linear, linear), **options)
+    return QuantizedLoRALinear._around(linear, **options)
+
+
+def warn_of_rounding(layers: dict[str, QuantizedLoRALinear]) -> None:
+    """Say what merging these layers does to their memory and their values."""
+    shares = {name: layer.rounding() for name, layer in layers.items()}
+    worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else -1.0)
+    packed = sum(bytes_of(layer.base) for layer in layers.values())
+    whole = sum(like.numel() * like.itemsize for like in map(like_weight, layers.values()))
+    warnings.warn(
+        f"merging {len(layers)} packed layers makes them plain: {whole / 1e6:,.1f} MB of weights instead of "
+        f"{packed / 1e6:,.1f} MB. Rounding W + s B A to its dtype moves it by at most {shares[worst]:.1%} of "
+        f"the update (layer {worst!r}); pack the merged model anew and the update may drown in that rounding",
+        stacklevel=4,
+    )
+
+
+def bytes_of(base: BaseWeight) -> int:
+    """Bytes of the tensors that hold W."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in base.tensors)
+
+
+@functools.cache
+def _class_over(library: type[nn.Module]) -> type[QuantizedLoRALinear]:
+    """The LoRA class over a library's class: a subclass of both, so that its state is the library's."""
+    bases = (QuantizedLoRALinear,) if library is nn.Linear else (QuantizedLoRALinear, library)
+    about = {"__module__": __name__, "__doc__": QuantizedLoRALinear.__doc__}
+    return type(f"FusedLoRA{library.__name__}", bases, about)
+
+
+def _library_class(cls: type[QuantizedLoRALinear]) -> type[nn.Module]:
+    return cls.__bases__[-1] if len(cls.__bases__) > 1 else nn.Linear
+
+
+def _blank(library: type[nn.Module]) -> QuantizedLoRALinear:
+    """An empty layer, for copy and pickle to fill."""
+    cls = _class_over(library)
+    return cls.__new__(cls)
