@@ -52,12 +52,12 @@ class Bnb4bit(Format):
         weight, state = module.weight, _state(module)
         N, K = shape_of(module)
         packed: Tensor = weight.detach().view(torch.uint8).flatten()
-        tensors, block2 = (packed, state.code, state.absmax), 0
+        nested: tuple[Tensor, ...] = ()
+        block2 = 0
         if state.state2 is not None:
-            tensors = (*tensors, state.state2.code, state.state2.absmax, state.offset)
-            block2 = state.state2.blocksize
+            nested, block2 = (state.state2.code, state.state2.absmax, state.offset), state.state2.blocksize
         statics = (state.blocksize, block2, _TYPES.index(state.quant_type))
-        return BaseWeight(self.name, tensors, N, K, dtype, statics)
+        return BaseWeight(self.name, (packed, state.code, state.absmax, *nested), N, K, dtype, statics)
 
     def values_dtype(self, module: Any) -> torch.dtype:
         """The dtype that W was packed from."""
@@ -74,7 +74,7 @@ class Bnb4bit(Format):
         packed, code, scales, *nested = base.tensors
         block, block2, kind = base.statics
         if nested:
-            scales = _nested_scales(scales, *nested, block2)
+            scales = _nested_scales(scales, nested, block2)
         if _library_takes(base, block):
             W: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
                 packed, scales, block, _TYPES[kind], (base.N, base.K), base.dtype
@@ -135,8 +135,9 @@ def _state(module: Any) -> Any:
     return state
 
 
-def _nested_scales(scales: Tensor, code2: Tensor, scales2: Tensor, offset: Tensor, block2: int) -> Tensor:
+def _nested_scales(scales: Tensor, nested: list[Tensor], block2: int) -> Tensor:
     """The fp32 scales [blocks]: a product, then a sum, as the library rounds them."""
+    code2, scales2, offset = nested
     values = code2.take(scales.long())
     whole = scales2.repeat_interleave(block2)[: scales.numel()]
     return values.mul_(whole).add_(offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from typing import Any, Final, cast
 
@@ -27,6 +26,9 @@ _PACKED: Final = (
     ("peft.tuners.lora.torchao", "TorchaoLoraLinear"),
     ("peft.tuners.lora.hqq", "HqqLoraLinear"),
 )
+
+
+_MADE: dict[type, type[Fused]] = {}
 
 
 class Fused(nn.Module):
@@ -90,16 +92,18 @@ def pefts_class(cls: type) -> type:
     return made_from
 
 
-@functools.cache
 def _made_for(cls: type) -> type[Fused]:
     """As FastLinear, over a class of PEFT's that exists only where its library is installed."""
+    if cls in _MADE:
+        return _MADE[cls]
     about = {
         "__module__": __name__,
         "__doc__": FastLinear.__doc__,
         "_peft_class": cls,
         "__reduce_ex__": _reduced,
     }
-    return type(f"Fast{cls.__name__}", (Fused, cls), about)
+    _MADE[cls] = type(f"Fast{cls.__name__}", (Fused, cls), about)
+    return _MADE[cls]
 
 
 def _reduced(layer: Fused, protocol: Any) -> Any:

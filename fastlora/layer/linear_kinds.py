@@ -86,7 +86,7 @@ def is_pefts(module: nn.Module) -> bool:
     )
 
 
-def is_left_out_by_all(module: nn.Linear) -> bool:
+def is_left_out_by_all(module: nn.Module) -> bool:
     """Whether the module is torch's subclass of nn.Linear that no LoRA library adapts."""
     return isinstance(module, _LEFT_OUT)
 

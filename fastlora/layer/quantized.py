@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any, cast
 
@@ -35,9 +34,21 @@ class QuantizedLoRALinear(FusedLoRALinear):
     W cannot be merged in place, as packing W + s B A would round the update away: see `to_linear`.
     """
 
+    _library_class: type = nn.Linear
+
     @classmethod
-    def from_linear(cls, linear: nn.Module, **options: Any) -> QuantizedLoRALinear:  # type: ignore[override]
-        """Wrap a packed layer; the options are `FusedLoRALinear.from_linear`'s.
+    def from_linear(
+        cls,
+        linear: nn.Module,
+        *,
+        r: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "gaussian",
+        adapter_dtype: torch.dtype | str | None = None,
+    ) -> QuantizedLoRALinear:
+        """Wrap a packed layer; options as FusedLoRALinear's, A and B in fp32 if `adapter_dtype` is None.
 
         Raises:
             TypeError: If `linear` is not a packed layer of a known format (see docs/quantized.md), its
@@ -45,7 +56,15 @@ class QuantizedLoRALinear(FusedLoRALinear):
             ValueError: If its tensors do not hold W as that format does, or as in FusedLoRALinear's
                 constructor.
         """
-        layer = cls._around(linear, **{"r": 8, "alpha": None, "dropout": 0.0} | _REST | options)
+        layer = cls._around(
+            linear,
+            r=r,
+            alpha=alpha,
+            dropout=dropout,
+            rslora=rslora,
+            init=init,
+            adapter_dtype=adapter_dtype,
+        )
         layer._freeze_base()
         return layer
 
@@ -74,9 +93,8 @@ class QuantizedLoRALinear(FusedLoRALinear):
 
     def _computed(self, x: Tensor) -> Tensor:
         autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
-        format, b, active = self.format, self.bias, self._active
+        format, b, active = self.format, self._parameters["bias"], self._active
         base = format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
-        b = None if b is None else b.detach()
         if active is None or not self.enabled:
             training_warnings.suspect(self)
             return quantized_linear(x, base, b)
@@ -93,7 +111,7 @@ class QuantizedLoRALinear(FusedLoRALinear):
         """
         raise TypeError(
             f"merge must keep W's bits; packed again as {self.format.about}, W + s B A would lose most of "
-            "the update (to_linear or remove_lora(model, merge=True) gives a layer with a W of 16 bits or more)"
+            "the update (to_linear, or remove_lora(model, merge=True), gives a plain layer)"
         )
 
     @exclusive
@@ -114,7 +132,7 @@ class QuantizedLoRALinear(FusedLoRALinear):
         return self._merged_linear() if merge else self._as_plain_linear()
 
     def _as_plain_linear(self) -> nn.Linear:
-        return cast(nn.Linear, linear_as(self, _library_class(type(self)), without=self._all_own))
+        return linear_as(self, cast("type[nn.Linear]", self._library_class), without=self._all_own)
 
     def _merged_linear(self) -> nn.Linear:
         total = self._finite_sum()
@@ -159,11 +177,11 @@ class QuantizedLoRALinear(FusedLoRALinear):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by the library's class, which can be found by its name."""
-        _, _, *rest = super().__reduce_ex__(protocol)
-        return _blank, (_library_class(type(self)),), *rest
+        _, _, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
+        return _blank, (self._library_class,), *rest
 
 
-_REST = {"rslora": False, "init": "gaussian", "adapter_dtype": None}
+_MADE: dict[type, type[QuantizedLoRALinear]] = {}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -218,19 +236,16 @@ def bytes_of(base: BaseWeight) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in base.tensors)
 
 
-@functools.cache
-def _class_over(library: type[nn.Module]) -> type[QuantizedLoRALinear]:
+def _class_over(library: type) -> type[QuantizedLoRALinear]:
     """The LoRA class over a library's class: a subclass of both, so that its state is the library's."""
-    bases = (QuantizedLoRALinear,) if library is nn.Linear else (QuantizedLoRALinear, library)
-    about = {"__module__": __name__, "__doc__": QuantizedLoRALinear.__doc__}
-    return type(f"FusedLoRA{library.__name__}", bases, about)
+    if library not in _MADE:
+        bases = (QuantizedLoRALinear,) if library is nn.Linear else (QuantizedLoRALinear, library)
+        about = {"__module__": __name__, "__doc__": QuantizedLoRALinear.__doc__, "_library_class": library}
+        _MADE[library] = type(f"FusedLoRA{library.__name__}", bases, about)
+    return _MADE[library]
 
 
-def _library_class(cls: type[QuantizedLoRALinear]) -> type[nn.Module]:
-    return cls.__bases__[-1] if len(cls.__bases__) > 1 else nn.Linear
-
-
-def _blank(library: type[nn.Module]) -> QuantizedLoRALinear:
+def _blank(library: type) -> QuantizedLoRALinear:
     """An empty layer, for copy and pickle to fill."""
     cls = _class_over(library)
     return cls.__new__(cls)

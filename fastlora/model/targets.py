@@ -193,9 +193,9 @@ def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Mo
     if missed:
         kinds = "; ".join(f"{kind}: {listed(own)}" for kind, own in missed.items())
         raise TypeError(
-            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear and to known "
-            f"packed layers alone; this model has {kinds} (name the layers to adapt, or leave these out by "
-            "exclude_modules)"
+            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear and to "
+            f"known packed layers alone; this model has {kinds} (name the layers to adapt, or leave these "
+            "out by exclude_modules)"
         )
 
 
