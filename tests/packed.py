@@ -35,7 +35,18 @@ def linear_4bit(
     return layer.to("cpu")
 
 
-MAKERS = {"bnb-4bit": linear_4bit}
+def linear_int8(W: Tensor, b: Tensor | None = None) -> nn.Linear:
+    """bitsandbytes' Linear8bitLt that holds W [N, K] and b."""
+    bnb = pytest.importorskip("bitsandbytes")
+    N, K = W.shape
+    layer = bnb.nn.Linear8bitLt(K, N, bias=b is not None, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(W.clone(), requires_grad=False, has_fp16_weights=False)
+    if b is not None:
+        layer.bias = nn.Parameter(b.clone())
+    return layer.to("cpu").train()
+
+
+MAKERS = {"bnb-4bit": linear_4bit, "bnb-int8": linear_int8}
 
 
 def packed(inputs: Inputs, format: str = FAMILY, **options: Any) -> nn.Module:

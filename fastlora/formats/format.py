@@ -19,11 +19,14 @@ class Format(ABC):
         name: In `BaseWeight.format`, in operators and in reports.
         about: The library and its format, as words to show.
         library: The package that makes such layers; only models that hold one need it.
+        keeps_dtype: Whether a layer remembers the dtype of the W that was packed; if not, `values_dtype`
+            guesses.
     """
 
     name: str
     about: str
     library: str
+    keeps_dtype: bool = True
 
     @abstractmethod
     def holds(self, module: nn.Module) -> bool:

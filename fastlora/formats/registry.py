@@ -7,9 +7,10 @@ from typing import Any, Final
 from torch import nn
 
 from fastlora.formats.bnb_4bit import Bnb4bit
+from fastlora.formats.bnb_int8 import BnbInt8
 from fastlora.formats.format import Format
 
-FORMATS: Final[dict[str, Format]] = {one.name: one for one in (Bnb4bit(),)}
+FORMATS: Final[dict[str, Format]] = {one.name: one for one in (Bnb4bit(), BnbInt8())}
 
 
 def format_of(module: nn.Module | Any) -> Format | None:
