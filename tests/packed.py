@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,7 +48,60 @@ def linear_int8(W: Tensor, b: Tensor | None = None) -> nn.Linear:
     return layer.to("cpu").train()
 
 
-MAKERS = {"bnb-4bit": linear_4bit, "bnb-int8": linear_int8}
+def linear_fp8(W: Tensor, b: Tensor | None = None, *, block: tuple[int, int] | None = (16, 32)) -> nn.Linear:
+    """Transformers' FP8Linear that holds W [N, K] and b; one scale for all of W where there is no block."""
+    module = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    N, K = W.shape
+    layer = module.FP8Linear(K, N, block_size=block, has_bias=b is not None)
+    rows, columns = (N, K) if block is None else block
+    scale = torch.empty(-(-N // rows), -(-K // columns))
+    q = torch.empty(N, K, dtype=torch.float8_e4m3fn)
+    for i, strip in enumerate(W.float().split(rows)):
+        for j, part in enumerate(strip.split(columns, dim=1)):
+            scale[i, j] = part.abs().max() / 448
+            q[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] = (part / scale[i, j]).to(q.dtype)
+    layer.weight = nn.Parameter(q, requires_grad=False)
+    layer.weight_scale_inv = nn.Parameter(scale.reshape(()) if block is None else scale, requires_grad=False)
+    if b is not None:
+        layer.bias = nn.Parameter(b.clone())
+    return layer
+
+
+def linear_compressed(W: Tensor, b: Tensor | None = None) -> nn.Linear:
+    """Transformers' layer for fp8 of compressed-tensors, a scale for each row."""
+    module = pytest.importorskip("transformers.integrations.compressed_tensors")
+    fp8 = linear_fp8(W, b, block=(1, W.shape[1]))
+    layer = module.CompressedTensorsFP8Linear(W.shape[1], W.shape[0], has_bias=b is not None)
+    layer.weight, layer.bias = fp8.weight, fp8.bias
+    layer.weight_scale = nn.Parameter(fp8.weight_scale_inv.reshape(1, -1), requires_grad=False)
+    return layer
+
+
+def linear_torchao(W: Tensor, b: Tensor | None = None, *, kind: str = "Int8") -> nn.Linear:
+    """An nn.Linear whose weight torchao has quantized."""
+    quantization = pytest.importorskip("torchao.quantization")
+    N, K = W.shape
+    layer = nn.Linear(K, N, bias=b is not None, dtype=W.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(W)
+        if b is not None:
+            layer.bias.copy_(b)
+    options = {"version": 2} if kind == "Int8" else {}
+    quantization.quantize_(layer, getattr(quantization, f"{kind}WeightOnlyConfig")(**options))
+    return layer
+
+
+# Those whose own forward runs on a CPU.
+RUNS = ("bnb-4bit", "bnb-int8", "torchao-int8tensor", "torchao-float8tensor")
+
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "bnb-4bit": linear_4bit,
+    "bnb-int8": linear_int8,
+    "fp8": linear_fp8,
+    "fp8 of compressed-tensors": linear_compressed,
+    "torchao-int8tensor": linear_torchao,
+    "torchao-float8tensor": functools.partial(linear_torchao, kind="Float8"),
+}
 
 
 def packed(inputs: Inputs, format: str = FAMILY, **options: Any) -> nn.Module:

@@ -19,7 +19,7 @@ from fastlora.formula.operands import BaseWeight
 
 
 class BnbInt8(Scaled):
-    """bitsandbytes' Linear8bitLt; its q and a lie on the weight before its first forward, on `state` after."""
+    """bitsandbytes' Linear8bitLt; q and a lie on the weight before its first forward, on `state` after."""
 
     name = "bnb-int8"
     about = "bitsandbytes int8"
@@ -36,15 +36,15 @@ class BnbInt8(Scaled):
         weight, state = module.weight, module.state
         if state.has_fp16_weights:
             raise ValueError(
-                "weight of a Linear8bitLt must be quantized; it has has_fp16_weights=True, which keeps it in 16 "
-                "bits (load the model with has_fp16_weights=False, as Transformers does)"
+                "weight of a Linear8bitLt must be quantized; it has has_fp16_weights=True, which keeps it in "
+                "16 bits (load the model with has_fp16_weights=False, as Transformers does)"
             )
         q: Tensor = weight.data if state.CB is None else state.CB
         scale = weight.SCB if state.SCB is None else state.SCB
         if scale is None:
             raise ValueError(
-                "weight of a Linear8bitLt must be quantized; it is not yet (move the model to its device first: "
-                "bitsandbytes quantizes in .to)"
+                "weight of a Linear8bitLt must be quantized; it is not yet (move the model to its device "
+                "first: bitsandbytes quantizes in .to)"
             )
         self.checked(module, q, scale, (torch.int8,))
         return self.scaled_base(q, scale, (1, q.shape[1]), dtype)

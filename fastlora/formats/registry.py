@@ -9,8 +9,12 @@ from torch import nn
 from fastlora.formats.bnb_4bit import Bnb4bit
 from fastlora.formats.bnb_int8 import BnbInt8
 from fastlora.formats.format import Format
+from fastlora.formats.fp8_linear import FP8Linear
+from fastlora.formats.torchao_scaled import FLOAT8, INT8
 
-FORMATS: Final[dict[str, Format]] = {one.name: one for one in (Bnb4bit(), BnbInt8())}
+FORMATS: Final[dict[str, Format]] = {
+    one.name: one for one in (Bnb4bit(), BnbInt8(), FP8Linear(), INT8, FLOAT8)
+}
 
 
 def format_of(module: nn.Module | Any) -> Format | None:

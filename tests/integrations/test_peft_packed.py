@@ -12,7 +12,9 @@ from fastlora.integrations.peft import accelerate_peft, forward_counts, register
 from fastlora.layer.base_weights import frozen_weight
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import Inputs
-from tests.packed import MAKERS, net, packed, small_inputs
+from tests.packed import MAKERS, RUNS, net, packed, small_inputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated without:UserWarning")
 
 HALF = torch.bfloat16
 FORMATS = list(MAKERS)
@@ -60,6 +62,8 @@ def test_the_fused_forward_is_as_right_as_pefts(format, dtype, loaded):
     assert forward_counts(fast) == {"fused": 1}
     for name, value in found.items():
         assert_within_budget(name, value, torchs[name], truth[name])
+    if format not in RUNS:
+        return
     theirs = run(stock, inputs)
     assert {name: value.dtype for name, value in found.items()} == {n: v.dtype for n, v in theirs.items()}
 

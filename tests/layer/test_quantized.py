@@ -15,7 +15,7 @@ from fastlora.formats.format import Format
 from fastlora.layer.base_weights import frozen_weight
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.routes import dequantize as unpacking
-from tests.packed import MAKERS, assert_right, packed, results, small_inputs
+from tests.packed import MAKERS, RUNS, assert_right, packed, results, small_inputs
 
 exhaustive = pytest.mark.exhaustive
 FORMATS = list(MAKERS)
@@ -27,6 +27,11 @@ def wrapped(inputs, format="bnb-4bit", **options):
     layer = QuantizedLoRALinear.from_linear(packed(inputs, format, **options), r=inputs.A.shape[0])
     nn.init.normal_(layer.lora_B)
     return layer
+
+
+def equal(left, right):
+    """torch.equal, also for torchao's subclasses, which have none."""
+    return all(map(torch.equal, *([getattr(t, "qdata", t), getattr(t, "scale", t)] for t in (left, right))))
 
 
 @pytest.fixture
@@ -125,13 +130,23 @@ def test_the_state_dict_has_the_librarys_keys_and_values(format):
     layer = wrapped(inputs, format)
     ours, wanted = layer.state_dict(), theirs.state_dict()
     assert set(ours) == {*wanted, "adapters.default.lora_A", "adapters.default.lora_B"}
-    assert all(torch.equal(ours[name], value) for name, value in wanted.items())
+    assert all(equal(ours[name], value) for name, value in wanted.items())
+
+
+def _skip_unless_copied(theirs, way):
+    """Plain pickle knows no fp8, and torchao's layers cannot be pickled themselves."""
+    try:
+        pickle.loads(pickle.dumps(theirs)) if way == "pickle" else torch.save(theirs, io.BytesIO())
+    except AttributeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save", "to"])
 def test_copies_compute_the_same(format, way):
     inputs = small_inputs()
+    if way != "deepcopy":
+        _skip_unless_copied(packed(inputs, format), way)
     layer = wrapped(inputs, format)
     if way == "deepcopy":
         again = copy.deepcopy(layer)
@@ -167,7 +182,8 @@ def test_without_merging_the_librarys_own_layer_comes_back(format):
     assert type(back) is type(theirs)
     assert back.weight is theirs.weight
     assert vars(back).keys() == vars(theirs).keys()
-    assert torch.equal(back(inputs.x), theirs(inputs.x))
+    if format in RUNS:
+        assert torch.equal(back(inputs.x), theirs(inputs.x))
 
 
 def test_merging_gives_a_plain_layer_and_refuses_to_pack_anew():
