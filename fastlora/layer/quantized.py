@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -17,10 +19,12 @@ from fastlora.formula import oracle
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
-from fastlora.layer.base_weights import FORMAT, frozen_weight, like_weight
+from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.replacement import check_own_forward, linear_as
+from fastlora.layer.sharding import all_finite
+from fastlora.routes.dequantize import dequantize
 
 
 class QuantizedLoRALinear(FusedLoRALinear):
@@ -116,26 +120,46 @@ class QuantizedLoRALinear(FusedLoRALinear):
 
     @exclusive
     @torch.no_grad()
-    def to_linear(self, merge: bool = True) -> nn.Linear:
+    def to_linear(self, merge: bool = True, dtype: torch.dtype | None = None) -> nn.Linear:
         """A layer without LoRA, with this layer's bias, hooks and mode; this layer is unchanged.
 
         Args:
-            merge: True gives an nn.Linear whose new weight is W + s B A in the dtype that W was packed from.
+            merge: True gives an nn.Linear whose new weight is W + s B A, summed in fp32 and rounded once.
                 False gives the library's own layer with this layer's own packed tensors.
+            dtype: Of the merged weight and bias; None means the one that W was packed from. Layers of int8
+                and fp8 do not keep that, and take the bias's, or fp16 and bf16.
 
         Raises:
-            TypeError: If this layer's forward was replaced.
+            TypeError: If this layer's forward was replaced, or dtype is not one of fp16, bf16, fp32 and fp64.
             ValueError: If `merge` is True and W + s B A holds NaN or infinity.
         """
         check_bool(merge, "merge")
+        dtype = arguments.check_dtype("dtype", dtype)
         check_own_forward("layer", self)
-        return self._merged_linear() if merge else self._as_plain_linear()
+        return self._merged_linear(dtype) if merge else self._as_plain_linear()
 
     def _as_plain_linear(self) -> nn.Linear:
         return linear_as(self, cast("type[nn.Linear]", self._library_class), without=self._all_own)
 
-    def _merged_linear(self) -> nn.Linear:
-        total = self._finite_sum()
+    def _sum(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self._summed(dtype or self.format.values_dtype(self))[0]
+
+    def _summed(self, dtype: torch.dtype) -> tuple[Tensor, float]:
+        """W + s B A in a dtype, and what rounding to it moved that by, as a share of the update."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        W, active = dequantize(self.format.base_of(self, wide)), self._active
+        if active is None:
+            return W.to(dtype), math.nan
+        exact = oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+        total, update = exact.to(dtype), float((exact - W).norm())
+        return total, float((total.to(wide) - exact).norm()) / update if update else math.nan
+
+    def _merged_linear(self, dtype: torch.dtype | None) -> nn.Linear:
+        total, _ = self._summed(dtype or self.format.values_dtype(self))
+        if not total.is_meta and not all_finite(total):
+            raise ValueError(
+                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
+            )
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(total, requires_grad=False)
         if self.bias is not None:
@@ -151,18 +175,12 @@ class QuantizedLoRALinear(FusedLoRALinear):
         return (*self._own_attributes, FORMAT)
 
     @torch.no_grad()
-    def rounding(self) -> float:
-        """‖round(W + s B A) - (W + s B A)‖ / ‖s B A‖, what merging moves the weight by beside the update.
+    def rounding(self, dtype: torch.dtype | None = None) -> float:
+        """‖round(W + s B A) - (W + s B A)‖ / ‖s B A‖: what `to_linear` of this dtype loses of the update.
 
         NaN where the update is zero.
         """
-        W, active = frozen_weight(self), self._active
-        if active is None:
-            return float("nan")
-        wide = torch.float64 if W.dtype == torch.float64 else torch.float32
-        exact = oracle.effective_weight(W.to(wide), active.lora_A, active.lora_B, active.scaling)
-        update = (exact - W.to(wide)).norm()
-        return float((exact.to(W.dtype).to(wide) - exact).norm() / update) if update else float("nan")
+        return self._summed(dtype or self.format.values_dtype(self))[1]
 
     def reset_parameters(self) -> None:
         """Refused: a packed W is not drawn anew.
@@ -217,12 +235,12 @@ def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
     return QuantizedLoRALinear._around(linear, **options)
 
 
-def warn_of_rounding(layers: dict[str, QuantizedLoRALinear]) -> None:
-    """Say what merging these layers does to their memory and their values."""
-    shares = {name: layer.rounding() for name, layer in layers.items()}
-    worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else -1.0)
-    packed = sum(bytes_of(layer.base) for layer in layers.values())
-    whole = sum(like.numel() * like.itemsize for like in map(like_weight, layers.values()))
+def warn_of_rounding(layers: Mapping[str, tuple[QuantizedLoRALinear, nn.Linear]]) -> None:
+    """Say what merging packed layers into plain ones does to their memory and their values."""
+    shares = {name: layer.rounding(plain.weight.dtype) for name, (layer, plain) in layers.items()}
+    worst = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name])
+    packed = sum(bytes_of(layer.base) for layer, _ in layers.values())
+    whole = sum(plain.weight.nbytes for _, plain in layers.values())
     warnings.warn(
         f"merging {len(layers)} packed layers makes them plain: {whole / 1e6:,.1f} MB of weights instead of "
         f"{packed / 1e6:,.1f} MB. Rounding W + s B A to its dtype moves it by at most {shares[worst]:.1%} of "

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fastlora.arguments import check_bool
+from fastlora.arguments import DTYPES, check_bool
 from fastlora.config import LoRAConfig
 from fastlora.layer.active_adapter import name_in_use
 from fastlora.layer.adapter import DEFAULT
@@ -123,7 +123,10 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Args:
         model: A model with LoRA layers.
-        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W.
+        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W. A
+            packed layer becomes the library's own again; merged it becomes a plain one of the dtype that W
+            was packed from, or where the layer does not keep that, of the model's, and a warning says what
+            that costs.
 
     Returns:
         The model; the plain layer if the model itself is a LoRA layer. `unfreeze` makes it trainable.
@@ -155,7 +158,11 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         for layer in whole:
             layer._finite_sum()
     plain = {layer: layer._as_plain_linear() for layer in whole}
-    plain |= {layer: layer.to_linear(merge) for layer in packed.values()}
+    dtype = _dtype_of(model)
+    plain |= {
+        layer: layer.to_linear(merge, None if layer.format.keeps_dtype else dtype)
+        for layer in packed.values()
+    }
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)
@@ -171,8 +178,17 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
             else:
                 changing.then(layer._put_back)
     if merge and packed:
-        warn_of_rounding(packed)
+        warn_of_rounding({name: (layer, plain[layer]) for name, layer in packed.items()})
     return result
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of a model's first parameter that is plain and not LoRA's; None if there is none."""
+    own = {
+        id(each) for _, layer in lora_layers(model) for each in (*layer.adapters.parameters(), layer.weight)
+    }
+    kinds = (each.dtype for each in model.parameters() if id(each) not in own)
+    return next((dtype for dtype in kinds if dtype in DTYPES), None)
 
 
 @exclusive

@@ -26,7 +26,7 @@ from fastlora import (
 )
 from fastlora.layer.quantized import QuantizedLoRALinear
 from tests.models import with_update
-from tests.packed import net
+from tests.packed import linear_int8, net
 
 X = torch.randn(5, 64)
 
@@ -101,6 +101,14 @@ def test_merging_makes_plain_layers_and_says_what_it_costs():
     assert all(type(layer) in (nn.Linear, nn.ReLU) for layer in model)
     torch.testing.assert_close(model(X), wanted)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_int8_is_merged_into_the_models_dtype():
+    model = nn.Sequential(nn.LayerNorm(50, dtype=torch.bfloat16), linear_int8(torch.randn(37, 50)))
+    apply_lora(model, LoRAConfig(r=2))
+    with pytest.warns(UserWarning, match="merging 1 packed layers"):
+        remove_lora(model, merge=True)
+    assert model[1].weight.dtype == torch.bfloat16
 
 
 def test_an_update_that_cannot_be_merged_leaves_the_model_alone():
