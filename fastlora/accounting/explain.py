@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from fastlora.accounting.gpus import GPUS, Gpu, find_gpu
 from fastlora.arguments import check_choice, check_rank, check_size, shown
 from fastlora.formula.cost import Cost, Problem
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.quantized import QuantizedLoRALinear, bytes_of
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
 from fastlora.tables import as_html
 
@@ -49,12 +50,16 @@ class Explanation:
         path: Which code the device and dtype take, and why; a pass may still go to torch (see `passes`).
         gpu: The GPU that `floor_us` is for; None if none was named and the device's peaks are not known.
         passes: Forward and backward.
+        base: How W is packed, in words; None where it is not.
+        packed_bytes: Bytes of a packed W. Each pass reads these and writes W once, which its cost includes.
     """
 
     problem: Problem
     path: Route
     gpu: str | None
     passes: tuple[PassExplanation, ...]
+    base: str | None = None
+    packed_bytes: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """The explanation in JSON's types."""
@@ -65,6 +70,7 @@ class Explanation:
             "adapter_dtype": _name(adapter_dtype),
             "path": self.path._asdict(),
             "gpu": self.gpu,
+            "base": None if self.base is None else {"format": self.base, "bytes": self.packed_bytes},
             "passes": [
                 {
                     "name": one.name,
@@ -72,7 +78,7 @@ class Explanation:
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
                     "path": one.path._asdict(),
-                    "launches": None if one.plan is None else 1,
+                    "launches": None if one.plan is None else 1 + (self.base is not None),
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes
@@ -85,6 +91,9 @@ class Explanation:
             f"x [{M}, {K}] {_name(dtype)} -> y [{M}, {N}], rank {r} in {_name(adapter_dtype)}",
             f"path: {self.path.name} ({self.path.why})",
         ]
+        if self.base is not None:
+            by = "one more launch" if self.path.is_fused else "torch"
+            lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked in each pass by {by}")
         for one in self.passes:
             lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
             if one.floor_us is not None:
@@ -121,12 +130,29 @@ def explain(x_shape: Sequence[int], layer: FusedLoRALinear, *, gpu: str | None =
     if layer.active is None:
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))
-    dtypes = (layer.weight.dtype, layer.lora_A.dtype)
-    problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
+    W = layer.weight.detach()
+    if isinstance(layer, QuantizedLoRALinear):
+        dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
+        W = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
+    problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype)
     dropout = layer.dropout if layer.training else 0.0
-    return explain_problem(
-        problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=layer.weight.detach()
-    )
+    explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
+    if isinstance(layer, QuantizedLoRALinear):
+        return _with_unpacking(explained, layer.format.about, bytes_of(layer.base))
+    return explained
+
+
+def _with_unpacking(plain: Explanation, about: str, packed: int) -> Explanation:
+    """The explanation of the same call over a packed W: each pass reads it and writes W besides."""
+    problem = plain.problem
+    more = packed + problem.dtype.itemsize * problem.N * problem.K
+    passes = []
+    for one in plain.passes:
+        cost, floor = one.cost._replace(moved=one.cost.moved + more), None
+        if plain.gpu is not None:
+            floor = _floor(cost, problem.dtype, plain.gpu)
+        passes.append(replace(one, cost=cost, floor_us=floor))
+    return replace(plain, passes=tuple(passes), base=about, packed_bytes=packed)
 
 
 def _rows_of(x_shape: object, K: int) -> tuple[int, ...]:
@@ -197,10 +223,14 @@ def explain_problem(
                 aligned=aligned and all(map(is_aligned, rows)),
             )
         cost: Cost = getattr(problem, name)()
-        floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
+        floor = None if gpu is None else _floor(cost, problem.dtype, gpu)
         passes.append(PassExplanation(name, route, plan, cost, floor))
     path = route_on(device, problem.dtype, gpu=gpu if named else None)
     return Explanation(problem, path, gpu, tuple(passes))
+
+
+def _floor(cost: Cost, dtype: torch.dtype, gpu: str) -> float:
+    return cost.floor_us(_rate(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
 
 
 def _rate(gpu: Gpu, dtype: torch.dtype) -> float:

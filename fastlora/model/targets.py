@@ -145,7 +145,7 @@ def _all_linear(
     without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there would be silently
     ignored. A warning names the subclasses that are not torch's.
     """
-    heads = _output_heads(model)
+    heads = output_heads(model)
     _check_all_reached(names, {*excluded, *trained, *heads})
     chosen: list[nn.Module] = []
     left_out: dict[str, list[str]] = {}
@@ -199,7 +199,7 @@ def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Mo
         )
 
 
-def _output_heads(model: nn.Module) -> set[nn.Module]:
+def output_heads(model: nn.Module) -> set[nn.Module]:
     """The output embeddings of Transformers models, which PEFT's "all-linear" leaves out too."""
     getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
     return {head for getter in getters if callable(getter) and isinstance(head := getter(), nn.Module)}
