@@ -7,13 +7,15 @@ computed in fp32 and rounded once. Most formats have no zero points z.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from fastlora.formats.format import Format, check_whole, shape_of
 from fastlora.formula.operands import BaseWeight
+
+_KINDS: Final = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 
 
 class Scaled(Format):
@@ -63,23 +65,25 @@ class Scaled(Format):
         return torch.mul(values, _over_columns(_along_rows(scale, rows, base), columns, base), out=W)
 
     def launch(self, base: BaseWeight, out: Tensor) -> None:
-        """One program for a run of entries."""
-        from fastlora_kernels.dequantize_scaled import ENTRIES, dequantize_kernel
+        """One program for a block of W."""
+        from fastlora_kernels.dequantize_scaled import BLOCK_K, BLOCK_N, dequantize_kernel
 
         q, scale, *zero = base.tensors
         rows, columns = base.statics
-        dequantize_kernel[(-(-base.N * base.K // ENTRIES),)](
-            q_ptr=q.contiguous(),
+        dequantize_kernel[(-(-base.N // BLOCK_N) * -(-base.K // BLOCK_K),)](
+            q_ptr=q.contiguous().view(torch.uint8),
             scale_ptr=scale.contiguous(),
             zero_ptr=zero[0].contiguous() if zero else None,
             out_ptr=out,
-            num_entries=base.N * base.K,
+            N=base.N,
             K=base.K,
             rows=rows,
             columns=columns,
             grid_columns=scale.shape[1],
             factor=self.factor,
-            ENTRIES=ENTRIES,
+            KIND=_KINDS[q.dtype],
+            BLOCK_N=BLOCK_N,
+            BLOCK_K=BLOCK_K,
             enable_fp_fusion=False,
         )
 

@@ -41,7 +41,7 @@ def test_the_budget_of_a_plan_takes_the_format_that_it_is_to_be_loaded_in():
     blocks = [128 * 256 // 64] * 3 + [256 * 64 // 64]
     scales = sum(count + 4 * -(-count // 256) + 4 * 273 for count in blocks)
     assert plain.lora.weights - packed.lora.weights == 2 * entries - entries // 2 - scales
-    with pytest.raises(ValueError, match="base must be one of bnb-4bit, .*; got 'nf4'"):
+    with pytest.raises(ValueError, match=r"base must be one of bnb-4bit, .*; got 'nf4'"):
         blueprint_budget(spec, config, base="nf4")
 
 

@@ -56,6 +56,17 @@ def test_the_kernel_gives_the_same_bits(layer, dtype, poisoned):
         assert torch.equal(dequantize(base), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, of infinity
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_the_kernel_reads_every_byte_of_fp8(dtype):
+    layer = linear_fp8(torch.randn(16, 16), block=None)
+    layer.weight.data = torch.arange(256, dtype=torch.uint8).view(dtype).view(16, 16)
+    base = base_of(layer)
+    wanted = dequantize(base)
+    with set_backend("triton"):
+        torch.testing.assert_close(dequantize(base), wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_zero_points_are_subtracted_before_the_product():
     layer = linear_torchao(torch.randn(37, 50))
     layer.weight.zero_point.copy_(torch.arange(37)[:, None])

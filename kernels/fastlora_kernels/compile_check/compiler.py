@@ -56,15 +56,25 @@ def compile_kernel(
     """
     kernel = forward_kernel if direction == "forward" else backward_kernel
     kinds = (_forward_kinds if direction == "forward" else _backward_kinds)(architecture, tile, variant)
+    signature, constants, attributes = signature_of(kernel, kinds)
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = launch_options(tile, target.backend)
+    return resources_of(triton.compile(source, target=target, options=options), target)
+
+
+def signature_of(kernel: Any, kinds: dict[str, Any]) -> tuple[dict[str, Any], dict, dict]:
+    """Signature, constants and attributes of a kernel whose arguments are of these kinds."""
     constants: dict[tuple[int, ...], object] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     signature = {
         name: _signature(kinds[name], (index,), constants, attributes)
         for index, name in enumerate(kernel.arg_names)
     }
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = launch_options(tile, target.backend)
-    compiled = triton.compile(source, target=target, options=options)
+    return signature, constants, attributes
+
+
+def resources_of(compiled: Any, target: GPUTarget) -> Resources:
+    """What a compiled kernel takes."""
     if target.backend == "cuda":
         registers, spill = _cuda_resources(compiled.asm["cubin"])
         return Resources(compiled.metadata.shared, registers, spill, compiled.asm["ptx"])
