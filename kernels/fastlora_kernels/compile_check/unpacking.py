@@ -48,7 +48,7 @@ class Unpacking(NamedTuple):
 
 
 def unpacking_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Unpacking]:
-    """The most demanding formats to bf16 for each of the architectures' targets, or every format and dtype."""
+    """The most demanding formats to bf16, for each target of the architectures; or every format and dtype."""
     targets = [target for architecture in architectures for target in TARGETS[architecture]]
     elements = ("bf16", "fp16", "fp32") if every_variant else ("bf16",)
     for target, element in itertools.product(targets, elements):
