@@ -12,7 +12,10 @@ from fastlora.measuring.inputs import SCALE, Inputs, random_inputs
 
 
 class Case(NamedTuple):
-    """One layer and batch: x [M, K], W [N, K], rank r; A and B in `adapter_dtype`, the rest in `dtype`."""
+    """One layer and batch: x [M, K], W [N, K], rank r; A and B in `adapter_dtype`, the rest in `dtype`.
+
+    `base` names how W is packed, "" where it is plain (see packing.py).
+    """
 
     M: int
     K: int
@@ -22,6 +25,7 @@ class Case(NamedTuple):
     adapter_dtype: torch.dtype
     dropout: float = 0.0
     bias: bool = False
+    base: str = ""
 
     def inputs(self, device: torch.device) -> Inputs:
         """Fresh random inputs, none of them zero, whose x takes a gradient."""
@@ -52,12 +56,14 @@ class Case(NamedTuple):
             "shape": {"M": self.M, "K": self.K, "N": self.N, "r": self.r},
             "dropout": self.dropout,
             "bias": self.bias,
+            "base": self.base,
         }
 
     def __str__(self) -> str:
         words = [f"{dtype_name(self.dtype)}, adapters {dtype_name(self.adapter_dtype)}"]
         words += [f"dropout {self.dropout:g}"] if self.dropout else []
         words += ["bias"] if self.bias else []
+        words += [f"base {self.base}"] if self.base else []
         return f"M={self.M} {self.K}->{self.N} r={self.r} " + ", ".join(words)
 
 

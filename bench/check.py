@@ -70,7 +70,9 @@ def _results(
     method: Method, task: Task, update: object, dtype: torch.dtype, mode: str = "eager"
 ) -> list[dict[str, Tensor]]:
     """For each batch y, the gradient of x where it takes one, and those of what is trained, end to end."""
-    tuned = method.tune(task.build().to(dtype), task.names, update)  # type: ignore[arg-type]
+    # What they are held to runs on plain layers, which can be in fp64.
+    build = task.plain if method.name == UNFUSED.name and task.plain is not None else task.build
+    tuned = method.tune(build().to(dtype), task.names, update)  # type: ignore[arg-type]
     draw_update(tuned, task.update.adapter_dtype)
     model, results = MODES[mode](tuned.model), []
     for batch in task.batches[:_MOST_BATCHES]:

@@ -56,6 +56,7 @@ def title(row: Row) -> str:
     dtypes = dict.fromkeys(_SHORT.get(dtype, dtype) for dtype in (row.dtype, row.adapter_dtype))
     parts = [f"{row.level} {subject(row)}".strip(), ", adapters ".join(dtypes)]
     parts += [f"dropout {row.dropout:g}" if row.dropout else "", "bias" if row.bias else ""]
+    parts += [f"base {row.base}" if row.base else ""]
     return ", ".join(part for part in (*parts, row.optimizer, row.mode) if part)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cases import Case
 from bench.methods.method import Bare, Method
 from bench.task import draw_update, layer_task
 from fastlora.accounting.activations import saved_bytes
+from fastlora.layer.base_weights import packed_format
 from fastlora.measuring.inputs import Inputs
 from fastlora.measuring.timing import Work
 
@@ -95,4 +96,17 @@ def layer_saved_bytes(method: Method, case: Case, device: torch.device) -> int:
     inputs = case.inputs(device)
     layer = build_layer(method, case, inputs)
     own = [tensor for tensor in (inputs.W, inputs.b, *layer.trained) if tensor is not None]
+    if case.base:
+        own += [*layer.apply.parameters(), *_packed_tensors(layer.apply)]
     return saved_bytes(layer.forward, own)
+
+
+def _packed_tensors(layer: nn.Module) -> list[Tensor]:
+    """The tensors that hold a packed W, of a layer or of one inside it."""
+    formats = ((module, packed_format(module)) for module in layer.modules())
+    return [
+        tensor
+        for module, format in formats
+        if format is not None
+        for tensor in format.base_of(module, format.values_dtype(module)).tensors
+    ]

@@ -69,6 +69,7 @@ class Row:
     floor_us: float | None = None
     samples_us: list[float]
     bias: bool = False
+    base: str = ""
     saved_bytes: int | None = None
     flops: int | None = None
     moved_bytes: int | None = None
@@ -85,7 +86,7 @@ class Row:
     @property
     def labels(self) -> dict[str, Any]:
         """The case."""
-        names = ("dtype", "adapter_dtype", "shape", "dropout", "bias")
+        names = ("dtype", "adapter_dtype", "shape", "dropout", "bias", "base")
         return {name: getattr(self, name) for name in names}
 
 

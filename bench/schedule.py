@@ -125,6 +125,18 @@ def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
     return gpu_measurements() if device.type == "cuda" else tuple(_on_cpu())
 
 
+def packed_measurements(base: str, device: torch.device) -> tuple[Measurement, ...]:
+    """Layers whose W is packed, and the same ones plain; frozen is the library's own layer, or nn.Linear."""
+    shapes = ((512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024))
+    modes = ("eager",)
+    if device.type == "cuda":
+        shapes, modes = tuple((M, K, N) for M in (2048, 4096, 8192) for K, N in LLAMA_8B), _BOTH
+    cases = [Case(*shape, 16, dtype, _FP32, base=base) for dtype in (_BF16, _FP32) for shape in shapes]
+    packed = [Measurement(case, ("frozen", "peft", "fastlora"), modes) for case in cases]
+    plain = [Measurement(case._replace(base=""), ("frozen", "fastlora"), modes) for case in cases]
+    return tuple(one for pair in zip(packed, plain, strict=True) for one in pair)
+
+
 def _on_cpu() -> Iterator[Measurement]:
     for shapes, bias in ((_MNIST, True), (_MLP, True), (_LARGE, False)):
         for number, shape in enumerate(shapes):

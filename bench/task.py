@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.cases import Case
 from bench.methods.method import Tuned, Update
+from bench.packing import LOADED, PACKINGS, unpacked
 from fastlora.arguments import dtype_name
 from fastlora.measuring.inputs import Inputs
 
@@ -32,6 +33,7 @@ class Task(NamedTuple):
         names: Of the nn.Linear modules that LoRA adapts.
         batches: Taken in turn, step by step; what takes a gradient in them is checked for its own.
         run: The forward pass with its loss.
+        plain: As `build`, with the same values in plain layers, where `build` has packed ones.
     """
 
     name: str | None
@@ -42,6 +44,7 @@ class Task(NamedTuple):
     update: Update
     batches: Sequence[Batch]
     run: Callable[[nn.Module, Batch], Outcome]
+    plain: Callable[[], nn.Module] | None = None
 
     def labels(self) -> dict[str, Any]:
         """The part of a row that says what was trained."""
@@ -55,10 +58,14 @@ class Task(NamedTuple):
 
 
 class OneLayer(nn.Module):
-    """A net of one linear layer in the inputs' memory; its bias is frozen."""
+    """A net of one linear layer in the inputs' memory, or of a packed one; its bias is frozen."""
 
-    def __init__(self, W: Tensor, b: Tensor | None) -> None:
+    def __init__(self, W: Tensor, b: Tensor | None, base: str = "") -> None:
         super().__init__()
+        if base:
+            self.linear: Any = PACKINGS[base](W.detach(), b)
+            setattr(self, LOADED[base], True)
+            return
         N, K = W.shape
         # On "meta" no weight is allocated and initialized only to be replaced.
         self.linear = nn.Linear(K, N, bias=b is not None, device="meta", dtype=W.dtype)
@@ -78,12 +85,17 @@ def layer_task(case: Case, inputs: Inputs) -> Task:
         name=None,
         shape=case.labels()["shape"],
         dtype=case.dtype,
-        build=lambda: OneLayer(inputs.W, inputs.b),
+        build=lambda: OneLayer(inputs.W, inputs.b, case.base),
+        plain=(lambda: OneLayer(_unpacked(inputs, case), inputs.b)) if case.base else None,
         names=["linear"],
         update=case.update,
         batches=[{"x": inputs.x, "dy": inputs.dy}],
         run=_weighted_sum,
     )
+
+
+def _unpacked(inputs: Inputs, case: Case) -> Tensor:
+    return unpacked(PACKINGS[case.base](inputs.W, inputs.b), case.dtype)
 
 
 def _weighted_sum(model: nn.Module, batch: Batch) -> Outcome:

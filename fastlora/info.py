@@ -11,6 +11,8 @@ from importlib import metadata
 import torch
 
 from fastlora.arguments import dtype_name
+from fastlora.formats.format import Format
+from fastlora.formats.registry import FORMATS
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import route_on
 from fastlora.tables import Part, Shown, Table
@@ -62,14 +64,17 @@ class Info(Shown):
         versions: Of the package, what it runs on and the system; None where something is missing.
         settings: Environment variables that choose the code; None where one is not set.
         devices: The CPU, then each GPU.
+        formats: The packed formats of W that LoRA goes on, and the version of the library that makes each;
+            None where that is not installed.
     """
 
     versions: dict[str, str | None]
     settings: dict[str, str | None]
     devices: tuple[Device, ...]
+    formats: dict[str, str | None]
 
     def parts(self) -> Iterator[Part]:
-        """Versions and settings, then the paths of each device."""
+        """Versions and settings, the paths of each device, then the formats."""
         facts = [(name, version or "none") for name, version in self.versions.items()]
         facts += [(name, value or "not set") for name, value in self.settings.items()]
         yield Table(("what runs", "version or setting"), facts, 2)
@@ -82,6 +87,9 @@ class Info(Shown):
                 told.append(f"{device.memory_bytes / 2**30:.1f} GiB")
             yield ", ".join(told)
             yield Table(("dtype", "path", "why"), [(p.dtype, p.path, p.why) for p in device.paths], 3)
+        yield ""
+        rows = [(about, version or "not installed") for about, version in self.formats.items()]
+        yield Table(("packed W", "its library"), rows, 2)
 
 
 def collect_info() -> Info:
@@ -95,6 +103,7 @@ def collect_info() -> Info:
         versions=versions(),
         settings={name: os.environ.get(name) for name in SETTINGS},
         devices=(_cpu(), *map(_gpu, gpus)),
+        formats={one.about: _library(one) for one in FORMATS.values()},
     )
 
 
@@ -109,6 +118,11 @@ def versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
+
+
+def _library(format: Format) -> str | None:
+    version = _version_of(format.library)
+    return version and f"{format.library} {version}"
 
 
 def _version_of(distribution: str) -> str | None:

@@ -16,6 +16,7 @@ ROOMS = (
     ("arguments", "tables", "version"),
     ("config", "seeding"),
     ("formula",),
+    ("formats",),
     ("measuring", "lowrank", "reference_layers", "routes"),
     ("autograd", "segments", "tuning"),
     ("layer",),
@@ -102,7 +103,9 @@ def test_the_oracle_knows_torch_alone():
 def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
     knows = {name: {dotted(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
     assert knows["triton"] <= {"routes.fused"}
-    known = {name for name in knows["fastlora_kernels"] if not name.startswith("tuning.")}
+    # A format launches the kernel that unpacks it.
+    rooms = ("tuning.", "formats.")
+    known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
     assert known <= {"routes.fused", "routes.plan"}
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastlora.accounting.activations import saved_bytes
+from fastlora.arguments import check_choice
 from fastlora.config import LoRAConfig
+from fastlora.formats.registry import FORMATS, format_of
+from fastlora.layer.base_weights import like_weight
+from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.model.apply import apply_lora
+from fastlora.model.targets import output_heads
 from fastlora.tables import Part, Shown, Table, decimal_size
 
 # Adam's: the running means of the gradient and of its square.
@@ -25,7 +31,8 @@ class Needs:
         trainable: Number of trained parameters.
         saved: On disk: the tensors that a trained model needs in addition to the base. A safetensors file has
             about a hundred bytes more for each tensor.
-        weights: All parameters, including A and B.
+        weights: All parameters, including A and B; of a packed W the packed bytes with LoRA, and in full
+            fine-tuning those of the plain W that would have to be trained.
         gradients: Gradients of the trained parameters, in their dtypes.
         optimizer: Adam's two moments of the trained parameters, in their dtypes, as in torch.optim.Adam.
         activations: What one forward pass saves for the backward pass, without the loss.
@@ -78,39 +85,90 @@ class Budget(Shown):
         )
 
 
-def training_budget(model: nn.Module, config: LoRAConfig, forward: Callable[[nn.Module], object]) -> Budget:
+def training_budget(
+    model: nn.Module,
+    config: LoRAConfig,
+    forward: Callable[[nn.Module], object],
+    *,
+    base: str | None = None,
+) -> Budget:
     """Count what training needs without LoRA; then call `apply_lora` on the model and count again.
 
     It works on any device. Under torch's FakeTensorMode, in which `meta_models` builds models, no memory is
-    allocated and nothing is computed.
+    allocated and nothing is computed. Packed layers of other libraries count as plain ones in full
+    fine-tuning.
 
     Args:
         model: A model without LoRA; afterwards it has LoRA.
         config: Which layers, and what update.
         forward: Runs one training batch through the model and returns the result.
+        base: A packed format (`fastlora.formats`) that LoRA's base is counted in though the model's layers
+            are plain: each nn.Linear but the output head, as loaders pack them.
 
     Raises:
         TypeError: As `apply_lora`.
-        ValueError: As `apply_lora`.
+        ValueError: As `apply_lora`; or if `base` is unknown.
     """
-    model.requires_grad_(True).train()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    full = _needs(model, forward)
+    format = None if base is None else FORMATS[check_choice("base", base, FORMATS)]
+    model.train()
+    plain = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with _as_if_plain(model):
+        model.requires_grad_(True)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        full = _needs(model, forward)
     model = apply_lora(model, config)
-    return Budget(parameters, full, _needs(model, forward))
+    lora = _needs(model, forward)
+    if format is not None:
+        heads = output_heads(model)
+        shapes = [(one.out_features, one.in_features, one.weight) for one in plain if one not in heads]
+        saving = sum(_bytes([weight]) - format.packed_bytes(N, K) for N, K, weight in shapes)
+        lora = replace(lora, weights=lora.weights - saving)
+    return Budget(parameters, full, lora)
+
+
+@contextmanager
+def _as_if_plain(model: nn.Module) -> Iterator[None]:
+    """Put plain layers without memory in the place of packed ones for a `with` block."""
+    places = [
+        (module._modules, name, child)
+        for module in model.modules()
+        for name, child in module._modules.items()
+        if child is not None and format_of(child) is not None
+    ]
+    try:
+        for modules, name, packed in places:
+            modules[name] = _plain_like(packed)
+        yield
+    finally:
+        for modules, name, packed in places:
+            modules[name] = packed
+
+
+def _plain_like(packed: Any) -> nn.Linear:
+    plain = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(like_weight(packed))
+    plain.bias = packed.bias
+    return plain
 
 
 def _needs(model: nn.Module, forward: Callable[[nn.Module], object]) -> Needs:
     every = list(model.parameters())
     trained = [parameter for parameter in every if parameter.requires_grad]
+    beside = [tensor for layer in _packed(model) for tensor in layer.base.tensors]
+    known = {each.untyped_storage()._cdata for each in every}
+    scales = [tensor for tensor in beside if tensor.untyped_storage()._cdata not in known]
     return Needs(
         trainable=sum(parameter.numel() for parameter in trained),
         saved=_bytes(trained),
-        weights=_bytes(every),
+        weights=_bytes(every) + _bytes(scales),
         gradients=_bytes(trained),
         optimizer=_MOMENTS * _bytes(trained),
-        activations=saved_bytes(lambda: forward(model), (*every, *model.buffers())),
+        activations=saved_bytes(lambda: forward(model), (*every, *beside, *model.buffers())),
     )
+
+
+def _packed(model: nn.Module) -> list[QuantizedLoRALinear]:
+    return [module for module in model.modules() if isinstance(module, QuantizedLoRALinear)]
 
 
 _BYTES: dict[str, Callable[[Needs], int]] = {

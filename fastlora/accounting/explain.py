@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
 from fastlora.arguments import check_choice, check_rank, check_size, dtype_name, shown
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
+from fastlora.layer.quantized import QuantizedLoRALinear, bytes_of
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
 from fastlora.tables import as_html
@@ -51,12 +52,16 @@ class Explanation:
         path: Which code the device and dtype take, and why; a pass may still go to torch (see `passes`).
         gpu: The GPU that `floor_us` is for; None if none was named and the device's peaks are not known.
         passes: Forward and backward.
+        base: How W is packed, in words; None where it is not.
+        packed_bytes: Bytes of a packed W. Each pass reads these and writes W once, which its cost includes.
     """
 
     problem: Problem
     path: Route
     gpu: str | None
     passes: tuple[PassExplanation, ...]
+    base: str | None = None
+    packed_bytes: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """The explanation in JSON's types."""
@@ -67,6 +72,7 @@ class Explanation:
             "adapter_dtype": dtype_name(adapter_dtype),
             "path": self.path._asdict(),
             "gpu": self.gpu,
+            "base": None if self.base is None else {"format": self.base, "bytes": self.packed_bytes},
             "passes": [
                 {
                     "name": one.name,
@@ -74,7 +80,7 @@ class Explanation:
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
                     "path": one.path._asdict(),
-                    "launches": None if one.plan is None else 1,
+                    "launches": None if one.plan is None else 1 + (self.base is not None),
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes
@@ -87,6 +93,9 @@ class Explanation:
             f"x [{M}, {K}] {dtype_name(dtype)} -> y [{M}, {N}], rank {r} in {dtype_name(adapter_dtype)}",
             f"path: {self.path.name} ({self.path.why})",
         ]
+        if self.base is not None:
+            by = "one more launch" if self.path.is_fused else "torch"
+            lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked in each pass by {by}")
         for one in self.passes:
             lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
             if one.floor_us is not None:
@@ -133,12 +142,29 @@ def explain(
         elif layer.weight.is_cuda:
             gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
         return explain_experts(M, layer, gpu)
-    dtypes = (layer.weight.dtype, layer.lora_A.dtype)
-    problem = Problem(M, layer.in_features, layer.out_features, layer.r, *dtypes)
+    W = layer.weight.detach()
+    if isinstance(layer, QuantizedLoRALinear):
+        dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
+        W = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
+    problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype)
     dropout = layer.dropout if layer.training else 0.0
-    return explain_problem(
-        problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=layer.weight.detach()
-    )
+    explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
+    if isinstance(layer, QuantizedLoRALinear):
+        return _with_unpacking(explained, layer.format.about, bytes_of(layer.base))
+    return explained
+
+
+def _with_unpacking(plain: Explanation, about: str, packed: int) -> Explanation:
+    """The explanation of the same call over a packed W: each pass reads it and writes W besides."""
+    problem = plain.problem
+    more = packed + problem.dtype.itemsize * problem.N * problem.K
+    passes = []
+    for one in plain.passes:
+        cost, floor = one.cost._replace(moved=one.cost.moved + more), None
+        if plain.gpu is not None:
+            floor = _floor(cost, problem.dtype, plain.gpu)
+        passes.append(replace(one, cost=cost, floor_us=floor))
+    return replace(plain, passes=tuple(passes), base=about, packed_bytes=packed)
 
 
 def _rows_of(x_shape: object, K: int) -> tuple[int, ...]:
@@ -209,10 +235,14 @@ def explain_problem(
                 aligned=aligned and all(map(is_aligned, rows)),
             )
         cost: Cost = getattr(problem, name)()
-        floor = None if gpu is None else cost.floor_us(rate_of(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
+        floor = None if gpu is None else _floor(cost, problem.dtype, gpu)
         passes.append(PassExplanation(name, route, plan, cost, floor))
     path = route_on(device, problem.dtype, gpu=gpu if named else None, architecture=architecture)
     return Explanation(problem, path, gpu, tuple(passes))
+
+
+def _floor(cost: Cost, dtype: torch.dtype, gpu: str) -> float:
+    return cost.floor_us(rate_of(GPUS[gpu], dtype), GPUS[gpu].bandwidth)
 
 
 def _plan_fields(plan: Plan) -> dict[str, object]:

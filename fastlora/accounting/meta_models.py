@@ -34,7 +34,13 @@ class _Batch(NamedTuple):
 
 
 def blueprint_budget(
-    spec: str, config: LoRAConfig, *, batch: int = 1, tokens: int = 2048, dtype: torch.dtype = torch.bfloat16
+    spec: str,
+    config: LoRAConfig,
+    *,
+    batch: int = 1,
+    tokens: int = 2048,
+    dtype: torch.dtype = torch.bfloat16,
+    base: str | None = None,
 ) -> Budget:
     """Count what training a model takes, from a description of it; no weights are made or read.
 
@@ -48,6 +54,7 @@ def blueprint_budget(
         batch: Sequences in a batch.
         tokens: Tokens in each sequence.
         dtype: The dtype of the model's weights and activations.
+        base: As in `training_budget`.
 
     Raises:
         BlueprintError: If the spec is none of these, the model cannot be built or takes other inputs than
@@ -66,7 +73,7 @@ def blueprint_budget(
     try:
         with FakeTensorMode():
             model, forward = make(size)
-            return training_budget(model, config, forward)
+            return training_budget(model, config, forward, base=base)
     except DataDependentOutputException as error:
         raise BlueprintError(
             f"model {spec!r} must compute alike whatever the values are; it asks for one: {error}"

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlora.autograd.operators import needs_operator
+from fastlora.autograd.operators import dequantized, needs_operator
+from fastlora.autograd.quantized import converted, quantized_linear
 from fastlora.formula import oracle
 from fastlora.formula.masks import dropout_constants
-from fastlora.formula.operands import Needs, as_rows, autocasts, check_adapter, checked_base
+from fastlora.formula.operands import (
+    BaseWeight,
+    Needs,
+    as_rows,
+    autocasts,
+    check_adapter,
+    checked_base,
+    plain,
+)
 from fastlora.formula.oracle import Piece
 from fastlora.formula.runs import Runs
 from fastlora.routes import mixed
@@ -22,32 +31,34 @@ from fastlora.routes.mixed import Factors, Mixed
 class MixedLoRAFunction(torch.autograd.Function):
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, where each row has an A, B and s of its own, or none.
 
-    It saves x, W, p, the A and B of the batch and the seeds. An adapter that no row takes is not among its
-    arguments, so its gradient stays None.
+    It saves x, W (packed, if it is), p, the A and B of the batch and the seeds. An adapter that no row takes
+    is not among its arguments, so its gradient stays None.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, o: Mixed, *factors: Tensor) -> Tensor:
         """x [M, K] -> y [M, N]; `factors` holds the A and B of `o` in turn, which autograd must see."""
-        y, ps = mixed.forward(o)
-        (W,) = o.base.tensors
-        ctx.save_for_backward(x, W, o.b, o.seeds, *factors, *ps)
+        y, ps = mixed.forward(o._replace(base=_whole(o.base, x)))
+        ctx.save_for_backward(x, o.b, o.seeds, *o.base.tensors, *factors, *ps)
         scalars = [None if found is None else (found.s, found.dropout) for found in o.adapters]
-        ctx.rest = (o.base._replace(tensors=()), o.parts, scalars)
+        ctx.rest = (o.base._replace(tensors=()), len(o.base.tensors), o.parts, scalars)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [M, N] -> gradients in the order of forward's arguments; None if not needed."""
-        x, W, b, seeds, *tensors = ctx.saved_tensors
-        base, parts, scalars = ctx.rest
+        x, b, seeds, *tensors = ctx.saved_tensors
+        base, count, parts, scalars = ctx.rest
+        base, tensors = base._replace(tensors=tuple(tensors[:count])), tensors[count:]
         here = [place for place, one in enumerate(scalars) if one is not None]
         factors, ps = tensors[: 2 * len(here)], tensors[2 * len(here) :]
         adapters: list[Factors | None] = [None] * len(scalars)
         for place, A, B in zip(here, factors[::2], factors[1::2], strict=True):
             adapters[place] = Factors(A, B, *scalars[place])
-        o = Mixed(x, base._replace(tensors=(W,)), b, adapters, parts, seeds)
         needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]
+        if needs[0] or torch.is_grad_enabled():  # else nothing reads W
+            base = _whole(base, dy)
+        o = Mixed(x, base, b, adapters, parts, seeds)
         if torch.is_grad_enabled():
             return _differentiable(o, dy, factors, needs)
         each = [Needs(needs[0], False, False)] * len(adapters)
@@ -59,13 +70,13 @@ class MixedLoRAFunction(torch.autograd.Function):
 
 
 def mixed_lora_linear(
-    x: Tensor, W: Tensor, b: Tensor | None, runs: Runs, adapters: Sequence[Factors | None]
+    x: Tensor, W: Tensor | BaseWeight, b: Tensor | None, runs: Runs, adapters: Sequence[Factors | None]
 ) -> Tensor:
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b with A, B and s by row; differentiable in x and in each A and B.
 
     Args:
         x: [..., K]; its rows are divided equally among the items of `runs`.
-        W: [N, K] in x's dtype. Frozen.
+        W: [N, K] in x's dtype, or packed. Frozen. Over a packed one it is computed in that one's dtype.
         b: [N] in x's dtype, or None. Frozen.
         runs: Which rows take which adapter.
         adapters: A, B, s and dropout for each index of `runs`; None for no update.
@@ -83,12 +94,22 @@ def mixed_lora_linear(
         raise TypeError("x must be a plain tensor in a batch of mixed adapters; got a nested one")
     if autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+        if isinstance(W, Tensor):
+            x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             return mixed_lora_linear(x, W, b, runs, adapters)
-    base = checked_base(x, W, b)
+    if isinstance(W, BaseWeight):
+        y_dtype = x.dtype
+        x, b = converted(x, W, b)
+        return _computed(x, W, b, runs, adapters).to(y_dtype)
+    return _computed(x, checked_base(x, W, b), b, runs, adapters)
+
+
+def _computed(
+    x: Tensor, base: BaseWeight, b: Tensor | None, runs: Runs, adapters: Sequence[Factors | None]
+) -> Tensor:
     if not any(adapters):
-        return F.linear(x, W, b)
+        return quantized_linear(x, base, b) if base.is_packed else F.linear(x, base.tensors[0], b)
     for found in adapters:
         if found is not None:
             check_adapter(x, base, found.A, found.B)
@@ -97,7 +118,7 @@ def mixed_lora_linear(
     if M % runs.items if runs.items else M:
         raise ValueError(f"x must have a multiple of {runs.items} rows, the batch's items; got {M}")
     if needs_operator(x) or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():
-        y = oracle.mixed(rows, W, b, _pieces(runs, M, adapters))
+        y = oracle.mixed(rows, _whole(base, x).tensors[0], b, _pieces(runs, M, adapters))
     else:
         parts = runs.parts(M, x.device)
         drops = any(found is not None and found.dropout > 0 for found in adapters)
@@ -106,6 +127,11 @@ def mixed_lora_linear(
         factors = [factor for found in adapters if found is not None for factor in found[:2]]
         y = cast(Tensor, MixedLoRAFunction.apply(rows, o, *factors))  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], base.N)
+
+
+def _whole(base: BaseWeight, after: Tensor) -> BaseWeight:
+    """W as a plain tensor; a packed one is unpacked into scratch, `after` what `dequantized` says."""
+    return plain(dequantized(base, after)) if base.is_packed else base
 
 
 def _pieces(runs: Runs, M: int, adapters: Sequence[Factors | None]) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""The torch operators `torch.ops.fastlora.lora_forward` and `lora_backward`, and direct calls without them.
+"""The operators `fastlora::lora_forward`, `lora_backward` and `dequantize`, and direct calls without them.
 
 Operators have flat signatures, so only here are the operands spelled out. An operator decides its code path
 by its operands and by `backend`, a backend setting; None means the current one. A backward is given the
@@ -15,9 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastlora.formula.operands import EVERYTHING, Needs, Operands, accumulation_dtype, plain
+from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands, accumulation_dtype, plain
 from fastlora.routes import cpu, vendor
 from fastlora.routes.decide import Decision, decide
+from fastlora.routes.dequantize import dequantize
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -30,6 +31,12 @@ _library.define(
     "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
     "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB, str? backend=None) "
     "-> (Tensor, Tensor, Tensor)"
+)
+# `after` is not read. A backward pass gives dy: else a compiler would see the same call as in the forward
+# pass, make one of the two, and keep W between them.
+_library.define(
+    "dequantize(Tensor[] packed, str format, int N, int K, int[] statics, ScalarType dtype, "
+    "Tensor? after=None) -> Tensor"
 )
 
 
@@ -71,6 +78,16 @@ def backward(
     found = lora_backward(dy, o.x, W, o.A, o.B, p, o.s, o.dropout, o.seed, *needs, setting)
     dx, dA, dB = (one if needed else None for one, needed in zip(found, needs, strict=True))
     return dx, dA, dB
+
+
+def dequantized(base: BaseWeight, after: Tensor) -> Tensor:
+    """W [N, K] of a packed base, in its dtype; `after` is x in a forward pass and dy in a backward pass."""
+    if not needs_operator(after):
+        return dequantize(base)
+    W: Tensor = torch.ops.fastlora.dequantize.default(
+        base.tensors, base.format, base.N, base.K, base.statics, base.dtype, after
+    )
+    return W
 
 
 def needs_operator(x: Tensor) -> bool:
@@ -185,10 +202,36 @@ def _backward_fake(
     )
 
 
+def _dequantize(
+    packed: list[Tensor],
+    format: str,
+    N: int,
+    K: int,
+    statics: list[int],
+    dtype: torch.dtype,
+    after: Tensor | None = None,
+) -> Tensor:
+    return dequantize(BaseWeight(format, tuple(packed), N, K, dtype, tuple(statics)))
+
+
+def _dequantize_fake(
+    packed: list[Tensor],
+    format: str,
+    N: int,
+    K: int,
+    statics: list[int],
+    dtype: torch.dtype,
+    after: Tensor | None = None,
+) -> Tensor:
+    return packed[0].new_empty(N, K, dtype=dtype)
+
+
 _library.impl("lora_forward", _forward, "CompositeExplicitAutograd")
 _library.impl("lora_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 torch.library.register_fake("fastlora::lora_forward", _forward_fake, lib=_library)
 torch.library.register_fake("fastlora::lora_backward", _backward_fake, lib=_library)
+torch.library.register_fake("fastlora::dequantize", _dequantize_fake, lib=_library)
 
 lora_forward = torch.ops.fastlora.lora_forward.default
 lora_backward = torch.ops.fastlora.lora_backward.default

@@ -10,6 +10,7 @@ import torch
 from fastlora.accounting.meta_models import blueprint_budget
 from fastlora.cli.reporting import reported
 from fastlora.config import ALL_LINEAR, LoRAConfig
+from fastlora.formats.registry import FORMATS
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
@@ -32,6 +33,12 @@ _DTYPE = click.Choice(["float16", "bfloat16", "float32"])
     help="Of A and B.  [default: the model's, but fp32 over 16 bits]",
     show_default=False,
 )
+@click.option(
+    "--base",
+    type=click.Choice(list(FORMATS)),
+    help="The packed format that LoRA's base is loaded in.  [default: the model's dtype]",
+    show_default=False,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, in bytes, instead of a table.")
 def budget(
     model: str,
@@ -41,6 +48,7 @@ def budget(
     tokens: int,
     dtype: str,
     adapter_dtype: str | None,
+    base: str | None,
     as_json: bool,
 ) -> None:
     """Count what full fine-tuning and LoRA take: parameters, memory by kind, and bytes on disk.
@@ -56,7 +64,9 @@ def budget(
             else [name.strip() for name in targets.split(",")],
             adapter_dtype=getattr(torch, adapter_dtype) if adapter_dtype else None,
         )
-        found = blueprint_budget(model, config, batch=batch, tokens=tokens, dtype=getattr(torch, dtype))
+        found = blueprint_budget(
+            model, config, batch=batch, tokens=tokens, dtype=getattr(torch, dtype), base=base
+        )
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:

@@ -12,11 +12,13 @@ class BaseWeight(NamedTuple):
     """A frozen W [N, K] and the format in which it is stored.
 
     Attributes:
-        format: How `tensors` store W. Only "plain" exists: the one tensor is W itself, with any strides.
+        format: How `tensors` store W: "plain", where the one tensor is W itself with any strides, or the name
+            of a packed format (see fastlora/formats).
         tensors: The tensors that store W.
         N: Columns of y.
         K: Columns of x.
         dtype: The dtype of W's values, which is x's.
+        statics: The format's own sizes, such as the length of a block.
     """
 
     format: str
@@ -24,6 +26,12 @@ class BaseWeight(NamedTuple):
     N: int
     K: int
     dtype: torch.dtype
+    statics: tuple[int, ...] = ()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether W must be unpacked to be multiplied."""
+        return self.format != "plain"
 
 
 def plain(W: Tensor) -> BaseWeight:

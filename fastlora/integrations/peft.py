@@ -14,14 +14,17 @@ once, not twice.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import nn
 
 from fastlora.experts.stacks import stacks_of
+from fastlora.formats.registry import format_of
 from fastlora.integrations.peft_experts import (
     INNER,
     FastParamWrapper,
@@ -29,8 +32,8 @@ from fastlora.integrations.peft_experts import (
     updates_of,
     why_experts_kept,
 )
-from fastlora.integrations.peft_layer import COUNTS, FastLinear
-from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig, ParamWrapper
+from fastlora.integrations.peft_layer import COUNTS, FastLinear, Fused, fast_class, pefts_class
+from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraModel, ParamWrapper
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward
@@ -46,9 +49,8 @@ __all__ = [
     "undo",
 ]
 
-# PEFT's class of each of ours.
-_THEIRS: Final[dict[type, type]] = {FastLinear: Linear, FastParamWrapper: ParamWrapper}
-_OURS: Final[dict[type, type]] = {theirs: ours for ours, theirs in _THEIRS.items()}
+# The classes with our forward, each with its subclasses.
+_FAST: Final = (Fused, FastParamWrapper)
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,15 @@ class SwapReport(Shown):
 
 @exclusive
 def accelerate_peft(model: nn.Module) -> SwapReport:
-    """Give PEFT's LoRA layers over plain linear layers and over experts the fused forward, in place.
+    """Give PEFT's LoRA layers over plain and packed linear layers and experts the fused forward, in place.
 
     The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
-    `FastLinear`, a subclass that overrides only `forward`; that of each wrapper of experts' weights
-    (`target_parameters`) becomes `FastParamWrapper`, if their module takes Transformers' hook for experts.
-    Nothing else about the model changes, so it can be trained, saved, copied and pickled as before. `undo`
-    reverses it. Layers that PEFT adds later are not included: call it again, or see `register`.
+    `FastLinear`, a subclass that overrides only `forward`; so do PEFT's classes for packed layers, and its
+    Linear over one of these: the base layer's type decides (see docs/quantized.md). That of each wrapper of
+    experts' weights (`target_parameters`) becomes `FastParamWrapper`, if their module takes Transformers'
+    hook for experts. Nothing else about the model changes, so it can be trained, saved, copied and pickled as
+    before. `undo` reverses it. Layers that PEFT adds later are not included: call it again, or see
+    `register`.
 
     Args:
         model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
@@ -110,7 +114,7 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
     with commit() as changing:
         for layer in swapped.values():
-            changing.assign(layer, "__class__", _OURS.get(type(layer), type(layer)))
+            changing.assign(layer, "__class__", _ours(type(layer)))
         for layer in swapped.values():
             if isinstance(layer, ParamWrapper):
                 note_inner(layer)
@@ -134,37 +138,37 @@ def _states(swapped: Mapping[str, Any]) -> dict[str, Any]:
 
 @exclusive
 def undo(model: nn.Module) -> None:
-    """Turn every layer of a model that was swapped or made by `register` back into PEFT's own layer.
+    """Turn every fast layer of a model, swapped or made by `register`, back into PEFT's own layer.
 
     Raises:
-        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of ours, or something
+        TypeError: If `model` is not an nn.Module, or a layer is of a subclass of a fast one, or something
             keeps a reference to its forward, as accelerate's hooks do
             (accelerate.hooks.remove_hook_from_submodules removes them). The model is then unchanged.
     """
     _check_model(model)
-    ours = (FastLinear, FastParamWrapper)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ours)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _FAST)}
     for name, layer in layers.items():
-        if type(layer) not in _THEIRS:
-            wanted = FastLinear if isinstance(layer, FastLinear) else FastParamWrapper
+        if _ours(type(layer)) is None:
+            wanted = FastLinear if isinstance(layer, Fused) else FastParamWrapper
             raise TypeError(
                 f"layer {name!r} must be exactly a {wanted.__qualname__}; got {type(layer).__name__}"
             )
         check_own_forward(f"layer {name!r}", layer)
     with commit() as changing:
         for layer in layers.values():
-            changing.assign(layer, "__class__", _THEIRS[type(layer)])
+            changing.assign(layer, "__class__", _theirs(type(layer)))
             changing.drop(vars(layer), COUNTS)
             changing.drop(vars(layer), INNER)
 
 
 def register(config: LoraConfig) -> LoraConfig:
-    """Have PEFT make a `FastLinear` wherever, by this config, it adapts exactly an nn.Linear.
+    """Have PEFT make a fast layer wherever, by this config, it adapts exactly an nn.Linear or a packed layer.
 
     And a `FastParamWrapper` around experts' weights, if their module takes Transformers' hook for experts.
 
-    This includes layers that PEFT makes later by this config. PEFT does not save the choice with the config,
-    so call `accelerate_peft` on a model that is loaded from files.
+    A warning names the layers of nn.Linear's kind that it leaves to PEFT, and why. This includes layers that
+    PEFT makes later by this config. PEFT does not save the choice with the config, so call `accelerate_peft`
+    on a model that is loaded from files.
 
     Returns:
         The same config: `get_peft_model(model, register(LoraConfig(...)))`.
@@ -180,7 +184,7 @@ def register(config: LoraConfig) -> LoraConfig:
 
 
 def forward_counts(model: nn.Module) -> Counter[str]:
-    """The number of eager forwards of our layers: under "fused", or under why PEFT's own ran.
+    """The number of eager forwards of fast layers: under "fused", or under why PEFT's own ran.
 
     Experts count once for each of their parameters that is adapted.
 
@@ -192,7 +196,7 @@ def forward_counts(model: nn.Module) -> Counter[str]:
     _check_model(model)
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, (FastLinear, FastParamWrapper)):
+        if isinstance(module, _FAST):
             counts.update(vars(module).get("forward_counts", ()))
     return counts
 
@@ -204,31 +208,52 @@ def _make_layer(
     config: LoraConfig,
     parameter_name: str | None = None,
     **options: Any,
-) -> FastLinear | FastParamWrapper | None:
-    """A layer for PEFT to use; None, for PEFT to make its own, if the target is none that can be swapped."""
+) -> nn.Module | None:
+    """A layer for PEFT to use; None, for PEFT to make its own, if that could not take the fused forward."""
     if parameter_name is not None:
         experts: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if parameter_name not in {stack.parameter for stack in stacks_of(experts)}:
             return None
         return FastParamWrapper(target, adapter_name, parameter_name, config=config, **options)
-    if config.fan_in_fan_out or type(target) is not nn.Linear:
+    if config.fan_in_fan_out:
         return None
-    # A quantized weight may also be in a plain nn.Linear; PEFT has a special layer for it.
-    if type(target.weight) is not nn.Parameter:
-        return None
-    return FastLinear(target, adapter_name, config=config, **options)
+    if format_of(target) is not None:
+        return _packed_layer(target, adapter_name, config, options)
+    # A weight in an unknown format may also be in a plain nn.Linear; PEFT has a special layer for it.
+    if type(target) is nn.Linear and type(target.weight) is nn.Parameter:
+        return FastLinear(target, adapter_name, config=config, **options)
+    if isinstance(target, nn.Linear):
+        kind = type(target.weight if type(target) is nn.Linear else target).__name__
+        warnings.warn(
+            f"a layer over a {kind} takes PEFT's own forward (docs/quantized.md says which are fused)",
+            stacklevel=2,
+        )
+    return None
+
+
+def _packed_layer(
+    target: nn.Module, adapter_name: str, config: LoraConfig, options: dict[str, Any]
+) -> nn.Module:
+    """The layer that PEFT itself makes over a packed one, with the fused forward."""
+    without, maker = copy.copy(config), cast(Any, LoraModel)
+    without._custom_modules = None
+    made: nn.Module = maker._create_new_module(without, adapter_name, target, **options)
+    fast = None if _why_kept(made) is not None else fast_class(type(made))
+    if fast is not None:
+        made.__class__ = fast
+    return made
 
 
 def _why_kept(layer: Any) -> str | None:
     """Why a layer of PEFT is not swapped; None if it can be."""
     if type(layer) in (ParamWrapper, FastParamWrapper):
         return why_experts_kept(layer)
-    if type(layer) not in (Linear, FastLinear):
+    if fast_class(type(layer)) is None:
         return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
     base = layer.base_layer
-    if type(base) is not nn.Linear:
-        return f"its base layer is a {type(base).__name__}, not exactly an nn.Linear"
-    if type(layer) is Linear and "forward" in vars(layer):
+    if type(base) is not nn.Linear and format_of(base) is None:
+        return f"its base layer is a {type(base).__name__}, neither an nn.Linear nor a known packed layer"
+    if not isinstance(layer, Fused) and "forward" in vars(layer):
         return "its forward was replaced"
     return None
 
@@ -236,3 +261,13 @@ def _why_kept(layer: Any) -> str | None:
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+
+
+def _ours(cls: type) -> type | None:
+    """Our class for one of PEFT's own, or for itself; None if there is none."""
+    return FastParamWrapper if cls in (ParamWrapper, FastParamWrapper) else fast_class(cls)
+
+
+def _theirs(cls: type) -> type:
+    """PEFT's own class that one of ours is made from."""
+    return ParamWrapper if cls is FastParamWrapper else pefts_class(cls)

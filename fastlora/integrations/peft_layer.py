@@ -1,17 +1,19 @@
-"""peft.tuners.lora.Linear with a fused forward, used if it computes exactly what PEFT's would."""
+"""PEFT's LoRA layers with a fused forward, used if it computes exactly what PEFT's would."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlora.autograd.function import lora_linear
 from fastlora.autograd.mixed import mixed_lora_linear
+from fastlora.autograd.quantized import quantized_lora_linear
+from fastlora.formula.operands import BaseWeight
 from fastlora.formula.runs import Runs
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of, why_not_fused
@@ -22,11 +24,20 @@ FUSED = "fused"
 COUNTS = "forward_counts"
 
 
-class FastLinear(Linear):
-    """PEFT's LoRA layer over an nn.Linear, with the same attributes, parameters and state_dict.
+# PEFT's own classes of layers over packed layers, whose forward is Linear's formula.
+_PACKED: Final = (
+    ("peft.tuners.lora.bnb", "Linear4bit"),
+    ("peft.tuners.lora.bnb", "Linear8bitLt"),
+    ("peft.tuners.lora.torchao", "TorchaoLoraLinear"),
+    ("peft.tuners.lora.hqq", "HqqLoraLinear"),
+)
 
-    `accelerate_peft` makes one by setting the class of PEFT's layer; `register` has PEFT construct it.
-    Adding, switching, merging, deleting and saving adapters is still PEFT's own code.
+
+_MADE: dict[type, type[Fused]] = {}
+
+
+class Fused(nn.Module):
+    """The part of a fast layer that is not PEFT's: the forward.
 
     Attributes:
         forward_counts: The number of eager forwards: under "fused", or under why PEFT's own ran.
@@ -38,7 +49,7 @@ class FastLinear(Linear):
         """x [..., K] -> [..., N]: fused if that is exactly the same, else by PEFT's own forward."""
         if kwargs.get("adapter_names") is not None:
             return self._mixed(x, *args, **kwargs)
-        operands = operands_of(self)
+        operands = operands_of(self, x)
         if isinstance(operands, str):
             return self._stock_forward(operands, x, *args, **kwargs)
         obstacle = why_not_fused(operands, x, args, kwargs)
@@ -50,13 +61,15 @@ class FastLinear(Linear):
             # s is a tensor and is multiplied into B. As a float it would need a device synchronization and
             # could get no gradient.
             B, s = B * s, 1.0
+        if isinstance(W, BaseWeight):
+            return quantized_lora_linear(x, W, b, A, B, s, dropout=dropout)
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
 
     def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
         """Rows of x that take different adapters."""
         plan = _planned if torch.compiler.is_compiling() else _kept_plan  # Dynamo warns of caches
         used, runs = plan(tuple(adapter_names))
-        found = mixed_operands_of(self, used)
+        found = mixed_operands_of(self, used, x)
         obstacle: str | None
         if isinstance(found, str):
             obstacle = found
@@ -74,7 +87,8 @@ class FastLinear(Linear):
 
     def _stock_forward(self, why: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         count(self, why)
-        return super().forward(x, *args, **kwargs)
+        y: Tensor = super().forward(x, *args, **kwargs)
+        return y
 
 
 def count(layer: Any, way: str) -> None:
@@ -96,3 +110,51 @@ def _planned(names: tuple[str, ...]) -> tuple[tuple[str, ...], Runs]:
 
 # Every layer asks for the same batch.
 _kept_plan = lru_cache(maxsize=16)(_planned)
+
+
+class FastLinear(Fused, Linear):
+    """PEFT's LoRA layer over an nn.Linear, with the same attributes, parameters and state_dict.
+
+    `accelerate_peft` makes one by setting the class of PEFT's layer; `register` has PEFT construct it.
+    Adding, switching, merging, deleting and saving adapters is still PEFT's own code.
+    """
+
+
+def fast_class(cls: type) -> type[Fused] | None:
+    """The class with the fused forward for one of PEFT's own, or for itself; None if there is none."""
+    if issubclass(cls, Fused):
+        return cls if cls is FastLinear or "_peft_class" in vars(cls) else None
+    if cls is Linear:
+        return FastLinear
+    return _made_for(cls) if (cls.__module__, cls.__qualname__.rpartition(".")[2]) in _PACKED else None
+
+
+def pefts_class(cls: type) -> type:
+    """PEFT's own class that a fast class is made from."""
+    made_from: type = vars(cls).get("_peft_class", Linear)
+    return made_from
+
+
+def _made_for(cls: type) -> type[Fused]:
+    """As FastLinear, over a class of PEFT's that exists only where its library is installed."""
+    if cls in _MADE:
+        return _MADE[cls]
+    about = {
+        "__module__": __name__,
+        "__doc__": FastLinear.__doc__,
+        "_peft_class": cls,
+        "__reduce_ex__": _reduced,
+    }
+    _MADE[cls] = type(f"Fast{cls.__name__}", (Fused, cls), about)
+    return _MADE[cls]
+
+
+def _reduced(layer: Fused, protocol: Any) -> Any:
+    """Copy and pickle by PEFT's class, which can be found by its name."""
+    _, _, *rest = cast("tuple[Any, ...]", nn.Module.__reduce_ex__(layer, protocol))
+    return _blank, (pefts_class(type(layer)),), *rest
+
+
+def _blank(cls: type) -> Fused:
+    made = _made_for(cls)
+    return made.__new__(made)

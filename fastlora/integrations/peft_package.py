@@ -4,7 +4,7 @@ from __future__ import annotations
 
 try:
     import peft
-    from peft.tuners.lora import Linear, LoraConfig
+    from peft.tuners.lora import Linear, LoraConfig, LoraModel
     from peft.tuners.lora.layer import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
 except ImportError as error:
@@ -19,4 +19,4 @@ if not peft.__version__.startswith(_KNOWN):
         f"fastlora.integrations.peft knows PEFT {_KNOWN}x; installed is {peft.__version__}", name="peft"
     )
 
-__all__ = ["BaseTunerLayer", "Linear", "LoraConfig", "ParamWrapper"]
+__all__ = ["BaseTunerLayer", "Linear", "LoraConfig", "LoraModel", "ParamWrapper"]

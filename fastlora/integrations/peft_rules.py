@@ -16,6 +16,9 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastlora import arguments
+from fastlora.formats.format import Format
+from fastlora.formats.registry import format_of
+from fastlora.formula.operands import BaseWeight, autocasts
 
 # Arguments that PEFT passes to every LoRA layer; a value of None has no effect.
 _OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
@@ -27,7 +30,7 @@ class Operands(NamedTuple):
     """The formula's operands from a PEFT layer.
 
     Attributes:
-        W: [N, K].
+        W: [N, K]; a packed one in the dtype that the base layer computes in.
         b: [N] or None.
         A: [r, K]. The r of this shape counts, as PEFT's hot-swapping pads A and B but leaves `layer.r` alone.
         B: [N, r].
@@ -35,7 +38,7 @@ class Operands(NamedTuple):
         dropout: The probability that applies now; 0 outside training.
     """
 
-    W: Tensor
+    W: Tensor | BaseWeight
     b: Tensor | None
     A: Tensor
     B: Tensor
@@ -43,33 +46,35 @@ class Operands(NamedTuple):
     dropout: float
 
 
-def operands_of(layer: Any) -> Operands | str:
+def operands_of(layer: Any, x: Tensor | None = None) -> Operands | str:
     """The operands of a PEFT layer, or why its state needs PEFT's own forward.
 
     Args:
-        layer: A peft.tuners.lora.Linear.
+        layer: A peft.tuners.lora.Linear, or PEFT's class for a packed layer.
+        x: What it is called with; only for the dtype that a packed base computes in.
     """
     if (obstacle := _state_obstacle(layer)) is not None:
         return obstacle
     active = [name for name in layer.active_adapters if name in layer._modules["lora_A"]]
     if len(active) != 1:
         return f"{len(active)} adapters are active"
-    return _of_adapter(layer, active[0])
+    return _of_adapter(layer, active[0], x)
 
 
-def mixed_operands_of(layer: Any, names: Iterable[str]) -> dict[str, Operands] | str:
+def mixed_operands_of(layer: Any, names: Iterable[str], x: Tensor) -> dict[str, Operands] | str:
     """The operands of each of these adapters that a PEFT layer has, or why the mix needs PEFT's forward.
 
     Args:
-        layer: A peft.tuners.lora.Linear.
+        layer: As in `operands_of`.
         names: Adapters, or "__base__" for none.
+        x: As in `operands_of`.
     """
     if (obstacle := _state_obstacle(layer)) is not None:
         return obstacle
     found = {}
     for name in names:
         if name in layer._modules["lora_A"]:
-            operands = _of_adapter(layer, name)
+            operands = _of_adapter(layer, name, x)
             if isinstance(operands, str):
                 return operands
             if isinstance(operands.s, Tensor):
@@ -84,15 +89,16 @@ def _state_obstacle(layer: Any) -> str | None:
     return "adapters are merged" if layer.merged else None
 
 
-def _of_adapter(layer: Any, name: str) -> Operands | str:
+def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     modules = layer._modules
     if name in layer.lora_variant:
         return f"the adapter is a variant of LoRA ({type(layer.lora_variant[name]).__name__})"
     if not layer.cast_input_dtype_enabled:
         return "casting of inputs is switched off"
     base, lora_A, lora_B = modules["base_layer"], modules["lora_A"][name], modules["lora_B"][name]
+    format = format_of(base)
     for role, module in (("base_layer", base), ("lora_A", lora_A), ("lora_B", lora_B)):
-        if type(module) is not nn.Linear:
+        if type(module) is not nn.Linear and not (module is base and format is not None):
             return f"{role} is a {type(module).__name__}"
         if not is_called_plainly(module):
             return f"{role} has hooks or another forward"
@@ -106,7 +112,10 @@ def _of_adapter(layer: Any, name: str) -> Operands | str:
     s = layer.scaling[name]
     if not isinstance(s, (int, float)) and not (isinstance(s, Tensor) and s.dim() == 0):
         return f"the scaling is a {type(s).__name__} with dimensions"
-    operands = Operands(base.weight, base.bias, lora_A.weight, lora_B.weight, s, p)
+    W = base.weight if format is None else _packed(format, base, x)
+    if isinstance(W, str):
+        return W
+    operands = Operands(W, base.bias, lora_A.weight, lora_B.weight, s, p)
     return _tensor_obstacle(operands) or operands
 
 
@@ -122,10 +131,29 @@ def why_not_fused(
         return "a torch.func transform or forward-mode differentiation is at work"
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace is at work"
-    W = operands.W
-    if x.dim() == 0 or x.shape[-1] != W.shape[1] or x.device != W.device:
+    _, K, device = _shape(operands.W)
+    if x.dim() == 0 or x.shape[-1] != K or x.device != device:
         return "x does not fit the weight"
     return _dtype_obstacle(operands, x)
+
+
+def _packed(format: Format, base: Any, x: Tensor | None) -> BaseWeight | str:
+    """W in the dtype that the base layer computes in, or why it cannot be read."""
+    try:
+        dtype = format.values_dtype(base)
+        if x is not None:
+            autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
+            dtype = format.compute_dtype(base, x.dtype, autocast)
+        return format.base_of(base, dtype)
+    except ValueError as error:
+        return str(error)
+
+
+def _shape(W: Tensor | BaseWeight) -> tuple[int, int, torch.device]:
+    """N, K and the device."""
+    if isinstance(W, BaseWeight):
+        return W.N, W.K, W.tensors[0].device
+    return *W.shape, W.device
 
 
 def is_called_plainly(module: nn.Module) -> bool:
@@ -154,18 +182,22 @@ def _dropout_of(module: nn.Module) -> float | str:
 
 def _tensor_obstacle(operands: Operands) -> str | None:
     W, b, A, B, _, _ = operands
+    whole = None if isinstance(W, BaseWeight) else W
+    # A shard, or the placeholder for a parameter that a sharding library has moved away, has another shape.
+    if whole is not None and whole.dim() != 2:
+        return "the shapes do not make one update"
+    N, K, device = _shape(W)
     # Exact types: a DTensor, a quantized or a fake tensor is a subclass.
-    for letter, tensor in (("W", W), ("b", b), ("A", A), ("B", B)):
+    for letter, tensor in (("W", whole), ("b", b), ("A", A), ("B", B)):
         if tensor is None:
             continue
         if type(tensor) not in (nn.Parameter, Tensor) or tensor.layout is not torch.strided:
             return f"{letter} is a {type(tensor).__name__}, or not dense"
-        if tensor.device != W.device:
+        if tensor.device != device:
             return "the tensors are on several devices"
-    if W.requires_grad or (b is not None and b.requires_grad):
+    if (whole is not None and whole.requires_grad) or (b is not None and b.requires_grad):
         return "the base layer is trained too"
-    # A shard, or the placeholder for a parameter that a sharding library has moved away, has another shape.
-    if W.dim() != 2 or A.dim() != 2 or A.shape[1] != W.shape[1] or B.shape != (W.shape[0], A.shape[0]):
+    if A.dim() != 2 or A.shape[1] != K or B.shape != (N, A.shape[0]):
         return "the shapes do not make one update"
     return None
 
@@ -177,7 +209,11 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
     """
     W, b, A, B, _, _ = operands
     kind = x.device.type
-    base = (x.dtype, W.dtype, W.dtype if b is None else b.dtype)
+    base = [x.dtype]
+    if not isinstance(W, BaseWeight):
+        base += [W.dtype, W.dtype if b is None else b.dtype]
+    elif W.dtype != (torch.get_autocast_dtype(kind) if autocasts(x) else x.dtype):
+        return "the base layer computes in another dtype than the update"
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         fits = all(one in _AUTOCAST_DTYPES for one in base)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlora.autograd.mixed import mixed_lora_linear
+from fastlora.formula.operands import BaseWeight
 from fastlora.formula.runs import Runs
 from fastlora.routes.mixed import Factors
 
@@ -51,7 +52,7 @@ class AdapterBatch:
             raise ValueError(f"layers must be unmerged in adapter_batch; {layer.applied_as!r} was merged")
         return bool(layer.enabled)
 
-    def computed(self, layer: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    def computed(self, layer: Any, x: Tensor, W: Tensor | BaseWeight, b: Tensor | None) -> Tensor:
         """The layer's y [..., N] for x [..., K].
 
         Raises:

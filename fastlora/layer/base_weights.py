@@ -16,12 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlora.formats.format import Format
+from fastlora.formats.registry import FORMATS, format_of
 from fastlora.formula import oracle
 from fastlora.layer.adapter import Options, adapters_of
+from fastlora.routes.dequantize import dequantize
+
+# A packed LoRA layer's attribute with the name of its format.
+FORMAT = "_format"
+
+
+def packed_format(layer: Any) -> Format | None:
+    """How a layer's W is packed, with LoRA on it or not; None for a plain W."""
+    name = vars(layer).get(FORMAT)
+    return format_of(layer) if name is None else FORMATS[name]
+
+
+def like_weight(layer: Any) -> Tensor:
+    """A tensor with W's shape, dtype and device: W itself, or a stand-in without values for a packed W."""
+    format = packed_format(layer)
+    if format is None:
+        W: Tensor = layer.weight
+        return W
+    kind: dict[str, Any] = {"device": layer.weight.device, "dtype": format.values_dtype(layer)}
+    return torch.empty((), **kind).expand(layer.out_features, layer.in_features)
 
 
 def frozen_weight(layer: Any) -> Tensor:
-    """W itself: `layer.weight`, or the copy kept aside while the layer is merged."""
+    """W itself: `layer.weight`, the copy kept aside while the layer is merged, or a packed W unpacked."""
+    if (format := packed_format(layer)) is not None:
+        return dequantize(format.base_of(layer, format.values_dtype(layer)))
     W: Tensor = layer.weight if layer._base_weight is None else layer._base_weight
     return W
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import arguments
+from fastlora.formats.unsupported import instead_of
+from fastlora.layer.base_weights import packed_format
 
 # nn.MultiheadAttention uses this layer's weight without calling the layer. No LoRA library adapts it.
 _LEFT_OUT: Final = nn.modules.linear.NonDynamicallyQuantizableLinear
@@ -43,8 +45,8 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
     """A phrase saying what kind of linear map, other than nn.Linear, a module holds; None if none is known.
 
     LoRA cannot be added to these. Known are the Conv1D of Transformers' GPT-2, whose weight is transposed;
-    experts stored as slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers, as
-    of bitsandbytes, HQQ or torchao; and the layers of PEFT.
+    experts stored as slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers in
+    formats that fastlora/formats does not have, as of GPTQ or AWQ; and the layers of PEFT.
 
     Args:
         name: The name that the module is registered under.
@@ -58,8 +60,10 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
         for cls in type(module).__mro__
     ):
         return f"{kind}, whose weight is [in, out]"
+    if packed_format(module) is not None:
+        return None
     if _is_quantized(module):
-        return f"{kind}, which is quantized"
+        return f"{kind}, which is quantized{instead_of(module)}"
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Linear) and weight is not None and (why := odd_tensor(weight)):
         return f"{kind}, whose weight is {why}"
@@ -82,7 +86,7 @@ def is_pefts(module: nn.Module) -> bool:
     )
 
 
-def is_left_out_by_all(module: nn.Linear) -> bool:
+def is_left_out_by_all(module: nn.Module) -> bool:
     """Whether the module is torch's subclass of nn.Linear that no LoRA library adapts."""
     return isinstance(module, _LEFT_OUT)
 

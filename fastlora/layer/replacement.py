@@ -13,6 +13,8 @@ from fastlora.layer.linear_kinds import odd_tensor
 
 # The new module has its own of these; every other attribute is taken over.
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# Buffers of a LoRA layer itself; a packed layer's hold a part of its W.
+_LORA_BUFFERS = ("_base_weight", "start_A", "start_B")
 
 _Linear = TypeVar("_Linear", bound=nn.Linear)
 
@@ -52,7 +54,7 @@ def check_own_forward(name: str, module: nn.Module) -> None:
 
 
 def linear_as(source: nn.Linear, cls: type[_Linear], *, without: Collection[str] = ()) -> _Linear:
-    """A `cls` with the weight and bias objects of `source`, its mode, hooks, and every other attribute.
+    """A `cls` with the parameters and buffers of `source`, its mode, hooks, and every other attribute.
 
     The two share their dicts of hooks, so that a handle from earlier still removes its hook. Hooks before
     load_state_dict are the exception, as torch binds them to their module.
@@ -66,8 +68,9 @@ def linear_as(source: nn.Linear, cls: type[_Linear], *, without: Collection[str]
     nn.Module.__init__(new)
     left = {*_CONTAINERS, *without}
     vars(new).update({name: value for name, value in vars(source).items() if name not in left})
-    new.register_parameter("weight", source._parameters["weight"])
-    new.register_parameter("bias", source._parameters["bias"])
+    new._parameters.update(source._parameters)
+    new._buffers.update({own: kept for own, kept in source._buffers.items() if own not in _LORA_BUFFERS})
+    new._non_persistent_buffers_set.update(source._non_persistent_buffers_set - {*_LORA_BUFFERS})
     # torch binds these to their module by a weak reference, so they are bound anew.
     new._load_state_dict_pre_hooks = OrderedDict(
         (key, _WrappedHook(hook.hook, new if hook.with_module else None))

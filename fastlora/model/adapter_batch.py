@@ -15,10 +15,9 @@ from fastlora.layer.adapter import SLOTS
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.adapters import adapter_names
 from fastlora.model.ddp import note_change
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
 
 NONE = "__base__"
@@ -64,6 +63,7 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
     for what, wrong in (
         ("unmerged", [name for name, layer in layers.items() if layer.merged]),
         ("whole, not divided among processes", [name for name, layer in layers.items() if layer.split]),
+        ("linear, not experts", [name for name, layer in layers.items() if hasattr(layer, "num_experts")]),
         ("in no other adapter_batch", [name for name, layer in layers.items() if layer.in_batch]),
     ):
         if wrong:
@@ -136,7 +136,7 @@ def _checked(model: nn.Module, names: Sequence[str | None], ids: Tensor | None) 
     return AdapterBatch(used, [index[one] if one >= 0 else -1 for one in found], tuple(ids.shape))
 
 
-def _tell_of_resting(layers: Iterable[FusedLoRALinear], names: tuple[str, ...]) -> None:
+def _tell_of_resting(layers: Iterable[LoRALayer], names: tuple[str, ...]) -> None:
     """Warn of adapters in a training batch that are frozen only because they are not in use."""
     adapters = [layer.adapters[name] for layer in layers for name in names if name in layer.adapters]
     resting = dict.fromkeys(

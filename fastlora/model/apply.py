@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fastlora.arguments import check_bool
+from fastlora.arguments import DTYPES, check_bool
 from fastlora.config import LoRAConfig
 from fastlora.experts.layer import FusedLoRAExperts, layer_over
 from fastlora.experts.stacks import Stack
@@ -18,6 +18,7 @@ from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.quantized import QuantizedLoRALinear, lora_layer_around, warn_of_rounding
 from fastlora.layer.replacement import check_own_forward
 from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
@@ -118,7 +119,7 @@ def make_layers(
             layers[plain] = layer_over(plain, adapter, **chosen)
             layers[plain].applied_as = f"{names[plain.experts][0]}.{plain.parameter}".lstrip(".")
         else:
-            layers[plain] = FusedLoRALinear._from_linear_unfrozen(plain, name=adapter, **chosen)
+            layers[plain] = lora_layer_around(plain, name=adapter, **chosen)
             layers[plain].applied_as = names[plain][0]
     return layers
 
@@ -130,7 +131,10 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Args:
         model: A model with LoRA layers.
-        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W.
+        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W. A
+            packed layer becomes the library's own again; merged it becomes a plain one of the dtype that W
+            was packed from, or where the layer does not keep that, of the model's, and a warning says what
+            that costs.
 
     Returns:
         The model; the plain layer if the model itself is a LoRA layer. `unfreeze` makes it trainable.
@@ -157,20 +161,27 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
             check_writable(layer.weight, f"weight of layer {name!r}")
+    packed = {name: layer for name, layer in layers.items() if isinstance(layer, QuantizedLoRALinear)}
+    whole = [layer for layer in layers.values() if layer not in packed.values()]
     if merge:
         # Tried here, so that an error comes before any change. Keeping the sums would double the memory.
-        for layer in layers.values():
+        for layer in whole:
             layer._finite_sum()
-    plain = {
-        layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear()
-        for layer in layers.values()
+    dtype = _dtype_of(model)
+    repacked = {
+        layer: layer.to_linear(merge, None if layer.format.keeps_dtype else dtype)
+        for layer in packed.values()
     }
+    plain: dict[LoRALayer, nn.Linear | None] = {
+        layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear() for layer in whole
+    }
+    plain.update(repacked)
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)
         transformers_saving.uninstall(model, changing)
         result = replace_modules(model, plain.items())
-        for layer in layers.values():
+        for layer in whole:
             if merge:
                 fold(layer, layer._sum, changing)
                 # Another thread's forward may still use this layer: it must compute as its replacement.
@@ -179,7 +190,18 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
                     changing.put(layer._buffers, slot, None)
             else:
                 changing.then(layer._put_back)
+    if merge and packed:
+        warn_of_rounding({name: (layer, repacked[layer]) for name, layer in packed.items()})
     return result
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of a model's first parameter that is plain and not LoRA's; None if there is none."""
+    own = {
+        id(each) for _, layer in lora_layers(model) for each in (*layer.adapters.parameters(), layer.weight)
+    }
+    kinds = (each.dtype for each in model.parameters() if id(each) not in own)
+    return next((dtype for dtype in kinds if dtype in DTYPES), None)
 
 
 @exclusive

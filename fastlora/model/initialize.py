@@ -28,7 +28,7 @@ from fastlora.layer.sharding import all_finite
 from fastlora.layer.writable import check_own_writable
 from fastlora.lowrank import Factors
 from fastlora.model.find_layers import existing_layers
-from fastlora.model.merging import check_unshared, fold
+from fastlora.model.merging import check_plain, check_unshared, fold
 from fastlora.model.name_matching import listed
 
 
@@ -50,8 +50,8 @@ def initialize(model: nn.Module, start: str) -> None:
     Raises:
         ValueError: If `start` is unknown, there is no LoRA layer, or a layer is merged, has been trained, was
             initialized from W already, holds experts, has several adapters, a rank above its smaller side, a
-            scaling s <= 0, or a W that is not finite or is shared with another module; or W, A or B is
-            computed from other tensors (by a parametrization, say) or cannot be written in place.
+            scaling s <= 0, or a W that is packed, is not finite or is shared with another module; or W, A or
+            B is computed from other tensors (by a parametrization, say) or cannot be written in place.
     """
     check_choice("start", start, _STARTS)
     layers = _linear_layers(model)
@@ -121,6 +121,7 @@ _STARTS: Final[Mapping[str, Callable[[Tensor, int, float], Factors]]] = dict(
 
 def _check_startable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
     check_original_weights(layers, "it can be called once")
+    check_plain(layers, "initialize", 'LoRAConfig(init="orthogonal") starts both factors without W')
     for name, layer in layers.items():
         check_own_writable(layer, ("weight",), f"layer {name!r}")
         for adapter in layer.adapters.values():

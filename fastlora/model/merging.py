@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fastlora.layer.base_weights import packed_format
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import all_finite, is_dtensor, reshard
 from fastlora.layer.writable import check_own_writable
@@ -22,11 +23,13 @@ def merge_lora(model: nn.Module) -> None:
     its shard. Either all layers are merged or, on an error, no further layer is.
 
     Raises:
-        ValueError: If there is no LoRA layer, or a weight is shared with another module, would not be finite,
-            is computed from other tensors (by a parametrization, say) or cannot be written in place.
+        ValueError: If there is no LoRA layer, or a weight is packed, is shared with another module, would not
+            be finite, is computed from other tensors (by a parametrization, say) or cannot be written in
+            place.
     """
     layers = existing_layers(model)
     reshard(model)
+    check_plain(layers, "merge_lora", "remove_lora(model, merge=True) gives plain layers with W + s B A")
     check_mergeable(model, layers)
     todo = [layer for layer in layers.values() if not layer.merged]
     try:
@@ -84,7 +87,8 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
     W must be a writable parameter of the layer and not shared with another module; A and B must be finite.
     """
     for name, layer in layers.items():
-        check_own_writable(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
+        if packed_format(layer) is None:  # a packed W is not written: another layer takes its place
+            check_own_writable(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
         active = layer.active
         if active is None or active.lora_A.is_meta:
             continue
@@ -92,7 +96,18 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
             raise ValueError(
                 f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
             )
-    check_unshared(model, layers, "merged", "leave it unmerged")
+    whole = {name: layer for name, layer in layers.items() if packed_format(layer) is None}
+    check_unshared(model, whole, "merged", "leave it unmerged")
+
+
+def check_plain(layers: Mapping[str, LoRALayer], by: str, instead: str) -> None:
+    """Raise ValueError, naming the layer, if the W of one is packed, so that `by` cannot write it."""
+    for name, layer in layers.items():
+        if (format := packed_format(layer)) is not None:
+            raise ValueError(
+                f"W of layer {name!r} must be plain for {by}; it is packed as {format.about}, and packing "
+                f"anything else anew would change it by more than an update does ({instead})"
+            )
 
 
 def check_unshared(model: nn.Module, layers: Mapping[str, LoRALayer], to_be: str, otherwise: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fastlora.layer.base_weights import like_weight, packed_format
 from fastlora.model.find_layers import lora_layers
 from fastlora.tables import Part, Shown, Table
 
@@ -39,7 +40,7 @@ class ParameterReport(Shown):
     """Counts of parameters; one that several modules share is counted once. `str()` of it is a table.
 
     Attributes:
-        base: Parameters that are not LoRA's.
+        base: Parameters that are not LoRA's; of a packed W, the entries that are packed.
         lora: Parameters in A and B of all LoRA layers, including adapters that are not in use.
         trainable: Parameters that require a gradient.
         layers: One entry for each LoRA layer; layers that share a weight each count it.
@@ -96,8 +97,10 @@ def parameter_report(model: nn.Module) -> ParameterReport:
     layers = list(lora_layers(model))
     own = {id(tensor) for _, layer in layers for tensor in layer.adapters.parameters()}
     parameters = list(model.parameters())
+    modules = [module for module in model.modules() if packed_format(module) is not None]
+    packed = {id(module.weight): like_weight(module).numel() for module in modules}
     return ParameterReport(
-        base=sum(p.numel() for p in parameters if id(p) not in own),
+        base=sum(packed.get(id(p), p.numel()) for p in parameters if id(p) not in own),
         lora=sum(p.numel() for p in parameters if id(p) in own),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         layers=tuple(
@@ -106,7 +109,7 @@ def parameter_report(model: nn.Module) -> ParameterReport:
                 in_features=layer.in_features,
                 out_features=layer.out_features,
                 r=layer.r or 0,
-                base=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
+                base=like_weight(layer).numel() + (0 if layer.bias is None else layer.bias.numel()),
                 lora=0 if layer.active is None else sum(p.numel() for p in layer.active.parameters()),
                 experts=getattr(layer, "num_experts", 0),
             )

@@ -12,8 +12,10 @@ from torch import nn
 from fastlora.arguments import shown
 from fastlora.config import LoRAConfig
 from fastlora.experts.stacks import stacks_of
+from fastlora.formats.registry import format_of
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
+from fastlora.layer.quantized import check_packed
 from fastlora.layer.replacement import check_plain_linear
 from fastlora.model.experts_targets import Place, find_stacks, reached_by_all, stacks_by_name
 from fastlora.model.name_matching import listed, matched_modules, numbers_by_pattern
@@ -142,36 +144,37 @@ def _all_linear(
     adapted: Collection[nn.Module],
     trained: Collection[nn.Module],
 ) -> list[nn.Module]:
-    """Each module that is exactly an nn.Linear, except output heads and excluded modules.
+    """Each module that is exactly an nn.Linear or a packed one, except output heads and excluded modules.
 
     Linear maps that are not an nn.Linear are an error unless they are excluded, because "all-linear" would
     not be true; but for experts in 3-D parameters that `find_stacks` finds. Subclasses are left out, as their
     weight may be used without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there
     would be silently ignored. A warning names the subclasses that are not torch's.
     """
-    heads = _output_heads(model)
+    heads = output_heads(model)
     _check_all_reached(names, {*excluded, *trained, *heads, *reached_by_all(names)})
     chosen: list[nn.Module] = []
     left_out: dict[str, list[str]] = {}
     strangers: list[str] = []
     for module, own in names.items():
-        if not isinstance(module, nn.Linear):
+        packed = format_of(module) is not None
+        if not isinstance(module, nn.Linear) and not packed:
             continue
         if module in excluded:
             left_out.setdefault("excluded", []).append(own[0])
         elif module in trained:
             left_out.setdefault("trained in full", []).append(own[0])
         elif module in adapted:
-            chosen.append(module)
+            chosen.append(cast(nn.Linear, module))
         elif isinstance(module, FusedLoRALinear):
             left_out.setdefault("with LoRA already", []).append(own[0])
-        elif type(module) is not nn.Linear:
+        elif type(module) is not nn.Linear and not packed:
             left_out.setdefault("of a subclass", []).append(own[0])
             strangers += [] if is_left_out_by_all(module) or module in heads else [own[0]]
         elif module in heads:
             left_out.setdefault("output head", []).append(own[0])
         else:
-            chosen.append(module)
+            chosen.append(cast(nn.Linear, module))
     if not chosen:
         reasons = "; ".join(f"{why}: {listed(own)}" for why, own in left_out.items())
         raise ValueError(
@@ -196,12 +199,13 @@ def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Mo
     if missed:
         kinds = "; ".join(f"{kind}: {listed(own)}" for kind, own in missed.items())
         raise TypeError(
-            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear alone; this "
-            f"model has {kinds} (name the layers to adapt, or leave these out by exclude_modules)"
+            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear and to "
+            f"known packed layers alone; this model has {kinds} (name the layers to adapt, or leave these "
+            "out by exclude_modules)"
         )
 
 
-def _output_heads(model: nn.Module) -> set[nn.Module]:
+def output_heads(model: nn.Module) -> set[nn.Module]:
     """The output embeddings of Transformers models, which PEFT's "all-linear" leaves out too."""
     getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
     return {head for getter in getters if callable(getter) and isinstance(head := getter(), nn.Module)}
@@ -238,7 +242,10 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     if kind is not None:
         hint = " (name them in target_parameters)" if stacks_of(module) else ""
         raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}{hint}")
-    check_plain_linear(f"target {shown(name)}", module)
+    if format_of(module) is None:
+        check_plain_linear(f"target {shown(name)}", module)
+    else:
+        check_packed(f"target {shown(name)}", module)
     if module in compiled:
         raise TypeError(
             f"target {shown(name)} must be compiled afterwards; torch.compile wrapped this layer already"

@@ -26,6 +26,10 @@ from fastlora.model.find_layers import lora_layers
 
 _NAME = "save_pretrained"
 
+# Transformers' Trainer takes a quantized model only if this says that it has adapters. While it is saved, the
+# attribute is away: `save_pretrained` would look for PEFT's.
+_HAS_ADAPTERS = "_hf_peft_config_loaded"
+
 # Transformers reads the file `transformers_weights` instead of model.safetensors.
 _NO_MODEL = {"transformers_weights": "LoRA, not a model: load the base, then adapter_config.json.safetensors"}
 
@@ -75,12 +79,15 @@ class SavePretrained:
             directory.mkdir(parents=True, exist_ok=True)
         for write in writers:
             write(model, directory, state_dict, is_main_process)
-        config = vars(model.config)
+        config, own = vars(model.config), vars(model)
+        told = own.pop(_HAS_ADAPTERS, None)
         config[_NAME] = _write_no_model
         try:
             return original(model, save_directory, is_main_process, state_dict, **options)
         finally:
             del config[_NAME]
+            if told is not None:
+                own[_HAS_ADAPTERS] = told
 
 
 def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
@@ -94,6 +101,8 @@ def install(model: nn.Module, changing: Commit) -> None:
     for found in _models(model):
         if any(True for _ in lora_layers(found)):
             changing.put(vars(found), _NAME, SavePretrained(found))
+            if getattr(found, "is_quantized", False):
+                changing.put(vars(found), _HAS_ADAPTERS, True)
 
 
 def uninstall(model: nn.Module, changing: Commit) -> None:
@@ -101,6 +110,7 @@ def uninstall(model: nn.Module, changing: Commit) -> None:
     for found in _models(model):
         if isinstance(vars(found).get(_NAME), SavePretrained):
             changing.drop(vars(found), _NAME)
+            changing.drop(vars(found), _HAS_ADAPTERS)
 
 
 def _models(model: nn.Module) -> Iterator[nn.Module]:

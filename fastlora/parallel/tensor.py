@@ -20,6 +20,7 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor import parallel as torch_parallel
 
 from fastlora.layer.adapter import SLOTS
+from fastlora.layer.base_weights import packed_format
 from fastlora.layer.commits import commit
 from fastlora.layer.division import Split
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
@@ -90,6 +91,8 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
     if layer.start_A is not None:
         raise ValueError("layer must have the W from before `initialize` to be divided; load it anew")
     check_not_dtensor(layer.weight, "weight")
+    if (format := packed_format(layer)) is not None:
+        raise ValueError(f"layer must have a plain W to be divided; it is packed as {format.about}")
 
 
 def _divide(

@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastlora.formats.registry import FORMATS
 from fastlora.formula.masks import dropout_constants
-from fastlora.formula.operands import EVERYTHING, Needs, Operands
+from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.plan import Plan, architecture_of, plan_for
@@ -142,6 +143,12 @@ def backward(
             **plan.options,
         )
     return dx, dA, dB
+
+
+def unpack(base: BaseWeight, W: Tensor) -> None:
+    """Fill W [N, K], contiguous, with the values of a packed base, in one launch."""
+    with _on_device(W):
+        FORMATS[base.format].launch(base, W)
 
 
 def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:

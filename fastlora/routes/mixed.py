@@ -89,7 +89,6 @@ def backward(
         needs: For each adapter, which gradients to compute; dx for all or for none.
     """
     x = o.x
-    (W,) = o.base.tensors
     dx = x.new_empty(x.shape) if needs[0].dx else None
     dA = _Sums(len(needs))
     dB = _Sums(len(needs))
@@ -116,7 +115,7 @@ def backward(
         if dx is not None:
             dx_r = grow(q, A, x.dtype)
             dx[rows] = dx_r if mask is None else dx_r.mul_(mask).mul_(kept_scale)
-    return None if dx is None else dx.addmm_(dy, W), dA.rounded(), dB.rounded()
+    return None if dx is None else dx.addmm_(dy, o.base.tensors[0]), dA.rounded(), dB.rounded()
 
 
 def mask_of(rows: Tensor, dropout: float, seed: Tensor | None) -> Tensor | None:

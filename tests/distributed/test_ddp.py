@@ -1,5 +1,7 @@
 """DistributedDataParallel over LoRA layers."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import distributed
@@ -11,6 +13,8 @@ import fastlora
 from fastlora.parallel import check_all_trained
 from tests.distributed.processes import Processes
 from tests.distributed.runs import (
+    IN,
+    OUT,
     assert_other_trained_alike,
     assert_trained_alike,
     assert_updates_alike,
@@ -48,6 +52,25 @@ def trains_as_one_process():
 @two.test
 def test_two_processes_train_as_one_does(folder):
     trains_as_one_process()
+
+
+def packed_net():
+    """Two 4-bit layers with an update that is not zero: the same numbers every time."""
+    from tests.models import adapted
+    from tests.packed import net as packed
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return adapted(packed(IN, 32, OUT), r=3, alpha=0.3)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@two.test
+def test_two_processes_train_a_packed_base_as_one_does(folder):
+    model, alone = DistributedDataParallel(packed_net()), packed_net()
+    train(model, parts(batches()))
+    train(alone, batches())
+    torch.testing.assert_close(trained(model), trained(alone))
 
 
 @pytest.mark.exhaustive

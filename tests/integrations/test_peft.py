@@ -55,9 +55,11 @@ def test_the_report_tells_what_was_swapped_and_what_not_and_why(mixed):
     assert report.fused == (prefix + "plain",)
     assert report.stock == {}
     assert report.kept == {
-        prefix + "transposed": "its base layer is a Conv1D, not exactly an nn.Linear",
+        prefix + "transposed": "its base layer is a Conv1D, neither an nn.Linear nor a known packed layer",
         prefix + "table": "it is a peft.tuners.lora.layer.Embedding, not a peft.tuners.lora.Linear",
-        prefix + "subclass": "its base layer is a NonDynamicallyQuantizableLinear, not exactly an nn.Linear",
+        prefix
+        + "subclass": "its base layer is a NonDynamicallyQuantizableLinear, neither an nn.Linear nor a "
+        "known packed layer",
         prefix + "replaced": "its forward was replaced",
     }
     lines = str(report).splitlines()

@@ -8,6 +8,7 @@ any Triton that the kernels support; unset TRITON_INTERPRET.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 import triton
 
 from fastlora_kernels.compile_check.rules import check
+from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
 
 
@@ -35,14 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
     chosen = cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
     todo = [case for case in chosen if options.only in str(case)]
-    if not todo:
+    unpacking = unpacking_cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
+    unpacked = [case for case in unpacking if options.only in str(case)]
+    if not todo and not unpacked:
         parser.error(f"--only {options.only!r}: no kernel's line holds this")
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for line, found in pool.map(check, todo):
+        for line, found in itertools.chain(pool.map(check, todo), pool.map(check_unpacking, unpacked)):
             failed += bool(found)
             print(" | ".join([line, *(f"FAULT: {fault}" for fault in found)]), flush=True)
-    print(f"Triton {triton.__version__}: {len(todo) - failed} kernels within the rules, {failed} with faults")
+    total = len(todo) + len(unpacked)
+    print(f"Triton {triton.__version__}: {total - failed} kernels within the rules, {failed} with faults")
     return 1 if failed else 0
 
 

@@ -60,16 +60,26 @@ def compile_kernel(
     """
     kernel = forward_kernel if direction == "forward" else backward_kernel
     kinds = (_forward_kinds if direction == "forward" else _backward_kinds)(architecture, tile, variant)
+    signature, constants, attributes = signature_of(kernel, kinds)
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = launch_options(tile, target.backend)
+    compiled = triton.compile(source, target=target, options=options)
+    return resources_of(compiled, target, parameters_of(kernel, kinds))
+
+
+def signature_of(kernel: Any, kinds: dict[str, Any]) -> tuple[dict[str, Any], dict, dict]:
+    """Signature, constants and attributes of a kernel whose arguments are of these kinds."""
     constants: dict[tuple[int, ...], object] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     signature = {
         name: _signature(kinds[name], (index,), constants, attributes)
         for index, name in enumerate(kernel.arg_names)
     }
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = launch_options(tile, target.backend)
-    compiled = triton.compile(source, target=target, options=options)
-    arguments = tuple(name for key in kernel.arg_names for name in _parameters(key, kinds[key]))
+    return signature, constants, attributes
+
+
+def resources_of(compiled: Any, target: GPUTarget, arguments: tuple[str, ...]) -> Resources:
+    """What a compiled kernel takes; `arguments` are its parameters' names."""
     if target.backend == "cuda":
         registers, spill = _cuda_resources(compiled.asm["cubin"])
         return Resources(compiled.metadata.shared, registers, spill, compiled.asm["ptx"], arguments)
@@ -77,6 +87,11 @@ def compile_kernel(
     registers = int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1])
     spill = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)[1])
     return Resources(compiled.metadata.shared, registers, spill, assembly, arguments)
+
+
+def parameters_of(kernel: Any, kinds: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a compiled kernel's parameters, in order."""
+    return tuple(name for key in kernel.arg_names for name in _parameters(key, kinds[key]))
 
 
 def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:

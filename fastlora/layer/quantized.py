@@ -1,0 +1,271 @@
+"""QuantizedLoRALinear: a trained low-rank update on another library's packed linear layer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastlora import arguments
+from fastlora.arguments import check_bool
+from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
+from fastlora.formats.format import Format
+from fastlora.formats.registry import FORMATS, format_of
+from fastlora.formula import oracle
+from fastlora.formula.operands import BaseWeight, autocasts
+from fastlora.layer import training_warnings
+from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.base_weights import FORMAT, like_weight
+from fastlora.layer.commits import exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.replacement import check_own_forward, linear_as
+from fastlora.layer.sharding import all_finite
+from fastlora.routes.dequantize import dequantize
+
+
+class QuantizedLoRALinear(FusedLoRALinear):
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ + b over a W that another library keeps in 4 or 8 bits.
+
+    It is made around a layer of that library (`apply_lora`, `from_linear`), whose tensors, attributes and
+    state_dict names it takes over; its class is also a subclass of that layer's. W is unpacked in each pass
+    that reads it, to the bits of the library's own unpacking, and never kept. As in the library's layer, x is
+    converted to the layer's compute dtype and y has x's dtype, under autocast too.
+
+    W cannot be merged in place, as packing W + s B A would round the update away: see `to_linear`.
+    """
+
+    _library_class: type = nn.Linear
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Module,
+        *,
+        r: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "gaussian",
+        adapter_dtype: torch.dtype | str | None = None,
+    ) -> QuantizedLoRALinear:
+        """Wrap a packed layer; options as FusedLoRALinear's, A and B in fp32 if `adapter_dtype` is None.
+
+        Raises:
+            TypeError: If `linear` is not a packed layer of a known format (see docs/quantized.md), its
+                forward was replaced, or as in FusedLoRALinear's constructor.
+            ValueError: If its tensors do not hold W as that format does, or as in FusedLoRALinear's
+                constructor.
+        """
+        layer = cls._around(
+            linear,
+            r=r,
+            alpha=alpha,
+            dropout=dropout,
+            rslora=rslora,
+            init=init,
+            adapter_dtype=adapter_dtype,
+        )
+        layer._freeze_base()
+        return layer
+
+    @classmethod
+    def _around(
+        cls, linear: Any, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
+    ) -> QuantizedLoRALinear:
+        """As `from_linear`, but `linear` is unchanged."""
+        format = check_packed("linear", linear)
+        adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
+        checked = Options.checked(**options)
+        layer = linear_as(linear, _class_over(type(linear)))
+        vars(layer)[FORMAT] = format.name
+        layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype))
+        return layer
+
+    @property
+    def format(self) -> Format:
+        """How W is packed."""
+        return FORMATS[vars(self)[FORMAT]]
+
+    @property
+    def base(self) -> BaseWeight:
+        """W as it is packed, in the dtype that the library packed it from."""
+        return self.format.base_of(self, self.format.values_dtype(self))
+
+    def _computed(self, x: Tensor) -> Tensor:
+        autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
+        format, b, active = self.format, self._parameters["bias"], self._active
+        base = format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
+        if self._batch is not None and self._batch.applies(self):
+            return self._batch.computed(self, x, base, b)
+        if active is None or not self.enabled:
+            training_warnings.suspect(self)
+            return quantized_linear(x, base, b)
+        A, B = active()
+        s = arguments.scaling(active.r, active.alpha, active.rslora)
+        dropout = active.dropout if self.training else 0.0
+        return quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
+
+    def merge(self) -> None:
+        """Refused: see the class.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"merge must keep W's bits; packed again as {self.format.about}, W + s B A would lose most of "
+            "the update (to_linear, or remove_lora(model, merge=True), gives a plain layer)"
+        )
+
+    @exclusive
+    @torch.no_grad()
+    def to_linear(self, merge: bool = True, dtype: torch.dtype | None = None) -> nn.Linear:
+        """A layer without LoRA, with this layer's bias, hooks and mode; this layer is unchanged.
+
+        Args:
+            merge: True gives an nn.Linear whose new weight is W + s B A, summed in fp32 and rounded once.
+                False gives the library's own layer with this layer's own packed tensors.
+            dtype: Of the merged weight and bias; None means the one that W was packed from. Layers of int8
+                and fp8 do not keep that, and take the bias's, or fp16 and bf16.
+
+        Raises:
+            TypeError: If this layer's forward was replaced, or dtype is not one of fp16, bf16, fp32 and fp64.
+            ValueError: If `merge` is True and W + s B A holds NaN or infinity.
+        """
+        check_bool(merge, "merge")
+        dtype = arguments.check_dtype("dtype", dtype)
+        check_own_forward("layer", self)
+        return self._merged_linear(dtype) if merge else self._as_plain_linear()
+
+    def _as_plain_linear(self) -> nn.Linear:
+        return linear_as(self, cast("type[nn.Linear]", self._library_class), without=self._all_own)
+
+    def _sum(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self._summed(dtype or self.format.values_dtype(self))[0]
+
+    def _summed(self, dtype: torch.dtype) -> tuple[Tensor, float]:
+        """W + s B A in a dtype, and what rounding to it moved that by, as a share of the update."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        W, active = dequantize(self.format.base_of(self, wide)), self._active
+        if active is None:
+            return W.to(dtype), math.nan
+        exact = oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+        total, update = exact.to(dtype), float((exact - W).norm())
+        return total, float((total.to(wide) - exact).norm()) / update if update else math.nan
+
+    def _merged_linear(self, dtype: torch.dtype | None) -> nn.Linear:
+        total, _ = self._summed(dtype or self.format.values_dtype(self))
+        if not total.is_meta and not all_finite(total):
+            raise ValueError(
+                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
+            )
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(total, requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach().to(total.dtype), requires_grad=False)
+        merged = linear_as(plain, nn.Linear)
+        merged.train(self.training)
+        for hooks in _HOOKS:
+            setattr(merged, hooks, getattr(self, hooks))
+        return merged
+
+    @property
+    def _all_own(self) -> tuple[str, ...]:
+        return (*self._own_attributes, FORMAT)
+
+    @torch.no_grad()
+    def rounding(self, dtype: torch.dtype | None = None) -> float:
+        """‖round(W + s B A) - (W + s B A)‖ / ‖s B A‖: what `to_linear` of this dtype loses of the update.
+
+        NaN where the update is zero.
+        """
+        return self._summed(dtype or self.format.values_dtype(self))[1]
+
+    def reset_parameters(self) -> None:
+        """Refused: a packed W is not drawn anew.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"reset_parameters must draw W, and this one is packed as {self.format.about} (reset_adapter "
+            "resets A and B)"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by the library's class, which can be found by its name."""
+        _, _, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
+        return _blank, (self._library_class,), *rest
+
+
+_MADE: dict[type, type[QuantizedLoRALinear]] = {}
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def check_packed(name: str, module: Any) -> Format:
+    """The packed format of a module, called `name` in messages, that LoRA can go on.
+
+    Raises:
+        TypeError: If no format holds the module, it has LoRA already, or calling it runs another forward.
+        ValueError: If its tensors do not hold W as the format does.
+    """
+    format = format_of(module)
+    if format is None:
+        raise TypeError(
+            f"{name} must be a packed linear layer of a known format; got {type(module).__name__}"
+        )
+    check_own_forward(name, module)
+    format.base_of(module, format.values_dtype(module))
+    return format
+
+
+def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
+    """A LoRA layer around a plain or a packed layer, which is unchanged; the caller freezes W and b."""
+    if format_of(linear) is None:
+        return FusedLoRALinear._from_linear_unfrozen(cast(nn.Linear, linear), **options)
+    return QuantizedLoRALinear._around(linear, **options)
+
+
+def warn_of_rounding(layers: Mapping[str, tuple[QuantizedLoRALinear, nn.Linear]]) -> None:
+    """Say what merging packed layers into plain ones does to their memory and their values."""
+    shares = {name: layer.rounding(plain.weight.dtype) for name, (layer, plain) in layers.items()}
+    worst = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name])
+    packed = sum(bytes_of(layer.base) for layer, _ in layers.values())
+    whole = sum(plain.weight.nbytes for _, plain in layers.values())
+    warnings.warn(
+        f"merging {len(layers)} packed layers makes them plain: {whole / 1e6:,.1f} MB of weights instead of "
+        f"{packed / 1e6:,.1f} MB. Rounding W + s B A to its dtype moves it by at most {shares[worst]:.1%} of "
+        f"the update (layer {worst!r}); pack the merged model anew and the update may drown in that rounding",
+        stacklevel=4,
+    )
+
+
+def bytes_of(base: BaseWeight) -> int:
+    """Bytes of the tensors that hold W."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in base.tensors)
+
+
+def _class_over(library: type) -> type[QuantizedLoRALinear]:
+    """The LoRA class over a library's class: a subclass of both, so that its state is the library's."""
+    if library not in _MADE:
+        bases = (QuantizedLoRALinear,) if library is nn.Linear else (QuantizedLoRALinear, library)
+        about = {"__module__": __name__, "__doc__": QuantizedLoRALinear.__doc__, "_library_class": library}
+        _MADE[library] = type(f"FusedLoRA{library.__name__}", bases, about)
+    return _MADE[library]
+
+
+def _blank(library: type) -> QuantizedLoRALinear:
+    """An empty layer, for copy and pickle to fill."""
+    cls = _class_over(library)
+    return cls.__new__(cls)
