@@ -14,7 +14,7 @@ Here a layer of experts has the name of its parameter, and A [E, r, K] and B [E,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, stacks_of
+from fastlora.layer.base_weights import like_weight
 from fastlora.model.experts_targets import Place, stacks_by_name
 from fastlora.model.wrappers import module_names, modules_by_name
 
@@ -94,8 +95,9 @@ def places_by_name(model: nn.Module) -> dict[str, Place]:
 
 def shape_of(place: Place) -> list[int]:
     """[N, K] of a linear layer, [E, N, K] of a stack of experts or its layer."""
-    stack = place.stack if isinstance(place, FusedLoRAExperts) else place
-    return list(cast(Tensor, stack.weight).shape)
+    if isinstance(place, (Stack, FusedLoRAExperts)):
+        return list((place.stack if isinstance(place, FusedLoRAExperts) else place).weight.shape)
+    return list(like_weight(place).shape)
 
 
 def _named(stem: str, stacks: Sequence[Stack], wanted: Collection[str], own: Sequence[str]) -> list[Stack]:

@@ -168,14 +168,14 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         for layer in whole:
             layer._finite_sum()
     dtype = _dtype_of(model)
-    repacked = {
+    repacked: dict[LoRALayer, nn.Linear] = {
         layer: layer.to_linear(merge, None if layer.format.keeps_dtype else dtype)
         for layer in packed.values()
     }
     plain: dict[LoRALayer, nn.Linear | None] = {
         layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear() for layer in whole
     }
-    plain.update(repacked)
+    plain |= repacked
     with commit() as changing:
         unmark(model, changing)
         buffers.forget(model, changing)
