@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import Case, dtype_name
-from bench.methods.method import Tuned, Update
+from bench.methods.method import Method, Tuned, Update
 from fastlora.measuring.inputs import Inputs
 
 Batch = Mapping[str, Tensor]
@@ -31,6 +31,8 @@ class Task(NamedTuple):
         names: Of the nn.Linear modules that LoRA adapts.
         batches: Taken in turn, step by step; what takes a gradient in them is checked for its own.
         run: The forward pass with its loss.
+        plain: What computes the formula in separate operations, to check the methods; None for that of linear
+            layers.
     """
 
     name: str | None
@@ -41,6 +43,7 @@ class Task(NamedTuple):
     update: Update
     batches: Sequence[Batch]
     run: Callable[[nn.Module, Batch], Outcome]
+    plain: Method | None = None
 
     def labels(self) -> dict[str, Any]:
         """The part of a row that says what was trained."""
@@ -96,5 +99,12 @@ def draw_update(tuned: Tuned, dtype: torch.dtype) -> None:
     with torch.no_grad():
         for name, tensor in tuned.trained.items():
             if name.endswith((".A", ".B")):
-                drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_((drawn / tensor.shape[1] ** 0.5).to(dtype))
+                flat = as_files_do(name, tensor)
+                drawn = torch.randn(flat.shape, generator=generator, dtype=torch.float64)
+                columns = flat.shape[-1] if name.endswith(".A") else flat[0].numel()
+                flat.copy_((drawn / columns**0.5).to(dtype))
+
+
+def as_files_do(name: str, tensor: Tensor) -> Tensor:
+    """A view of A or B whose entries follow each other as in PEFT's files, also of stacks for experts."""
+    return tensor.permute(1, 2, 0) if tensor.dim() == 3 and name.endswith(".B") else tensor
