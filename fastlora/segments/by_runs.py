@@ -117,7 +117,7 @@ def _low_rank(o: RunOperands, runs: _Runs) -> Tensor:
 
 
 def _shrunk(runs: _Runs, rows: Tensor, factors: Tensor, s: float = 1.0) -> Tensor:
-    """s times the rows [S, C] of each run times its factor of [E, C, r] -> [S, r], as wide as accumulators."""
+    """s times the rows [S, C] of each run times its factor of [E, C, r] -> [S, r], as accumulators are."""
     out = rows.new_empty(rows.shape[0], factors.shape[2], dtype=accumulation_dtype(rows.dtype))
     outs, parts, each = runs.split(out), runs.split(rows), factors.unbind()
     alike = rows.dtype == factors.dtype == out.dtype
