@@ -8,7 +8,7 @@ fine-tuning a half more): time over the floor then compares them. What lies betw
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from bench.methods import UNFUSED
 from bench.settings import Effort
 from bench.task import Task
 from fastlora.arguments import dtype_name
+from fastlora.experts.stacks import stacks_of
 from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 
@@ -112,14 +113,22 @@ def layer_use(case: Case) -> list[Use]:
 
 
 def net_uses(task: Task) -> list[Use]:
-    """Every call of a linear layer in one forward pass of the task's net with LoRA, seen by hooks."""
+    """Every call of a linear layer in one forward pass of the task's net with LoRA, seen by hooks.
+
+    An expert with tokens is one, with so many rows.
+    """
     model = task.build()
     sizes = {
         name: (module.in_features, module.out_features)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
-    tuned = UNFUSED.tune(model, task.names, task.update)
+    experts = {
+        name: [stack.weight.shape for stack in stacks]
+        for name, module in model.named_modules()
+        if (stacks := stacks_of(module))
+    }
+    tuned = (task.reference or UNFUSED).tune(model, task.names, task.update)
     uses: list[Use] = []
 
     def seen(name: str, _: nn.Module, inputs: Any) -> None:
@@ -128,8 +137,16 @@ def net_uses(task: Task) -> list[Use]:
         problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
         uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
 
+    def experts_seen(shapes: Sequence[torch.Size], _: nn.Module, inputs: Any) -> None:
+        _, index, _ = inputs
+        for E, N, K in shapes:
+            for m in filter(None, torch.bincount(index.flatten(), minlength=E).tolist()):
+                uses.append(Use(Problem(m, K, N, task.update.r, task.dtype, task.update.adapter_dtype)))
+
     for name in sizes:
         tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(seen, name))
+    for name, shapes in experts.items():
+        tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(experts_seen, shapes))
     task.run(tuned.model, task.batches[0])
     return uses
 

@@ -15,7 +15,7 @@ from bench.methods import UNFUSED, Method
 from bench.methods.by_hand import masked
 from bench.methods.method import Tuned, bare
 from bench.step import MODES
-from bench.task import Batch, Task, draw_update
+from bench.task import Batch, Task, as_files_do, draw_update
 from fastlora.formula.masks import dropout_constants
 from fastlora.measuring.errors import budget_of, relative_error
 
@@ -45,7 +45,7 @@ def check(method: Method, task: Task, mode: str = "eager") -> Check:
     With dropout the formula gets the very mask that the method drew. Gradients of one kind are taken
     together: a net has hundreds, and the largest of hundreds of errors says little.
     """
-    plain = UNFUSED if method.trains == "AB" else method
+    plain = (task.reference or UNFUSED) if method.trains == "AB" else method
     if task.update.dropout and method.drops:
         try:
             plain = replace(UNFUSED, tune=bare(masked(read_mask(method, task))))
@@ -97,7 +97,7 @@ def _gradients(tuned: Tuned) -> dict[str, Tensor]:
     for name, tensor in tuned.trained.items():
         letter = name[-1] if name.endswith((".A", ".B")) else "W"
         if tensor.grad is not None:
-            kinds.setdefault(f"d{letter}", []).append(tensor.grad.flatten())
+            kinds.setdefault(f"d{letter}", []).append(as_files_do(name, tensor.grad).flatten())
     return {kind: torch.cat(tensors) for kind, tensors in kinds.items()}
 
 

@@ -5,6 +5,7 @@ Counted after all timing: a profiler that was on once may slow launches down fro
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
     """The most device memory held during the work beyond what was held before it.
 
     Output, gradients, what is saved between them, temporaries; not the operands. None on the CPU, where torch
-    does not count.
+    does not count (see `host_peak_bytes`).
     """
     if device.type != "cuda":
         return None
@@ -39,6 +40,22 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
         run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - held
+
+
+def host_peak_bytes(work: Work) -> int:
+    """As `peak_bytes` on the CPU, from the profiler's list of what was allocated and freed."""
+    work()
+    work.before()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        for run in work.parts.values():
+            run()
+    changes = [
+        (event["ts"], event["args"]["Bytes"])
+        for event in _trace(recorded)
+        if event.get("name") == "[memory]" and event["args"].get("Device Type") == 0
+    ]
+    held = itertools.accumulate(size for _, size in sorted(changes, key=lambda change: change[0]))
+    return max(held, default=0)
 
 
 def launches(events: Iterable[tuple[str, str]]) -> int:
@@ -76,12 +93,17 @@ def device_events(work: Work, device: torch.device) -> list[tuple[str, str]]:
         for run in work.parts.values():
             run()
         synchronize(device)
+    seen = [event for event in _trace(recorded) if event.get("cat") in wanted]
+    return [(event["cat"], _short(event["name"])) for event in sorted(seen, key=lambda event: event["ts"])]
+
+
+def _trace(recorded: Any) -> list[dict[str, Any]]:
+    """The events of a profile."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    seen = [event for event in events if event.get("cat") in wanted]
-    return [(event["cat"], _short(event["name"])) for event in sorted(seen, key=lambda event: event["ts"])]
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        return events
 
 
 def synchronize(device: torch.device) -> None:

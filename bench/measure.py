@@ -13,7 +13,7 @@ from torch import nn
 from bench.cases import Measurement
 from bench.ceilings import Ceilings, Floor, floors, layer_use, net_uses
 from bench.check import check
-from bench.counts import device_events, launches, peak_bytes
+from bench.counts import device_events, host_peak_bytes, launches, peak_bytes
 from bench.layer import Layer, build_layer, phase_works
 from bench.methods import METHODS, Method
 from bench.results import Results, Row
@@ -205,13 +205,13 @@ def as_graphs(work: Work) -> Work:
 
 def count_step(trainer: Trainer, device: torch.device) -> dict[str, int | None]:
     """What one step holds at most with weights and Adam's state, saves for backward, and launches."""
-    extra = peak_bytes(trainer.step, device)
+    extra = peak_bytes(trainer.step, device) if device.type == "cuda" else host_peak_bytes(trainer.step)
     own = [*trainer.tuned.model.parameters(), *trainer.tuned.model.buffers()]
     saved = saved_bytes(trainer.forward, own)
     trainer.backward()
     trainer.optimize()
     return {
-        "peak_bytes": None if extra is None else trainer.held_bytes() + extra,
+        "peak_bytes": trainer.held_bytes() + (extra or 0),
         "saved_bytes": saved,
         "launches": launches(device_events(trainer.step, device)),
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import Case
-from bench.methods.method import Tuned, Update
+from bench.methods.method import Method, Tuned, Update
 from bench.packing import LOADED, PACKINGS, unpacked
 from fastlora.arguments import dtype_name
 from fastlora.measuring.inputs import Inputs
@@ -34,6 +34,8 @@ class Task(NamedTuple):
         batches: Taken in turn, step by step; what takes a gradient in them is checked for its own.
         run: The forward pass with its loss.
         plain: As `build`, with the same values in plain layers, where `build` has packed ones.
+        reference: What computes the formula in separate operations, to check the methods; None for that of
+            linear layers.
     """
 
     name: str | None
@@ -45,6 +47,7 @@ class Task(NamedTuple):
     batches: Sequence[Batch]
     run: Callable[[nn.Module, Batch], Outcome]
     plain: Callable[[], nn.Module] | None = None
+    reference: Method | None = None
 
     def labels(self) -> dict[str, Any]:
         """The part of a row that says what was trained."""
@@ -109,5 +112,12 @@ def draw_update(tuned: Tuned, dtype: torch.dtype) -> None:
     with torch.no_grad():
         for name, tensor in tuned.trained.items():
             if name.endswith((".A", ".B")):
-                drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_((drawn / tensor.shape[1] ** 0.5).to(dtype))
+                flat = as_files_do(name, tensor)
+                drawn = torch.randn(flat.shape, generator=generator, dtype=torch.float64)
+                columns = flat.shape[-1] if name.endswith(".A") else flat[0].numel()
+                flat.copy_((drawn / columns**0.5).to(dtype))
+
+
+def as_files_do(name: str, tensor: Tensor) -> Tensor:
+    """A view of A or B whose entries follow each other as in PEFT's files, also of stacks for experts."""
+    return tensor.permute(1, 2, 0) if tensor.dim() == 3 and name.endswith(".B") else tensor

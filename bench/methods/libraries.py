@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.methods.experts import (
+    holds_experts,
+    tune_fastlora_experts,
+    tune_peft_experts,
+)
 from bench.methods.method import Method, Pair, Tuned, Update, fresh_pair, importable, named, replacing
 from fastlora import BackendError, LoRAConfig, apply_lora
 from fastlora.routes.decide import route_on
@@ -18,6 +23,8 @@ from fastlora.routes.decide import route_on
 
 def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
     """The call that the README shows."""
+    if holds_experts(model, names):
+        return tune_fastlora_experts(model, names, update)
     config = LoRAConfig(
         r=update.r,
         alpha=update.alpha,
@@ -40,6 +47,8 @@ def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
     """get_peft_model, and A and B in the dtype asked for."""
+    if holds_experts(model, names):
+        return tune_peft_experts(model, names, update)
     from peft import LoraConfig, get_peft_model
 
     # PEFT annotates an integer alpha, and computes with whatever number it gets.
@@ -53,6 +62,16 @@ def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
         A, B = (factor["default"].to(update.adapter_dtype).weight for factor in (layer.lora_A, layer.lora_B))
         pairs[name] = (A, B)
     return Tuned(wrapped, named(pairs))
+
+
+def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+    """PEFT's model, all of whose layers take our forward."""
+    from fastlora.integrations.peft import accelerate_peft
+
+    tuned = tune_peft(model, names, update)
+    report = accelerate_peft(tuned.model)
+    assert not report.stock and not report.kept, str(report)  # noqa: PT018
+    return tuned
 
 
 def _loralib_layer(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
@@ -139,6 +158,12 @@ UNDROPPED = replace(
 )
 PEFT = Method(
     "peft", "Hugging Face's PEFT: get_peft_model", tune_peft, why_absent=lacking("peft"), external=True
+)
+ACCELERATED = Method(
+    "peft-fastlora",
+    "PEFT's model with our layers: accelerate_peft",
+    tune_accelerated,
+    why_absent=lacking("peft"),
 )
 LORALIB = Method(
     "loralib",

@@ -1,53 +1,62 @@
 """The formula run by run, by torch's products: for CPUs, and wherever there are no kernels.
 
-Each W_e is read where it lies, once a pass, and nothing of the size of a stack of W is allocated. The numbers
-of rows are read on the host, which on a GPU waits for the device once a pass.
+Each W_e is read where it lies, once a pass, and nothing of the size of a stack of W is allocated. What can be
+done for all rows at once is, so that a run costs a few products alone. The numbers of rows are read on the
+host, which on a GPU waits for the device once a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
-from fastlora.formula.operands import accumulation_dtype
+from fastlora.formula.operands import accumulation_dtype, outranges_fp16
 from fastlora.routes.products import gram, grow, shrink
 from fastlora.segments.operands import RunNeeds, RunOperands
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-class _Run(NamedTuple):
-    """The rows of one run: its number, its part of the sorted places, and their x."""
+class _Runs(NamedTuple):
+    """The runs that have rows.
 
-    e: int
-    part: slice
+    Attributes:
+        numbers: The operands of each.
+        sizes: Rows of each run, those without rows too; last, of the places that no run computes.
+        x: [S, K], the row of x at each sorted place.
+    """
+
+    numbers: list[int]
+    sizes: list[int]
     x: Tensor
+
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """[S, C] -> views of the rows of each run."""
+        return list(rows.split_with_sizes(self.sizes))
 
 
 def forward(o: RunOperands) -> tuple[Tensor, Tensor]:
     """y [S, N], or [T, N] with weights, in x's dtype; and p [S, r] in fp32 (fp64 for fp64), or [0]."""
-    x, W, b, A, B, s, plan, _, weights, _, _ = o
-    S, N = plan.order.shape[0], W.shape[1]
-    sorted_y = x.new_empty(S, N)
-    p = x.new_empty((0,) if A is None else (S, A.shape[1]), dtype=accumulation_dtype(x.dtype))
-    end = 0
-    for run in _runs(o):
-        e, part, rows = run
-        y, end = sorted_y[part], part.stop
-        if A is None or B is None:
-            _base(y, rows, W[e], None if b is None else b[e])
-            continue
-        p[part] = shrink(_dropped(o, run), A[e].t())
-        grow(p[part], B[e].t(), x.dtype, s, None if b is None else b[e], out=y)
-        y.addmm_(rows, W[e].t())
-    sorted_y[end:] = 0
-    p[end:] = 0
-    return (sorted_y if weights is None else _summed(o, sorted_y, weights)), p
+    runs = _runs_of(o)
+    S, N = o.plan.order.shape[0], o.W.shape[1]
+    y = runs.x.new_empty(S, N)
+    p = _low_rank(o, runs)
+    ys, xs, Ws = runs.split(y), runs.split(runs.x), o.W.transpose(1, 2).unbind()
+    bs = None if o.b is None else o.b.unbind()
+    if o.B is None:
+        for e in runs.numbers:
+            _base(ys[e], xs[e], Ws[e], None if bs is None else bs[e])
+    else:
+        kind = p.dtype if outranges_fp16(o.B.dtype, y.dtype) else y.dtype
+        ps, Bs = runs.split(p.to(kind)), o.B.to(kind).contiguous().transpose(1, 2).unbind()
+        for e in runs.numbers:
+            grow(ps[e], Bs[e], y.dtype, o.s, None if bs is None else bs[e], out=ys[e])
+            ys[e].addmm_(xs[e], Ws[e])
+    ys[-1].zero_()
+    return (y if o.weights is None else _summed(o, y, o.weights)), p
 
 
 def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradients:
@@ -59,72 +68,110 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
         p: As `forward` returned it.
         needs: Which gradients to compute.
     """
-    x, _, b, A, B, s, plan, gathers, weights, _, _ = o
-    S = plan.order.shape[0]
-    dx = x.new_zeros(S, x.shape[1]) if needs.dx else None
-    dA = None if A is None or not needs.dA else torch.zeros_like(A, memory_format=torch.contiguous_format)
-    dB = None if B is None or not needs.dB else torch.zeros_like(B, memory_format=torch.contiguous_format)
-    dw = None if weights is None or not needs.dweights else weights.new_zeros(S)
-    takes = plan.rows() if weights is not None else None
-    w = None if weights is None else weights.reshape(-1)[plan.order].to(p.dtype)
-    for run in _runs(o):
-        e, part, rows = run
-        g_y = dy[part] if takes is None else dy[takes[part]]
-        w_run = None if w is None else w[part, None]
-        g = q = None
-        if A is not None and B is not None:
-            q = shrink(g_y, B[e], s)
-            if dB is not None:
-                dB[e] = gram(g_y, p[part] if w_run is None else p[part] * w_run, B.dtype, s)
-            if dA is not None:
-                dA[e] = gram(q if w_run is None else q * w_run, _dropped(o, run), A.dtype)
-        if dx is not None or dw is not None:
-            g = _input_gradient(o, run, g_y, q, x.new_empty(rows.shape) if dx is None else dx[part])
-        if g is not None and dw is not None:
-            dw[part] = _weight_gradient(g, rows, g_y, None if b is None else b[e], dw.dtype)
-        if dx is not None and w_run is not None:
-            dx[part] *= w_run.to(x.dtype)
-    if dx is not None and gathers:
-        dx = _back_in_order(o, dx).view(x.shape[0], plan.copies, x.shape[1]).sum(1)
-    if dw is not None and weights is not None:
-        dw = _back_in_order(o, dw).view(weights.shape)
+    runs, weights = _runs_of(o), o.weights
+    w = None
+    if weights is not None:
+        dy = dy.index_select(0, o.plan.rows())
+        w = weights.reshape(-1).index_select(0, o.plan.order).to(p.dtype)[:, None]
+    dx = dA = dB = dw = q = None
+    if needs.dB and o.B is not None:
+        dB = _grams(runs, dy, p if w is None else p * w, o.B, o.s)
+    if o.A is not None and o.B is not None and (needs.dx or needs.dA or needs.dweights):
+        q = _shrunk(runs, dy, o.B, o.s)
+    if needs.dA and o.A is not None and q is not None:
+        dA = _grams(runs, q if w is None else q * w, _dropped(o, runs), o.A)
+    if needs.dx or needs.dweights:
+        dx = _input_gradient(o, runs, dy, q)
+    if needs.dweights and weights is not None and dx is not None:
+        dw = _back_in_order(o, _weight_gradient(o, runs, dx, dy).to(weights.dtype)).view(weights.shape)
+    if not needs.dx or dx is None:
+        return None, dA, dB, dw
+    if w is not None:
+        dx *= w.to(dx.dtype)
+    if o.gathers:
+        dx = _back_in_order(o, dx).view(o.x.shape[0], o.plan.copies, dx.shape[1]).sum(1)
     return dx, dA, dB, dw
 
 
-def _runs(o: RunOperands) -> Iterator[_Run]:
-    """Each run that has rows, with x's rows at its places."""
-    rows = o.plan.rows() if o.gathers else None
-    for e, (start, end) in enumerate(pairwise(o.plan.offsets.tolist())):
-        if start < end:
-            part = slice(start, end)
-            yield _Run(e, part, o.x[part] if rows is None else o.x[rows[part]])
+def _runs_of(o: RunOperands) -> _Runs:
+    sizes = o.plan.offsets.diff().tolist()
+    numbers = [e for e, size in enumerate(sizes) if size]
+    x = o.x.index_select(0, o.plan.rows()) if o.gathers else o.x
+    return _Runs(numbers, [*sizes, x.shape[0] - sum(sizes)], x)
 
 
 def _base(y: Tensor, x: Tensor, W: Tensor, b: Tensor | None) -> None:
     if b is None:
-        torch.mm(x, W.t(), out=y)
+        torch.mm(x, W, out=y)
     else:
-        torch.addmm(b, x, W.t(), out=y)
+        torch.addmm(b, x, W, out=y)
 
 
-def _input_gradient(o: RunOperands, run: _Run, dy: Tensor, q: Tensor | None, out: Tensor) -> Tensor:
-    """dy W + D * (q A) [m, K], written to `out`; without the weights."""
-    W = o.W[run.e]
+def _low_rank(o: RunOperands, runs: _Runs) -> Tensor:
+    """p = x_d A_eᵀ [S, r]."""
+    if o.A is None:
+        return runs.x.new_empty(0, dtype=accumulation_dtype(runs.x.dtype))
+    return _shrunk(runs, _dropped(o, runs), o.A.transpose(1, 2))
+
+
+def _shrunk(runs: _Runs, rows: Tensor, factors: Tensor, s: float = 1.0) -> Tensor:
+    """s times the rows [S, C] of each run times its factor of [E, C, r] -> [S, r], as accumulators are."""
+    out = rows.new_empty(rows.shape[0], factors.shape[2], dtype=accumulation_dtype(rows.dtype))
+    outs, parts, each = runs.split(out), runs.split(rows), factors.unbind()
+    alike = rows.dtype == factors.dtype == out.dtype
+    for e in runs.numbers:
+        if alike:
+            outs[e].addmm_(parts[e], each[e], beta=0, alpha=s)
+        else:
+            outs[e].copy_(shrink(parts[e], each[e], s))
+    outs[-1].zero_()
+    return out
+
+
+def _grams(runs: _Runs, left: Tensor, right: Tensor, like: Tensor, s: float = 1.0) -> Tensor:
+    """s times leftᵀ right over the rows of each run -> [E, C, D], in the shape and dtype of `like`."""
+    out = torch.zeros_like(like, memory_format=torch.contiguous_format)
+    outs, lefts, rights = out.unbind(), runs.split(left), runs.split(right)
+    alike = left.dtype == right.dtype == out.dtype
+    for e in runs.numbers:
+        if alike:
+            outs[e].addmm_(lefts[e].t(), rights[e], beta=0, alpha=s)
+        else:
+            outs[e].copy_(gram(lefts[e], rights[e], out.dtype, s))
+    return out
+
+
+def _input_gradient(o: RunOperands, runs: _Runs, dy: Tensor, q: Tensor | None) -> Tensor:
+    """dy W_e + D * (q A_e) [S, K], without the weights."""
+    out = torch.empty_like(runs.x)
+    outs, dys, Ws = runs.split(out), runs.split(dy), o.W.unbind()
     if q is None or o.A is None:
-        return torch.mm(dy, W, out=out)
-    grow(q, o.A[run.e], out.dtype, out=out)
-    if o.dropout > 0:
-        out.mul_(_mask(o, run)).mul_(dropout_constants(o.dropout)[1])
-    return out.addmm_(dy, W)
+        for e in runs.numbers:
+            torch.mm(dys[e], Ws[e], out=outs[e])
+    else:
+        kind = q.dtype if outranges_fp16(o.A.dtype, out.dtype) else out.dtype
+        qs, As = runs.split(q.to(kind)), o.A.to(kind).unbind()
+        for e in runs.numbers:
+            grow(qs[e], As[e], out.dtype, out=outs[e])
+        if o.dropout > 0:
+            out.mul_(_mask(o, runs)).mul_(dropout_constants(o.dropout)[1])
+        for e in runs.numbers:
+            outs[e].addmm_(dys[e], Ws[e])
+    outs[-1].zero_()
+    return out
 
 
-def _weight_gradient(g: Tensor, x: Tensor, dy: Tensor, b: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The gradient [m] of the factors of y: dy · y = g · x + dy · b."""
-    wide = accumulation_dtype(x.dtype)
-    found: Tensor = torch.linalg.vecdot(g.to(wide), x.to(wide))
-    if b is not None:
-        found += dy.to(wide) @ b.to(wide)
-    return found.to(dtype)
+def _weight_gradient(o: RunOperands, runs: _Runs, g: Tensor, dy: Tensor) -> Tensor:
+    """The gradient [S] of the factors of y: dy · y = g · x + dy · b_e."""
+    wide = accumulation_dtype(g.dtype)
+    found: Tensor = torch.linalg.vecdot(g.to(wide), runs.x.to(wide))
+    if o.b is not None:
+        parts, dys, bs = runs.split(found), runs.split(dy), o.b.to(wide).unbind()
+        for e in runs.numbers:
+            parts[e].add_(dys[e].to(wide) @ bs[e])
+    # Places without operands have an x, but no y.
+    runs.split(found)[-1].zero_()
+    return found
 
 
 def _summed(o: RunOperands, sorted_y: Tensor, weights: Tensor) -> Tensor:
@@ -135,16 +182,16 @@ def _summed(o: RunOperands, sorted_y: Tensor, weights: Tensor) -> Tensor:
 
 
 def _back_in_order(o: RunOperands, rows: Tensor) -> Tensor:
-    """[S, C] sorted by run -> [S, C] in the order of the places."""
+    """[S, ...] sorted by run -> [S, ...] in the order of the places."""
     return rows.index_select(0, o.plan.inverse())
 
 
-def _mask(o: RunOperands, run: _Run) -> Tensor:
-    seed = None if o.seed is None else o.seed + run.e
-    return draw_mask(run.x, dropout_constants(o.dropout)[0], seed)
+def _mask(o: RunOperands, runs: _Runs) -> Tensor:
+    """1 where an entry of x is kept and 0 where it is dropped; all runs draw from one sequence."""
+    return draw_mask(runs.x, dropout_constants(o.dropout)[0], o.seed)
 
 
-def _dropped(o: RunOperands, run: _Run) -> Tensor:
+def _dropped(o: RunOperands, runs: _Runs) -> Tensor:
     if o.dropout == 0:
-        return run.x
-    return _mask(o, run).mul_(run.x).mul_(dropout_constants(o.dropout)[1])
+        return runs.x
+    return _mask(o, runs).mul_(runs.x).mul_(dropout_constants(o.dropout)[1])

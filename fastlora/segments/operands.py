@@ -24,7 +24,7 @@ class RunOperands(NamedTuple):
         weights: [T, copies], the factor w of each place; then y is [T, N], the sum over the places of a row.
             None means 1 and y [S, N], sorted by run.
         dropout: As in `formula.operands.Operands`.
-        seed: [1] int64, the seed of the mask; None without dropout. Each run has a mask of its own.
+        seed: [1] int64, the seed of the mask; None without dropout. Each place has entries of its own.
     """
 
     x: Tensor
