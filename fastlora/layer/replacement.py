@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
+from fastlora.layer.base_weights import packed_format
 from fastlora.layer.linear_kinds import odd_tensor
 
 # The new module has its own of these; every other attribute is taken over.
@@ -25,6 +26,11 @@ def check_plain_linear(name: str, module: object) -> None:
     Refused are a subclass, a parametrization, a weight that a hook computes (weight_norm), and a replaced or
     compiled forward. A layer that replaced such a module would not do the same, or would not be called.
     """
+    if isinstance(module, nn.Module) and (format := packed_format(module)) is not None:
+        raise TypeError(
+            f"{name} must be exactly an nn.Linear; this {type(module).__name__} is packed as {format.about} "
+            "(apply_lora takes it)"
+        )
     if type(module) is not nn.Linear:
         raise TypeError(f"{name} must be exactly an nn.Linear; got {type(module).__name__}")
     tensors = {**module._parameters, **module._buffers, **module._modules}

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from fastlora.integrations.peft import FastLinear, accelerate_peft, forward_counts, register, undo
+from fastlora.integrations.peft_layer import Fused
 from tests.integrations.peft_models import lora_layers, mlp, peft_model, twins
 
 NAMES = ("base_model.model.0", "base_model.model.2")
@@ -94,7 +95,8 @@ def test_a_model_without_peft_is_refused():
 def test_nothing_but_the_class_and_the_forward_changes():
     model, before = twins()
     accelerate_peft(model)
-    overridden = {name for name in vars(FastLinear).keys() & dir(Linear) if not name.startswith("__")}
+    own = vars(FastLinear).keys() | vars(Fused).keys()
+    overridden = {name for name in own & set(dir(Linear)) if not name.startswith("__")}
     assert overridden - {"_abc_impl"} == {"forward"}
     assert model.state_dict().keys() == before.state_dict().keys()
     for ours, theirs in zip(lora_layers(model), lora_layers(before), strict=True):
@@ -202,7 +204,8 @@ def test_register_leaves_fan_in_fan_out_and_quantized_weights_to_peft():
 
     net = mlp()
     net[0].weight = nn.Parameter(net[0].weight.detach().as_subclass(Quantized), False)
-    model = get_peft_model(net, register(LoraConfig(target_modules=["0"])))
+    with pytest.warns(UserWarning, match="a layer over a Quantized takes PEFT's own forward"):
+        model = get_peft_model(net, register(LoraConfig(target_modules=["0"])))
     assert type(lora_layers(model)[0]) is Linear
 
 

@@ -46,8 +46,7 @@ def four_bit(layer):
 
 
 QUANTIZED = {
-    "bnb 4 bits": lambda: four_bit(stand_in("Linear4bit", "bitsandbytes.nn.modules", nn.Linear)(6, 3)),
-    "bnb 8 bits": lambda: stand_in("Linear8bitLt", "bitsandbytes.nn.modules", nn.Linear)(6, 3),
+    "bnb": lambda: stand_in("OutlierAwareLinear", "bitsandbytes.nn.modules", nn.Linear)(6, 3),
     "hqq": lambda: stand_in("HQQLinear", "hqq.core.quantize", Packed)(6, 3),
     "gptq": lambda: stand_in("TorchQuantLinear", "gptqmodel.nn_modules.qlinear.torch", Packed)(6, 3),
     "known by its package": lambda: stand_in("MarlinLinear", "gptqmodel.nn_modules", Packed)(6, 3),

@@ -1,0 +1,12 @@
+"""What unpacks W, compiled for sm_90 and run in bf16, which Triton's interpreter would cut off."""
+
+import pytest
+
+from tests.ptx.children import run_command
+
+
+@pytest.mark.exhaustive
+def test_the_kernels_that_unpack_w_give_the_hosts_bits_in_bf16():
+    done = run_command("tests.ptx.driver.unpacking")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["bnb-4bit: the same bits", "fp8: the same bits"]
