@@ -1,4 +1,4 @@
-"""The formula run by run, by torch's products: for CPUs, and wherever there are no kernels.
+"""The formula run by run, by torch's products: for CPUs, and wherever there are no grouped products.
 
 Each W_e is read where it lies, once a pass, and nothing of the size of a stack of W is allocated. What can be
 done for all rows at once is, so that a run costs a few products alone. The numbers of rows are read on the
@@ -56,7 +56,7 @@ def forward(o: RunOperands) -> tuple[Tensor, Tensor]:
             grow(ps[e], Bs[e], y.dtype, o.s, None if bs is None else bs[e], out=ys[e])
             ys[e].addmm_(xs[e], Ws[e])
     ys[-1].zero_()
-    return (y if o.weights is None else _summed(o, y, o.weights)), p
+    return (y if o.weights is None else summed(o, y, o.weights)), p
 
 
 def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradients:
@@ -83,21 +83,26 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
     if needs.dx or needs.dweights:
         dx = _input_gradient(o, runs, dy, q)
     if needs.dweights and weights is not None and dx is not None:
-        dw = _back_in_order(o, _weight_gradient(o, runs, dx, dy).to(weights.dtype)).view(weights.shape)
+        dw = back_in_order(o, _weight_gradient(o, runs, dx, dy).to(weights.dtype)).view(weights.shape)
     if not needs.dx or dx is None:
         return None, dA, dB, dw
     if w is not None:
         dx *= w.to(dx.dtype)
     if o.gathers:
-        dx = _back_in_order(o, dx).view(o.x.shape[0], o.plan.copies, dx.shape[1]).sum(1)
+        dx = back_in_order(o, dx).view(o.x.shape[0], o.plan.copies, dx.shape[1]).sum(1)
     return dx, dA, dB, dw
 
 
 def _runs_of(o: RunOperands) -> _Runs:
     sizes = o.plan.offsets.diff().tolist()
     numbers = [e for e, size in enumerate(sizes) if size]
-    x = o.x.index_select(0, o.plan.rows()) if o.gathers else o.x
+    x = sorted_rows(o)
     return _Runs(numbers, [*sizes, x.shape[0] - sum(sizes)], x)
+
+
+def sorted_rows(o: RunOperands) -> Tensor:
+    """[S, K]: the row of x at each sorted place."""
+    return o.x.index_select(0, o.plan.rows()) if o.gathers else o.x
 
 
 def _base(y: Tensor, x: Tensor, W: Tensor, b: Tensor | None) -> None:
@@ -154,7 +159,7 @@ def _input_gradient(o: RunOperands, runs: _Runs, dy: Tensor, q: Tensor | None) -
         for e in runs.numbers:
             grow(qs[e], As[e], out.dtype, out=outs[e])
         if o.dropout > 0:
-            out.mul_(_mask(o, runs)).mul_(dropout_constants(o.dropout)[1])
+            out.mul_(mask_over(o, runs.x)).mul_(dropout_constants(o.dropout)[1])
         for e in runs.numbers:
             outs[e].addmm_(dys[e], Ws[e])
     outs[-1].zero_()
@@ -174,24 +179,24 @@ def _weight_gradient(o: RunOperands, runs: _Runs, g: Tensor, dy: Tensor) -> Tens
     return found
 
 
-def _summed(o: RunOperands, sorted_y: Tensor, weights: Tensor) -> Tensor:
+def summed(o: RunOperands, sorted_y: Tensor, weights: Tensor) -> Tensor:
     """[S, N] sorted by run -> [T, N]: each place's y times its factor, summed over the places of a row."""
-    y = _back_in_order(o, sorted_y).view(*weights.shape, sorted_y.shape[1])
+    y = back_in_order(o, sorted_y).view(*weights.shape, sorted_y.shape[1])
     wide = accumulation_dtype(sorted_y.dtype)
     return torch.mul(y, weights.to(wide)[..., None]).sum(1).to(sorted_y.dtype)
 
 
-def _back_in_order(o: RunOperands, rows: Tensor) -> Tensor:
+def back_in_order(o: RunOperands, rows: Tensor) -> Tensor:
     """[S, ...] sorted by run -> [S, ...] in the order of the places."""
     return rows.index_select(0, o.plan.inverse())
 
 
-def _mask(o: RunOperands, runs: _Runs) -> Tensor:
+def mask_over(o: RunOperands, x: Tensor) -> Tensor:
     """1 where an entry of x is kept and 0 where it is dropped; all runs draw from one sequence."""
-    return draw_mask(runs.x, dropout_constants(o.dropout)[0], o.seed)
+    return draw_mask(x, dropout_constants(o.dropout)[0], o.seed)
 
 
 def _dropped(o: RunOperands, runs: _Runs) -> Tensor:
     if o.dropout == 0:
         return runs.x
-    return _mask(o, runs).mul_(runs.x).mul_(dropout_constants(o.dropout)[1])
+    return mask_over(o, runs.x).mul_(runs.x).mul_(dropout_constants(o.dropout)[1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlora.formula.operands import accumulation_dtype
-from fastlora.segments import by_runs
+from fastlora.segments import by_runs, grouped
 from fastlora.segments.operands import RunNeeds, RunOperands
 from fastlora.segments.plan import Plan
 
@@ -39,7 +39,8 @@ def bundled(*flat: Any) -> RunOperands:
 
 
 def _forward(*operands: Any) -> tuple[Tensor, Tensor]:
-    return by_runs.forward(bundled(*operands))
+    o = bundled(*operands)
+    return grouped.forward(o) if grouped.takes(o) else by_runs.forward(o)
 
 
 def _forward_fake(*operands: Any) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,8 @@ def _forward_fake(*operands: Any) -> tuple[Tensor, Tensor]:
 def _backward(dy: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """dx, dA, dB and dweights; one that is not needed is an empty tensor of shape [0]."""
     o = bundled(*rest[4:])
-    found = by_runs.backward(o, dy, p, RunNeeds(*rest[:4]))
+    passes = grouped if grouped.takes(o) else by_runs
+    found = passes.backward(o, dy, p, RunNeeds(*rest[:4]))
     return tuple(dy.new_empty(0) if one is None else one for one in found)
 
 
