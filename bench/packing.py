@@ -8,7 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from fastlora.layer.base_weights import frozen_weight
+from fastlora.layer.base_weights import packed_format
+from fastlora.routes.dequantize import dequantize
 
 
 def nf4(W: Tensor, b: Tensor | None) -> nn.Module:
@@ -46,4 +47,6 @@ LOADED: Final = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
 
 def unpacked(packed: nn.Module, dtype: torch.dtype) -> Tensor:
     """W [N, K] as the packed layer holds it."""
-    return frozen_weight(packed).to(dtype)
+    format = packed_format(packed)
+    assert format is not None
+    return dequantize(format.base_of(packed, dtype))
