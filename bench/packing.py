@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final
 
 import torch
@@ -14,8 +15,7 @@ from fastlora.routes.dequantize import dequantize
 
 def nf4(W: Tensor, b: Tensor | None) -> nn.Module:
     """bitsandbytes' NF4 with nested scales, computed in W's dtype."""
-    import bitsandbytes as bnb
-
+    bnb: Any = import_module("bitsandbytes")
     N, K = W.shape
     layer = bnb.nn.Linear4bit(K, N, b is not None, compute_dtype=W.dtype, quant_type="nf4", device="meta")
     layer.weight = bnb.nn.Params4bit(W.cpu().clone(), quant_type="nf4", module=layer)
@@ -24,8 +24,7 @@ def nf4(W: Tensor, b: Tensor | None) -> nn.Module:
 
 def int8(W: Tensor, b: Tensor | None) -> nn.Module:
     """bitsandbytes' int8."""
-    import bitsandbytes as bnb
-
+    bnb: Any = import_module("bitsandbytes")
     N, K = W.shape
     layer = bnb.nn.Linear8bitLt(K, N, b is not None, has_fp16_weights=False, device="meta")
     layer.weight = bnb.nn.Int8Params(W.cpu().clone(), requires_grad=False, has_fp16_weights=False)

@@ -130,11 +130,12 @@ def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
 
 def packed_measurements(base: str, device: torch.device) -> tuple[Measurement, ...]:
     """Layers whose W is packed, and the same ones plain; frozen is the library's own layer, or nn.Linear."""
-    shapes = ((512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024))
-    modes, dtypes = ("eager",), dict.fromkeys((_ON_CPU, _FP32))
+    shapes = [(512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024)]
+    modes: tuple[str, ...] = ("eager",)
+    dtypes = dict.fromkeys((_ON_CPU, _FP32))
     if device.type == "cuda":
         dtypes = dict.fromkeys((_BF16,))
-        shapes, modes = tuple((M, K, N) for M in (2048, 4096, 8192) for K, N in LLAMA_8B), _BOTH
+        shapes, modes = [(M, K, N) for M in (2048, 4096, 8192) for K, N in LLAMA_8B], _BOTH
     cases = [Case(*shape, 16, dtype, _FP32, base=base) for dtype in dtypes for shape in shapes]
     packed = [Measurement(case, ("frozen", "peft", "fastlora"), modes) for case in cases]
     plain = [Measurement(case._replace(base=""), ("frozen", "fastlora"), modes) for case in cases]
