@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from fastlora.layer.base_weights import frozen_weight
+from fastlora.layer.base_weights import packed_format
+from fastlora.routes.dequantize import dequantize
 
 
 def nf4(W: Tensor, b: Tensor | None) -> nn.Module:
     """bitsandbytes' NF4 with nested scales, computed in W's dtype."""
-    import bitsandbytes as bnb
-
+    bnb: Any = import_module("bitsandbytes")
     N, K = W.shape
     layer = bnb.nn.Linear4bit(K, N, b is not None, compute_dtype=W.dtype, quant_type="nf4", device="meta")
     layer.weight = bnb.nn.Params4bit(W.cpu().clone(), quant_type="nf4", module=layer)
@@ -23,8 +24,7 @@ def nf4(W: Tensor, b: Tensor | None) -> nn.Module:
 
 def int8(W: Tensor, b: Tensor | None) -> nn.Module:
     """bitsandbytes' int8."""
-    import bitsandbytes as bnb
-
+    bnb: Any = import_module("bitsandbytes")
     N, K = W.shape
     layer = bnb.nn.Linear8bitLt(K, N, b is not None, has_fp16_weights=False, device="meta")
     layer.weight = bnb.nn.Int8Params(W.cpu().clone(), requires_grad=False, has_fp16_weights=False)
@@ -46,4 +46,6 @@ LOADED: Final = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
 
 def unpacked(packed: nn.Module, dtype: torch.dtype) -> Tensor:
     """W [N, K] as the packed layer holds it."""
-    return frozen_weight(packed).to(dtype)
+    format = packed_format(packed)
+    assert format is not None
+    return dequantize(format.base_of(packed, dtype))

@@ -112,9 +112,12 @@ _LARGE: Final = (
 
 # What is saved for backward shows with dropout and adapters wider than the base; in bf16 where the CPU has
 # units for it. Without them a product takes seconds, whatever the method.
+_ON_CPU: Final = (
+    _BF16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32
+)
 _DROPPED: Final = Case(
     *(512, 1024, 1024, 16),
-    _BF16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32,
+    _ON_CPU,
     _FP32,
     dropout=0.1,
 )
@@ -127,11 +130,13 @@ def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
 
 def packed_measurements(base: str, device: torch.device) -> tuple[Measurement, ...]:
     """Layers whose W is packed, and the same ones plain; frozen is the library's own layer, or nn.Linear."""
-    shapes = ((512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024))
-    modes = ("eager",)
+    shapes = [(512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024)]
+    modes: tuple[str, ...] = ("eager",)
+    dtypes = dict.fromkeys((_ON_CPU, _FP32))
     if device.type == "cuda":
-        shapes, modes = tuple((M, K, N) for M in (2048, 4096, 8192) for K, N in LLAMA_8B), _BOTH
-    cases = [Case(*shape, 16, dtype, _FP32, base=base) for dtype in (_BF16, _FP32) for shape in shapes]
+        dtypes = dict.fromkeys((_BF16,))
+        shapes, modes = [(M, K, N) for M in (2048, 4096, 8192) for K, N in LLAMA_8B], _BOTH
+    cases = [Case(*shape, 16, dtype, _FP32, base=base) for dtype in dtypes for shape in shapes]
     packed = [Measurement(case, ("frozen", "peft", "fastlora"), modes) for case in cases]
     plain = [Measurement(case._replace(base=""), ("frozen", "fastlora"), modes) for case in cases]
     return tuple(one for pair in zip(packed, plain, strict=True) for one in pair)

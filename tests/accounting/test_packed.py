@@ -15,6 +15,8 @@ from fastlora.info import collect_info
 from fastlora.layer.quantized import bytes_of
 from tests.packed import net
 
+pytest.importorskip("bitsandbytes")
+
 X = torch.randn(5, 64)
 
 
