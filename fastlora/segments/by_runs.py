@@ -50,13 +50,10 @@ def forward(o: RunOperands) -> tuple[Tensor, Tensor]:
         for e in runs.numbers:
             _base(ys[e], xs[e], Ws[e], None if bs is None else bs[e])
     else:
-        ps, Bs = runs.split(p.to(y.dtype)), o.B.to(y.dtype).contiguous().transpose(1, 2).unbind()
+        ps, Bs = runs.split(p.to(y.dtype)), o.B.to(y.dtype).transpose(1, 2).contiguous().unbind()
         for e in runs.numbers:
-            if bs is None:
-                ys[e].addmm_(ps[e], Bs[e], beta=0, alpha=o.s)
-            else:
-                torch.addmm(bs[e], ps[e], Bs[e], alpha=o.s, out=ys[e])
-            ys[e].addmm_(xs[e], Ws[e])
+            _base(ys[e], xs[e], Ws[e], None if bs is None else bs[e])
+            ys[e].addmm_(ps[e], Bs[e], alpha=o.s)
     ys[-1].zero_()
     return (y if o.weights is None else _summed(o, y, o.weights)), p
 
@@ -77,7 +74,9 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
         w = weights.reshape(-1).index_select(0, o.plan.order).to(p.dtype)[:, None]
     dx = dA = dB = dw = q = None
     if needs.dB and o.B is not None:
-        dB = _grams(runs, dy, p if w is None else p * w, o.B, o.s)
+        # With r for rows and not for columns a product takes a third of the time.
+        like = o.B.transpose(1, 2)
+        dB = _grams(runs, p if w is None else p * w, dy, like, o.s).transpose(1, 2).contiguous()
     if o.A is not None and o.B is not None and (needs.dx or needs.dA or needs.dweights):
         q = _shrunk(runs, dy, o.B, o.s)
     if needs.dA and o.A is not None and q is not None:
