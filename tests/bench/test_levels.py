@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import linear, mnist, model, startup
+from bench import experts, linear, mnist, model, startup
 from bench.cases import Case, Measurement
 from bench.groups import comparable
 from bench.methods import METHODS
@@ -139,3 +139,18 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
 def test_a_process_that_fails_is_an_error_with_its_last_line():
     with pytest.raises(RuntimeError, match=r"ended with status 1: ValueError: no"):
         startup.output_of("raise ValueError('no')", {})
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_mixture_is_measured_by_every_method_beside_the_frozen_one(tmp_path):
+    pytest.importorskip("peft")
+    few = ("--sizes", "tiny", "--length", "8", "--rank", "2")
+    found, printed = run(experts, tmp_path, *few)
+    assert found.problems == []
+    assert "experts qwen3-moe-tiny, batch 1 x 8, r2" in printed
+    steps = {row.method: row for row in found.rows if row.phase == "step"}
+    assert set(steps) == {"frozen", "full", "peft", "peft-fastlora", "fastlora"}
+    # No W + s B A is built, nor kept, for a stack of experts.
+    assert steps["fastlora"].saved_bytes == steps["peft-fastlora"].saved_bytes < steps["peft"].saved_bytes
+    assert steps["fastlora"].peak_bytes < steps["peft"].peak_bytes < steps["full"].peak_bytes
+    assert all(check["failure"] is None for check in found.checks)
