@@ -72,6 +72,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def outranges_fp16(adapter: torch.dtype, x: torch.dtype) -> bool:
+    """Whether A and B, and with them p and q, may have values that are out of the range of an fp16 x.
+
+    p and q are then never rounded to fp16: it ends at 65504, and below 2^-14 it loses bits. bf16 has fp32's range.
+    """
+    return x == torch.float16 and adapter != torch.float16
+
+
 def as_rows(x: Tensor) -> Tensor:
     """[..., K] -> [M, K]; a 1-D tensor becomes one row."""
     dims = x.dim()

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
-from fastlora.formula.operands import Needs, Operands
-from fastlora.routes.products import ACCUMULATED, gram, scaled_product, shrink
+from fastlora.formula.operands import Needs, Operands, outranges_fp16
+from fastlora.routes.products import ACCUMULATED, gram, grow, scaled_product, shrink
 
 # For 16, 32 or 48 rows, MKL computes W xᵀ, transposed back, faster than x Wᵀ: up to 1.9 times on an Intel
 # Xeon and 1.4 times on an AMD EPYC, for W of 768 x 768 to 4096 x 1024, fp32. Between these sizes it is faster
@@ -36,6 +36,9 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
         B_x = B
     else:
         p = shrink(x_d, A.t())
+        if outranges_fp16(A.dtype, x.dtype):
+            y = grow(p, B.t(), x.dtype, s)
+            return (y if b is None else y.add_(b)).addmm_(x, W.t()), p
         p_x, B_x = p.to(x.dtype), B.to(x.dtype)
     y = scaled_product(p_x, B_x.t(), s) if b is None else torch.addmm(b, p_x, B_x.t(), alpha=s)
     if base.N * base.K >= _LARGE and _is_faster_transposed(x):
@@ -67,7 +70,12 @@ def backward(
     if needs.dA:
         dA = gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
     if needs.dx:
-        dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else torch.mm(q.to(x.dtype), A.to(x.dtype))
+        if q.dtype == A.dtype == x.dtype:
+            dx = torch.mm(q, A)
+        elif outranges_fp16(A.dtype, x.dtype):
+            dx = grow(q, A, x.dtype)
+        else:
+            dx = torch.mm(q.to(x.dtype), A.to(x.dtype))
         if mask is not None:
             dx.mul_(mask).mul_(kept_scale)
         dx.addmm_(dy, W)

@@ -14,7 +14,7 @@ import torch
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
-from fastlora.formula.operands import EVERYTHING, Needs
+from fastlora.formula.operands import EVERYTHING, Needs, outranges_fp16
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.tables import Entry, Table, Tile, load_table
@@ -132,7 +132,9 @@ def _cached_plan(
 ) -> Plan:
     name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
-    wide_adapters = torch.finfo(problem.adapter_dtype).bits > torch.finfo(problem.dtype).bits
+    wide_adapters = torch.finfo(problem.adapter_dtype).bits > torch.finfo(
+        problem.dtype
+    ).bits or outranges_fp16(problem.adapter_dtype, problem.dtype)
     tile = tile or getattr(entry, direction)
     block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters)
     make_tasks = _forward_tasks if direction == "forward" else _backward_tasks

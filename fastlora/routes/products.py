@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastlora.formula.operands import accumulation_dtype
+from fastlora.formula.operands import accumulation_dtype, outranges_fp16
 
 # Rows of x converted at a time if the adapters' dtype is wider. This bounds the temporary: an fp32 block of
 # 16,384 columns is 32 MiB, however many rows x has.
@@ -37,6 +37,14 @@ def shrink(rows: Tensor, S: Tensor, s: float = 1.0) -> Tensor:
     return product
 
 
+def grow(small: Tensor, S: Tensor, dtype: torch.dtype, s: float = 1.0) -> Tensor:
+    """s times fp32 [M, r] times [r, C] -> [M, C], multiplied in fp32 and rounded to the dtype."""
+    product = small.new_empty(small.shape[0], S.shape[1], dtype=dtype)
+    for chunk, out in zip(small.split(_CHUNK_ROWS), product.split(_CHUNK_ROWS), strict=True):
+        out.copy_(scaled_product(chunk, S.to(small.dtype), s))
+    return product
+
+
 def gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> Tensor:
     """s times [M, C]ᵀ times [M, D] -> [C, D] in the adapter's dtype.
 
@@ -55,4 +63,4 @@ def gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> T
 
 
 def _is_wider(adapter: torch.dtype, x: torch.dtype) -> bool:
-    return adapter.itemsize > x.itemsize
+    return adapter.itemsize > x.itemsize or outranges_fp16(adapter, x)

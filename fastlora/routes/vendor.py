@@ -1,7 +1,7 @@
 """The formula by the vendor's matrix products: for devices without kernels, and where kernels are slower.
 
 It is written for few launches. Adapters in a wider dtype than x are multiplied in that dtype, which takes a
-temporary copy of x in it during the product.
+temporary copy of x in it during the product; if x is fp16, the update of y or dx is made in that dtype too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
-from fastlora.formula.operands import Needs, Operands, accumulation_dtype
+from fastlora.formula.operands import Needs, Operands, accumulation_dtype, outranges_fp16
 from fastlora.routes.products import scaled_product
 
 
@@ -19,7 +19,10 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
     x, (W,), b, A, B = o.x, o.base.tensors, o.b, o.A, o.B
     p = _product(_dropped(x, _mask(o), o.dropout), A.t())
     y = torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())
-    y.addmm_(p.to(x.dtype), B.t().to(x.dtype), alpha=o.s)
+    if outranges_fp16(A.dtype, x.dtype):
+        y.add_(_product(p, B.t(), o.s))
+    else:
+        y.addmm_(p.to(x.dtype), B.t().to(x.dtype), alpha=o.s)
     return y, p.to(accumulation_dtype(x.dtype))
 
 
@@ -37,7 +40,9 @@ def backward(
     if needs.dA:
         dA = _product(q.t(), _dropped(x, mask, o.dropout)).to(A.dtype)
     if needs.dx:
-        dx = _dropped(torch.mm(q.to(x.dtype), A.to(x.dtype)), mask, o.dropout).addmm_(dy, W)
+        wide = outranges_fp16(A.dtype, x.dtype)
+        update = _product(q, A).to(x.dtype) if wide else torch.mm(q.to(x.dtype), A.to(x.dtype))
+        dx = _dropped(update, mask, o.dropout).addmm_(dy, W)
     return dx, dA, dB
 
 

@@ -8,23 +8,34 @@ import triton
 import triton.language as tl
 
 from fastlora_kernels.dropout import drop
+from fastlora_kernels.fp16_range import round_to_tf32
 from fastlora_kernels.split_k import split_range, sum_of_splits
 from fastlora_kernels.tile_ops import load_handed_over, load_tile
 
 
 @triton.jit
-def dot_adapter(block, v, acc, TWO_TERMS: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + block v, with v converted to block's dtype.
+def dot_adapter(block, v, acc, ADAPTER: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + block v, with v converted to block's dtype; ADAPTER is the dtype of A and B.
 
-    With TWO_TERMS, an fp32 v is written as the sum of two 16-bit terms, high and low, if block has 16 bits.
-    The adapter's gradient then keeps fp32's accuracy without an fp32 copy of the block. The price is a second
-    product of this small size.
+    With fp32 adapters on a block of 16 bits, v is written as the sum of two terms, high and low. The adapter's
+    gradient then keeps nearly fp32's accuracy without an fp32 copy of x or dy in memory. The price is a second product
+    of this small size. If block is bf16 the terms are bf16, which leaves an error of about 2^-17 of v. If it is fp16
+    they are tf32, for their range (`fp16_range.py`), which leaves 2^-21.
     """
-    high = v.to(block.dtype)
-    acc = tl.dot(block, high, acc, input_precision=PRECISION)
-    if TWO_TERMS:
-        low = (v - high.to(tl.float32)).to(block.dtype)
-        acc = tl.dot(block, low, acc, input_precision=PRECISION)
+    TWO_TERMS: tl.constexpr = ADAPTER.primitive_bitwidth > block.dtype.primitive_bitwidth
+    if block.dtype == tl.float16 and ADAPTER != tl.float16:
+        block = block.to(tl.float32)
+        v = v.to(tl.float32)
+        high = round_to_tf32(v)
+        acc = tl.dot(block, high, acc, input_precision="tf32")
+        if TWO_TERMS:
+            acc = tl.dot(block, v - high, acc, input_precision="tf32")
+    else:
+        high = v.to(block.dtype)
+        acc = tl.dot(block, high, acc, input_precision=PRECISION)
+        if TWO_TERMS:
+            low = (v - high.to(tl.float32)).to(block.dtype)
+            acc = tl.dot(block, low, acc, input_precision=PRECISION)
     return acc
 
 
@@ -57,8 +68,7 @@ def project_tile(
         if mask is not None:
             block = drop(block, mask[0], mask[1], row, c, BLOCK_M, BLOCK_C)
         v = load_tile(right, c, rank, C, r, BLOCK_C, BLOCK_R)
-        WIDER: tl.constexpr = v.dtype.primitive_bitwidth > block.dtype.primitive_bitwidth
-        acc = dot_adapter(block, v, acc, WIDER, PRECISION)
+        acc = dot_adapter(block, v, acc, v.dtype, PRECISION)
     has_sum, acc = sum_of_splits(acc, split, BLOCK_M, BLOCK_R)
     if has_sum:
         offs_m = row + tl.arange(0, BLOCK_M)
@@ -96,8 +106,7 @@ def gradient_tile(
         if mask is not None:
             block = drop(block, mask[0], mask[1], row, column, BLOCK_M, BLOCK_C)
         small = load_handed_over(small_ptr, row + tl.arange(0, BLOCK_M), offs_r, M, r)
-        WIDER: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth > block.dtype.primitive_bitwidth
-        acc = dot_adapter(tl.trans(block), small, acc, WIDER, PRECISION)
+        acc = dot_adapter(tl.trans(block), small, acc, out_ptr.dtype.element_ty, PRECISION)
     has_sum, acc = sum_of_splits(acc, split, BLOCK_C, BLOCK_R)
     if has_sum:
         offs_c = column + tl.arange(0, BLOCK_C)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from fastlora_kernels.dropout import keep_mask
+from fastlora_kernels.fp16_range import power_of_two, round_to_tf32
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def add_low_rank(
     acc,  # [BLOCK_M, BLOCK_C] fp32
     small_ptr,  # [M, r] fp32: p or q
     right,  # [r, C], as (pointer, strides): Bᵀ or A
-    s,
+    s,  # None for 1
     row,
     column,
     M,
@@ -57,13 +58,33 @@ def add_low_rank(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + s small right at (row, column); the caller has waited for the rows of small."""
+    """acc + s small right at (row, column); the caller has waited for the rows of small.
+
+    One rounding of `s small` to DTYPE and one of right are enough, as the result goes into a tile of DTYPE. In fp16,
+    which has not fp32's range, fp32 and bf16 adapters are rounded to tf32 instead. With fp16 adapters `small` fits into
+    fp16 wherever the unfused formula is finite, but `s small` might not; so a power of two of s is taken out.
+    """
+    ADAPTER: tl.constexpr = right[0].dtype.element_ty
+    IN_TF32: tl.constexpr = DTYPE == tl.float16 and ADAPTER != tl.float16
+    IS_SCALED: tl.constexpr = DTYPE == tl.float16 and ADAPTER == tl.float16 and s is not None
+    if IS_SCALED:
+        power, inverse = power_of_two(s)
+        acc *= inverse
+        s *= inverse
     offs_m = row + tl.arange(0, BLOCK_M)
     # One or two iterations at usual ranks, so there is nothing to pipeline.
     for rank in tl.range(0, r, STEP, num_stages=1):
         small = load_handed_over(small_ptr, offs_m, rank + tl.arange(0, STEP), M, r)
         right_tile = load_tile(right, rank, column, r, C, STEP, BLOCK_C)
-        acc = tl.dot((small * s).to(DTYPE), right_tile.to(DTYPE), acc, input_precision=PRECISION)
+        if s is not None:
+            small *= s
+        if IN_TF32:
+            right_tile = round_to_tf32(right_tile.to(tl.float32))
+            acc = tl.dot(round_to_tf32(small), right_tile, acc, input_precision="tf32")
+        else:
+            acc = tl.dot(small.to(DTYPE), right_tile.to(DTYPE), acc, input_precision=PRECISION)
+    if IS_SCALED:
+        acc *= power
     return acc
 
 

@@ -55,8 +55,8 @@ class Variant(NamedTuple):
 
     @property
     def wide_adapters(self) -> bool:
-        """Whether the dtype of A and B is wider than x's."""
-        return self.adapter == "fp32" and self.element != "fp32"
+        """Whether the dtype of A and B has more bits than x's, or a range that fp16 has not."""
+        return self.adapter != self.element and (self.adapter == "fp32" or self.element == "fp16")
 
 
 class Case(NamedTuple):
@@ -133,6 +133,9 @@ def all_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> Iter
         dtypes, loads, (False, True), biases
     ):
         yield Variant(element, adapter, 64, load, precision, dropout, bias, split_k)
+    if kind == "half":
+        for element, adapter in (("fp16", "bf16"), ("bf16", "fp16")):
+            yield Variant(element, adapter, 64, tma, "ieee", True, biases[0], split_k)
     for (element, adapter, precision), r in itertools.product(dtypes[:2], (8, 24)):
         yield Variant(element, adapter, r, tma, precision, bias=biases[0])
     if tma:
