@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,12 +35,15 @@ class Resources(NamedTuple):
         registers: Registers a thread.
         spill: Bytes of stack a thread; anything above 0 is a spill.
         assembly: PTX or AMD assembly.
+        arguments: What the parameters in PTX are, in order, such as "p_ptr", or "scratch_ptrs.0" for the first of
+            several.
     """
 
     shared: int
     registers: int
     spill: int
     assembly: str
+    arguments: tuple[str, ...]
 
 
 def compile_kernel(
@@ -65,13 +69,14 @@ def compile_kernel(
     source = ASTSource(kernel, signature, constants, attributes)
     options = launch_options(tile, target.backend)
     compiled = triton.compile(source, target=target, options=options)
+    arguments = tuple(name for key in kernel.arg_names for name in _parameters(key, kinds[key]))
     if target.backend == "cuda":
         registers, spill = _cuda_resources(compiled.asm["cubin"])
-        return Resources(compiled.metadata.shared, registers, spill, compiled.asm["ptx"])
+        return Resources(compiled.metadata.shared, registers, spill, compiled.asm["ptx"], arguments)
     assembly = compiled.asm["amdgcn"]
     registers = int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1])
     spill = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)[1])
-    return Resources(compiled.metadata.shared, registers, spill, assembly)
+    return Resources(compiled.metadata.shared, registers, spill, assembly, arguments)
 
 
 def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
@@ -84,6 +89,20 @@ def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: di
     if kind.startswith("*") or kind == _SIXTEENS:
         attributes[path] = [["tt.divisibility", 16]]
     return "i32" if kind == _SIXTEENS else kind
+
+
+def _parameters(name: str, kind: Any) -> Iterator[str]:
+    """The compiled kernel's parameters for one argument."""
+    if isinstance(kind, Constant):
+        return
+    if isinstance(kind, tuple):
+        for index, inner in enumerate(kind):
+            yield from _parameters(f"{name}.{index}", inner)
+    elif kind.startswith("tensordesc"):
+        # The tensor map, two sizes and two strides.
+        yield from (f"{name}.{part}" for part in ("map", "rows", "columns", "row_stride", "column_stride"))
+    else:
+        yield name
 
 
 def _forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class _Check:
         self.arrivals = [n for n, one in places if one.has("atom", "acq_rel", "gpu", "global")]
         self.waits = [n for n, one in places if one.has("acquire", "gpu", "global")]
         self.stores = self._accesses("st.global", 0)
-        self.loads = self._accesses("ld.global", 1) | self._accesses("cp.async.c", 1)
+        self.loads = self._accesses(("ld.global", "cp.async.ca", "cp.async.cg"), 1)
         self.events = {n: one for n, one in places if n in self.stores or _is_barrier(one)}
         self.gained: dict[tuple[int, int], Fact] = {}  # on the way from one instruction to another
         for number in self.waits:
@@ -86,11 +86,11 @@ class _Check:
         self.scratch_of = {number: self._add_arrival(number) for number in self.arrivals}
         self.facts = self._solve()
 
-    def _accesses(self, opcode: str, operand: int) -> dict[int, set[str]]:
+    def _accesses(self, opcodes: str | tuple[str, ...], operand: int) -> dict[int, set[str]]:
         """The instructions of this kind that address what is handed over or a scratch, and which of them."""
         found = {}
         for number, one in enumerate(self.program.instructions):
-            if one.opcode.startswith(opcode):
+            if one.opcode.startswith(opcodes):
                 sources = self.program.sources(one.operands[operand])
                 found[number] = {self.names.get(source, "") for source in sources}
         watched = {self.handed, "dA_ptr", *self.splits.values()}
@@ -199,7 +199,8 @@ class _Check:
         if number not in self.events:
             return facts
         if number in self.stores:
-            return facts | {("stored", name) for name in self.stores[number]}
+            names = self.stores[number]
+            return (facts - {("fenced", name) for name in names}) | {("stored", name) for name in names}
         fenced = {("fenced", name) for state, name in facts if state == "stored"}
         return facts | fenced | {("ready", name) for state, name in facts if state == "acquired"}
 

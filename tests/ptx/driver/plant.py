@@ -63,15 +63,20 @@ def _keeping(texts: dict[str, str], mutant: Mutant | None = None) -> Callable[[s
     """A change of PTX that notes what runs."""
 
     def change(ptx: str, name: str) -> str:
-        for place, old, new in mutant.changes if mutant else ():
-            if place == "ptx":
-                ptx = re.sub(old, new, ptx)
-            elif place.startswith("barriers"):
-                ptx = _without_barriers(ptx, old, before=place.endswith("before"))
-        texts[name] = ptx
-        return ptx
+        texts[name] = changed_ptx(mutant, ptx) if mutant else ptx
+        return texts[name]
 
     return change
+
+
+def changed_ptx(mutant: Mutant, ptx: str) -> str:
+    """The PTX with those of the mutant's changes that are made in it."""
+    for place, old, new in mutant.changes:
+        if place == "ptx":
+            ptx = re.sub(old, new, ptx)
+        elif place.startswith("barriers"):
+            ptx = _without_barriers(ptx, old, before=place.endswith("before"))
+    return ptx
 
 
 def _without_barriers(ptx: str, text: str, *, before: bool) -> str:
