@@ -75,7 +75,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def outranges_fp16(adapter: torch.dtype, x: torch.dtype) -> bool:
     """Whether A and B, and with them p and q, may have values that are out of the range of an fp16 x.
 
-    p and q are then never rounded to fp16: it ends at 65504, and below 2^-14 it loses bits. bf16 has fp32's range.
+    They are then never rounded to fp16, which ends at 65504 and loses bits below 2^-14. bf16 has fp32's
+    range.
     """
     return x == torch.float16 and adapter != torch.float16
 

@@ -43,7 +43,9 @@ def finish_dx(
     """dx = acc + D * (q A), with D the dropout mask or 1."""
     if mask is None:
         STEP: tl.constexpr = min(BLOCK_R, 32)  # fits into registers together with the accumulator
-        acc = add_low_rank(acc, q_ptr, A, None, row, column, M, K, r, BLOCK_M, BLOCK_K, STEP, DTYPE, PRECISION)
+        acc = add_low_rank(
+            acc, q_ptr, A, None, row, column, M, K, r, BLOCK_M, BLOCK_K, STEP, DTYPE, PRECISION
+        )
         store_tile(dx, acc, row, column, M, K, BLOCK_M, BLOCK_K)
     else:
         # In quarters: the low-rank product needs an accumulator of its own. One for the full tile would not

@@ -1,7 +1,8 @@
 """Low-rank products of fp16 operands whose intermediate values fp16 cannot hold.
 
-fp16 ends at 65504, and below 2^-14 it loses bits. p and q may lie outside, and so may fp32 and bf16 adapters. bf16 has
-fp32's range and needs none of this. tf32 has fp32's range too, and fp16's 11 bits, so it holds an fp16 x or dy exactly.
+fp16 ends at 65504, and below 2^-14 it loses bits. p and q may lie outside, and so may fp32 and bf16 adapters.
+bf16 has fp32's range and needs none of this. tf32 has fp32's range too, and fp16's 11 bits, so it holds an
+fp16 x or dy exactly.
 """
 
 import triton
@@ -18,11 +19,14 @@ def round_to_tf32(v):
 
 @triton.jit
 def power_of_two(s):
-    """(a power of two, its inverse), such that s times the inverse is at most 1 in magnitude, but not below 1/2.
+    """(a power of two, its inverse): s times the inverse has a magnitude from 1/2 to 1.
 
-    Within 2^-60 and 2^60, so that an fp32 accumulator of fp16 products can be multiplied by them exactly.
+    Within 2^-60 and 2^60, so that both are exact on an fp32 accumulator of fp16 products; s may be beyond.
     """
-    bits = tl.cast(tl.cast(s, tl.float32), tl.int32, bitcast=True)  # in the interpreter s is a float of Python's
+    # `tl.cast`, because in the interpreter s is a float of Python's.
+    bits = tl.cast(tl.cast(s, tl.float32), tl.int32, bitcast=True)
     exponent = ((bits >> 23) & 0xFF) + 1
     exponent = tl.minimum(tl.maximum(exponent, 127 - 60), 127 + 60)
-    return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    power = (exponent << 23).to(tl.float32, bitcast=True)
+    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    return power, inverse

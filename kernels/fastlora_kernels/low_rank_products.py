@@ -17,13 +17,13 @@ from fastlora_kernels.tile_ops import load_handed_over, load_tile
 def dot_adapter(block, v, acc, ADAPTER: tl.constexpr, PRECISION: tl.constexpr):
     """acc + block v, with v converted to block's dtype; ADAPTER is the dtype of A and B.
 
-    With fp32 adapters on a block of 16 bits, v is written as the sum of two terms, high and low. The adapter's
-    gradient then keeps nearly fp32's accuracy without an fp32 copy of x or dy in memory. The price is a second product
-    of this small size. If block is bf16 the terms are bf16, which leaves an error of about 2^-17 of v. If it is fp16
-    they are tf32, for their range (`fp16_range.py`), which leaves 2^-21.
+    With fp32 adapters on a block of 16 bits, v is written as the sum of two terms, high and low. The
+    adapter's gradient then keeps nearly fp32's accuracy without an fp32 copy of x or dy in memory. The price
+    is a second product of this small size. If block is bf16 the terms are bf16, which leaves an error of
+    about 2^-17 of v. If it is fp16 they are tf32, for the range (`fp16_range.py`), which leaves 2^-21.
     """
     TWO_TERMS: tl.constexpr = ADAPTER.primitive_bitwidth > block.dtype.primitive_bitwidth
-    if block.dtype == tl.float16 and ADAPTER != tl.float16:
+    if block.dtype.is_fp16() and not ADAPTER.is_fp16():
         block = block.to(tl.float32)
         v = v.to(tl.float32)
         high = round_to_tf32(v)

@@ -60,13 +60,14 @@ def add_low_rank(
 ):
     """acc + s small right at (row, column); the caller has waited for the rows of small.
 
-    One rounding of `s small` to DTYPE and one of right are enough, as the result goes into a tile of DTYPE. In fp16,
-    which has not fp32's range, fp32 and bf16 adapters are rounded to tf32 instead. With fp16 adapters `small` fits into
-    fp16 wherever the unfused formula is finite, but `s small` might not; so a power of two of s is taken out.
+    One rounding of `s small` to DTYPE and one of right are enough, as the result goes into a tile of DTYPE.
+    If that is fp16, which has not fp32's range, other adapters than fp16 are rounded to tf32 instead. With
+    fp16 adapters `small` is within fp16 wherever the unfused formula is finite, but `s small` may not be; so
+    a power of two is taken out of s.
     """
     ADAPTER: tl.constexpr = right[0].dtype.element_ty
-    IN_TF32: tl.constexpr = DTYPE == tl.float16 and ADAPTER != tl.float16
-    IS_SCALED: tl.constexpr = DTYPE == tl.float16 and ADAPTER == tl.float16 and s is not None
+    IN_TF32: tl.constexpr = DTYPE.is_fp16() and not ADAPTER.is_fp16()
+    IS_SCALED: tl.constexpr = DTYPE.is_fp16() and ADAPTER.is_fp16() and s is not None
     if IS_SCALED:
         power, inverse = power_of_two(s)
         acc *= inverse

@@ -1,12 +1,13 @@
-"""The check of a hand-over's order in PTX finds each fault; tests/kernels/gate.py plants them in the kernels."""
+"""The check of a hand-over's order in PTX finds each fault; tests/ptx/gate.py plants them in the kernels."""
 
 import pytest
 
-from fastlora_kernels.compile_check.hand_over import Kernel, hand_over_faults
+from fastlora_kernels.compile_check.hand_over import hand_over_faults
+from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.tables import load_table
 from tests.ptx.children import run_command
 
-# The hand-overs of a forward kernel as Triton compiles them, without their arithmetic: p tiles in splits, y tiles.
+# The hand-overs of a forward kernel as Triton compiles them, without arithmetic: p tiles in splits, y tiles.
 PTX = """
 .visible .entry forward_kernel(
     .param .u64 .ptr .global .align 1 forward_kernel_param_0,
@@ -145,7 +146,7 @@ REDUNDANT = ("publish without the barrier of its own", "the wait without the bar
 
 @pytest.mark.exhaustive
 def test_faults_planted_in_the_kernels_are_found_in_what_triton_compiles():
-    done = run_command("tests.kernels.gate")
+    done = run_command("tests.ptx.gate")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) > 30

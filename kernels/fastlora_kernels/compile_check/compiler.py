@@ -35,8 +35,8 @@ class Resources(NamedTuple):
         registers: Registers a thread.
         spill: Bytes of stack a thread; anything above 0 is a spill.
         assembly: PTX or AMD assembly.
-        arguments: What the parameters in PTX are, in order, such as "p_ptr", or "scratch_ptrs.0" for the first of
-            several.
+        arguments: What the parameters in PTX are, in order, such as "p_ptr", or "scratch_ptrs.0" for the
+            first of several.
     """
 
     shared: int

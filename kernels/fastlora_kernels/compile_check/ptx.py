@@ -1,7 +1,7 @@
 """Reads PTX as far as a check of its flow needs it: what follows what, and what a register holds.
 
-Only what Triton makes of these kernels is understood. Nested scopes are flattened; their labels (the spin of an
-mbarrier's wait) are passed over, as if each loop there were left at once.
+Only what Triton makes of these kernels is understood. Nested scopes are flattened. Their labels (the spin of
+an mbarrier's wait) are passed over, as if each loop there were left at once.
 """
 
 import re
@@ -27,14 +27,26 @@ class Instruction(NamedTuple):
         return set(parts) <= set(self.opcode.split("."))
 
 
-class UnknownValue(Exception):
+class UnknownValueError(Exception):
     """A register's value does not follow from the parameters alone."""
 
 
 _STATEMENT: Final = re.compile(r"^(?:@(!?%?\w+)\s+)?([a-z][\w.:]*)\s*(.*)$")
 _LABEL: Final = re.compile(r"^(\$L\w+):")
 _OPERAND: Final = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
-_NO_RESULT: Final = ("st", "red", "bra", "bar", "barrier", "ret", "exit", "cp", "fence", "mbarrier", "prefetch")
+_NO_RESULT: Final = (
+    "st",
+    "red",
+    "bra",
+    "bar",
+    "barrier",
+    "ret",
+    "exit",
+    "cp",
+    "fence",
+    "mbarrier",
+    "prefetch",
+)
 
 
 class Program:
@@ -107,17 +119,17 @@ class Program:
         """What an operand holds where the parameters have these values.
 
         Raises:
-            UnknownValue: If it does not follow from them, or by an instruction that is not known here.
+            UnknownValueError: If it does not follow from them, or by an instruction that is not known here.
         """
         if re.fullmatch(r"-?\d+", operand):
             return int(operand)
         numbers = self.definitions.get(operand, ())
         if len(numbers) != 1 or self.instructions[numbers[0]].guard:
-            raise UnknownValue(operand)
+            raise UnknownValueError(operand)
         one = self.instructions[numbers[0]]
         if one.has("ld", "param"):
             if _parameter(one) not in given:
-                raise UnknownValue(operand)
+                raise UnknownValueError(operand)
             return given[_parameter(one)]
         return _result(one, [self.value(source, given) for source in one.operands[1:]])
 
@@ -159,10 +171,10 @@ def _result(one: Instruction, values: list[int]) -> int:
     name, *rest = one.opcode.split(".")
     kind = re.fullmatch(r"([usb])(16|32|64)", rest[-1]) if rest else None
     if kind is None or name not in _ARITHMETIC:
-        raise UnknownValue(one.opcode)
+        raise UnknownValueError(one.opcode)
     bits = int(kind[2])
     if "hi" in rest:
-        raise UnknownValue(one.opcode)
+        raise UnknownValueError(one.opcode)
     if kind[1] == "u":
         # The third operand of mad.wide is signed in effect: it has the width of the result.
         values = [value & ((1 << bits) - 1) for value in values[:2]] + values[2:]
@@ -174,7 +186,7 @@ def _result(one: Instruction, values: list[int]) -> int:
 def _quotient(a: int, b: int) -> int:
     """Rounded towards zero."""
     if b == 0:
-        raise UnknownValue("div by 0")
+        raise UnknownValueError("div by 0")
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 

@@ -3,7 +3,8 @@
 import re
 
 from fastlora_kernels.compile_check.compiler import Resources, compile_kernel
-from fastlora_kernels.compile_check.hand_over import Kernel, hand_over_faults
+from fastlora_kernels.compile_check.hand_over import hand_over_faults
+from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.compile_check.variants import Case
 from fastlora_kernels.configs import rank_block
 from fastlora_kernels.tables import load_table

@@ -1,7 +1,7 @@
 """Plant the faults of the hand-over in the kernels, compile them, and see what the check of their PTX says.
 
-    python -m tests.kernels.gate              all
-    python -m tests.kernels.gate --only wait  those whose name holds this
+    python -m tests.ptx.gate              all
+    python -m tests.ptx.gate --only wait  those whose name holds this
 
 It prints a line for each fault and target. Needs no GPU; unset TRITON_INTERPRET.
 """
@@ -15,13 +15,9 @@ from tests.ptx.driver.cases import small_tiles
 from tests.ptx.driver.mutants import MUTANTS, Mutant
 from tests.ptx.driver.plant import changed_ptx, planted
 
-# The gate reads PTX, where it cannot see a fault in numbers, nor what is within a copy or a matrix instruction.
-HAND_OVER = [
-    mutant
-    for mutant in MUTANTS
-    if any(word in mutant.name for word in ("publish", "the wait", "arrive", "does not wait", "one tile less"))
-    or mutant.name.startswith("arrivals")
-]
+# The gate cannot see a fault in numbers, nor one within a copy or a matrix instruction.
+_WORDS = ("publish", "the wait", "arriv", "does not wait", "one tile less")
+HAND_OVER = [mutant for mutant in MUTANTS if any(word in mutant.name for word in _WORDS)]
 UNCHANGED = Mutant("the kernels as they are", "sm_80")
 
 
@@ -42,7 +38,7 @@ def found_by_the_gate(mutant: Mutant, architecture: str) -> list[str]:
 
 def main() -> None:
     """Print what the check finds."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kernels.gate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.ptx.gate", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[""], help="faults whose name holds one of these")
     parser.add_argument("--architectures", nargs="*", default=["sm_80", "sm_90"])
     options = parser.parse_args()
