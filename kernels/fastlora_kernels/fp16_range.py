@@ -11,10 +11,14 @@ import triton.language as tl
 
 @triton.jit
 def round_to_tf32(v):
-    """fp32 values rounded to tf32's 11 bits, ties away from zero; matrix units would cut the others off."""
-    nearest = ((v.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    # Some NaNs would become a number by the addition.
-    return tl.where(v == v, nearest, v)
+    """v in fp32, rounded to tf32's 11 bits, ties away from zero; matrix units would cut the others off."""
+    HAS_MORE: tl.constexpr = v.dtype.primitive_bitwidth > 16
+    v = v.to(tl.float32)
+    if HAS_MORE:
+        nearest = ((v.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        # Some NaNs would become a number by the addition.
+        v = tl.where(v == v, nearest, v)
+    return v
 
 
 @triton.jit

@@ -25,11 +25,10 @@ def dot_adapter(block, v, acc, ADAPTER: tl.constexpr, PRECISION: tl.constexpr):
     TWO_TERMS: tl.constexpr = ADAPTER.primitive_bitwidth > block.dtype.primitive_bitwidth
     if block.dtype.is_fp16() and not ADAPTER.is_fp16():
         block = block.to(tl.float32)
-        v = v.to(tl.float32)
         high = round_to_tf32(v)
         acc = tl.dot(block, high, acc, input_precision="tf32")
         if TWO_TERMS:
-            acc = tl.dot(block, v - high, acc, input_precision="tf32")
+            acc = tl.dot(block, (v - high).to(tl.float32), acc, input_precision="tf32")
     else:
         high = v.to(block.dtype)
         acc = tl.dot(block, high, acc, input_precision=PRECISION)

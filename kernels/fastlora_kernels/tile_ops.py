@@ -80,8 +80,7 @@ def add_low_rank(
         if s is not None:
             small *= s
         if IN_TF32:
-            right_tile = round_to_tf32(right_tile.to(tl.float32))
-            acc = tl.dot(round_to_tf32(small), right_tile, acc, input_precision="tf32")
+            acc = tl.dot(round_to_tf32(small), round_to_tf32(right_tile), acc, input_precision="tf32")
         else:
             acc = tl.dot(small.to(DTYPE), right_tile.to(DTYPE), acc, input_precision=PRECISION)
     if IS_SCALED:

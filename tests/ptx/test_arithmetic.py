@@ -70,6 +70,9 @@ def test_comparisons_know_signs_and_nan():
     assert apply(body.format("lt.u32"), a, b).tolist() == [0]
     nan = np.array([np.nan], F32)
     assert apply(body.format("ge.f32"), nan, nan).tolist() == [0]
+    assert apply(body.format("num.f32"), nan, nan).tolist() == [0]
+    assert apply(body.format("num.f32"), nan, np.array([1], F32)).tolist() == [0]
+    assert apply(body.format("num.f32"), np.array([np.inf], F32), np.array([1], F32)).tolist() == [1]
 
 
 def test_predicates_guard_lane_by_lane():

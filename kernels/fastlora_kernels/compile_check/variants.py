@@ -111,12 +111,15 @@ def tile_cases(
 
 
 def demanding_variants(kind: str, direction: str, *, tma: bool, split_k: bool) -> list[Variant]:
-    """The variants that take most shared memory (p and q are fp32 in the pipeline) and most registers."""
+    """The variants that take most shared memory (p and q are fp32 in the pipeline) and most registers.
+
+    fp32 adapters on fp16 are multiplied in tf32.
+    """
     bias = direction == "forward"
     if kind == "half":
         return [
-            Variant("bf16", adapter, 64, tma, dropout=True, bias=bias, split_k=split_k)
-            for adapter in ("bf16", "fp32")
+            Variant(element, adapter, 64, tma, dropout=True, bias=bias, split_k=split_k)
+            for element, adapter in (("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp32"))
         ]
     return [Variant("fp32", "fp32", 64, tma, kind, dropout=True, bias=bias, split_k=split_k)]
 

@@ -30,6 +30,7 @@ class Case(NamedTuple):
         seeds: Of the schedules; None is all warps in step.
         resident: CTAs at a time; 0 means as many as there is room for.
         reads_mask: Whether operands are such that p, or dx and dA, are the dropout mask itself.
+        values: Where p and q lie: "beyond fp16", "below fp16", or "" for near 1.
     """
 
     architecture: str
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     seeds: tuple[int | None, ...] = (None,)
     resident: int = 0
     reads_mask: bool = False
+    values: str = ""
 
     @property
     def target(self) -> int:
@@ -69,7 +71,7 @@ class Case(NamedTuple):
         words += [f"{name} {how}" for name, how in self.layouts]
         words += [one for one in self.passes if len(self.passes) == 1]
         words += [f"{self.resident} resident"] * bool(self.resident)
-        words += ["the mask itself"] * self.reads_mask
+        words += ["the mask itself"] * self.reads_mask + [self.values] * bool(self.values)
         return ", ".join(words)
 
     @property
@@ -110,10 +112,11 @@ def _small(architecture: str, kind: tuple[str, str, str, str], **options: object
 
 def quick_cases() -> list[Case]:
     """Every kind of product once, both architectures, dropout, ragged edges, splits, and another schedule."""
-    fp16, bf16, bf16_wide, _, tf32, ieee = KINDS
+    fp16, bf16, bf16_wide, fp16_wide, tf32, ieee = KINDS
     return [
         _small("sm_80", bf16, dropout=0.25, r=24, **RAGGED),
         _small("sm_80", bf16_wide, seeds=(None, 1), M=40, K=520, N=40),
+        _small("sm_80", fp16_wide, values="beyond fp16", M=40, K=72, N=40),
         _small("sm_80", tf32, M=50, K=72, N=40),
         _small("sm_80", ieee, M=33, K=40, N=35),
         _small("sm_90", fp16, dropout=0.25, seeds=(None, 1), M=70, K=136, N=72),
@@ -126,6 +129,7 @@ def all_cases() -> Iterator[Case]:
     for architecture in ("sm_80", "sm_90"):
         yield from _dtypes(architecture)
         yield from _ranks(architecture)
+        yield from _range(architecture)
         yield from _needs(architecture)
         yield from _layouts(architecture)
         yield from _tiny(architecture)
@@ -154,6 +158,14 @@ def _ranks(architecture: str) -> Iterator[Case]:
         yield _small(
             architecture, kind, r=r, dropout=0.25 * (r in (8, 100)), **(RAGGED if r % 8 else ALIGNED)
         )
+
+
+def _range(architecture: str) -> Iterator[Case]:
+    fp16_bf16 = ("fp16", "bf16", "ieee", "half")
+    for kind, values in itertools.product((KINDS[0], KINDS[3], fp16_bf16), ("beyond fp16", "below fp16")):
+        if kind != KINDS[0] or values == "beyond fp16":
+            yield _small(architecture, kind, values=values, **ALIGNED)
+            yield _small(architecture, kind, values=values, dropout=0.25, r=40, **RAGGED)
 
 
 def _needs(architecture: str) -> Iterator[Case]:

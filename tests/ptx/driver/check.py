@@ -79,6 +79,8 @@ def inputs_of(case: Case) -> Inputs:
     made = random_inputs(case.M, case.K, case.N, case.r, dtype=dtype, adapter_dtype=adapter, bias=case.bias)
     if case.reads_mask:
         _make_mask_readable(case, made)
+    if case.values:
+        _move(case, made)
     for name, how in case.layouts:
         setattr(made, name, laid_out(getattr(made, name), how))
     return made
@@ -95,6 +97,23 @@ def _make_mask_readable(case: Case, i: Inputs) -> None:
     i.B.copy_(eye)
     i.dy.copy_(eye)
     i.A.copy_(eye if case.passes == ("forward",) else torch.ones(case.r, case.K))
+
+
+def _move(case: Case, i: Inputs) -> None:
+    """p and q beyond 65504, where the adapters' dtype has such values, or s p alone; or below 2^-14."""
+    if case.values == "below fp16":
+        i.B.mul_(1e-4)
+        i.dy.mul_(1e-3)
+    elif case.adapter in ("", "fp16"):
+        i.x.fill_(2.0**13 / case.K)
+        i.A.fill_(4)
+        i.B.mul_(1e-3)
+        i.dy.mul_(1e-2)
+        i.s = 3.0
+    else:
+        i.A.mul_(1e6)
+        i.B.mul_(1e-7)
+        i.dy.mul_(100)
 
 
 def laid_out(tensor: Tensor, how: str) -> Tensor:

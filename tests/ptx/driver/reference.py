@@ -72,14 +72,15 @@ def element_bounds(i: Inputs, D: Tensor, precision: str) -> dict[str, Tensor]:
     Sums are in fp32, so n terms are off by (n + 64) 2^-24 of their magnitudes' sum at most; a rounding to a
     dtype by half its eps. tf32 cuts both operands, by 2^-10 each. s p, and B and A where they are cast, are
     rounded to x's dtype. fp32 adapters on 16 bits are two terms (`split_eps`). fp16 has no numbers below
-    2^-24.
+    2^-24; p and q are rounded to it if the adapters are fp16 too, else to tf32, which has as many bits. Before,
+    p is multiplied by s without a power of two, which leaves 1/2 at least.
     """
     z = i.to(torch.float64)
     x, W, A, B, dy = (one.abs() for one in (z.x, z.W, z.A, z.B, z.dy))
     (M, K), N, r, s = x.shape, W.shape[0], A.shape[0], abs(i.s)
     half = i.x.dtype != torch.float32
     u, u_adapter = (torch.finfo(one).eps / 2 for one in (i.x.dtype, i.A.dtype))
-    tiny = 2.0**-25 if i.x.dtype == torch.float16 else 0.0
+    tiny = 2.0**-25 if i.x.dtype == i.A.dtype == torch.float16 else 0.0
     cut = 2 * 2.0**-10 if precision == "tf32" and not half else 0.0
     two_terms = split_eps(i)
     cast = u if half and i.A.dtype != i.x.dtype and not two_terms else 0.0
@@ -91,12 +92,13 @@ def element_bounds(i: Inputs, D: Tensor, precision: str) -> dict[str, Tensor]:
 
     x_d = (x * D).abs()
     P, Q = (z.x * D) @ z.A.t(), z.s * z.dy @ z.B
-    e_p = (x_d @ A.t()) * (summed(K) + cut + two_terms + cast) + tiny * x_d.sum(1, keepdim=True)
-    e_q = s * ((dy @ B) * (summed(N) + cut + two_terms + cast) + tiny * dy.sum(1, keepdim=True))
+    e_p = (x_d @ A.t()) * (summed(K) + cut + two_terms + cast)
+    e_q = s * ((dy @ B) * (summed(N) + cut + two_terms + cast))
     P, Q = P.abs() + e_p, Q.abs() + e_q
     y = (x @ W.t()) * (summed(K) + cut) + s * (e_p @ B.t() + P @ B.t() * (low + summed(r)))
-    y = y + tiny * (1 + B.sum(1)) if z.b is None else y + tiny * (1 + B.sum(1)) + z.b.abs() * 2.0**-24
-    dx = (dy @ W) * (summed(N) + cut) + D * (e_q @ A + Q @ A * (low + summed(r)) + tiny * (1 + A.sum(0)))
+    y = y + 2 * s * tiny * B.sum(1)
+    y = y if z.b is None else y + z.b.abs() * 2.0**-24
+    dx = (dy @ W) * (summed(N) + cut) + D * (e_q @ A + Q @ A * (low + summed(r)) + 2 * tiny * A.sum(0))
     dA = e_q.t() @ x_d + Q.t() @ x_d * (small + cut + summed(M)) + tiny * x_d.sum(0)
     dB = s * (dy.t() @ e_p + dy.t() @ P * (small + cut + summed(M)) + tiny * dy.sum(0)[:, None])
     truth = unfused(z, D)
