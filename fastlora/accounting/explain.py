@@ -199,7 +199,7 @@ def explain_problem(
         cost: Cost = getattr(problem, name)()
         floor = None if gpu is None else cost.floor_us(_rate(GPUS[gpu], problem.dtype), GPUS[gpu].bandwidth)
         passes.append(PassExplanation(name, route, plan, cost, floor))
-    path = route_on(device, problem.dtype, gpu=gpu if named else None)
+    path = route_on(device, problem.dtype, gpu=gpu if named else None, architecture=architecture)
     return Explanation(problem, path, gpu, tuple(passes))
 
 

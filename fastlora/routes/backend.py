@@ -1,7 +1,8 @@
 """The backend setting, one for the process: FASTLORA_BACKEND or `set_backend`.
 
-auto     the kernels on a GPU that can run them, torch elsewhere
-triton   the kernels; on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1), else an error
+auto     the kernels on an NVIDIA GPU that can run them, torch elsewhere
+triton   the kernels, on a ROCm device too; on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1), else
+         an error
 torch    plain torch everywhere
 """
 

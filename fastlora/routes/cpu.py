@@ -93,6 +93,6 @@ def _is_faster_transposed(x: Tensor) -> bool:
 def _without_gaps(matrix: Tensor) -> Tensor:
     """The matrix, or a copy if there are gaps between its rows or columns.
 
-    On one CPU, torch's bf16 product of 50 and of 150 rows read what lay in the gaps, and NaN there spoiled it.
+    On one CPU, torch's bf16 product of 50 and of 150 rows read what lay in the gaps; NaN there spoiled it.
     """
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()

@@ -120,7 +120,7 @@ def _decided(
     interpret: bool,
     exact: bool,
 ) -> Decision:
-    route = route_on(device, problem.dtype, setting, gpu=gpu)
+    route = route_on(device, problem.dtype, setting, gpu=gpu, architecture=architecture)
     if not route.is_fused:
         return Decision(route, route)
     if 0 in problem[:4]:
@@ -146,7 +146,12 @@ def _decided(
 
 
 def route_on(
-    device: torch.device, dtype: torch.dtype, setting: str | None = None, *, gpu: str | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    setting: str | None = None,
+    *,
+    gpu: str | None = None,
+    architecture: str = "",
 ) -> Route:
     """The code for tensors of this device and dtype; a call's shape may still change it (see `decide`).
 
@@ -155,6 +160,7 @@ def route_on(
         dtype: Dtype of x.
         setting: As in `decide`.
         gpu: As in `decide_for`.
+        architecture: As in `decide_for`.
 
     Raises:
         ValueError: As in `decide`.
@@ -173,7 +179,8 @@ def route_on(
         return route
     if route.name == "interpreter":
         return Route("torch", "on a CPU torch is faster than Triton's interpreter")
-    return route
+    is_rocm = architecture.startswith("gfx") if gpu is not None else torch.version.hip is not None
+    return _UNPROVEN_ON_ROCM if is_rocm and route.is_fused else route
 
 
 def problem_of(o: Operands) -> Problem:
@@ -203,6 +210,12 @@ def reload_tables() -> None:
 
 
 _ASKED_FOR: Final = Route("torch", "the backend is set to torch")
+# One wave waits for its own stores before it publishes; those of the others are ordered by a barrier alone.
+_UNPROVEN_ON_ROCM: Final = Route(
+    "torch",
+    "on ROCm it is not proven that p and q are stored before other programs read them; "
+    "the kernels run only where the backend is set to triton",
+)
 _PLAIN_CPU: Final = Route("torch", "a CPU runs the kernels only where the backend is set to triton")
 # Made in advance: on this path a microsecond counts.
 _ON_A_CPU: Final = {

@@ -156,8 +156,10 @@ def test_a_device_is_found_by_its_name(name, key):
 
 
 def test_every_named_gpu_has_an_entry_of_the_tile_table():
-    for gpu in GPUS:
-        assert explain((300, 256), layer(), gpu=gpu).passes[1].plan is not None
+    # On ROCm the kernels run only where they are asked for.
+    with fastlora.set_backend("triton"):
+        for gpu in GPUS:
+            assert explain((300, 256), layer(), gpu=gpu).passes[1].plan is not None
 
 
 def test_what_is_told_is_the_callers_own():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.routes.decide import route_on
+from fastlora.routes.decide import _kernels_on, route_on
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,29 @@ def test_triton_where_it_cannot_run_is_an_error_with_the_reason(monkeypatch, int
 
 def test_a_device_without_kernels_takes_torch():
     assert route_on(torch.device("mps"), torch.float32).name == "torch"
+
+
+@pytest.fixture
+def rocm(monkeypatch):
+    """As if this machine had a ROCm device."""
+    _kernels_on.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "AMD Instinct MI300X")
+    yield torch.device("cuda", 0)
+    _kernels_on.cache_clear()
+
+
+def test_a_rocm_device_takes_torch_unless_the_kernels_are_asked_for(rocm):
+    path = route_on(rocm, torch.bfloat16)
+    assert (path.name, "not proven" in path.why) == ("torch", True)
+    assert route_on(rocm, torch.bfloat16, "triton").name == "triton"
+
+
+def test_explaining_a_call_on_a_rocm_device_says_the_same():
+    layer = fastlora.FusedLoRALinear(64, 32, r=4)
+    assert "not proven" in str(fastlora.explain((8, 64), layer, gpu="MI300X"))
+    with fastlora.set_backend("triton"):
+        assert "not proven" not in str(fastlora.explain((8, 64), layer, gpu="MI300X"))
 
 
 def test_the_setting_ends_with_its_block_even_after_an_error():

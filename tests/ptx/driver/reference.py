@@ -72,8 +72,8 @@ def element_bounds(i: Inputs, D: Tensor, precision: str) -> dict[str, Tensor]:
     Sums are in fp32, so n terms are off by (n + 64) 2^-24 of their magnitudes' sum at most; a rounding to a
     dtype by half its eps. tf32 cuts both operands, by 2^-10 each. s p, and B and A where they are cast, are
     rounded to x's dtype. fp32 adapters on 16 bits are two terms (`split_eps`). fp16 has no numbers below
-    2^-24; p and q are rounded to it if the adapters are fp16 too, else to tf32, which has as many bits. Before,
-    p is multiplied by s without a power of two, which leaves 1/2 at least.
+    2^-24. p and q are rounded to it if the adapters are fp16 too, else to tf32, which has as many bits. In y
+    and dx the fp16 rounding is of p times s without a power of two, so times 1/2 at least.
     """
     z = i.to(torch.float64)
     x, W, A, B, dy = (one.abs() for one in (z.x, z.W, z.A, z.B, z.dy))
