@@ -10,6 +10,7 @@ from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import cpu, fused, vendor
+from tests.cases import quick
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -28,7 +29,7 @@ def run(path: str, inputs: Inputs, dropout: float = 0.0) -> dict[str, torch.Tens
 
 
 def made(adapter: torch.dtype, s: float = 0.5) -> Inputs:
-    return random_inputs(50, 200, 104, 16, dtype=FP16, adapter_dtype=adapter, s=s, device=DEVICE)
+    return random_inputs(40, 200, 104, 16, dtype=FP16, adapter_dtype=adapter, s=s, device=DEVICE)
 
 
 def tiny_q() -> Inputs:
@@ -88,8 +89,16 @@ INPUTS = {
 }
 
 
+QUICK = [
+    "fp32 adapters, tiny q",
+    "fp32 adapters, p = 80,000",
+    "bf16 adapters, A near 10^6",
+    "fp16 adapters, p = 40,000, s = 2",
+]
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", quick(INPUTS, *QUICK))
 def test_values_that_fp16_cannot_hold_do_not_spoil_the_results(name, path):
     inputs = INPUTS[name]()
     ours, torchs, truth = run(path, inputs), gradients(inputs), oracle(inputs)
