@@ -1,8 +1,8 @@
 """Launches in Triton's interpreter with their programs as threads, in an order that a seed draws.
 
-One thread runs at a time. Before each access to memory it may hand over to another. So programs wait, arrive and
-publish in many orders, where the interpreter by itself runs one after the other. All see an access at once: what
-only a weaker order of memory shows is found in tests/ptx, not here.
+One thread runs at a time. Before each access to memory it may hand over to another. So programs wait, arrive
+and publish in many orders, where the interpreter by itself runs one after the other. All see an access at
+once: what only a weaker order of memory shows is found in tests/ptx, not here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The order in which programs run changes no bit, in Triton's interpreter with its programs as threads.
 
-It reaches what the kernels compile to for no backend, so it stands for those whose compiled code runs nowhere here.
+It runs the kernels' source, so it stands for the backends whose compiled code runs nowhere here.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def differing(inputs: Inputs, seeds: range) -> Iterator[int]:
             yield seed
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", quick(SHAPES, SHAPES[0]), ids=str)
 @pytest.mark.parametrize("seeds", quick([range(1), range(1, 12)], range(1)), ids=str)
 def test_every_order_of_programs_gives_the_same_bits(shape, seeds):
     assert list(differing(random_inputs(*shape), seeds)) == []

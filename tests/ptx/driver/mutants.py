@@ -42,6 +42,8 @@ CASES: Final = {
     "split": _case("sm_80", M=40, K=776, N=40, passes=("forward",)),
     "ragged": _case("sm_80", M=50, K=203, N=101),
     "exact": _case("sm_80", dtype="fp32", tiles=small_tiles("sm_80", "ieee"), K=40, N=40),
+    "fp32 on fp16": _case("sm_80", dtype="fp16", adapter="fp32", values="beyond fp16"),
+    "large s p": _case("sm_80", dtype="fp16", values="beyond fp16"),
 }
 
 _WAIT_FOR_ROWS = "wait_for(workspace_ptr + counters.flags + m, tiles.ranks)"
@@ -160,6 +162,32 @@ MUTANTS: Final = (
         "the low term is left out",
         "wide adapters",
         (("low_rank_products.dot_adapter", "if TWO_TERMS:", "if False:"),),
+    ),
+    Mutant(
+        "p and q of fp32 adapters become two terms of fp16",
+        "fp32 on fp16",
+        (
+            (
+                "low_rank_products.dot_adapter",
+                "if block.dtype.is_fp16() and not ADAPTER.is_fp16():",
+                "if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        "the low term is left out in tf32",
+        "fp32 on fp16",
+        (("low_rank_products.dot_adapter", "if TWO_TERMS:", "if False:"),),
+    ),
+    Mutant(
+        "p and q of fp32 adapters are rounded to fp16 for y and dx",
+        "fp32 on fp16",
+        (("tile_ops.add_low_rank", "if IN_TF32:", "if False:"),),
+    ),
+    Mutant(
+        "s p is rounded to fp16 with all of s",
+        "large s p",
+        (("tile_ops.add_low_rank", "if IS_SCALED:", "if False:"),),
     ),
     Mutant(
         "later ranks are left out",
