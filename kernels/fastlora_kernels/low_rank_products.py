@@ -19,8 +19,8 @@ def dot_adapter(block, v, acc, ADAPTER: tl.constexpr, PRECISION: tl.constexpr):
 
     With fp32 adapters on a block of 16 bits, v is written as the sum of two terms, high and low. The
     adapter's gradient then keeps nearly fp32's accuracy without an fp32 copy of x or dy in memory. The price
-    is a second product of this small size. If block is bf16 the terms are bf16, which leaves an error of
-    about 2^-17 of v. If it is fp16 they are tf32, for the range (`fp16_range.py`), which leaves 2^-21.
+    is a second product of this small size. If block is bf16 the terms are bf16, and up to 2^-17 of v is lost.
+    If it is fp16 they are tf32, for the range (`fp16_range.py`), and up to 2^-23 is lost.
     """
     TWO_TERMS: tl.constexpr = ADAPTER.primitive_bitwidth > block.dtype.primitive_bitwidth
     if block.dtype.is_fp16() and not ADAPTER.is_fp16():

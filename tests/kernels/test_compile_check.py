@@ -11,6 +11,7 @@ from fastlora_kernels.compile_check.rules import faults as faults_of
 from fastlora_kernels.compile_check.variants import TARGETS, Case, Variant, cases
 from fastlora_kernels.tables import ARCHITECTURES, load_table
 from tests.cases import quick
+from tests.kernels import test_hand_over as hand_over
 
 
 @pytest.mark.parametrize("architecture", quick(TARGETS, "sm_90"))
@@ -46,26 +47,13 @@ def test_every_architecture_with_a_table_has_targets():
     assert set(TARGETS) == set(ARCHITECTURES)
 
 
-PTX = """
+# What the check looks for besides the hand-over; it reads no further than the kernel's end for that.
+PTX = (
+    hand_over.PTX
+    + """
     cp.async.bulk.tensor.2d.shared::cta.global wgmma.mma_async cp.async.bulk.tensor.2d.global.shared::cta
-    st.global.b32
-    bar.sync 0;
-    atom.global.gpu.acq_rel.add.u32
-    bar.sync 0;
-    ld.global.cg.b32
-    st.global.b32
-    bar.sync 0;
-    red.global.gpu.release.add.u32
-    ld.global.gpu.acquire.b32
-    bar.sync 0;
-    ld.global.cg.b32
 """
-
-
-def after(text, start, old, new):
-    """The text with the first `old` after `start` replaced."""
-    head, found, tail = text.partition(start)
-    return head + found + tail.replace(old, new, 1)
+)
 
 
 def faults(**changed):
@@ -78,7 +66,7 @@ def faults(**changed):
         Variant(tma=True),
         TARGETS["sm_90"][0],
     )
-    made = Resources(shared=1024, registers=128, spill=0, assembly=PTX)
+    made = Resources(1024, registers=128, spill=0, assembly=PTX, arguments=hand_over.ARGUMENTS)
     return faults_of(case, made._replace(**changed))
 
 
@@ -94,20 +82,7 @@ def test_a_sound_kernel_has_no_fault():
         ({"assembly": PTX.replace("wgmma.mma_async", "")}, "has no wgmma"),
         ({"assembly": PTX.replace("shared::cta.global", "")}, "loads nothing through TMA"),
         ({"assembly": PTX.replace("global.shared::cta", "")}, "stores nothing through TMA"),
-        ({"assembly": PTX.replace("red.global.gpu.release.add", "red.add")}, "has no release"),
-        ({"assembly": PTX.replace("gpu.acquire", "relaxed")}, "has no gpu.acquire"),
-        ({"assembly": PTX.replace("acq_rel", "relaxed")}, "has no acq_rel"),
-        ({"assembly": PTX.replace("bar.sync 0;\n    red", "red")}, "by release.add without a barrier after"),
-        (
-            {"assembly": PTX.replace("bar.sync 0;\n    atom", "atom")},
-            "by acq_rel.add without a barrier after",
-        ),
-        (
-            {"assembly": after(PTX, "gpu.acquire", "bar.sync", "")},
-            "by gpu.acquire without a barrier in between",
-        ),
-        ({"assembly": after(PTX, "acq_rel", "bar.sync", "")}, "by acq_rel.add without a barrier in between"),
-        ({"assembly": "ld.global.cg " + PTX}, "before it acquires"),
+        ({"assembly": PTX.replace("red.global.gpu.release", "red.global.gpu.relaxed")}, "does not publish"),
     ],
     ids=str,
 )

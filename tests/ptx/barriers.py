@@ -3,10 +3,10 @@
     python -m tests.ptx.barriers            of sm_90; takes minutes
     python -m tests.ptx.barriers sm_80
 
-It prints a line for each barrier that is taken out alone: its place in the source, what was found, and the
-accesses to memory from the barrier before it to the one after it. A barrier that is found is needed. Those
-between two that are found are then taken out together, and each left in alone: if that is found, and with this
-one left in it is not, any other of them does the work of this one. Needs no GPU; unset TRITON_INTERPRET.
+Each barrier is taken out alone, and then for good, on top of all that went before it without being found. So
+what stays is a set of which each is found. Of those that went, one that is found where others are gone too is
+needed unless they are there. It prints a line for each: its place in the source, what was found in either way,
+and the accesses to memory from the barrier before it to the one after it. Needs no GPU; unset TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -63,17 +63,6 @@ def found_without(case: Case, numbers: Iterable[int]) -> str:
     return next(iter(check(case, without).wrong), "")
 
 
-def runs_between(barriers: list[int], needed: set[int]) -> list[list[int]]:
-    """The barriers that follow each other without a needed one between them."""
-    runs: list[list[int]] = [[]]
-    for number in barriers:
-        if number in needed:
-            runs.append([])
-        else:
-            runs[-1].append(number)
-    return [run for run in runs if len(run) > 1]
-
-
 def main() -> None:
     """Print what becomes of each barrier."""
     case = CASES[sys.argv[1] if len(sys.argv) > 1 else "sm_90"]
@@ -81,20 +70,15 @@ def main() -> None:
         texts: list[str] = []
         chosen = case._replace(passes=(one,), seeds=(None,))
         check(chosen, lambda ptx, name, texts=texts: texts.append(ptx) or ptx)
-        barriers, needed = barriers_of(texts[0]), set()
+        barriers, alone, gone = barriers_of(texts[0]), 0, set()
         for number in barriers:
-            wrong = found_without(chosen, [number])
-            needed |= {number} if wrong else set()
-            print(
-                f"{one:8} {number:5} {wrong[:60] or 'not found':60} {surroundings(texts[0], number)}",
-                flush=True,
-            )
-        print(f"{one}: {len(needed)} of {len(barriers)} barriers are found alone")
-        for run in runs_between(barriers, needed):
-            print(f"{one}: without {run}: {found_without(chosen, run)[:60] or 'not found'}", flush=True)
-            for kept in run:
-                wrong = found_without(chosen, set(run) - {kept})
-                print(f"{one}:     but with {kept}: {wrong[:60] or 'not found'}", flush=True)
+            wrong = [found_without(chosen, numbers) for numbers in ({number}, gone | {number})]
+            alone += bool(wrong[0])
+            gone |= set() if wrong[1] else {number}
+            told = " | ".join(f"{one_of[:45] or 'not found':45}" for one_of in wrong)
+            print(f"{one:8} {number:5} {told} {surroundings(texts[0], number)}", flush=True)
+        stay = len(barriers) - len(gone)
+        print(f"{one}: {alone} of {len(barriers)} barriers are found alone; {stay} stay", flush=True)
 
 
 if __name__ == "__main__":
