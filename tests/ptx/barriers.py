@@ -3,10 +3,11 @@
     python -m tests.ptx.barriers            of sm_90; takes minutes
     python -m tests.ptx.barriers sm_80
 
-Each barrier is taken out alone, and then for good, on top of all that went before it without being found. So
-what stays is a set of which each is found. Of those that went, one that is found where others are gone too is
-needed unless they are there. It prints a line for each: its place in the source, what was found in either way,
-and the accesses to memory from the barrier before it to the one after it. Needs no GPU; unset TRITON_INTERPRET.
+Each barrier is taken out alone, and then for good, on top of all that went before it without being found.
+So what stays is a set of which each is found. Of those that went, one that is found where others are gone too
+is needed unless they are there. It prints a line for each: its place in the source, what was found in either
+way, and the accesses to memory from the barrier before it to the one after it. Needs no GPU; unset
+TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def barriers_of(ptx: str) -> list[int]:
 
 
 def surroundings(ptx: str, number: int) -> str:
-    """Where the barrier is in the source, and the accesses on either side of it, to the next barrier or label."""
+    """Its place in the source, and the accesses on either side, to the next barrier or label."""
     lines = ptx.splitlines()
     place = next(
         (found[1] for line in lines[number::-1] if (found := re.search(r"// (\w+\.py:\d+)", line))), "?"

@@ -54,7 +54,7 @@ _WORKSPACE: Final = 1 << 20
 SIZES: Final = tuple(
     {"M": M, "N": 4096, "K": 2048, "r": r, "workspace_ptr": _WORKSPACE}
     | {"split_p": 3, "split_y": 5, "split_q": 3, "split_dx": 5, "split_gradients": 7}
-    for M, r in ((1500, 300), (2500, 150))
+    for M, r in ((1500, 300), (2500, 200))
 )
 _FLIPPED: Final = {"ge": "le", "le": "ge", "gt": "lt", "lt": "gt", "eq": "eq", "ne": "ne"}
 
