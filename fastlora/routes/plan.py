@@ -132,9 +132,8 @@ def _cached_plan(
 ) -> Plan:
     name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
-    wide_adapters = torch.finfo(problem.adapter_dtype).bits > torch.finfo(
-        problem.dtype
-    ).bits or outranges_fp16(problem.adapter_dtype, problem.dtype)
+    x, adapter = problem.dtype, problem.adapter_dtype
+    wide_adapters = adapter.itemsize > x.itemsize or outranges_fp16(adapter, x)
     tile = tile or getattr(entry, direction)
     block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters)
     make_tasks = _forward_tasks if direction == "forward" else _backward_tasks
