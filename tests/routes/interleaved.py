@@ -66,7 +66,7 @@ class _Programs:
             if self.error is None:
                 program()
         except BaseException as error:
-            self.error = error
+            self.error = self.error or error
         self.alive.remove(index)
         if self.alive:
             self._hand_over()
@@ -85,7 +85,7 @@ class _Programs:
         """What a thread calls before an access."""
         self.accesses += 1
         if self.error is not None or self.accesses > _MOST_ACCESSES:
-            raise RuntimeError("the launch does not end")
+            raise RuntimeError("another program has failed, or the launch does not end")
         # Or those that draw the first tickets would stay the fastest, and nobody would overtake them.
         if self.random.random() < 1 / 8:
             self.speed[self.random.choice(self.alive)] = self._any_speed()
