@@ -57,7 +57,7 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("adapter_dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_torch_never_multiplies_bf16_rows_with_gaps(adapter_dtype):
     # Only some CPUs' products read what lies in the gaps, so this looks at the operands.
-    ops = operands(50, 72, 104, 8, dtype=torch.bfloat16, adapter_dtype=adapter_dtype)
+    ops = random_inputs(50, 72, 104, 8, dtype=torch.bfloat16, adapter_dtype=adapter_dtype)
     torchs, truth = gradients(ops), oracle(ops)
     for name in ("x", "W", "A", "B", "dy"):
         tensor = getattr(ops, name)
