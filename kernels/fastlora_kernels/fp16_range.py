@@ -10,14 +10,19 @@ import triton.language as tl
 
 
 @triton.jit
+def _cut_to_tf32(v):
+    """fp32 values without the 13 bits that tf32 has not."""
+    return (v.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def round_to_tf32(v):
     """v in fp32, rounded to tf32's 11 bits, ties away from zero; matrix units would cut the others off."""
     HAS_MORE: tl.constexpr = v.dtype.primitive_bitwidth > 16
     v = v.to(tl.float32)
     if HAS_MORE:
-        nearest = ((v.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        # Some NaNs would become a number by the addition.
-        v = tl.where(v == v, nearest, v)
+        # What is cut off is added twice: from half of the last bit on, that makes one more of it.
+        v = _cut_to_tf32(v + (v - _cut_to_tf32(v)))
     return v
 
 
