@@ -69,6 +69,7 @@ def test_the_fused_forward_is_as_right_as_pefts(format, dtype, loaded):
 
 
 def test_register_makes_fast_layers_of_pefts_own_kind():
+    pytest.importorskip("bitsandbytes")
     from peft.tuners.lora.bnb import Linear4bit
 
     inputs = small_inputs()
