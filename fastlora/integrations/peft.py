@@ -36,6 +36,7 @@ from fastlora.integrations.peft_layer import COUNTS, FastLinear, Fused, fast_cla
 from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraModel, ParamWrapper
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all
 from fastlora.layer.replacement import check_own_forward
 from fastlora.tables import Part, Shown
@@ -223,7 +224,8 @@ def _make_layer(
     # A weight in an unknown format may also be in a plain nn.Linear; PEFT has a special layer for it.
     if type(target) is nn.Linear and type(target.weight) is nn.Parameter:
         return FastLinear(target, adapter_name, config=config, **options)
-    if isinstance(target, nn.Linear) and not is_left_out_by_all(target):
+    ours = isinstance(target, FusedLoRALinear)  # which refuses PEFT by name
+    if isinstance(target, nn.Linear) and not ours and not is_left_out_by_all(target):
         kind = type(target.weight if type(target) is nn.Linear else target).__name__
         warnings.warn(
             f"a layer over a {kind} takes PEFT's own forward (docs/quantized.md says which are fused)",
