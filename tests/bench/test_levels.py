@@ -141,6 +141,7 @@ def test_a_process_that_fails_is_an_error_with_its_last_line():
         startup.output_of("raise ValueError('no')", {})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("default")
 def test_a_mixture_is_measured_by_every_method_beside_the_frozen_one(tmp_path):
     pytest.importorskip("peft")

@@ -114,6 +114,7 @@ def test_an_adapter_is_read_by_peft_and_gives_the_same_tokens(folder, tmp_path):
         assert torch.equal(merged(TOKENS).logits.argmax(-1), stock(TOKENS).logits.argmax(-1))
 
 
+@exhaustive
 def test_a_checkpoint_of_the_trainer_resumes(folder, tmp_path):
     model = apply_lora(loaded(folder), LoRAConfig(r=2))
     fresh = copy.deepcopy(model)

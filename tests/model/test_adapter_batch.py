@@ -152,6 +152,7 @@ def test_backward_with_checkpointing(net):
         y.sum().backward()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_whole(net):
     x = torch.randn(4, WIDTH)
