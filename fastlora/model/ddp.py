@@ -37,8 +37,13 @@ def _wrappers(model: nn.Module) -> Iterator[nn.parallel.DistributedDataParallel]
     if not (distributed.is_available() and distributed.is_initialized()):
         return
     inside = set(model.modules())
+    # There are hundreds of thousands of objects, and issubclass would ask Python code about each.
+    kinds: dict[type, bool] = {}
     for found in gc.get_objects():
-        if not issubclass(type(found), nn.parallel.DistributedDataParallel):
+        kind = type(found)
+        if kind not in kinds:
+            kinds[kind] = nn.parallel.DistributedDataParallel in kind.__mro__
+        if not kinds[kind]:
             continue
         # A wrapper that another thread is just constructing may have no modules yet.
         if "_modules" in vars(found) and not inside.isdisjoint(found.modules()):

@@ -29,6 +29,7 @@ Body = Callable[[Path], None]
 
 # What every process needs; the server imports it once, and each process is a fork of it.
 _PRELOADED = (
+    "torch._dynamo",  # an optimizer imports it
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",

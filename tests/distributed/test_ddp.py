@@ -66,8 +66,9 @@ def packed_net():
 
 if find_spec("bitsandbytes") is not None:  # a body that skips would end its process
 
-    @two.test
-    def test_two_processes_train_a_packed_base_as_one_does(folder):
+    @pytest.mark.exhaustive
+    @four.test
+    def test_four_processes_train_a_packed_base_as_one_does(folder):
         model, alone = DistributedDataParallel(packed_net()), packed_net()
         train(model, parts(batches()))
         train(alone, batches())
