@@ -81,7 +81,7 @@ def test_losses_match_pefts_step_by_step(tmp_path):
     assert set(forward_counts(fused)) == {"fused"}
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("use_reentrant", [pytest.param(True, marks=pytest.mark.exhaustive), False])
 def test_gradient_checkpointing_in_the_trainer_changes_no_loss(tmp_path, use_reentrant):
     model, _ = pair("Llama")
     for _, layer in lora_layers(model):

@@ -10,12 +10,13 @@ from fastlora_kernels.compile_check.compiler import Resources
 from fastlora_kernels.compile_check.rules import faults as faults_of
 from fastlora_kernels.compile_check.variants import TARGETS, Case, Variant, cases
 from fastlora_kernels.tables import ARCHITECTURES, load_table
-from tests.cases import quick
 from tests.kernels import test_hand_over as hand_over
 
 
-@pytest.mark.parametrize("direction", quick(["forward", "backward"], "forward"))
-@pytest.mark.parametrize("architecture", quick(TARGETS, "sm_90"))
+# The quick cases of tests/ptx compile a few of them as well.
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("architecture", TARGETS)
 def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture, direction):
     # A process of its own: TRITON_INTERPRET replaces the kernels by interpreted ones in this one. The other
     # entries are the check's own run, which takes minutes.

@@ -76,6 +76,7 @@ def test_checkpointing_and_compiling_end_in_eagers_bits():
     assert trained(**PATHS["compiled"]) == eager
 
 
+@pytest.mark.exhaustive
 def test_another_process_ends_in_the_same_bits():
     # As many threads as here: how many share a sum decides in which order it is added up.
     lines = f"import torch; torch.set_num_threads({torch.get_num_threads()})"
