@@ -133,9 +133,10 @@ def _cached_plan(
     name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
     x, adapter = problem.dtype, problem.adapter_dtype
-    wide_adapters = adapter.itemsize > x.itemsize or outranges_fp16(adapter, x)
+    tf32_terms = outranges_fp16(adapter, x)
+    wide_adapters = adapter.itemsize > x.itemsize or tf32_terms
     tile = tile or getattr(entry, direction)
-    block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters)
+    block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters, tf32_terms)
     make_tasks = _forward_tasks if direction == "forward" else _backward_tasks
     split_k, programs, num_tasks, workspace = make_tasks(table, tile, block_r, problem, needs)
     return Plan(

@@ -156,8 +156,14 @@ def element_kind(bits: int, precision: str) -> str:
     return "half" if bits == 16 else precision
 
 
-def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool) -> int:
-    """Ranks in a block: a power of two, at least the 16 that a matrix instruction takes."""
+def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool = False) -> int:
+    """Ranks in a block: a power of two, at least the 16 that a matrix instruction takes.
+
+    `tf32_terms` says that A and B are multiplied in tf32 with an fp16 x (`fp16_range.py`). Then it is the
+    least: with more, Triton 3.6.0 spilled 32 bytes in a backward kernel of sm_90.
+    """
+    if tf32_terms:
+        return 16
     most = _RANKS_WIDE_ADAPTERS[architecture] if wide_adapters else _RANKS if kind == "half" else _RANKS_FP32
     return min(max(16, 1 << (r - 1).bit_length()), most)
 

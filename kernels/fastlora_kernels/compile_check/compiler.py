@@ -171,7 +171,9 @@ def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str,
         "BLOCK_M": Constant(tile.block_m),
         "BLOCK_N": Constant(tile.block_n),
         "BLOCK_K": Constant(tile.block_k),
-        "BLOCK_R": Constant(rank_block(variant.r, architecture, variant.kind, variant.wide_adapters)),
+        "BLOCK_R": Constant(
+            rank_block(variant.r, architecture, variant.kind, variant.wide_adapters, variant.tf32_terms)
+        ),
         "GROUP": Constant(tile.group),
         "PRECISION": Constant(variant.precision),
     }

@@ -20,7 +20,9 @@ def faults(case: Case, made: Resources) -> list[str]:
         found.append(f"spills {made.spill} bytes")
     if case.target.backend == "cuda":
         variant = case.variant
-        block_r = rank_block(variant.r, case.architecture, variant.kind, variant.wide_adapters)
+        block_r = rank_block(
+            variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
+        )
         found += hand_over_faults(made.assembly, Kernel(case.direction, made.arguments, case.tile, block_r))
         if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):
             found.append("loads nothing through TMA")

@@ -54,6 +54,11 @@ class Variant(NamedTuple):
         return self.precision if self.element == "fp32" else "half"
 
     @property
+    def tf32_terms(self) -> bool:
+        """Whether A and B are multiplied in tf32 with an fp16 x."""
+        return self.element == "fp16" and self.adapter != "fp16"
+
+    @property
     def wide_adapters(self) -> bool:
         """Whether the dtype of A and B has more bits than x's, or a range that fp16 has not."""
         return self.adapter != self.element and (self.adapter == "fp32" or self.element == "fp16")
