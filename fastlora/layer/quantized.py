@@ -35,48 +35,18 @@ class QuantizedLoRALinear(FusedLoRALinear):
     that reads it, to the bits of the library's own unpacking, and never kept. As in the library's layer, x is
     converted to the layer's compute dtype and y has x's dtype, under autocast too.
 
-    W cannot be merged in place, as packing W + s B A would round the update away: see `to_linear`.
+    `from_linear` takes such a layer; it must be of a known format (see docs/quantized.md). A and B are fp32
+    if `adapter_dtype` is None. W cannot be merged in place, as packing W + s B A would round the update away:
+    see `to_linear`.
     """
 
     _library_class: type = nn.Linear
 
     @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Module,
-        *,
-        r: int = 8,
-        alpha: float | None = None,
-        dropout: float = 0.0,
-        rslora: bool = False,
-        init: str = "gaussian",
-        adapter_dtype: torch.dtype | str | None = None,
-    ) -> QuantizedLoRALinear:
-        """Wrap a packed layer; options as FusedLoRALinear's, A and B in fp32 if `adapter_dtype` is None.
-
-        Raises:
-            TypeError: If `linear` is not a packed layer of a known format (see docs/quantized.md), its
-                forward was replaced, or as in FusedLoRALinear's constructor.
-            ValueError: If its tensors do not hold W as that format does, or as in FusedLoRALinear's
-                constructor.
-        """
-        layer = cls._around(
-            linear,
-            r=r,
-            alpha=alpha,
-            dropout=dropout,
-            rslora=rslora,
-            init=init,
-            adapter_dtype=adapter_dtype,
-        )
-        layer._freeze_base()
-        return layer
-
-    @classmethod
-    def _around(
+    def _from_linear_unfrozen(
         cls, linear: Any, *, adapter_dtype: Any, name: str = DEFAULT, **options: Any
     ) -> QuantizedLoRALinear:
-        """As `from_linear`, but `linear` is unchanged."""
+        """As FusedLoRALinear's, around a packed layer."""
         format = check_packed("linear", linear)
         adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         checked = Options.checked(**options)
@@ -232,9 +202,8 @@ def check_packed(name: str, module: Any) -> Format:
 
 def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
     """A LoRA layer around a plain or a packed layer, which is unchanged; the caller freezes W and b."""
-    if format_of(linear) is None:
-        return FusedLoRALinear._from_linear_unfrozen(cast(nn.Linear, linear), **options)
-    return QuantizedLoRALinear._around(linear, **options)
+    cls = FusedLoRALinear if format_of(linear) is None else QuantizedLoRALinear
+    return cls._from_linear_unfrozen(cast(nn.Linear, linear), **options)
 
 
 def warn_of_rounding(layers: Mapping[str, tuple[QuantizedLoRALinear, nn.Linear]]) -> None:
