@@ -16,6 +16,8 @@ from torch import Tensor
 # Adapters whose runs are shorter than this on average have their rows gathered: one product over a copy of
 # them costs less than a product for each run.
 _SHORT: Final = 32
+# Numbers of rows whose parts are kept: texts of ever other lengths would add up.
+_KEPT: Final = 16
 
 
 class Run(NamedTuple):
@@ -41,12 +43,10 @@ class Runs:
 
     Attributes:
         items: The number of items.
-        adapters: The number of adapters: one more than the highest index.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.items = len(ids)
-        self.adapters = max(ids, default=-1) + 1
         self._runs: list[Run] = []
         begin = 0
         for adapter, group in groupby(ids):
@@ -64,6 +64,8 @@ class Runs:
         """Every row of x [rows, K] once, in parts to be computed together; short runs are gathered."""
         key = rows, device
         if key not in self._parts:
+            if len(self._parts) == _KEPT:
+                self._parts.clear()
             self._parts[key] = self._gathered(rows, device)
         return self._parts[key]
 
