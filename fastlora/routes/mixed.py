@@ -15,7 +15,7 @@ from torch import Tensor
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import BaseWeight, Needs, accumulation_dtype
 from fastlora.formula.runs import Part
-from fastlora.routes.products import gram, grow, shrink
+from fastlora.routes.products import gram, grow, shrink, without_gaps
 
 
 class Factors(NamedTuple):
@@ -55,6 +55,7 @@ class Mixed(NamedTuple):
 
 def forward(o: Mixed) -> tuple[Tensor, list[Tensor]]:
     """y [M, N] in x's dtype, and p [rows, r] of each part that has an adapter."""
+    o = _without_gaps(o)
     x, b = o.x, o.b
     (W,) = o.base.tensors
     y = x.new_empty(x.shape[0], o.base.N)
@@ -88,7 +89,10 @@ def backward(
         ps: As `forward` returned them.
         needs: For each adapter, which gradients to compute; dx for all or for none.
     """
+    o = _without_gaps(o)
     x = o.x
+    if x.dtype == torch.bfloat16:
+        dy = without_gaps(dy)
     dx = x.new_empty(x.shape) if needs[0].dx else None
     dA = _Sums(len(needs))
     dB = _Sums(len(needs))
@@ -121,6 +125,18 @@ def backward(
 def mask_of(rows: Tensor, dropout: float, seed: Tensor | None) -> Tensor | None:
     """Ones and zeros for a part's rows, the same at every call; None without dropout."""
     return draw_mask(rows, dropout_constants(dropout)[0], seed) if dropout > 0 else None
+
+
+def _without_gaps(o: Mixed) -> Mixed:
+    """The operands as torch multiplies bf16 rightly on a CPU: see `products.without_gaps`."""
+    if o.x.dtype != torch.bfloat16:
+        return o
+    adapters = [
+        None if one is None else one._replace(A=without_gaps(one.A), B=without_gaps(one.B))
+        for one in o.adapters
+    ]
+    base = o.base._replace(tensors=tuple(map(without_gaps, o.base.tensors)))
+    return o._replace(x=without_gaps(o.x), base=base, adapters=adapters)
 
 
 class _Sums:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import accumulation_dtype, outranges_fp16
-from fastlora.routes.products import gram, grow, shrink
+from fastlora.routes.products import gram, grow, shrink, without_gaps
 from fastlora.segments.operands import RunNeeds, RunOperands
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -74,6 +74,7 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
     """
     runs, weights = _runs_of(o), o.weights
     w = None
+    dy = without_gaps(dy)
     if weights is not None:
         dy = dy.index_select(0, o.plan.rows())
         w = weights.reshape(-1).index_select(0, o.plan.order).to(p.dtype)[:, None]
@@ -108,7 +109,7 @@ def _runs_of(o: RunOperands) -> _Runs:
 
 def sorted_rows(o: RunOperands) -> Tensor:
     """[S, K]: the row of x at each sorted place."""
-    return o.x.index_select(0, o.plan.rows()) if o.gathers else o.x
+    return o.x.index_select(0, o.plan.rows()) if o.gathers else without_gaps(o.x)
 
 
 def _base(y: Tensor, x: Tensor, W: Tensor, b: Tensor | None) -> None:
