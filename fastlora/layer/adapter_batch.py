@@ -24,6 +24,7 @@ class AdapterBatch:
         shape: The leading dimensions of x: [batch] or [batch, tokens].
 
     Attributes:
+        trains: Whether it was entered in training.
         ended: Whether its `with` block was left. The layers keep it until they run again, because activation
             checkpointing could run them once more for this batch, and would then have to be told.
     """
@@ -32,6 +33,7 @@ class AdapterBatch:
         self.names = names
         self.shape = shape
         self.runs = Runs(ids)
+        self.trains = False
         self.ended = False
 
     def applies(self, layer: Any) -> bool:

@@ -98,7 +98,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     mine: list[Any] = []
     passed_by: list[Any] = []
     for layer in list(_suspects if known else _layers):
-        if layer._batch is not None:  # in a batch of mixed adapters only those of its rows get gradients
+        # In a batch of mixed adapters only those of its rows get gradients.
+        if layer._batch is not None and layer._batch.trains:
             continue
         trained = _trained(layer)
         if any(id(each) in own for each in trained):

@@ -68,7 +68,8 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
     ):
         if wrong:
             raise ValueError(f"layers must be {what} to mix adapters; these are not: {listed(wrong)}")
-    if model.training and torch.is_grad_enabled():
+    batch.trains = model.training and torch.is_grad_enabled()
+    if batch.trains:
         _tell_of_resting(layers.values(), batch.names)
     with commit() as changing:
         for layer in layers.values():

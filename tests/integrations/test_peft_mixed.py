@@ -1,5 +1,7 @@
 """PEFT's `adapter_names=`: a batch of several adapters through the fused layers."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -37,18 +39,19 @@ def test_a_batch_of_several_adapters_is_fused(tokens):
 
 def test_gradients_of_a_layer_called_so():
     grads = []
+    stock, fused = models()
     x = torch.randn(len(NAMES), 6)
-    for model in models():
+    for model in (stock, fused, copy.deepcopy(stock).double()):
         layer = lora_layers(model)[0]
         for name in ("default", "fr", "de"):
             layer.set_requires_grad([name])
         layer.lora_A.requires_grad_(), layer.lora_B.requires_grad_()
-        y = layer(x, adapter_names=NAMES)
+        y = layer(x.to(layer.base_layer.weight.dtype), adapter_names=NAMES)
         grads.append(
             torch.autograd.grad(y.square().sum(), [*layer.lora_A.parameters(), *layer.lora_B.parameters()])
         )
-    for ours, theirs in zip(grads[1], grads[0], strict=True):
-        assert_within_budget("gradient", ours, theirs, theirs.double())
+    for theirs, ours, truth in zip(*grads, strict=True):
+        assert_within_budget("gradient", ours, theirs, truth)
 
 
 def test_what_is_not_plain_takes_pefts_own_forward():

@@ -42,6 +42,23 @@ def gradients(net):
     return {name: p.grad for name, p in net.named_parameters() if "lora_" in name}
 
 
+def both(x, net):
+    """x and the net as they are, and in fp64."""
+    return (x, net), (x.double(), copy.deepcopy(net).double())
+
+
+def alone(net, x, name):
+    """y of rows that all take one adapter, or none, and the gradients that a loss gives it."""
+    net.zero_grad()
+    if name in (None, "__base__"):
+        with lora_disabled(net):
+            return net(x).detach(), {}
+    with use_adapter(net, name):
+        y = net(x)
+        y.square().sum().backward()
+        return y.detach(), {own: grad for own, grad in gradients(net).items() if f".{name}." in own}
+
+
 @pytest.fixture
 def net():
     return made().eval()
@@ -54,14 +71,9 @@ def test_each_row_takes_its_adapter(net, tokens):
     with adapter_batch(net, names):
         y = net(x)
     for row, name in enumerate(names):
-        one = x[row : row + 1]
-        if name in (None, "__base__"):
-            with lora_disabled(net):
-                alone = net(one)
-        else:
-            with use_adapter(net, name):
-                alone = net(one)
-        assert_within_budget(f"row {row}", y[row : row + 1].detach(), alone.detach(), alone.detach().double())
+        one = slice(row, row + 1)
+        torchs, truth = (alone(model, x[one], name)[0] for x, model in both(x, net))
+        assert_within_budget(f"row {row}", y[one].detach(), torchs, truth)
 
 
 def test_training_gives_gradients_to_the_batch_alone(net):
@@ -74,12 +86,9 @@ def test_training_gives_gradients_to_the_batch_alone(net):
     mixed = {name: grad.clone() for name, grad in found.items() if grad is not None}
     assert {name.split(".")[2] for name in mixed} == {"fr", "de"}
     for one, rows in (("fr", [0, 3]), ("de", [2])):
-        net.zero_grad()
-        with use_adapter(net, one):
-            net(x[rows]).square().sum().backward()
-            own = {name: grad for name, grad in gradients(net).items() if f".{one}." in name}
-            for name, grad in own.items():
-                assert_within_budget(name, mixed[name], grad, grad.double())
+        (_, torchs), (_, truth) = (alone(model, x[rows], one) for x, model in both(x, net))
+        for name, grad in torchs.items():
+            assert_within_budget(name, mixed[name], grad, truth[name])
 
 
 def test_packed_tokens(net):
@@ -89,9 +98,8 @@ def test_packed_tokens(net):
         y, joined = net(x), net(x.flatten(0, 1))
     assert torch.equal(y.flatten(0, 1), joined)
     for name, index in (("fr", 0), ("de", 1)):
-        with use_adapter(net, name):
-            alone = net(x)[ids == index].detach()
-        assert_within_budget(name, y[ids == index].detach(), alone, alone.double())
+        torchs, truth = (alone(model, x[ids == index], name)[0] for x, model in both(x, net))
+        assert_within_budget(name, y[ids == index].detach(), torchs, truth)
 
 
 def test_dropout_is_each_adapters_own():
@@ -157,10 +165,12 @@ def test_backward_with_checkpointing(net):
 def test_compiled_whole(net):
     x = torch.randn(4, WIDTH)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    outside = compiled(x)
-    with adapter_batch(net, ["fr", "de", None, "fr"]):
+    outside, names = compiled(x), ["fr", "de", None, "fr"]
+    with adapter_batch(net, names):
         eager, found = net(x), compiled(x)
-    assert_within_budget("y", found.detach(), eager.detach(), eager.detach().double())
+    with adapter_batch(wide := copy.deepcopy(net).double(), names):
+        truth = wide(x.double())
+    assert_within_budget("y", found.detach(), eager.detach(), truth.detach())
     assert (found != outside).any()
     assert torch.equal(compiled(x), outside)
 
@@ -229,8 +239,12 @@ def test_what_cannot_be_mixed_is_refused(net):
             net(torch.randn(3, WIDTH))
         with pytest.raises(ValueError, match="in no other adapter_batch"), adapter_batch(net, ["fr"]):
             raise AssertionError("entered")
-        with pytest.raises(ValueError, match="must not be in an adapter_batch"):
-            delete_adapter(net, "fr")
+        for change in (
+            lambda: delete_adapter(net, "fr"),
+            lambda: add_adapter(net, "it", LoRAConfig(r=1)),
+        ):
+            with pytest.raises(ValueError, match="must be added and deleted outside adapter_batch"):
+                change()
         merge_lora(net)
         with pytest.raises(ValueError, match="must be unmerged in adapter_batch"):
             net(torch.randn(2, WIDTH))
@@ -240,3 +254,31 @@ def test_what_cannot_be_mixed_is_refused(net):
         train_adapters(net, "fr")
     with pytest.raises(ValueError, match="names must be one of default, fr, de; got 'it'"):
         train_adapters(net, ["it"])
+
+
+def test_a_batch_of_inference_hides_no_layer_that_is_never_trained(net):
+    with adapter_batch(net, ["fr", "de"]):
+        net(torch.randn(2, WIDTH))
+    net.train()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    net[0](torch.randn(2, WIDTH)).sum().backward()
+    with pytest.warns(UserWarning, match=r"is to train the LoRA updates of '2' \(not used by the loss\)"):
+        optimizer.step()
+
+
+def test_rows_with_gaps_are_multiplied_without_them(monkeypatch):
+    met = []
+    for name in ("addmm_", "addmm"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, a, *rest, real=real, **kw: (met.append(a), real(self, a, *rest, **kw))[1],
+        )
+    net = made().bfloat16().eval()
+    x = torch.randn(50, WIDTH + 2, dtype=torch.bfloat16)[:, :WIDTH]
+    with adapter_batch(net, ["fr"] * 25 + [None] * 25):
+        y = net[0](x)
+        assert torch.equal(y, net[0](x.contiguous()))
+    assert met
+    assert all(a.is_contiguous() or a.t().is_contiguous() for a in met)
