@@ -26,7 +26,8 @@ from fastlora.measuring.timing import (
     warm_up,
 )
 from fastlora.routes import cpu, vendor
-from fastlora.routes.plan import Plan, architecture_of, plan_for
+from fastlora.routes.architecture import architecture_of
+from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels.tables import Tile
 
 # The vendor's product with the low-rank part accumulated onto it, among the tiles.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastlora.arguments import dtype_name
-from fastlora.routes.plan import architecture_of
+from fastlora.routes.architecture import architecture_of
 from fastlora.tuning.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
 from fastlora.tuning.contest import LIBRARY, RANK, Contest, Outcome, dtype_of
 from fastlora_kernels.configs import shape_class, table_of
