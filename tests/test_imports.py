@@ -23,6 +23,7 @@ ROOMS = (
     ("experts",),
     ("model",),
     ("accounting", "adapter_files", "analysis", "info", "integrations", "parallel"),
+    ("tune_model",),
     ("recipes",),
     ("cli",),
     ("__main__",),

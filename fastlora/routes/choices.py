@@ -1,8 +1,8 @@
 """What `fastlora tune` chose for this machine's GPU, read from its file once, when first asked.
 
-Files are looked for in this order: FASTLORA_TUNE_FILE; the user's cache folder, where `fastlora tune` writes;
-the package, whose files other people measured. FASTLORA_TUNE=0 means none. A file that is damaged, or of other
-kernels or another Triton than are installed, is not used: one warning says why. Nothing here raises.
+Files are looked for in this order: FASTLORA_TUNE_FILE; the user's cache folder, where `fastlora tune`
+writes; the package, whose files other people measured. FASTLORA_TUNE=0 means none. A file that is damaged, or
+of other kernels or another Triton than are installed, is not used: one warning says why. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ class Loaded(NamedTuple):
     choices: Choices | None
     path: Path | None
     why: str
+
+    @property
+    def digest(self) -> str:
+        """What two processes compare; "" where there is no choice."""
+        if self.choices is None:
+            return ""
+        text = json.dumps(as_content(self.choices)["entries"], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def chosen(
@@ -92,7 +100,7 @@ def loaded(architecture: str) -> Loaded:
     gpu = _gpu_of(architecture)
     if gpu is None and asked_for is None:
         return Loaded(None, None, "no GPU, or several kinds of it")
-    own = Path(asked_for) if asked_for else cache_file(gpu or architecture)
+    own = own_file(gpu or architecture)
     if own is not None and (asked_for or _exists(own)):
         return _read(own, gpu, warn=True)
     shipped = SHIPPED / file_name(gpu or architecture)
@@ -106,8 +114,10 @@ def forget_choices() -> None:
     loaded.cache_clear()
 
 
-def cache_file(gpu: str) -> Path | None:
-    """Where `fastlora tune` keeps the choices of a kind of GPU; None without platformdirs, which it needs."""
+def own_file(gpu: str) -> Path | None:
+    """Where the user's choices for a kind of GPU are kept; None without platformdirs to say where."""
+    if asked_for := os.environ.get("FASTLORA_TUNE_FILE"):
+        return Path(asked_for)
     if importlib.util.find_spec("platformdirs") is None:
         return None
     import platformdirs
