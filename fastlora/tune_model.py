@@ -16,11 +16,11 @@ from fastlora.arguments import check_path, check_rank, shown
 from fastlora.formula.cost import Problem
 from fastlora.layer.adapter import Adapter
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.model.find_layers import existing_layers
 from fastlora.routes.decide import KERNEL_DTYPES, route_on
 from fastlora.tuning.machine import Machine
-from fastlora.tuning.report import TuneReport
-from fastlora.tuning.tuner import Progress, Request, tune_for
+from fastlora.tuning.report import Progress, Request, TuneReport
 
 ROWS: Final = (512, 2048, 8192)
 
@@ -84,7 +84,7 @@ def requests_of(model: nn.Module, rows: Sequence[int], dtype: torch.dtype | None
     kinds = dict.fromkeys(
         (
             (layer.in_features, layer.out_features, adapter.r),
-            (dtype or layer.base.dtype, adapter.lora_A.dtype),
+            (dtype or _dtype_of(layer), adapter.lora_A.dtype),
             adapter.dropout > 0,
         )
         for layer in layers
@@ -112,6 +112,8 @@ def tune_requests(
     wanted = [one for one in requests if one.problem.dtype in KERNEL_DTYPES]
     if not wanted:
         raise ValueError("there must be a layer in fp16, bf16 or fp32, and a number of rows; there is none")
+    from fastlora.tuning.tuner import tune_for  # `import fastlora` reads no tile table
+
     # Where most is to be gained comes first.
     wanted.sort(key=lambda one: one.problem.forward().flops, reverse=True)
     return tune_for(
@@ -122,6 +124,10 @@ def tune_requests(
         dry=dry_run,
         progress=progress or (lambda done, total, text: None),
     )
+
+
+def _dtype_of(layer: FusedLoRALinear) -> torch.dtype:
+    return layer.base.dtype if isinstance(layer, QuantizedLoRALinear) else layer.weight.dtype
 
 
 def _dry(request: Request) -> Request:

@@ -19,9 +19,8 @@ from fastlora.arguments import adapter_dtype_over
 from fastlora.cli.reporting import reported
 from fastlora.config import ALL_LINEAR, LoRAConfig
 from fastlora.formula.cost import Problem
-from fastlora.routes.choices import own_file, read_file
 from fastlora.tune_model import ROWS, requests_of, tune_requests
-from fastlora.tuning.tuner import Progress, Request
+from fastlora.tuning.report import Progress, Request
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 # The linear layers of Llama-3.1-8B, where nothing else is asked for.
@@ -105,14 +104,17 @@ def _requests(
     if shapes:
         sizes = [_numbers("--shape", shape, 4) for shape in shapes]
         return [Request(Problem(M, K, N, r, base, adapters), dropout) for M, K, N, r in sizes]
+    each = _numbers("--rows", rows)
     config = LoRAConfig(
         r=rank, target_modules=ALL_LINEAR, adapter_dtype=adapters, dropout=0.1 if dropout else 0.0
     )
-    return requests_of(blueprint_with_lora(model or _LAYERS, config, base), _numbers("--rows", rows))
+    return requests_of(blueprint_with_lora(model or _LAYERS, config, base), each)
 
 
 def _exported(to: Path) -> Path:
     """Copy this GPU's choices."""
+    from fastlora.routes.choices import own_file, read_file  # needs the kernels' package
+
     if not torch.cuda.is_available():
         raise ValueError("--export copies the choices of this machine's GPU, and torch sees none")
     own = own_file(torch.cuda.get_device_name())

@@ -55,6 +55,8 @@ def _one_process(
         errors="replace",
         env=_surroundings(job.device),
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     lines, complaints = _lines_of(process.stdout), _lines_of(process.stderr)
     verdicts: list[str | None] = []
     limit = start_seconds + seconds
@@ -75,13 +77,14 @@ def _one_process(
     return verdicts
 
 
-def _lines_of(stream: IO[str] | None) -> queue.Queue[str | None]:
+def _lines_of(stream: IO[str]) -> queue.Queue[str | None]:
     """A stream's lines as they come, None at its end."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
-        for line in stream or ():
-            lines.put(line)
+        with stream:
+            for line in stream:
+                lines.put(line)
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

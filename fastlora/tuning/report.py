@@ -1,14 +1,29 @@
-"""What a tuning run found, as a table."""
+"""What a tuning run is asked for, and what it found, as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastlora.formula.cost import Problem
 from fastlora.tables import Part, Shown, Table
+
+# Tells of progress: passes done, passes in all, and what comes next.
+Progress = Callable[[int, int, str], object]
+
+
+class Request(NamedTuple):
+    """A layer and batch to tune for.
+
+    Attributes:
+        problem: Shape and dtypes.
+        dropout: Whether there is dropout.
+    """
+
+    problem: Problem
+    dropout: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 import torch
 
 from fastlora.arguments import dtype_name
-from fastlora.formula.cost import Problem
 from fastlora.measuring.timing import quartiles, ratio
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.choices import (
@@ -33,33 +32,19 @@ from fastlora.tuning.candidates import candidates
 from fastlora.tuning.contest import LIBRARY, Contest
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.proofs import prove
-from fastlora.tuning.report import Found, TuneReport
+from fastlora.tuning.report import Found, Progress, Request, TuneReport
 from fastlora.tuning.trial import DROPOUT, Job
 from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, VENDOR, Choice, Choices, Key
 from fastlora_kernels.tables import Tile
 
 Candidate = Tile | str
 Times = Mapping[Candidate, Sequence[float]]
-# Tells of progress: passes done, passes in all, and what comes next.
-Progress = Callable[[int, int, str], object]
 
 # What another candidate's time must be below, over the default's.
 THRESHOLD: Final = 0.97
 
 _REPEATS: Final = 200
 _DRY_REPEATS: Final = 2
-
-
-class Request(NamedTuple):
-    """A layer and batch to tune for.
-
-    Attributes:
-        problem: Shape and dtypes.
-        dropout: Whether there is dropout.
-    """
-
-    problem: Problem
-    dropout: bool = False
 
 
 class Means(NamedTuple):
