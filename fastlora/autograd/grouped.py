@@ -20,14 +20,19 @@ class GroupedLoRAFunction(torch.autograd.Function):
     """y_i = x W_iᵀ + s_i (x_d A_iᵀ) B_iᵀ + b_i for every member; saves x once, p, W, A, B and the seeds.
 
     Its backward pass runs once, when the gradients of all y_i that were used are there.
+
+    Outside of compiled code the last result is x again, in x's memory, and this is saved: the graph then does
+    not keep the tensor x itself alive, and whoever keeps the y_i can see that everyone else let go of x. The
+    derivative of the backward pass reaches x through this result.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, o: Grouped, setting: str, *factors: Tensor) -> tuple[Tensor, ...]:
         """x [..., K] -> each y [..., N_i]; `factors` holds the A and B of `o` in turn, for autograd to see."""
+        again = () if torch.compiler.is_compiling() else (x.detach(),)
         ys, p, decided = grouped_operators.forward(o, setting)
         weights = [member.base.tensors[0] for member in o.members]
-        ctx.save_for_backward(x, p, o.seeds, *weights, *factors)
+        ctx.save_for_backward(*(again or (x,)), p, o.seeds, *weights, *factors)
         bare = [m._replace(base=m.base._replace(tensors=()), b=None, A=None, B=None) for m in o.members]
         ctx.rest = (bare, setting, decided)
         ctx.set_materialize_grads(False)
@@ -35,15 +40,17 @@ class GroupedLoRAFunction(torch.autograd.Function):
             ys = [cast(Tensor, _unsafe_view(y, (*x.shape[:-1], y.shape[1]))) for y in ys]
         if not ctx.needs_input_grad[0]:
             trained = _by_member(o.members, ctx.needs_input_grad[3:])
-            ctx.mark_non_differentiable(*(y for y, one in zip(ys, trained, strict=True) if not any(one)))
-        return tuple(ys)
+            frozen = (y for y, one in zip(ys, trained, strict=True) if not any(one))
+            ctx.mark_non_differentiable(*again, *frozen)
+        return *ys, *again
 
     @staticmethod
-    def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Each dy [..., N_i] or None -> gradients in the order of forward's arguments; None if not needed."""
         x, p, seeds, *tensors = ctx.saved_tensors
         bare, setting, decided = ctx.rest
         n = len(bare)
+        dys, again = gradients[:n], gradients[n:]
         factors = _by_member(bare, tensors[n:])
         members = tuple(
             m._replace(base=m.base._replace(tensors=(W,)), A=A, B=B)
@@ -59,7 +66,12 @@ class GroupedLoRAFunction(torch.autograd.Function):
         else:
             dx, dAs, dBs = grouped_operators.backward(o, rows, p, needs, setting, decided)
         of_factors = [one for m, pair in zip(bare, zip(dAs, dBs, strict=True), strict=True) if m.r for one in pair]
-        return None if dx is None else dx.view(x.shape), None, None, *of_factors
+        if dx is not None:
+            dx = dx.view(x.shape)
+        for more in again:  # of x itself, in a derivative of this pass
+            if more is not None and needs.dx:
+                dx = more if dx is None else dx + more
+        return dx, None, None, *of_factors
 
 
 def grouped_lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
@@ -90,7 +102,7 @@ def grouped_lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[T
     setting = get_backend() if o.seeds is None else backend_of_mask()
     factors = [factor for one in o.members if one.A is not None for factor in (one.A, one.B)]
     ys = GroupedLoRAFunction.apply(x, o, setting, *factors)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor, ...]", ys)
+    return cast("tuple[Tensor, ...]", ys[: len(projections)])
 
 
 def _by_member(members: Sequence[Any], flat: Sequence[Any]) -> list[tuple[Any, Any]]:
