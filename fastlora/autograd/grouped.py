@@ -28,7 +28,7 @@ class GroupedLoRAFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, o: Grouped, setting: str, *factors: Tensor) -> tuple[Tensor, ...]:
-        """x [..., K] -> each y [..., N_i]; `factors` holds the A and B of `o` in turn, for autograd to see."""
+        """x [..., K] -> each y [..., N_i]; `factors` holds the A and B of `o` in turn, for autograd."""
         again = () if torch.compiler.is_compiling() else (x.detach(),)
         ys, p, decided = grouped_operators.forward(o, setting)
         weights = [member.base.tensors[0] for member in o.members]
@@ -58,14 +58,19 @@ class GroupedLoRAFunction(torch.autograd.Function):
         )
         o = Grouped(as_rows(x), members, seeds)
         wanted = _by_member(bare, ctx.needs_input_grad[3:])
-        dA, dB = zip(*((bool(for_A), bool(for_B)) for for_A, for_B in wanted), strict=True)
+        used = [dy is not None for dy in dys]
+        dA, dB = (
+            tuple(bool(one[f]) and here for one, here in zip(wanted, used, strict=True)) for f in (0, 1)
+        )
         needs = GroupNeeds(ctx.needs_input_grad[0], dA, dB)
         rows = [None if dy is None else as_rows(dy) for dy in dys]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             dx, dAs, dBs = _differentiable(o, rows, p, needs, setting)
         else:
             dx, dAs, dBs = grouped_operators.backward(o, rows, p, needs, setting, decided)
-        of_factors = [one for m, pair in zip(bare, zip(dAs, dBs, strict=True), strict=True) if m.r for one in pair]
+        of_factors = [
+            one for m, pair in zip(bare, zip(dAs, dBs, strict=True), strict=True) if m.r for one in pair
+        ]
         if dx is not None:
             dx = dx.view(x.shape)
         for more in again:  # of x itself, in a derivative of this pass
@@ -95,7 +100,10 @@ def grouped_lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[T
     """
     if torch._C._is_any_autocast_enabled() and autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
-        cast_to = [one._replace(W=one.W.to(dtype), b=None if one.b is None else one.b.to(dtype)) for one in projections]
+        cast_to = [
+            one._replace(W=one.W.to(dtype), b=None if one.b is None else one.b.to(dtype))
+            for one in projections
+        ]
         with torch.autocast(x.device.type, enabled=False):
             return grouped_lora_linear(x.to(dtype), cast_to)
     o = with_seeds(bundle(x, projections))

@@ -64,7 +64,9 @@ def backward(
     """
     if decided is not None and not needs_operator(o.x):
         return grouped.backward(o, dys, p, needs, decided[0])
-    found = lora_group_backward(list(dys), p, o.x, *_flat(o), needs.dx, list(needs.dA), list(needs.dB), setting)
+    found = lora_group_backward(
+        list(dys), p, o.x, *_flat(o), needs.dx, list(needs.dA), list(needs.dB), setting
+    )
     n = len(o.members)
     dA = [one if need else None for one, need in zip(found[1 : n + 1], needs.dA, strict=True)]
     dB = [one if need else None for one, need in zip(found[n + 1 :], needs.dB, strict=True)]
@@ -108,7 +110,10 @@ def _forward(x: Tensor, *rest: Any) -> list[Tensor]:
 
 def _forward_fake(x: Tensor, W: list[Tensor], b: Optionals, A: Optionals, *_: Any) -> list[Tensor]:
     M, R = x.shape[0], sum(one.shape[0] for one in A if one is not None)
-    return [*(x.new_empty(M, one.shape[0]) for one in W), x.new_empty(M, R, dtype=accumulation_dtype(x.dtype))]
+    return [
+        *(x.new_empty(M, one.shape[0]) for one in W),
+        x.new_empty(M, R, dtype=accumulation_dtype(x.dtype)),
+    ]
 
 
 def _backward(dy: Optionals, p: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
@@ -136,7 +141,9 @@ def _backward_fake(
     need_dB: list[bool],
     backend: str | None,
 ) -> list[Tensor]:
-    wanted = zip((x, *A, *B), (need_dx, *need_dA, *need_dB), strict=True)
+    used = [one is not None for one in dy]
+    needs = (need and here for of in (need_dA, need_dB) for need, here in zip(of, used, strict=True))
+    wanted = zip((x, *A, *B), (need_dx and any(used), *needs), strict=True)
     return [x.new_empty(0) if one is None or not need else one.new_empty(one.shape) for one, need in wanted]
 
 

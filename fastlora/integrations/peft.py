@@ -21,11 +21,14 @@ from typing import Any
 
 from torch import nn
 
-from fastlora.integrations.peft_layer import COUNTS, FastLinear
+from fastlora.arguments import check_bool
+from fastlora.integrations.peft_groups import Grouping
+from fastlora.integrations.peft_layer import ADDED, FastLinear
 from fastlora.integrations.peft_package import BaseTunerLayer, Linear, LoraConfig
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward
+from fastlora.model.groups import GroupReport, group_layers
 from fastlora.tables import Part, Shown
 
 __all__ = ["FastLinear", "SwapReport", "accelerate_peft", "forward_counts", "register", "undo"]
@@ -39,11 +42,13 @@ class SwapReport(Shown):
         fused: Layers that were swapped and, in their present state, run the fused forward.
         stock: Layers that were swapped but, in their present state, run PEFT's own forward, and why.
         kept: Layers that were not swapped, and why.
+        groups: Which layers are computed together, where that was asked for.
     """
 
     fused: tuple[str, ...]
     stock: dict[str, str]
     kept: dict[str, str]
+    groups: GroupReport | None = None
 
     def parts(self) -> Iterator[Part]:
         """The number of fused layers, then every other layer with its reason."""
@@ -58,10 +63,12 @@ class SwapReport(Shown):
                 yield f"{len(reasons)} {what}:"
                 for name, why in reasons.items():
                     yield f"  {name or '(the model)'}: {why}"
+        if self.groups is not None:
+            yield from self.groups.parts()
 
 
 @exclusive
-def accelerate_peft(model: nn.Module) -> SwapReport:
+def accelerate_peft(model: nn.Module, *, group: bool = False) -> SwapReport:
     """Give PEFT's LoRA layers over plain linear layers the fused forward, in place.
 
     The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
@@ -71,6 +78,8 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
 
     Args:
         model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
+        group: Whether projections that share x are computed together, as by `fastlora.group_projections`;
+            `fastlora.group_counts` and `fastlora.ungroup_projections` take the model too.
 
     Returns:
         Which layers were swapped, which not, and why. A second call changes nothing and reports the same.
@@ -80,6 +89,7 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
         ValueError: If it has none of PEFT's layers.
     """
     _check_model(model)
+    check_bool(group, "group")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     if not layers:
         raise ValueError(
@@ -87,12 +97,15 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
         )
     kept = {name: why for name, layer in layers.items() if (why := _why_kept(layer)) is not None}
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
+    groups = None
     with commit() as changing:
         for layer in swapped.values():
             changing.assign(layer, "__class__", FastLinear)
+        if group:
+            groups = group_layers(model, {layer: name for name, layer in swapped.items()}, None, changing)
     found = {name: operands_of(layer) for name, layer in swapped.items()}
     stock = {name: why for name, why in found.items() if isinstance(why, str)}
-    return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept)
+    return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept, groups)
 
 
 @exclusive
@@ -113,14 +126,19 @@ def undo(model: nn.Module) -> None:
     with commit() as changing:
         for layer in layers.values():
             changing.assign(layer, "__class__", Linear)
-            changing.drop(vars(layer), COUNTS)
+            for name in ADDED:
+                changing.drop(vars(layer), name)
 
 
-def register(config: LoraConfig) -> LoraConfig:
+def register(config: LoraConfig, *, group: bool = False) -> LoraConfig:
     """Have PEFT make a `FastLinear` wherever, by this config, it adapts exactly an nn.Linear.
 
     This includes layers that PEFT makes later by this config. PEFT does not save the choice with the config,
     so call `accelerate_peft` on a model that is loaded from files.
+
+    Args:
+        config: What get_peft_model takes.
+        group: As of `accelerate_peft`.
 
     Returns:
         The same config: `get_peft_model(model, register(LoraConfig(...)))`.
@@ -130,7 +148,8 @@ def register(config: LoraConfig) -> LoraConfig:
     """
     if not isinstance(config, LoraConfig):
         raise TypeError(f"config must be a peft.LoraConfig; got {type(config).__name__}")
-    config._register_custom_module({nn.Linear: _make_layer})  # type: ignore[dict-item]
+    make = Grouping(_make_layer) if check_bool(group, "group") else _make_layer
+    config._register_custom_module({nn.Linear: make})  # type: ignore[dict-item]
     return config
 
 

@@ -17,7 +17,7 @@ from fastlora.autograd.function import lora_linear
 from fastlora.formula import oracle
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import autocasts, checked_base
-from fastlora.layer import commits, groups, training_warnings
+from fastlora.layer import commits, sharing, training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.commits import commit
 from fastlora.layer.projection import projection_of
@@ -180,7 +180,7 @@ class FusedLoRALinear(StoredLinear):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
-        if self._group is not None and (taken := groups.take(self, x)) is not None:
+        if self._group is not None and (taken := sharing.take(self, x)) is not None:
             return taken
         # Compiled code needs no check: its guards hold it to one state. And as `moved` would become a guard,
         # every commit would cause a recompilation.

@@ -1,12 +1,6 @@
-"""Projections of one x that are computed together: whichever is called first computes all of them.
+"""Groups of layers that are given the same x: who belongs to one, what was counted, and when it ends.
 
-The layers, their parameters, names and hooks stay as they are. The first member of a group that is called
-computes the outputs of all, in one pass; each other member takes its own from the thread's one slot when it
-is called in turn, with the same x in the same circumstances. Else it computes alone, and is counted as a
-miss. Two rounds in a row in which not every member took its own dissolve the group.
-
-The slot holds the outputs of one group only, and x by a weak reference: when nobody else holds x, as after
-an exception between the members, no member can be called with it any more, and the slot lets go.
+A group in which not every member took its output (see `sharing`) in two rounds in a row is dissolved.
 """
 
 from __future__ import annotations
@@ -18,18 +12,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-
-from fastlora.autograd.grouped import grouped_lora_linear
-from fastlora.formula.grouped import Projection
-from fastlora.layer import commits
-from fastlora.routes.backend import get_backend
+from torch import nn
 
 MEMBERSHIP: Final = "_group"
 _PATIENCE: Final = 2  # rounds in a row that fail
-_MOVING: Final = "another thread was changing a model"
 
 
 class Membership(NamedTuple):
@@ -63,7 +49,7 @@ class Group:
         self._members: list[weakref.ref[nn.Module] | None] = [None] * len(names)
         self._failed = 0
         # By thread, the round that not every member has taken part in yet.
-        self._open: dict[int, _Round] = {}
+        self._open: dict[int, Round] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles start with no members and no counts: each copied layer joins by itself."""
@@ -89,9 +75,9 @@ class Group:
         if before is not None:
             self._missed(before.reason(self))
 
-    def begin(self, place: int) -> _Round:
+    def begin(self, place: int) -> Round:
         """A new round, opened by the member at this place."""
-        self._open[threading.get_ident()] = opened = _Round(place, len(self.names))
+        self._open[threading.get_ident()] = opened = Round(place, len(self.names))
         self.rounds += 1
         return opened
 
@@ -112,14 +98,7 @@ class Group:
             )
 
 
-def rejoin(layer: nn.Module) -> None:
-    """Make a copied or unpickled layer a member of the copy of its group."""
-    member: Membership | None = vars(layer).get(MEMBERSHIP)
-    if member is not None:
-        member.group.join(layer, member.place)
-
-
-class _Round:
+class Round:
     """Who has taken an output of one computation, and why another could not."""
 
     def __init__(self, first: int, members: int) -> None:
@@ -127,216 +106,15 @@ class _Round:
         self.why: str | None = None
 
     def reason(self, group: Group) -> str:
+        """Why not every member has taken its output."""
         if self.why is not None:
             return self.why
         short = list(group.short_names())
         return f"{', '.join(short[place] for place in sorted(self.waiting))} not called with the same x"
 
 
-class Computed:
-    """The outputs of one group's computation that were not taken yet, and the circumstances of it."""
-
-    __slots__ = ("circumstances", "group", "moved", "projections", "round", "version", "versions", "x", "ys")
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self, _: object = None) -> None:
-        """Hold nothing."""
-        self.group: Group | None = None
-        self.x: Any = None
-        self.ys: list[Tensor | None] = []
-        self.projections: list[Projection] = []
-        self.round: _Round | None = None
-
-    def why_not(self, place: int, x: Tensor, own: Projection) -> str | None:
-        """Why a member cannot take its output; None if it can."""
-        if self.x() is not x:
-            return "x is another tensor"
-        if self.version != x._version:
-            return "x was changed in place"
-        if self.moved != commits.moved or not _same(own, self.projections[place]):
-            return "the adapter or an option was changed"
-        if self.versions[place] != _versions(own):
-            return "a parameter was changed in place"
-        now = circumstances(x)
-        if now != self.circumstances:
-            return next(why for why, a, b in zip(_CIRCUMSTANCES, now, self.circumstances, strict=True) if a != b)
-        return None
-
-
-class _Slot(threading.local):
-    """A thread's one slot."""
-
-    def __init__(self) -> None:
-        self.held = Computed()
-
-
-class _Traced:
-    """The slot while Dynamo traces; it can follow a module's attribute, and not those of a thread."""
-
-    group: Group | None = None
-    x: Tensor | None = None
-    version = -1
-    circumstances: tuple[Any, ...] = ()
-    ys: list[Tensor | None] | None = None
-
-
-_CHANGED_IN_TRACE: Final = (
-    "x must not be changed in place between the projections that share it where torch.compile traces them; it "
-    "was (ungroup_projections computes them apart)"
-)
-
-_slot = _Slot()
-_traced = _Traced()
-
-_CIRCUMSTANCES: Final = (
-    "the grad mode changed",
-    "x.requires_grad changed",
-    "the backend setting changed",
-    "autocast changed",
-    "the dispatch modes changed",
-    "the hooks on saved tensors changed, as at the border of activation checkpointing",
-)
-
-
-def circumstances(x: Tensor) -> tuple[Any, ...]:
-    """What an output depends on beside x and the layer, as `_CIRCUMSTANCES` names it."""
-    kind = x.device.type
-    return (
-        (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        x.requires_grad,
-        get_backend(),
-        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-        torch._C._len_torch_dispatch_stack(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True),
-    )
-
-
-def take(layer: Any, x: Tensor) -> Tensor | None:
-    """The output [..., N] of a member of a group for x [..., K]; None if it must compute alone.
-
-    Args:
-        layer: It has a `_group` and a method `_projection(x)`, which gives its `Projection`, or why it must
-            compute alone.
-        x: As the layer is called with it.
-    """
-    group, place = getattr(layer, MEMBERSHIP)
-    if torch.compiler.is_compiling():
-        return _taken_in_trace(group, place, layer, x)
-    if group.dissolved is not None:
-        return None
-    own = _why_alone(x) or layer._projection(x)
-    if isinstance(own, str):
-        group.alone[own] += 1
-        return None
-    held = _slot.held
-    if held.group is group and held.ys[place] is not None:
-        why = held.why_not(place, x, own)
-        if why is not None:
-            held.round.why = why
-            return None
-        y = held.ys[place]
-        held.ys[place] = None
-        held.round.waiting.discard(place)
-        group.hits += 1
-        if not held.round.waiting:
-            held.clear()
-            group.end()
-        return y
-    held.clear()
-    return _computed(group, place, layer, x, own)
-
-
-def _computed(group: Group, place: int, layer: Any, x: Tensor, own: Projection) -> Tensor | None:
-    """Compute all members' outputs, keep the others' in the slot, and return this member's."""
-    moved = commits.moved
-    found = _projections(group, place, layer, x, own)
-    if isinstance(found, str) or moved & 1:
-        group.alone[found if isinstance(found, str) else _MOVING] += 1
-        return None
-    group.judge()
-    if group.dissolved is not None:
-        return None
-    held = Computed()
-    held.version, held.moved, held.circumstances = x._version, moved, circumstances(x)
-    held.versions = [_versions(one) for one in found]
-    try:
-        ys: list[Tensor | None] = list(grouped_lora_linear(x, found))
-    except (TypeError, ValueError):  # raised again by the member whose operands do not fit
-        ys = []
-    if not ys or commits.moved != moved:
-        group.alone["the operands do not fit together" if not ys else _MOVING] += 1
-        return None
-    opened = group.begin(place)
-    y, ys[place] = ys[place], None
-    held.group, held.ys, held.projections, held.round = group, ys, found, opened
-    held.x = weakref.ref(x, held.clear)
-    _slot.held = held
-    return y
-
-
-def _taken_in_trace(group: Group, place: int, layer: Any, x: Tensor) -> Tensor | None:
-    """As `take`, for Dynamo: no counts, which would become guards, and no weak reference."""
-    if group.dissolved is not None or _why_alone(x) is not None:
-        return None
-    own = layer._projection(x)
-    if isinstance(own, str):
-        return None
-    kind = x.device.type
-    now = (torch.is_grad_enabled(), get_backend(), torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-    if _traced.group is group and _traced.ys is not None and _traced.ys[place] is not None:
-        if _traced.x is not x or _traced.circumstances != now:
-            return None
-        torch._check(_traced.version == x._version, lambda: _CHANGED_IN_TRACE)
-        y = _traced.ys[place]
-        _traced.ys[place] = None
-    else:
-        found = _projections(group, place, layer, x, own)
-        if isinstance(found, str):
-            return None
-        _traced.ys = list(grouped_lora_linear(x, found))
-        _traced.group, _traced.x, _traced.version, _traced.circumstances = group, x, x._version, now
-        y = _traced.ys[place]
-        _traced.ys[place] = None
-    if all(one is None for one in _traced.ys):
-        _traced.group = _traced.x = _traced.ys = None
-    return y
-
-
-def _projections(group: Group, place: int, layer: Any, x: Tensor, own: Projection) -> list[Projection] | str:
-    """What every member computes now; or why they cannot be computed together."""
-    members = group.members
-    if members[place] is not layer:
-        return "the layer is a copy of a member"
-    found = []
-    for name, member in zip(group.names, members, strict=True):
-        if member is None:
-            return f"{name} is gone"
-        one = own if member is layer else member._projection(x)
-        if isinstance(one, str):
-            return f"{name}: {one}"
-        found.append(one)
-    return found
-
-
-def _why_alone(x: Tensor) -> str | None:
-    """Why a call with this x is not grouped, whatever the layers."""
-    if type(x) is not Tensor or x.is_nested:
-        return "x is not a plain tensor"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "a torch.func transform or forward-mode differentiation is at work"
-    if torch.compiler.is_compiling():
-        return "the model is being exported" if torch.compiler.is_exporting() else None
-    if torch._C._get_tracing_state():
-        return "the model is being traced"
-    return "x is an inference tensor, whose changes cannot be seen" if x.is_inference() else None
-
-
-def _same(one: Projection, other: Projection) -> bool:
-    return all(a is b for a, b in zip(one[:4], other[:4], strict=True)) and one[4:] == other[4:]
-
-
-def _versions(one: Projection) -> int:
-    """Grows with every change in place of a parameter."""
-    return sum(tensor._version for tensor in one[:4] if tensor is not None)
+def rejoin(layer: nn.Module) -> None:
+    """Make a copied or unpickled layer a member of the copy of its group."""
+    member: Membership | None = vars(layer).get(MEMBERSHIP)
+    if member is not None:
+        member.group.join(layer, member.place)

@@ -111,7 +111,9 @@ def _low_rank_gradients(
             continue
         q = shrink(dy, B, member.s)
         if member.dropout == 0:
-            places.append(place), qs.append(q), As.append(A)
+            places.append(place)
+            qs.append(q)
+            As.append(A)
             continue
         threshold, scale = dropout_constants(member.dropout)
         mask = draw_mask(x, threshold, seed)
@@ -152,7 +154,7 @@ def _shrunk(o: Grouped) -> Tensor:
     return _joined(ps, 1)
 
 
-def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
@@ -160,7 +162,7 @@ def _rows(joined: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
     """The rows of each; no views to autograd, as each becomes a gradient of its own."""
     if len(like) == 1:
         return [joined]
-    return torch.unsafe_split_with_sizes(joined, [one.shape[0] for one in like])  # type: ignore[no-any-return]
+    return torch.unsafe_split_with_sizes(joined, [one.shape[0] for one in like])
 
 
 def _forward_in_turn(o: Grouped, decisions: Decisions) -> tuple[list[Tensor], Tensor]:
