@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from fastlora.layer import commits
 from fastlora.layer.groups import MEMBERSHIP, Group, Round
 from fastlora.routes.backend import get_backend
 
+_SHARED: Final = "_fastlora_shared"
 _MOVING: Final = "another thread was changing a model"
 
 
@@ -98,23 +99,16 @@ class _Slot(threading.local):
     held: Computed | None = None
 
 
-class _Traced:
-    """The slot while Dynamo traces; it can follow a module's attribute, and not those of a thread."""
+class Traced(NamedTuple):
+    """As `Computed`, on the x of a trace."""
 
-    group: Group | None = None
-    x: Tensor | None = None
-    version = -1
-    circumstances: tuple[Any, ...] = ()
-    ys: list[Tensor | None] | None = None
+    group: Group
+    version: int
+    circumstances: tuple[Any, ...]
+    ys: list[Tensor | None]
 
-
-_CHANGED_IN_TRACE: Final = (
-    "x must not be changed in place between the projections that share it where torch.compile traces them; it "
-    "was (ungroup_projections computes them apart)"
-)
 
 _slot = _Slot()
-_traced = _Traced()
 
 _CIRCUMSTANCES: Final = (
     "the grad mode changed",
@@ -190,36 +184,37 @@ def _computed(group: Group, place: int, layer: Any, x: Tensor, own: Projection) 
     return y
 
 
-def _taken_in_trace(group: Group, place: int, layer: Any, x: Tensor) -> Tensor | None:
-    """As `take`, for Dynamo: no counts, which would become guards, and no weak reference."""
+def _taken_in_trace(group: Group, place: int, layer: Any, x: Any) -> Tensor | None:
+    """As `take`, while Dynamo traces.
+
+    The outputs lie on x. It is mostly made in the trace, so that they leave nothing behind, and may be kept
+    there also where activation checkpointing is traced, which allows no change of anything made before. There
+    are no counts, which would become guards.
+    """
     if group.dissolved is not None or _why_alone(x) is not None:
         return None
     own = layer._projection(x)
     if isinstance(own, str):
         return None
+    held: Traced | None = getattr(x, _SHARED, None)
     kind = x.device.type
-    now = (
-        torch.is_grad_enabled(),
-        get_backend(),
-        torch.is_autocast_enabled(kind),
-        torch.get_autocast_dtype(kind),
-    )
-    if _traced.group is group and _traced.ys is not None and _traced.ys[place] is not None:
-        if _traced.x is not x or _traced.circumstances != now:
-            return None
-        torch._check(_traced.version == x._version, lambda: _CHANGED_IN_TRACE)
-        y = _traced.ys[place]
-        _traced.ys[place] = None
-    else:
+    autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    now = (torch.is_grad_enabled(), get_backend(), *autocast)
+    if held is None or held.group is not group or held.ys[place] is None:
         found = _projections(group, place, layer, x, own)
         if isinstance(found, str):
             return None
-        _traced.ys = list(grouped_lora_linear(x, found))
-        _traced.group, _traced.x, _traced.version, _traced.circumstances = group, x, x._version, now
-        y = _traced.ys[place]
-        _traced.ys[place] = None
-    if all(one is None for one in _traced.ys):
-        _traced.group = _traced.x = _traced.ys = None
+        held = Traced(group, x._version, now, list(grouped_lora_linear(x, found)))
+    elif held.circumstances != now:
+        return None
+    else:
+        torch._check(
+            held.version == x._version,
+            lambda: "x must not be changed in place between projections that share it, in compiled code",
+        )
+    y = held.ys[place]
+    held.ys[place] = None
+    x._fastlora_shared = None if all(one is None for one in held.ys) else held
     return y
 
 

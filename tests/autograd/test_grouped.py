@@ -1,4 +1,4 @@
-"""Projections that share x: equal to each computed alone, gradients, masks and second derivatives included."""
+"""Projections that share x: equal to each computed alone, gradients and masks included."""
 
 import pytest
 import torch
