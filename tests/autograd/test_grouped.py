@@ -194,6 +194,20 @@ def test_a_mode_that_sees_operators_sees_one_a_pass():
     assert ours == ["fastlora::lora_group_forward", "fastlora::lora_group_backward"]
 
 
+def test_flops_are_those_of_the_members():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fastlora import flop_formulas
+
+    x, members = torch.randn(5, K, requires_grad=True), projections()
+    counts = []
+    for compute in (grouped_lora_linear, alone):
+        with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+            sum(y.sum() for y in compute(x, members)).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
 def test_operators_are_sound():
     from fastlora.autograd.grouped_operators import _flat, lora_group_backward, lora_group_forward
     from fastlora.formula.grouped import bundle
