@@ -247,10 +247,14 @@ def _why_alone(x: Tensor) -> str | None:
     return "x is an inference tensor, whose changes cannot be seen" if x.is_inference() else None
 
 
+# Spelled out, as loops over a few tensors take longer than what they ask.
 def _same(one: Projection, other: Projection) -> bool:
-    return all(a is b for a, b in zip(one[:4], other[:4], strict=True)) and one[4:] == other[4:]
+    W, b, A, B, *rest = one
+    return W is other[0] and b is other[1] and A is other[2] and B is other[3] and rest == list(other[4:])
 
 
 def _versions(one: Projection) -> int:
     """Grows with every change in place of a parameter."""
-    return sum(tensor._version for tensor in one[:4] if tensor is not None)
+    W, b, A, B, _, _ = one
+    total = W._version if b is None else W._version + b._version
+    return total if A is None or B is None else total + A._version + B._version
