@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastlora.autograd import grouped_operators, operators
-from fastlora.formula.grouped import Grouped, GroupNeeds, Projection, bundle, with_seeds
-from fastlora.formula.operands import as_rows, autocasts
+from fastlora.formula.grouped import Grouped, GroupNeeds, Member, Projection, bundle, with_seeds
+from fastlora.formula.operands import BaseWeight, as_rows, autocasts
 from fastlora.routes.backend import backend_of_mask, get_backend
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
@@ -33,13 +33,13 @@ class GroupedLoRAFunction(torch.autograd.Function):
         ys, p, decided = grouped_operators.forward(o, setting)
         weights = [member.base.tensors[0] for member in o.members]
         ctx.save_for_backward(*(again or (x,)), p, o.seeds, *weights, *factors)
-        bare = [m._replace(base=m.base._replace(tensors=()), b=None, A=None, B=None) for m in o.members]
-        ctx.rest = (bare, setting, decided)
+        scalars = [(m.base.format, *m.base[2:], m.s, m.dropout) for m in o.members]
+        ctx.rest = (o.ranks, scalars, setting, decided)
         ctx.set_materialize_grads(False)
         if x.dim() != 2:
             ys = [cast(Tensor, _unsafe_view(y, (*x.shape[:-1], y.shape[1]))) for y in ys]
         if not ctx.needs_input_grad[0]:
-            trained = _by_member(o.members, ctx.needs_input_grad[3:])
+            trained = _by_member(o.ranks, ctx.needs_input_grad[3:])
             frozen = (y for y, one in zip(ys, trained, strict=True) if not any(one))
             ctx.mark_non_differentiable(*again, *frozen)
         return *ys, *again
@@ -48,16 +48,18 @@ class GroupedLoRAFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Each dy [..., N_i] or None -> gradients in the order of forward's arguments; None if not needed."""
         x, p, seeds, *tensors = ctx.saved_tensors
-        bare, setting, decided = ctx.rest
-        n = len(bare)
+        ranks, scalars, setting, decided = ctx.rest
+        n = len(ranks)
         dys, again = gradients[:n], gradients[n:]
-        factors = _by_member(bare, tensors[n:])
+        factors = _by_member(ranks, tensors[n:])
         members = tuple(
-            m._replace(base=m.base._replace(tensors=(W,)), A=A, B=B)
-            for m, W, (A, B) in zip(bare, tensors[:n], factors, strict=True)
+            Member(BaseWeight(format, (W,), N, K, dtype), None, A, B, s, dropout, r)
+            for (format, N, K, dtype, s, dropout), r, W, (A, B) in zip(
+                scalars, ranks, tensors[:n], factors, strict=True
+            )
         )
         o = Grouped(as_rows(x), members, seeds)
-        wanted = _by_member(bare, ctx.needs_input_grad[3:])
+        wanted = _by_member(ranks, ctx.needs_input_grad[3:])
         used = [dy is not None for dy in dys]
         dA, dB = (
             tuple(bool(one[f]) and here for one, here in zip(wanted, used, strict=True)) for f in (0, 1)
@@ -69,7 +71,7 @@ class GroupedLoRAFunction(torch.autograd.Function):
         else:
             dx, dAs, dBs = grouped_operators.backward(o, rows, p, needs, setting, decided)
         of_factors = [
-            one for m, pair in zip(bare, zip(dAs, dBs, strict=True), strict=True) if m.r for one in pair
+            one for r, pair in zip(ranks, zip(dAs, dBs, strict=True), strict=True) if r for one in pair
         ]
         if dx is not None:
             dx = dx.view(x.shape)
@@ -113,10 +115,10 @@ def grouped_lora_linear(x: Tensor, projections: Sequence[Projection]) -> tuple[T
     return cast("tuple[Tensor, ...]", ys[: len(projections)])
 
 
-def _by_member(members: Sequence[Any], flat: Sequence[Any]) -> list[tuple[Any, Any]]:
+def _by_member(ranks: Sequence[int], flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Pairs for A and B of each member; (None, None) where it has no update."""
     pairs = iter(zip(flat[::2], flat[1::2], strict=True))
-    return [next(pairs) if member.r else (None, None) for member in members]
+    return [next(pairs) if r else (None, None) for r in ranks]
 
 
 def _differentiable(
