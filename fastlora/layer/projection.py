@@ -10,6 +10,7 @@ from fastlora import arguments
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight
 from fastlora.layer import training_warnings
+from fastlora.layer.groups import Group
 
 _PLAIN = (nn.Parameter, Tensor)
 
@@ -47,3 +48,29 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
         return f"A is a {type(A).__name__}, not a plain parameter"
     s = arguments.scaling(active.r, active.alpha, active.rslora)
     return Projection(W, b, A, B, s, active.dropout if layer.training else 0.0)
+
+
+def projections_of(
+    group: Group, place: int, layer: Any, x: Tensor, own: Projection
+) -> list[Projection] | str:
+    """What every member of a group computes now, for x; or why they cannot be computed together.
+
+    Args:
+        group: The group.
+        place: The place in it of the layer that is called.
+        layer: That layer.
+        x: What it is called with.
+        own: What it computes itself.
+    """
+    members = group.members
+    if members[place] is not layer:
+        return "the layer is a copy of a member"
+    found = []
+    for at, member in enumerate(members):
+        if member is None:
+            return f"{group.names[at]} is gone"
+        one = own if at == place else member._projection(x)
+        if isinstance(one, str):
+            return f"{group.names[at]}: {one}"
+        found.append(one)
+    return found

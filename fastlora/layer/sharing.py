@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastlora.autograd.grouped import grouped_lora_linear
 from fastlora.formula.grouped import Projection
-from fastlora.formula.operands import BaseWeight
 from fastlora.layer import commits
-from fastlora.layer.groups import MEMBERSHIP, Group, Round
-from fastlora.routes.backend import get_backend
+from fastlora.layer.circumstances import change, circumstances, is_same, versions, why_alone_now
+from fastlora.layer.groups import Group, Round
+from fastlora.layer.projection import projections_of
+from fastlora.layer.sharing_in_trace import taken_in_trace
 
-_SHARED: Final = "_fastlora_shared"
 _MOVING: Final = "another thread was changing a model"
+_OF_INFERENCE: Final = "a parameter is an inference tensor, whose changes cannot be seen"
 
 
 class Computed:
@@ -38,8 +38,11 @@ class Computed:
         x: What all members were given.
         moved: `commits.moved` before the computation.
         projections: What the members computed.
+        changes: The `versions` of each of these.
         ys: Each member's output; None once it is taken.
     """
+
+    __slots__ = ("changes", "circumstances", "group", "moved", "projections", "round", "version", "x", "ys")
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Computed:
         x: Tensor,
         moved: int,
         projections: list[Projection],
+        changes: list[int],
         ys: list[Tensor | None],
     ) -> None:
         self.group: Group | None = group
@@ -55,7 +59,7 @@ class Computed:
         self.moved = moved
         self.version = x._version
         self.circumstances = circumstances(x)
-        self.versions = [_versions(one) for one in projections]
+        self.changes = changes
         self.projections = projections
         self.ys = ys
         self.x: weakref.ref[Tensor] | None = weakref.ref(x, self.clear)
@@ -72,15 +76,11 @@ class Computed:
             return "x is another tensor"
         if self.version != x._version:
             return "x was changed in place"
-        if self.moved != commits.moved or not _same(own, self.projections[place]):
+        if self.moved != commits.moved or not is_same(own, self.projections[place]):
             return "the adapter or an option was changed"
-        if self.versions[place] != _versions(own):
+        if self.changes[place] != versions(own):
             return "a parameter was changed in place"
-        now = circumstances(x)
-        if now != self.circumstances:
-            changed = zip(_CIRCUMSTANCES, now, self.circumstances, strict=True)
-            return next(why for why, one, other in changed if one != other)
-        return None
+        return change(circumstances(x), self.circumstances)
 
     def take(self, place: int) -> Tensor | None:
         """A member's output, which is then no longer held; nothing is, after the last."""
@@ -100,38 +100,7 @@ class _Slot(threading.local):
     held: Computed | None = None
 
 
-class Traced(NamedTuple):
-    """As `Computed`, on the x of a trace."""
-
-    group: Group
-    version: int
-    circumstances: tuple[Any, ...]
-    ys: list[Tensor | None]
-
-
 _slot = _Slot()
-
-_CIRCUMSTANCES: Final = (
-    "the grad mode changed",
-    "x.requires_grad changed",
-    "the backend setting changed",
-    "autocast changed",
-    "the dispatch modes changed",
-    "the hooks on saved tensors changed, as at the border of activation checkpointing",
-)
-
-
-def circumstances(x: Tensor) -> tuple[Any, ...]:
-    """What an output depends on beside x and the layer, as `_CIRCUMSTANCES` names it."""
-    kind = x.device.type
-    return (
-        (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        x.requires_grad,
-        get_backend(),
-        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-        torch._C._len_torch_dispatch_stack(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True),
-    )
 
 
 def take(layer: Any, x: Tensor) -> Tensor | None:
@@ -142,12 +111,12 @@ def take(layer: Any, x: Tensor) -> Tensor | None:
             compute alone.
         x: As the layer is called with it.
     """
-    group, place = getattr(layer, MEMBERSHIP)
+    group, place = layer._group
     if torch.compiler.is_compiling():
-        return _taken_in_trace(group, place, layer, x)
+        return taken_in_trace(group, place, layer, x)
     if group.dissolved is not None:
         return None
-    own = _why_alone(x) or layer._projection(x)
+    own = why_alone_now(x) or layer._projection(x)
     if isinstance(own, str):
         group.alone[own] += 1
         return None
@@ -166,9 +135,14 @@ def take(layer: Any, x: Tensor) -> Tensor | None:
 def _computed(group: Group, place: int, layer: Any, x: Tensor, own: Projection) -> Tensor | None:
     """Compute all members' outputs, keep the others' in the slot, and return this member's."""
     moved = commits.moved
-    found = _projections(group, place, layer, x, own)
+    found = projections_of(group, place, layer, x, own)
     if isinstance(found, str) or moved & 1:
         group.alone[found if isinstance(found, str) else _MOVING] += 1
+        return None
+    try:
+        changes = [versions(one) for one in found]
+    except RuntimeError:
+        group.alone[_OF_INFERENCE] += 1
         return None
     group.judge()
     if group.dissolved is not None:
@@ -181,105 +155,5 @@ def _computed(group: Group, place: int, layer: Any, x: Tensor, own: Projection) 
         group.alone["the operands do not fit together" if not ys else _MOVING] += 1
         return None
     y, ys[place] = ys[place], None
-    _slot.held = Computed(group, group.begin(place), x, moved, found, ys)
+    _slot.held = Computed(group, group.begin(place), x, moved, found, changes, ys)
     return y
-
-
-def _taken_in_trace(group: Group, place: int, layer: Any, x: Any) -> Tensor | None:
-    """As `take`, while Dynamo traces.
-
-    The outputs lie on x. It is mostly made in the trace, so that they leave nothing behind, and may be kept
-    there also where activation checkpointing is traced, which allows no change of anything made before. There
-    are no counts, which would become guards.
-    """
-    if group.dissolved is not None or _why_alone(x) is not None:
-        return None
-    own = layer._projection(x)
-    if isinstance(own, str):
-        return None
-    held: Traced | None = getattr(x, _SHARED, None)
-    kind = x.device.type
-    autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    now = (torch.is_grad_enabled(), get_backend(), *autocast)
-    if held is None or held.group is not group or held.ys[place] is None:
-        found = _projections(group, place, layer, x, own)
-        if isinstance(found, str):
-            return None
-        held = Traced(group, x._version, now, list(grouped_lora_linear(x, found)))
-    elif held.circumstances != now:
-        return None
-    else:
-        torch._check(
-            held.version == x._version,
-            lambda: "x must not be changed in place between projections that share it, in compiled code",
-        )
-    y = held.ys[place]
-    held.ys[place] = None
-    x._fastlora_shared = None if all(one is None for one in held.ys) else held
-    return y
-
-
-def _projections(group: Group, place: int, layer: Any, x: Tensor, own: Projection) -> list[Projection] | str:
-    """What every member computes now; or why they cannot be computed together."""
-    members = group.members
-    if members[place] is not layer:
-        return "the layer is a copy of a member"
-    found = []
-    for name, member in zip(group.names, members, strict=True):
-        if member is None:
-            return f"{name} is gone"
-        one = own if member is layer else member._projection(x)
-        if isinstance(one, str):
-            return f"{name}: {one}"
-        if not torch.compiler.is_compiling() and _of_inference(one):
-            return f"{name}: an operand is an inference tensor, whose changes cannot be seen"
-        found.append(one)
-    return found
-
-
-def _of_inference(one: Projection) -> bool:
-    stored = one.W.tensors if isinstance(one.W, BaseWeight) else (one.W,)
-    return any(tensor is not None and tensor.is_inference() for tensor in (*stored, *one[1:4]))
-
-
-def _why_alone(x: Tensor) -> str | None:
-    """Why a call with this x is not grouped, whatever the layers."""
-    if type(x) is not Tensor or x.is_nested:
-        return "x is not a plain tensor"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "a torch.func transform or forward-mode differentiation is at work"
-    if torch.compiler.is_compiling():
-        return "the model is being exported" if torch.compiler.is_exporting() else None
-    if torch._C._get_tracing_state():
-        return "the model is being traced"
-    return "x is an inference tensor, whose changes cannot be seen" if x.is_inference() else None
-
-
-# Spelled out, as loops over a few tensors take longer than what they ask.
-def _same(one: Projection, other: Projection) -> bool:
-    W, b, A, B, s, dropout = one
-    return (
-        (W is other[0] or _same_packed(W, other[0]))
-        and b is other[1]
-        and A is other[2]
-        and B is other[3]
-        and s == other[4]
-        and dropout == other[5]
-    )
-
-
-def _same_packed(one: object, other: object) -> bool:
-    """Whether two are the same memory read in the same way: a packed W is described anew at each call."""
-    if not (isinstance(one, BaseWeight) and isinstance(other, BaseWeight)):
-        return False
-    places = [[tensor.data_ptr() for tensor in W.tensors] for W in (one, other)]
-    return places[0] == places[1] and one._replace(tensors=()) == other._replace(tensors=())
-
-
-def _versions(one: Projection) -> int:
-    """Grows with every change in place of a parameter."""
-    W, b, A, B, _, _ = one
-    total: int = sum(tensor._version for tensor in W.tensors) if isinstance(W, BaseWeight) else W._version
-    if b is not None:
-        total += b._version
-    return total if A is None or B is None else total + A._version + B._version

@@ -19,7 +19,7 @@ from fastlora.formula.operands import EVERYTHING, accumulation_dtype, plain
 from fastlora.routes import vendor
 from fastlora.routes.cpu import LARGE, is_faster_transposed
 from fastlora.routes.decide import Decision, decide
-from fastlora.routes.products import gram, grow, shrink, without_gaps
+from fastlora.routes.products import ACCUMULATED, gram, grow, scaled_product, shrink, without_gaps
 
 # The routes of each member's two passes, where kernels run; None where torch computes them together.
 Decisions = list[Decision | None] | None
@@ -47,15 +47,20 @@ def forward(o: Grouped, decisions: Decisions = None) -> tuple[list[Tensor], Tens
     if decisions is not None:
         return _forward_in_turn(o, decisions)
     o = _without_gaps(o)
-    x = o.x
+    x, dtype = o.x, o.x.dtype
     p = _shrunk(o)
     ys = []
-    for (base, b, _, B, s, _, _), p_i in zip(o.members, p.split(o.ranks, 1), strict=True):
+    for (base, b, _, B, s, _, _), p_i in zip(
+        o.members, torch.unsafe_split_with_sizes(p, o.ranks, 1), strict=True
+    ):
         (W,) = base.tensors
         if B is None:
             ys.append(F.linear(x, W, b))
             continue
-        y = grow(p_i, B.t(), x.dtype, s, b)
+        if b is None and B.dtype == dtype in ACCUMULATED:
+            y = scaled_product(p_i, B.t(), s)
+        else:
+            y = grow(p_i, B.t(), dtype, s, b)
         if base.N * base.K >= LARGE and is_faster_transposed(x):
             ys.append(y.add_(torch.mm(W, x.t()).t()))
         else:
@@ -104,7 +109,9 @@ def _low_rank_gradients(
     places: list[int] = []
     qs: list[Tensor] = []
     As: list[Tensor] = []
-    for place, ((member, seed), p_i) in enumerate(zip(o.each_seed(), p.split(o.ranks, 1), strict=True)):
+    for place, ((member, seed), p_i) in enumerate(
+        zip(o.each_seed(), torch.unsafe_split_with_sizes(p, o.ranks, 1), strict=True)
+    ):
         dy, A, B = dys[place], member.A, member.B
         if dy is None or A is None or B is None:
             continue
