@@ -168,6 +168,11 @@ def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_t
     return min(max(16, 1 << (r - 1).bit_length()), most)
 
 
+def group_rank_block(block_r: int, tf32_terms: bool) -> int:
+    """Ranks in a block of projections that share x, from a layer's: a p tile holds three of them at once."""
+    return 16 if tf32_terms else min(block_r, 32)
+
+
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
     """Columns of an output tile that are stored at once: a quarter of them for dx with dropout, else all."""
     columns = tile.columns(direction)

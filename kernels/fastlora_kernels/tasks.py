@@ -131,6 +131,19 @@ def forward_tiles(M: int, N: int, r: int, BLOCK_M: int, BLOCK_N: int, BLOCK_R: i
     return ForwardTiles(rows=rows, columns=columns, ranks=ranks, p=rows * ranks, y=rows * columns)
 
 
+def group_forward_tiles(
+    M: int, N0: int, N1: int, N2: int, r: int, BLOCK_M: int, BLOCK_N: int, BLOCK_R: int
+) -> ForwardTiles:
+    """The ForwardTiles of projections that share x: p tiles for all at once, columns one after the other.
+
+    r is the largest of their ranks; N2 is 0 for two projections.
+    """
+    rows = (M + BLOCK_M - 1) // BLOCK_M
+    columns = (N0 + BLOCK_N - 1) // BLOCK_N + (N1 + BLOCK_N - 1) // BLOCK_N + (N2 + BLOCK_N - 1) // BLOCK_N
+    ranks = (r + BLOCK_R - 1) // BLOCK_R
+    return ForwardTiles(rows=rows, columns=columns, ranks=ranks, p=rows * ranks, y=rows * columns)
+
+
 def forward_tickets(tiles: ForwardTiles, split_p: int, split_y: int) -> ForwardTickets:
     """The ForwardTickets of these tiles; split_p programs share a p tile, split_y programs a y tile."""
     y = tiles.p * split_p

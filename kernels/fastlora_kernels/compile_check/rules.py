@@ -10,8 +10,11 @@ from fastlora_kernels.configs import rank_block
 from fastlora_kernels.tables import load_table
 
 
-def faults(case: Case, made: Resources) -> list[str]:
-    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped."""
+def faults(case: Case, made: Resources, block_r: int | None = None) -> list[str]:
+    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped.
+
+    Ranks in a block are those of a layer's kernel, unless they are given.
+    """
     found = []
     limit = load_table(case.architecture).shared_memory
     if made.shared > limit:
@@ -20,9 +23,10 @@ def faults(case: Case, made: Resources) -> list[str]:
         found.append(f"spills {made.spill} bytes")
     if case.target.backend == "cuda":
         variant = case.variant
-        block_r = rank_block(
-            variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
-        )
+        if block_r is None:
+            block_r = rank_block(
+                variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
+            )
         found += hand_over_faults(made.assembly, Kernel(case.direction, made.arguments, case.tile, block_r))
         if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):
             found.append("loads nothing through TMA")
