@@ -68,7 +68,7 @@ def _group_forward(x: torch.Size, W: Shapes, b: Shapes, A: Shapes, *_: Any, **__
 
 def _group_backward(
     dy: Shapes,
-    p: torch.Size,
+    p: Shapes,
     x: torch.Size,
     W: Shapes,
     b: Shapes,
@@ -88,5 +88,5 @@ def _group_backward(
     for dy_i, W_i, A_i, B_i, for_A, for_B in zip(dy, W, A, B, need_dA, need_dB, strict=True):
         if dy_i is not None and W_i is not None:
             A_i, B_i = A_i or _NO_RANK, B_i or _NO_RANK
-            total += _backward(dy_i, x, W_i, A_i, B_i, p, 1.0, 0.0, None, need_dx, for_A, for_B)
+            total += _backward(dy_i, x, W_i, A_i, B_i, dy_i, 1.0, 0.0, None, need_dx, for_A, for_B)
     return total

@@ -33,12 +33,12 @@ class GroupedLoRAFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, o: Grouped, setting: str, *factors: Tensor) -> tuple[Tensor, ...]:
         """x [..., K] -> each y [..., N_i]; `factors` holds the A and B of `o` in turn, for autograd."""
         again = () if torch.compiler.is_compiling() else (x.detach(),)
-        ys, p, decided = grouped_operators.forward(_unpacked(o, o.x), setting)
+        ys, ps, route = grouped_operators.forward(_unpacked(o, o.x), setting)
         stored = [tensor for member in o.members for tensor in member.base.tensors]
-        ctx.save_for_backward(*(again or (x,)), p, o.seeds, *factors, *stored)
+        ctx.save_for_backward(*(again or (x,)), o.seeds, *ps, *factors, *stored)
         # Plain values: a bundle of them would keep its tensors.
         scalars = [(len(m.base.tensors), m.base.format, m.base[2:], m.s, m.dropout) for m in o.members]
-        ctx.rest = (o.ranks, scalars, setting, decided)
+        ctx.rest = (o.ranks, scalars, setting, route)
         ctx.set_materialize_grads(False)
         if x.dim() != 2:
             ys = [cast(Tensor, _unsafe_view(y, (*x.shape[:-1], y.shape[1]))) for y in ys]
@@ -51,8 +51,9 @@ class GroupedLoRAFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Each dy [..., N_i] or None -> gradients in the order of forward's arguments; None if not needed."""
-        x, p, seeds, *tensors = ctx.saved_tensors
-        ranks, scalars, setting, decided = ctx.rest
+        x, seeds, *tensors = ctx.saved_tensors
+        ranks, scalars, setting, route = ctx.rest
+        ps, tensors = tensors[: len(ranks)], tensors[len(ranks) :]
         n, given = len(ranks), 2 * sum(r > 0 for r in ranks)
         dys, again = gradients[:n], gradients[n:]
         stored = iter(tensors[given:])
@@ -72,9 +73,9 @@ class GroupedLoRAFunction(torch.autograd.Function):
         rows = [None if dy is None else as_rows(dy) for dy in dys]
         o = _unpacked(o, o.x, rows, reads=needs.dx or torch.is_grad_enabled())
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            dx, dAs, dBs = _differentiable(o, rows, p, needs, setting)
+            dx, dAs, dBs = _differentiable(o, rows, ps, needs, setting)
         else:
-            dx, dAs, dBs = grouped_operators.backward(o, rows, p, needs, setting, decided)
+            dx, dAs, dBs = grouped_operators.backward(o, rows, ps, needs, setting, route)
         of_factors = [
             one for r, pair in zip(ranks, zip(dAs, dBs, strict=True), strict=True) if r for one in pair
         ]
@@ -166,17 +167,20 @@ def _by_member(ranks: Sequence[int], flat: Sequence[Any]) -> list[tuple[Any, Any
 
 
 def _differentiable(
-    o: Grouped, dys: Sequence[Tensor | None], p: Tensor, needs: GroupNeeds, setting: str
+    o: Grouped,
+    dys: Sequence[Tensor | None],
+    ps: Sequence[Tensor | None],
+    needs: GroupNeeds,
+    setting: str,
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
     """The gradients as functions of x, A, B and dy, for derivatives of them: member by member."""
     dx = None
     dAs: list[Tensor | None] = []
     dBs: list[Tensor | None] = []
-    for place, (alone, p_i, dy) in enumerate(zip(o.alone(), p.split(o.ranks, 1), dys, strict=True)):
+    for place, (alone, p_i, dy) in enumerate(zip(o.alone(), ps, dys, strict=True)):
         more = dA = dB = None
-        if dy is not None and alone is not None:
-            p_i = p_i.contiguous()
-            more, dA, dB = operators.backward(alone, dy, p_i, needs.of(place), setting, None)
+        if dy is not None and alone is not None and p_i is not None:
+            more, dA, dB = operators.backward(alone, dy, p_i.contiguous(), needs.of(place), setting, None)
         elif dy is not None and needs.dx:
             more = dy @ o.members[place].base.tensors[0]
         if more is not None:

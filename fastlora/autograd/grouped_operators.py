@@ -15,8 +15,8 @@ from torch import Tensor
 from fastlora.autograd.operators import needs_operator
 from fastlora.formula.grouped import Grouped, GroupNeeds, Member
 from fastlora.formula.operands import accumulation_dtype, plain
-from fastlora.routes import grouped
-from fastlora.routes.grouped import Decisions
+from fastlora.routes import group_routes
+from fastlora.routes.group_routes import GroupRoute
 
 Optionals = list[Tensor | None]
 
@@ -24,48 +24,51 @@ _library = torch.library.Library("fastlora", "FRAGMENT")
 _MEMBERS = "Tensor[] W, Tensor?[] b, Tensor?[] A, Tensor?[] B, float[] s, float[] dropout, Tensor? seeds"
 _library.define(f"lora_group_forward(Tensor x, {_MEMBERS}, str? backend) -> Tensor[]")
 _library.define(
-    f"lora_group_backward(Tensor?[] dy, Tensor p, Tensor x, {_MEMBERS}, "
+    f"lora_group_backward(Tensor?[] dy, Tensor[] p, Tensor x, {_MEMBERS}, "
     "bool need_dx, bool[] need_dA, bool[] need_dB, str? backend) -> Tensor[]"
 )
 
 
-def forward(o: Grouped, setting: str) -> tuple[list[Tensor], Tensor, tuple[Decisions] | None]:
-    """y_i [M, N_i], p [M, r_1 + ... + r_n], and the decisions for the backward pass; None if it must decide.
+def forward(o: Grouped, setting: str) -> tuple[list[Tensor], Optionals, GroupRoute | None]:
+    """Each y [M, N_i] and p [M, r_i], and the route for the backward pass; None if that must decide.
 
     Args:
         o: The operands.
         setting: "auto", "triton" or "torch".
     """
     if needs_operator(o.x):
-        *ys, p = lora_group_forward(o.x, *_flat(o), setting)
-        return ys, p, None
-    decisions = grouped.decided(o, setting)
-    ys, p = grouped.forward(o, decisions)
-    return ys, p, (decisions,)
+        found = lora_group_forward(o.x, *_flat(o), setting)
+        n = len(o.members)
+        given = iter(found[n:])
+        return found[:n], [next(given) if r else None for r in o.ranks], None
+    route = group_routes.decided(o, setting)
+    ys, ps = group_routes.forward(o, route)
+    return ys, ps, route
 
 
 def backward(
     o: Grouped,
     dys: Sequence[Tensor | None],
-    p: Tensor,
+    ps: Sequence[Tensor | None],
     needs: GroupNeeds,
     setting: str,
-    decided: tuple[Decisions] | None,
+    route: GroupRoute | None,
 ) -> tuple[Tensor | None, Optionals, Optionals]:
     """dx [M, K], and dA [r_i, K] and dB [N_i, r_i] of each member; None if not needed.
 
     Args:
         o: The operands of `forward`.
         dys: [M, N_i] in x's dtype, or None.
-        p: As `forward` returned it.
+        ps: As `forward` returned them.
         needs: Which gradients to compute.
         setting: The setting of `forward`.
-        decided: As `forward` returned it.
+        route: As `forward` returned it.
     """
-    if decided is not None and not needs_operator(o.x):
-        return grouped.backward(o, dys, p, needs, decided[0])
+    if route is not None and not needs_operator(o.x):
+        return group_routes.backward(o, dys, ps, needs, route)
+    given = [p for p in ps if p is not None]
     found = lora_group_backward(
-        list(dys), p, o.x, *_flat(o), needs.dx, list(needs.dA), list(needs.dB), setting
+        list(dys), given, o.x, *_flat(o), needs.dx, list(needs.dA), list(needs.dB), setting
     )
     n = len(o.members)
     dA = [one if need else None for one, need in zip(found[1 : n + 1], needs.dA, strict=True)]
@@ -104,30 +107,33 @@ def _bundled(
 def _forward(x: Tensor, *rest: Any) -> list[Tensor]:
     *members, backend = rest
     o = _bundled(x, *members)
-    ys, p = grouped.forward(o, grouped.decided(o, backend))
-    return [*ys, p]
+    ys, ps = group_routes.forward(o, group_routes.decided(o, backend))
+    # An operator's results must share no memory.
+    return [*ys, *(p.clone() for p in ps if p is not None)]
 
 
 def _forward_fake(x: Tensor, W: list[Tensor], b: Optionals, A: Optionals, *_: Any) -> list[Tensor]:
-    M, R = x.shape[0], sum(one.shape[0] for one in A if one is not None)
+    M, dtype = x.shape[0], accumulation_dtype(x.dtype)
     return [
         *(x.new_empty(M, one.shape[0]) for one in W),
-        x.new_empty(M, R, dtype=accumulation_dtype(x.dtype)),
+        *(x.new_empty(M, one.shape[0], dtype=dtype) for one in A if one is not None),
     ]
 
 
-def _backward(dy: Optionals, p: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+def _backward(dy: Optionals, p: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
     """dx, every dA and every dB; one that is not needed is an empty tensor of shape [0]."""
     *members, need_dx, need_dA, need_dB, backend = rest
     o, needs = _bundled(x, *members), GroupNeeds(need_dx, tuple(need_dA), tuple(need_dB))
-    dx, dA, dB = grouped.backward(o, dy, p, needs, grouped.decided(o, backend))
+    given = iter(p)
+    ps = [next(given) if r else None for r in o.ranks]
+    dx, dA, dB = group_routes.backward(o, dy, ps, needs, group_routes.decided(o, backend))
     dA = [None if one is None else one.clone() for one in dA]  # an operator's results must share no memory
     return [x.new_empty(0) if one is None else one for one in (dx, *dA, *dB)]
 
 
 def _backward_fake(
     dy: Optionals,
-    p: Tensor,
+    p: list[Tensor],
     x: Tensor,
     W: list[Tensor],
     b: Optionals,

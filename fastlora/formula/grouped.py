@@ -50,8 +50,6 @@ class Member(NamedTuple):
 class Grouped(NamedTuple):
     """The operands of y_i = x W_iᵀ + s_i (x_d A_iᵀ) B_iᵀ + b_i.
 
-    The p_i lie side by side in one p [M, r_1 + ... + r_n], as do the q_i of the backward pass.
-
     Attributes:
         x: [M, K].
         members: The projections.
@@ -64,7 +62,7 @@ class Grouped(NamedTuple):
 
     @property
     def ranks(self) -> list[int]:
-        """The columns that each member has of p."""
+        """The rank of each member."""
         return [member.r for member in self.members]
 
     def each_seed(self) -> Iterator[tuple[Member, Tensor | None]]:

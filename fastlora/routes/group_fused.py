@@ -72,12 +72,17 @@ def forward(o: Grouped, plan: GroupPlan | None = None) -> tuple[list[Tensor], li
 
 
 def _plan(o: Grouped, aligned: bool) -> GroupPlan:
+    problem, columns = problem_of(o)
+    precision = torch.get_float32_matmul_precision()
+    return group_plan(architecture_of(o.x.device), problem, columns, aligned, precision)
+
+
+def problem_of(o: Grouped) -> tuple[Problem, tuple[int, ...]]:
+    """Shape and dtypes of all together, and N of each."""
     columns = tuple(member.base.N for member in o.members)
     adapter = next(member.A.dtype for member in o.members if member.A is not None)
     M, K = o.x.shape
-    problem = Problem(M, K, sum(columns), max(o.ranks), o.x.dtype, adapter)
-    precision = torch.get_float32_matmul_precision()
-    return group_plan(architecture_of(o.x.device), problem, columns, aligned, precision)
+    return Problem(M, K, sum(columns), max(o.ranks), o.x.dtype, adapter), columns
 
 
 def _each(name: str, values: list[Any], otherwise: Any = None) -> dict[str, Any]:

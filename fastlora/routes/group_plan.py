@@ -6,10 +6,12 @@ import functools
 from typing import NamedTuple
 
 from fastlora.formula.cost import Problem
+from fastlora.formula.grouped import Grouped
 from fastlora.formula.operands import outranges_fp16
 from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.tables import Tile
 
 
 class GroupPlan(NamedTuple):
@@ -36,9 +38,20 @@ class GroupPlan(NamedTuple):
     scratch_y: int
 
 
+def fits(o: Grouped) -> bool:
+    """Whether the kernel has the registers for these operands."""
+    wide = any(one.A is not None and one.A.dtype != o.x.dtype for one in o.members)
+    return configs.takes_group(o.x.shape[0] <= configs.FEW_ROWS, wide)
+
+
 @functools.lru_cache(maxsize=8192)
 def group_plan(
-    architecture: str, problem: Problem, columns: tuple[int, ...], aligned: bool, precision: str
+    architecture: str,
+    problem: Problem,
+    columns: tuple[int, ...],
+    aligned: bool,
+    precision: str,
+    tile: Tile | None = None,
 ) -> GroupPlan:
     """The plan of a forward pass.
 
@@ -48,8 +61,9 @@ def group_plan(
         columns: N of each.
         aligned: Whether TMA can address the operands.
         precision: torch's float32 matmul precision, by which `plan_for` chooses.
+        tile: A tile to use; None means the table's.
     """
-    single = plan_for("forward", architecture, problem, aligned=aligned)
+    single = plan_for("forward", architecture, problem, tile=tile, aligned=aligned)
     tile, table = single.tile, configs.table_of(architecture)
     block_r = configs.group_rank_block(single.block_r, outranges_fp16(problem.adapter_dtype, problem.dtype))
     N0, N1, N2 = (*columns, 0)[:3]

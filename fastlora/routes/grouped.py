@@ -1,4 +1,4 @@
-"""Projections that share x, by torch's products; by the kernels one member after the other.
+"""Projections that share x, by torch's products.
 
 The thin products of all members are one: p_1 ... p_n are x times all A side by side, which reads x once, and
 dA and the low-rank part of dx are likewise one product each. dx is one tensor, onto which each member's dy W
@@ -15,48 +15,24 @@ from torch import Tensor
 
 from fastlora.formula.grouped import Grouped, GroupNeeds
 from fastlora.formula.masks import draw_mask, dropout_constants
-from fastlora.formula.operands import EVERYTHING, accumulation_dtype, plain
-from fastlora.routes import vendor
+from fastlora.formula.operands import accumulation_dtype, plain
 from fastlora.routes.cpu import LARGE, is_faster_transposed
-from fastlora.routes.decide import Decision, decide
 from fastlora.routes.products import ACCUMULATED, gram, grow, scaled_product, shrink, without_gaps
 
-# The routes of each member's two passes, where kernels run; None where torch computes them together.
-Decisions = list[Decision | None] | None
 
-
-def decided(o: Grouped, setting: str | None) -> Decisions:
-    """Which code computes the members, decided once for both passes.
-
-    Args:
-        o: The operands.
-        setting: "auto", "triton" or "torch"; None means the current backend setting.
-
-    Raises:
-        BackendError: As by `decide`.
-    """
-    if o.x.is_cpu and setting in ("auto", "torch"):
-        return None
-    alone = [None if one is None else decide(one, EVERYTHING, setting) for one in o.alone()]
-    fused = any(one is not None and (one.forward.is_fused or one.backward.is_fused) for one in alone)
-    return alone if fused else None
-
-
-def forward(o: Grouped, decisions: Decisions = None) -> tuple[list[Tensor], Tensor]:
-    """y_i [M, N_i] in x's dtype, and p [M, r_1 + ... + r_n] in fp32 (fp64 for fp64)."""
-    if decisions is not None:
-        return _forward_in_turn(o, decisions)
+def forward(o: Grouped) -> tuple[list[Tensor], list[Tensor | None]]:
+    """y_i [M, N_i] in x's dtype, and p_i [M, r_i] in fp32 (fp64 for fp64); None without an update."""
     o = _without_gaps(o)
     x, dtype = o.x, o.x.dtype
-    p = _shrunk(o)
-    ys = []
-    for (base, b, _, B, s, _, _), p_i in zip(
-        o.members, torch.unsafe_split_with_sizes(p, o.ranks, 1), strict=True
-    ):
+    ys: list[Tensor] = []
+    ps: list[Tensor | None] = []
+    for (base, b, _, B, s, _, _), p_i in zip(o.members, _shrunk(o), strict=True):
         (W,) = base.tensors
         if B is None:
             ys.append(F.linear(x, W, b))
+            ps.append(None)
             continue
+        ps.append(p_i)
         if b is None and B.dtype == dtype in ACCUMULATED:
             y = scaled_product(p_i, B.t(), s)
         else:
@@ -65,29 +41,26 @@ def forward(o: Grouped, decisions: Decisions = None) -> tuple[list[Tensor], Tens
             ys.append(y.add_(torch.mm(W, x.t()).t()))
         else:
             ys.append(y.addmm_(x, W.t()))
-    return ys, p
+    return ys, ps
 
 
 def backward(
-    o: Grouped, dys: Sequence[Tensor | None], p: Tensor, needs: GroupNeeds, decisions: Decisions = None
+    o: Grouped, dys: Sequence[Tensor | None], ps: Sequence[Tensor | None], needs: GroupNeeds
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
     """dx [M, K], and dA [r_i, K] and dB [N_i, r_i] of each member; None if not needed.
 
     Args:
         o: The operands of `forward`.
         dys: [M, N_i] in x's dtype; None where nothing used that y.
-        p: As `forward` returned it.
+        ps: As `forward` returned them.
         needs: Which gradients to compute.
-        decisions: Those of `forward`.
     """
-    if decisions is not None:
-        return _backward_in_turn(o, dys, p, needs, decisions)
     o = _without_gaps(o)
     if o.x.dtype == torch.bfloat16:
         dys = [None if dy is None else without_gaps(dy) for dy in dys]
     dA: list[Tensor | None] = [None] * len(dys)
     dB: list[Tensor | None] = [None] * len(dys)
-    dx = _low_rank_gradients(o, dys, p, needs, dA, dB)
+    dx = _low_rank_gradients(o, dys, ps, needs, dA, dB)
     if needs.dx:
         for dy, member in zip(dys, o.members, strict=True):
             if dy is not None:
@@ -99,7 +72,7 @@ def backward(
 def _low_rank_gradients(
     o: Grouped,
     dys: Sequence[Tensor | None],
-    p: Tensor,
+    ps: Sequence[Tensor | None],
     needs: GroupNeeds,
     dA: list[Tensor | None],
     dB: list[Tensor | None],
@@ -109,11 +82,9 @@ def _low_rank_gradients(
     places: list[int] = []
     qs: list[Tensor] = []
     As: list[Tensor] = []
-    for place, ((member, seed), p_i) in enumerate(
-        zip(o.each_seed(), torch.unsafe_split_with_sizes(p, o.ranks, 1), strict=True)
-    ):
-        dy, A, B = dys[place], member.A, member.B
-        if dy is None or A is None or B is None:
+    for place, ((member, seed), dy, p_i) in enumerate(zip(o.each_seed(), dys, ps, strict=True)):
+        A, B = member.A, member.B
+        if dy is None or A is None or B is None or p_i is None:
             continue
         if needs.dB[place]:
             dB[place] = gram(dy, p_i, B.dtype, member.s)
@@ -144,24 +115,22 @@ def _low_rank_gradients(
     return dx
 
 
-def _shrunk(o: Grouped) -> Tensor:
-    """p [M, r_1 + ... + r_n]: one product where nobody drops."""
+def _shrunk(o: Grouped) -> Sequence[Tensor]:
+    """Each p [M, r]: one product where nobody drops."""
     x = o.x
     As = [member.A for member in o.members if member.A is not None]
     if not As:
-        return x.new_empty(x.shape[0], 0, dtype=accumulation_dtype(x.dtype))
-    if all(member.dropout == 0 for member in o.members):
-        return shrink(x, _joined(As, 0).t())
+        return [x.new_empty(x.shape[0], 0, dtype=accumulation_dtype(x.dtype))] * len(o.members)
+    if o.seeds is None:
+        return torch.unsafe_split_with_sizes(shrink(x, _joined(As, 0).t()), o.ranks, 1)
     ps = []
     for member, seed in o.each_seed():
-        if member.A is None:
-            continue
         x_d = x
         if member.dropout > 0:
             threshold, scale = dropout_constants(member.dropout)
             x_d = draw_mask(x, threshold, seed).mul_(x).mul_(scale)
-        ps.append(shrink(x_d, member.A.t()))
-    return _joined(ps, 1)
+        ps.append(x.new_empty(0) if member.A is None else shrink(x_d, member.A.t()))
+    return ps
 
 
 def _without_gaps(o: Grouped) -> Grouped:
@@ -188,45 +157,3 @@ def _rows(joined: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
     if len(like) == 1:
         return [joined]
     return torch.unsafe_split_with_sizes(joined, [one.shape[0] for one in like])
-
-
-def _forward_in_turn(o: Grouped, decisions: Decisions) -> tuple[list[Tensor], Tensor]:
-    """Each member by its own route."""
-    ys, ps = [], []
-    for member, alone, routes in zip(o.members, o.alone(), decisions or (), strict=True):
-        if alone is None or routes is None:
-            ys.append(F.linear(o.x, member.base.tensors[0], member.b))
-            continue
-        if routes.forward.is_fused:
-            from fastlora.routes import fused
-
-            y, p = fused.forward(alone)
-        else:
-            y, p = vendor.forward(alone)
-        ys.append(y)
-        ps.append(p)
-    return ys, _joined(ps, 1)
-
-
-def _backward_in_turn(
-    o: Grouped, dys: Sequence[Tensor | None], p: Tensor, needs: GroupNeeds, decisions: Decisions
-) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    dx = None
-    dA: list[Tensor | None] = [None] * len(dys)
-    dB: list[Tensor | None] = [None] * len(dys)
-    ps = p.split(o.ranks, 1)
-    for place, (alone, routes) in enumerate(zip(o.alone(), decisions or (), strict=True)):
-        dy = dys[place]
-        if dy is None:
-            continue
-        if alone is None or routes is None:
-            more = torch.mm(dy, o.members[place].base.tensors[0]) if needs.dx else None
-        elif routes.backward.is_fused:
-            from fastlora.routes import fused
-
-            more, dA[place], dB[place] = fused.backward(alone, dy, ps[place].contiguous(), needs.of(place))
-        else:
-            more, dA[place], dB[place] = vendor.backward(alone, dy, ps[place], needs.of(place))
-        if more is not None:
-            dx = more if dx is None else dx.add_(more)
-    return dx, dA, dB

@@ -29,7 +29,7 @@ def group_forward_kernel(
     B0,  # [N0, r0], as (pointer, strides); B1 and B2 likewise
     B1,
     B2,
-    y0,  # [M, N0]: a descriptor of [BLOCK_M, BLOCK_N] blocks, or a pointer to contiguous rows; y1, y2 likewise
+    y0,  # [M, N0]: a descriptor of [BLOCK_M, BLOCK_N] blocks, or a pointer to contiguous rows; so y1 and y2
     y1,
     y2,
     p_ptrs,  # [M, r0], [M, r1] and [M, r2] contiguous fp32

@@ -17,7 +17,7 @@ from fastlora_kernels.compile_check.compiler import (
 )
 from fastlora_kernels.compile_check.rules import faults
 from fastlora_kernels.compile_check.variants import Case, cases
-from fastlora_kernels.configs import group_rank_block, launch_options, rank_block
+from fastlora_kernels.configs import group_rank_block, launch_options, rank_block, takes_group
 from fastlora_kernels.group_forward import group_forward_kernel
 from fastlora_kernels.tables import Tile
 
@@ -35,9 +35,7 @@ class GroupCase(NamedTuple):
     def block_r(self) -> int:
         """Ranks in a block."""
         one = self.single.variant
-        block = rank_block(
-            one.r, self.single.architecture, one.kind, one.wide_adapters, one.tf32_terms
-        )
+        block = rank_block(one.r, self.single.architecture, one.kind, one.wide_adapters, one.tf32_terms)
         return group_rank_block(block, one.tf32_terms)
 
     @property
@@ -51,7 +49,7 @@ class GroupCase(NamedTuple):
         return self.single.tile
 
     def __str__(self) -> str:
-        return f"{self.single}, {self.members} projections"
+        return f"{str(self.single).replace(', forward', '')}, {self.members} projections"
 
 
 def group_cases(architectures: list[str], *, every_variant: bool) -> Iterator[GroupCase]:
@@ -62,7 +60,8 @@ def group_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Gr
     seen = set()
     for case in cases(architectures, every_variant=every_variant):
         single = case._replace(variant=case.variant._replace(dropout=False))
-        if single.direction == "forward" and single not in seen:
+        fits = takes_group(single.shape_class == "few", single.variant.wide_adapters)
+        if single.direction == "forward" and fits and single not in seen:
             seen.add(single)
             yield from (GroupCase(single, count) for count in ((3, 2) if every_variant else (3,)))
 

@@ -24,6 +24,7 @@ from tests.ptx.scheduler import run
 # What a pass writes and does not read before it has written it.
 _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
+    "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
 }
 _COUNTERS = "workspace_ptr"
@@ -53,7 +54,7 @@ class Settings(NamedTuple):
 def running_on(settings: Settings) -> Iterator[None]:
     """Inside, `fused.forward` and `fused.backward` run in the interpreter."""
     kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
-    fused.forward_kernel, fused.backward_kernel = (_Launcher(kernel, settings) for kernel in kept[:2])
+    fused.forward_kernel, fused.backward_kernel = (Launcher(kernel, settings) for kernel in kept[:2])
     fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
@@ -61,7 +62,7 @@ def running_on(settings: Settings) -> Iterator[None]:
         fused.forward_kernel, fused.backward_kernel, fused._on_device = kept
 
 
-class _Launcher:
+class Launcher:
     """Stands where the kernel stood: `kernel[grid](**arguments)`."""
 
     def __init__(self, kernel: Any, settings: Settings) -> None:
