@@ -1,7 +1,7 @@
 """By which code projections that share x are computed, and why: decided only here, once, for both passes.
 
 together     torch's products, shared where that is faster (see grouped.py)
-one launch   the group's kernel for the forward pass, the members' own kernels for the backward pass
+one launch   the group's kernels; where not every gradient is needed, the backward pass goes in turn
 in turn      each member by its own route
 """
 
@@ -72,7 +72,7 @@ def _why_in_turn(o: Grouped, trained: Sequence[Decision]) -> str | None:
         return f"the group's kernel takes {_MOST} members at most"
     if o.seeds is not None:
         return "each member drops other entries of x, which the group's kernel reads once"
-    if not all(one.forward.is_fused for one in trained):
+    if not all(one.forward.is_fused and one.backward.is_fused for one in trained):
         return "a member is faster by the vendor's matrix product"
     from fastlora.routes.group_plan import fits
 
@@ -123,6 +123,11 @@ def backward(
     """
     if route.name == TOGETHER:
         return grouped.backward(o, dys, ps, needs)
+    given = [dy for dy in dys if dy is not None]
+    if route.name == ONE_LAUNCH and len(given) == len(dys) and _needs_all(o, needs):
+        from fastlora.routes import group_fused
+
+        return group_fused.backward(o, given, ps)
     dx = None
     dA: Factors = [None] * len(dys)
     dB: Factors = [None] * len(dys)
@@ -140,3 +145,9 @@ def backward(
         if more is not None:
             dx = more if dx is None else dx.add_(more)
     return dx, dA, dB
+
+
+def _needs_all(o: Grouped, needs: GroupNeeds) -> bool:
+    """Whether every gradient that there can be is needed, as the group's kernel computes all of them."""
+    pairs = zip(o.members, needs.dA, needs.dB, strict=True)
+    return needs.dx and all(dA and dB for one, dA, dB in pairs if one.A is not None)

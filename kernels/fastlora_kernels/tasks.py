@@ -187,6 +187,39 @@ def backward_tiles(
     )
 
 
+def group_backward_tiles(
+    M: int,
+    N0: int,
+    N1: int,
+    N2: int,
+    K: int,
+    r: int,
+    members: int,
+    BLOCK_M: int,
+    BLOCK_N: int,
+    BLOCK_K: int,
+    BLOCK_R: int,
+    BLOCK_K_DA: int,
+) -> BackwardTiles:
+    """The BackwardTiles of projections that share x: dx tiles for all at once, of the others each its own.
+
+    r is the largest of their ranks; N2 is 0 for two projections.
+    """
+    rows = (M + BLOCK_M - 1) // BLOCK_M
+    ranks = (r + BLOCK_R - 1) // BLOCK_R
+    blocks = (N0 + BLOCK_N - 1) // BLOCK_N + (N1 + BLOCK_N - 1) // BLOCK_N + (N2 + BLOCK_N - 1) // BLOCK_N
+    columns = (K + BLOCK_K - 1) // BLOCK_K
+    return BackwardTiles(
+        rows=rows,
+        columns=columns,
+        ranks=ranks,
+        q=rows * ranks * members,
+        dx=rows * columns,
+        dB=blocks * ranks,
+        dA=(K + BLOCK_K_DA - 1) // BLOCK_K_DA * ranks * members,
+    )
+
+
 def backward_tickets(
     tiles: BackwardTiles, split_q: int, split_dx: int, split_gradients: int
 ) -> BackwardTickets:

@@ -60,17 +60,16 @@ SHAPES = [
     (129, 72, (128, 64, 64), (16, 16, 16)),
     (1, 33, (5, 1, 2), (1, 2, 1)),
 ]
+# Many columns for few rows: dx tiles are split within a projection and between two, those of dB and dA too.
+WIDE = (20, 40, (300, 270, 8), (4, 0, 2))
+DTYPES = [
+    (WHOLE, WHOLE),
+    *(pytest.param(two, marks=pytest.mark.exhaustive) for two in ((HALF, HALF), (HALF, WHOLE))),
+]
 
 
 @pytest.mark.parametrize("shape", quick(SHAPES, *SHAPES[:2]), ids=str)
-@pytest.mark.parametrize(
-    "dtypes",
-    [
-        (WHOLE, WHOLE),
-        *(pytest.param(two, marks=pytest.mark.exhaustive) for two in ((HALF, HALF), (HALF, WHOLE))),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_every_y_and_p_is_within_the_budget(shape, dtypes):
     M, K, columns, ranks = shape
     members = projections(K, columns, ranks, *dtypes)
@@ -79,21 +78,56 @@ def test_every_y_and_p_is_within_the_budget(shape, dtypes):
         assert_right(x, members, group_fused.forward(bundle(x, members)))
 
 
+def gradients(x, members, dys, dtype):
+    """dx, then each dA and dB, in a dtype by separate operations."""
+    x = x.detach().to(dtype).requires_grad_()
+    wide = [
+        Projection(*(None if t is None else t.detach().to(dtype) for t in one[:4]), *one[4:])
+        for one in members
+    ]
+    factors = [f.requires_grad_() for one in wide if one.A is not None for f in (one.A, one.B)]
+    ys = [unfused(x, one, dtype)[0] for one in wide]
+    return torch.autograd.grad(ys, (x, *factors), [dy.to(dtype) for dy in dys])
+
+
+def assert_gradients_right(x, members, dys):
+    o = bundle(x, members)
+    with torch.no_grad():
+        dx, dAs, dBs = group_fused.backward(o, dys, group_fused.forward(o)[1])
+    ours = [dx, *(one for pair in zip(dAs, dBs, strict=True) for one in pair if one is not None)]
+    extra = torch.finfo(x.dtype).eps ** 2 * (members[0].A.dtype != x.dtype)
+    torchs, truths = (gradients(x, members, dys, dtype) for dtype in (members[0].A.dtype, torch.float64))
+    for place, (one, other, truth) in enumerate(zip(ours, torchs, truths, strict=True)):
+        assert_within_budget(f"gradient {place}", one, other, truth, extra=extra)
+
+
+@pytest.mark.parametrize("shape", quick([*SHAPES, WIDE], WIDE), ids=str)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_every_gradient_is_within_the_budget(shape, dtypes):
+    M, K, columns, ranks = shape
+    members = projections(K, columns, ranks, *dtypes)
+    x = torch.randn(M, K).to(DEVICE, dtypes[0])
+    assert_gradients_right(x, members, [torch.randn(M, N).to(DEVICE, dtypes[0]) for N in columns])
+
+
 def test_operands_of_any_strides():
     members = projections(30, (24, 20), (3, 8), WHOLE, WHOLE)
     members[0] = members[0]._replace(W=members[0].W.t().contiguous().t(), A=members[0].A.t().contiguous().t())
     x = torch.randn(30, 21).to(DEVICE).t()
     with torch.no_grad():
         assert_right(x, members, group_fused.forward(bundle(x, members)))
+    assert_gradients_right(x, members, [torch.randn(one.W.shape[0], 21).to(DEVICE).t() for one in members])
 
 
 def test_tiles_are_split_where_there_are_few():
     M, K, columns, ranks = SPLIT
     members = projections(K, columns, ranks, WHOLE, WHOLE)
-    plan = group_fused._plan(bundle(torch.randn(M, K).to(DEVICE), members), aligned=False)
+    plan = group_fused._plan("forward", bundle(torch.randn(M, K).to(DEVICE), members), aligned=False)
     assert isinstance(plan.single, Plan)
-    assert plan.split_p > 1 or ON_GPU
-    assert plan.split_y > 1 or ON_GPU
+    assert min(plan.split_k.values()) > 1 or ON_GPU
+    M, K, columns, ranks = WIDE
+    o = bundle(torch.randn(M, K).to(DEVICE), projections(K, columns, ranks, WHOLE, WHOLE))
+    assert group_fused._plan("backward", o, aligned=False).split_k["dx"] > 1 or ON_GPU
 
 
 def step(members, x):
@@ -103,15 +137,21 @@ def step(members, x):
     return [*ys, *torch.autograd.grad(sum(y.square().sum() for y in ys), (x, *factors))]
 
 
-def test_a_group_is_one_launch_forward(monkeypatch):
+def test_a_group_is_one_launch_each_way(monkeypatch):
     launches = []
-    once = group_fused.forward
-    monkeypatch.setattr(group_fused, "forward", lambda o: launches.append(len(o.members)) or once(o))
+    for way in ("forward", "backward"):
+        once = getattr(group_fused, way)
+
+        def counted(o, *rest, way=way, once=once):
+            launches.append((way, len(o.members)))
+            return once(o, *rest)
+
+        monkeypatch.setattr(group_fused, way, counted)
     members = projections(40, (24, 12, 16), (3, 0, 5), WHOLE, WHOLE)
     x = torch.randn(20, 40).to(DEVICE)
     with set_backend("triton"):
         ours = step(members, x)
-    assert launches == [3]
+    assert launches == [("forward", 3), ("backward", 3)]
     with set_backend("torch"):
         torchs = step(members, x)
     wide = [

@@ -83,8 +83,8 @@ def check(architecture: str, shape: str, adapter: torch.dtype) -> list[str]:
     aligned = is_aligned(o.x) and all(is_aligned(one.base.tensors[0]) for one in o.members)
     problem, columns = group_fused.problem_of(o)
     tile, _ = small_tiles(architecture, "half")
-    plan = group_plan(architecture, problem, columns, aligned, "highest", tile)
-    if shape == "split" and (plan.split_p == 1 or plan.split_y == 1):
+    plan = group_plan("forward", architecture, problem, columns, aligned, "highest", tile)
+    if shape == "split" and (min(plan.split_k.values()) == 1):
         return ["no tile is split"]
     first = None
     for seed in SEEDS:
