@@ -25,6 +25,7 @@ from tests.ptx.scheduler import run
 _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
+    "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
 }
 _COUNTERS = "workspace_ptr"

@@ -1,4 +1,4 @@
-"""The kernel of projections that share x, compiled for a GPU and run by the interpreter: `python -m` this.
+"""The kernels of projections that share x, compiled for a GPU and run by the interpreter: `python -m` this.
 
 In bf16, under random schedules, with tiles that are split and that are not.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fastlora.formula.grouped import Grouped, Projection, bundle
 from fastlora.measuring.errors import budget_of, relative_error
 from fastlora.routes import group_fused
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.group_plan import group_plan
+from fastlora.routes.group_plan import GroupPlan, group_plan
 from tests.ptx.driver.cases import small_tiles
 from tests.ptx.driver.device import Launcher, Settings
 
@@ -27,21 +27,24 @@ CAPABILITIES = {"sm_80": 80, "sm_90": 90}
 SHAPES = {
     "aligned": (70, 128, (72, 16, 64), (8, 0, 16)),
     "ragged": (50, 101, (67, 20), (5, 40)),
-    "split": (50, 584, (40, 24, 16), (16, 4, 8)),
+    "split": (50, 584, (40, 536, 16), (16, 4, 8)),
 }
 SEEDS = (None, 1, 2)
 
 
 @contextlib.contextmanager
 def running_on(settings: Settings) -> Iterator[None]:
-    """Inside, `group_fused.forward` runs in the interpreter."""
-    kept = group_fused.group_forward_kernel, group_fused._on_device
-    group_fused.group_forward_kernel = Launcher(kept[0], settings)
+    """Inside, `group_fused.forward` and `group_fused.backward` run in the interpreter."""
+    names = ("group_forward_kernel", "group_backward_kernel", "_on_device")
+    kept = {name: getattr(group_fused, name) for name in names}
+    for name in names[:2]:
+        setattr(group_fused, name, Launcher(kept[name], settings))
     group_fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
-        group_fused.group_forward_kernel, group_fused._on_device = kept
+        for name in names:
+            setattr(group_fused, name, kept[name])
 
 
 def operands(
@@ -59,44 +62,65 @@ def operands(
     return bundle(torch.randn(M, K).to(half), members)
 
 
-def wrong_in(o: Grouped, results: tuple[list[Tensor], list[Tensor | None]]) -> list[str]:
-    """What is beyond the error budget."""
-    found = []
-    for place, (one, y, p) in enumerate(zip(o.members, *results, strict=True)):
-        made = []
-        for dtype in (torch.bfloat16, torch.float64):
-            x, W = o.x.to(dtype), one.base.tensors[0].to(dtype)
-            b, A, B = (None if t is None else t.to(dtype) for t in (one.b, one.A, one.B))
-            base = torch.nn.functional.linear(x, W, b)
-            made.append((base, None) if A is None else (oracle.unfused(x, W, b, A, B, one.s), x @ A.t()))
-        (y_torch, p_torch), (y_truth, p_truth) = made
-        for name, ours, torchs, truth in (("y", y, y_torch, y_truth), ("p", p, p_torch, p_truth)):
-            if ours is not None and not relative_error(ours, truth) <= budget_of(torchs, truth, ours.dtype):
-                found.append(f"{name}{place} is beyond its budget")
-    return found
+def expected(o: Grouped, dys: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Each y and p, dx, each dA and dB, in a dtype by separate operations."""
+    x = o.x.to(dtype).requires_grad_()
+    found, ys, factors = {}, [], {}
+    for place, one in enumerate(o.members):
+        W, b, A, B = (None if t is None else t.to(dtype) for t in (one.base.tensors[0], one.b, one.A, one.B))
+        if A is None:
+            ys.append(torch.nn.functional.linear(x, W, b))
+            continue
+        factors |= {f"dA{place}": A.requires_grad_(), f"dB{place}": B.requires_grad_()}
+        ys.append(oracle.unfused(x, W, b, A, B, one.s))
+        found[f"p{place}"] = (x @ A.t()).detach()
+    wanted = {"dx": x, **factors}
+    made = torch.autograd.grad(ys, list(wanted.values()), [dy.to(dtype) for dy in dys])
+    found |= {f"y{place}": y.detach() for place, y in enumerate(ys)}
+    return found | dict(zip(wanted, made, strict=True))
+
+
+def computed(o: Grouped, dys: Sequence[Tensor], plans: Sequence[GroupPlan]) -> dict[str, Tensor]:
+    """The same by the kernels."""
+    ys, ps = group_fused.forward(o, plans[0])
+    dx, dAs, dBs = group_fused.backward(o, dys, ps, plans[1])
+    named = {"y": ys, "p": ps, "dA": dAs, "dB": dBs}
+    found = {
+        f"{name}{i}": one for name, all_ in named.items() for i, one in enumerate(all_) if one is not None
+    }
+    return found | {"dx": dx}
 
 
 def check(architecture: str, shape: str, adapter: torch.dtype) -> list[str]:
     """What is wrong with a shape, under each schedule; empty if nothing is."""
     torch.manual_seed(20261126)
     o = operands(*SHAPES[shape], adapter)
-    aligned = is_aligned(o.x) and all(is_aligned(one.base.tensors[0]) for one in o.members)
+    dys = [torch.randn(o.x.shape[0], one.base.N).to(o.x.dtype) for one in o.members]
+    aligned = all(map(is_aligned, (o.x, *dys, *(one.base.tensors[0] for one in o.members))))
     problem, columns = group_fused.problem_of(o)
-    tile, _ = small_tiles(architecture, "half")
-    plan = group_plan("forward", architecture, problem, columns, aligned, "highest", tile)
-    if shape == "split" and (min(plan.split_k.values()) == 1):
+    plans = [
+        group_plan(direction, architecture, problem, columns, aligned, "highest", tile)
+        for direction, tile in zip(("forward", "backward"), small_tiles(architecture, "half"), strict=True)
+    ]
+    if shape == "split" and min(plans[0].split_k.values()) == 1:
         return ["no tile is split"]
-    first = None
+    torchs, truths = (expected(o, dys, dtype) for dtype in (o.x.dtype, torch.float64))
+    first: dict[str, Tensor] = {}
     for seed in SEEDS:
         with running_on(Settings(architecture, CAPABILITIES[architecture], seed)):
-            ys, ps = group_fused.forward(o, plan)
-        results = [*ys, *(p for p in ps if p is not None)]
-        if first is None:
+            results = computed(o, dys, plans)
+        if not first:
             first = results
-            if found := wrong_in(o, (ys, ps)):
-                return found
-        if not all(map(torch.equal, results, first)):
-            return [f"schedule {seed} gives other bits"]
+            wrong = [
+                name
+                for name, ours in results.items()
+                if not relative_error(ours, truths[name]) <= budget_of(torchs[name], truths[name], ours.dtype)
+            ]
+            if wrong or results.keys() != truths.keys():
+                return [f"beyond their budget: {', '.join(wrong)}"]
+        other = [name for name, one in results.items() if not torch.equal(one, first[name])]
+        if other:
+            return [f"schedule {seed} gives other bits of {', '.join(other)}"]
     return []
 
 
