@@ -30,7 +30,7 @@ ROOMS = (
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 # What reads the tile tables, and the choices that a tuning run made.
-TABLE_READERS = ("routes.plan", "routes.choices", "routes.architecture")
+TABLE_READERS = ("routes.plan", "routes.group_plan", "routes.choices", "routes.architecture")
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
@@ -88,7 +88,7 @@ def test_imports_make_no_circle():
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
-    if dotted(path) == "routes.fused":
+    if dotted(path) in ("routes.fused", "routes.group_fused"):
         allowed |= {"triton", "fastlora_kernels"}
     if dotted(path) in TABLE_READERS or room(path) == "tuning":
         allowed |= {"fastlora_kernels"}
@@ -109,7 +109,7 @@ def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_
     # A format launches the kernel that unpacks it.
     rooms = ("tuning.", "formats.")
     known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
-    assert known <= {"routes.fused", *TABLE_READERS}
+    assert known <= {"routes.fused", "routes.group_fused", *TABLE_READERS}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

@@ -15,13 +15,19 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
+from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.rules import check
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
 
 # The kernels of each kind to compile, and what compiles one.
-_CHECKS = ((cases, check), (update_cases, check_update), (unpacking_cases, check_unpacking))
+_CHECKS = (
+    (cases, check),
+    (group_cases, check_group),
+    (update_cases, check_update),
+    (unpacking_cases, check_unpacking),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,6 +24,8 @@ from tests.ptx.scheduler import run
 # What a pass writes and does not read before it has written it.
 _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
+    "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
+    "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
     "masked_update_kernel": ("dx_ptr",),
 }
@@ -55,8 +57,8 @@ def running_on(settings: Settings) -> Iterator[None]:
     """Inside, the launches of `fused` run in the interpreter."""
     kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
     update = fused.masked.masked_update_kernel
-    fused.forward_kernel, fused.backward_kernel = (_Launcher(kernel, settings) for kernel in kept[:2])
-    fused.masked.masked_update_kernel = _Launcher(update, settings)
+    fused.forward_kernel, fused.backward_kernel = (Launcher(kernel, settings) for kernel in kept[:2])
+    fused.masked.masked_update_kernel = Launcher(update, settings)
     fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
@@ -65,7 +67,7 @@ def running_on(settings: Settings) -> Iterator[None]:
         fused.masked.masked_update_kernel = update
 
 
-class _Launcher:
+class Launcher:
     """Stands where the kernel stood: `kernel[grid](**arguments)`."""
 
     def __init__(self, kernel: Any, settings: Settings) -> None:
