@@ -106,15 +106,7 @@ def test_two_processes_under_torchrun_train_on_rows_of_their_own_and_one_writes(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(port),
-    ]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     options = ["--config", "tiny", "--max-steps", "6", "--device", "cpu", "--out", str(tmp_path / "out")]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     done = subprocess.run(
