@@ -33,7 +33,7 @@ from fastlora.recipes.finetune.results import (
     kinds_of_layers,
 )
 from fastlora.recipes.finetune.resuming import begin, starting_point
-from fastlora.recipes.finetune.rows import MESSAGES, TEXT, Rows, read_rows
+from fastlora.recipes.finetune.rows import MESSAGES, TEXT, Rows, read_rows, split_rows
 from fastlora.recipes.finetune.tiny import TINY, write_tiny
 from fastlora.recipes.finetune.trainer import Clock, answers_alone, arguments_of, build, peak_memory
 from fastlora.recipes.frame import RESULTS, check_extras, staged, timed, write_results
@@ -171,12 +171,12 @@ def _result(
     if not all(math.isfinite(loss) for _, loss in losses):
         step = next(step for step, loss in losses if not math.isfinite(loss))
         raise FloatingPointError(f"the loss of step {step} is not finite; a lower --lr may help")
-    evaluated = 0 if trainer.eval_dataset is None else len(trainer.eval_dataset)
+    train, held_back = split_rows(rows, 0.0 if held else options.eval_share, options.seed)
     sequences = trainer.train_dataset["input_ids"]
     whole = "completions" if rows.form not in (MESSAGES, TEXT) else "all tokens"
     return FinetuneResult(
         options=options,
-        rows={"train": len(rows.rows) - (0 if held else evaluated), "evaluation": evaluated},
+        rows={"train": len(train), "evaluation": len(held.rows if held else held_back)},
         sequences=len(sequences),
         full_length=sum(len(row) >= options.length for row in sequences),
         form=rows.form,
