@@ -91,12 +91,32 @@ def linear_torchao(W: Tensor, b: Tensor | None = None, *, kind: str = "Int8") ->
     return layer
 
 
+def linear_hqq(
+    W: Tensor, b: Tensor | None = None, *, compute_dtype: torch.dtype | None = None, **options: Any
+) -> nn.Module:
+    """hqq's HQQLinear that holds W [N, K] and b; one group a row, unless `options` say otherwise."""
+    hqq = pytest.importorskip("hqq.core.quantize")
+    plain = nn.Linear(W.shape[1], W.shape[0], bias=b is not None, dtype=W.dtype)
+    with torch.no_grad():
+        plain.weight.copy_(W)
+        if b is not None:
+            plain.bias.copy_(b)
+    weights = {"nbits": 8, "group_size": None, "axis": 1, "channel_wise": True, "optimize": False, **options}
+    weights = {"round_zero": False, "view_as_float": False, **weights}
+    config = {"weight_quant_params": weights, "scale_quant_params": None, "zero_quant_params": None}
+    config["offload_meta"] = False
+    return hqq.HQQLinear(
+        plain.requires_grad_(False), config, compute_dtype=compute_dtype or W.dtype, device="cpu"
+    )
+
+
 # Those whose own forward runs on a CPU.
-RUNS = ("bnb-4bit", "bnb-int8", "torchao-int8tensor", "torchao-float8tensor")
+RUNS = ("bnb-4bit", "bnb-int8", "hqq", "torchao-int8tensor", "torchao-float8tensor")
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {
     "bnb-4bit": linear_4bit,
     "bnb-int8": linear_int8,
+    "hqq": linear_hqq,
     "fp8": linear_fp8,
     "fp8 of compressed-tensors": linear_compressed,
     "torchao-int8tensor": linear_torchao,

@@ -19,6 +19,7 @@ class Format(ABC):
         name: In `BaseWeight.format`, in operators and in reports.
         about: The library and its format, as words to show.
         library: The package that makes such layers; only models that hold one need it.
+        parameter: The layer's parameter that holds the packed values.
         keeps_dtype: Whether a layer remembers the dtype of the W that was packed; if not, `values_dtype`
             guesses.
     """
@@ -26,6 +27,7 @@ class Format(ABC):
     name: str
     about: str
     library: str
+    parameter: str = "weight"
     keeps_dtype: bool = True
 
     @abstractmethod

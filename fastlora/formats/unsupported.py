@@ -12,8 +12,10 @@ _INT4: Final = (
     f"torchao's int4 has no packing that unpacks on every device; use {_NF4}, or torchao's "
     "Int8WeightOnlyConfig"
 )
-# By words in the name of a class or of its package.
+_HQQ: Final = "it is packed for inference; apply LoRA to hqq's HQQLinear, before prepare_for_inference"
+# By words in the name of a class or of its package; the first that is there decides.
 _INSTEAD: Final = (
+    (("hqq.backends",), _HQQ),
     (("gptq", "awq", "marlin", "exllama"), _INFERENCE),
     (("int4",), _INT4),
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.operands import BaseWeight
-from fastlora_kernels import dequantize_bnb_4bit, dequantize_scaled
+from fastlora_kernels import dequantize_bnb_4bit, dequantize_hqq, dequantize_scaled
 from tests.ptx.driver.compiled import compiled
 from tests.ptx.machine import Machine
 from tests.ptx.memory import Memory
@@ -42,6 +42,14 @@ def eight_bits() -> BaseWeight:
     """fp8 in blocks of 4 x 32."""
     q = torch.randint(127, (N, K), dtype=torch.uint8).view(torch.float8_e4m3fn)
     return BaseWeight("fp8", (q, torch.randn(4, 4)), N, K, torch.bfloat16, (4, 32))
+
+
+def three_bits() -> BaseWeight:
+    """HQQ's layout in groups of ten entries, with rows of padding."""
+    rows = N * K // 10
+    words = torch.randint(2**30, (rows // 10 + 1, 10), dtype=torch.int32)
+    scale, zero = torch.randn(2, rows, 1).bfloat16()
+    return BaseWeight("hqq", (words, scale, zero), N, K, torch.bfloat16, (3, rows, 10, *[0] * 6))
 
 
 class _Launcher:
@@ -83,10 +91,14 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def main() -> int:
-    """Run both kernels; 1 if a bit differs from the host's."""
+    """Run the kernels; 1 if a bit differs from the host's."""
     torch.manual_seed(20261122)
     wrong = 0
-    for base, module in ((four_bits(), dequantize_bnb_4bit), (eight_bits(), dequantize_scaled)):
+    for base, module in (
+        (four_bits(), dequantize_bnb_4bit),
+        (eight_bits(), dequantize_scaled),
+        (three_bits(), dequantize_hqq),
+    ):
         kernel, out = module.dequantize_kernel, torch.empty(N, K, dtype=base.dtype)
         module.dequantize_kernel = _Launcher(kernel, 90)
         try:
