@@ -88,6 +88,8 @@ def convert(i: Instruction, program: Program) -> Code:
     to, source = i.opcode[-2:]
     if to[0] in "us" and source[0] in "us":
         return _integers(i, to, source)
+    if to == "bf16" and source in ("u16", "u32") and "rn" in i.opcode:
+        return _bf16_of_whole(i, bits_of(source))
     if to in ("bf16x2", "f16x2"):
         return _pairs(i, to)
     if (to == "f32" or "rn" in i.opcode or (to, source) == ("tf32", "f32")) and (to, source) in _FLOATS:
@@ -120,6 +122,19 @@ def _integers(i: Instruction, to: str, source: str) -> Code:
     put, a = write(i.operands[0], bits_of(to)), read(i.operands[1], bits_of(source))
     kind = (SIGNED if to[0] == "s" else UNSIGNED)[bits_of(to)]
     return lambda g: put(g, bits(typed(a(g), source).astype(kind)))
+
+
+def _bf16_of_whole(i: Instruction, width: int) -> Code:
+    """By fp32, which holds the numbers below 2^24; larger ones would be rounded twice."""
+    put, a = write(i.operands[0], 16), read(i.operands[1], width)
+
+    def code(g: Group) -> None:
+        number = a(g)
+        if (number >= 2**24).any():
+            raise UnknownInstruction(f"{i.text}, of 2^24 or more")
+        put(g, floating.bf16_bits(number.astype(np.float32)))
+
+    return code
 
 
 def _pairs(i: Instruction, to: str) -> Code:

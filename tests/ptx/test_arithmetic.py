@@ -146,3 +146,16 @@ def test_an_unknown_instruction_is_an_error_that_names_it():
     for line in ("frobnicate.b32 %r2, %r0;", "add.sat.s32 %r2, %r0, %r0;", "cvt.rz.bf16.f32 %rs1, %r0;"):
         with pytest.raises(UnknownInstruction, match=line.split()[0].replace(".", r"\.")):
             run_kernel(line)
+
+
+def test_bf16_is_rounded_once_in_both_halves():
+    a, b = np.array([0x3F800000 | 0x4040], U32), np.array([0x3B803B80], U32)  # 1 and 3; 2^-8
+    assert apply("add.rn.bf16x2 d, a, b;", a, b)[0] == 0x3F804040  # ties go to even
+    assert apply("mul.rn.bf16x2 d, a, b;", a, b)[0] == 0x3B803C40
+    assert apply("sub.rn.bf16x2 d, a, b;", a, np.array([0x3F804000], U32))[0] == 0x00003F80
+
+
+def test_whole_numbers_become_bf16_and_too_large_ones_are_refused():
+    assert apply("cvt.rn.bf16.u32 d, a;", np.array([255, 257], U32), out=U16)[:2].tolist() == [0x437F, 0x4380]
+    with pytest.raises(UnknownInstruction, match=r"2\^24"):
+        apply("cvt.rn.bf16.u32 d, a;", np.array([2**24], U32), out=U16)
