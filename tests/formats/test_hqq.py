@@ -183,12 +183,6 @@ def test_a_state_that_does_not_hold_w_is_refused_by_name(change, message):
         apply_lora(nn.Sequential(spoiled(change)), LoRAConfig(r=2))
 
 
-def test_layers_that_hqq_packed_for_inference_are_refused_with_what_to_use():
-    made = type("HQQLinearTorchWeightOnlynt4", (nn.Module,), {"__module__": "hqq.backends.torchao"})
-    with pytest.raises(TypeError, match="apply LoRA to hqq's HQQLinear, before prepare_for_inference"):
-        apply_lora(nn.Sequential(nn.Linear(3, 3), made()), LoRAConfig(r=2))
-
-
 def test_pefts_layer_over_it_is_fused_though_its_bias_is_no_parameter():
     peft = pytest.importorskip("peft")
     inputs = small_inputs()

@@ -52,6 +52,9 @@ def test_integers(line, inputs, expected):
 def test_a_wide_product_keeps_all_bits_and_the_sign():
     a, b = np.array([-3, 2**31 - 1], I32), np.array([5, 2**31 - 1], I32)
     assert apply("mul.wide.s32 d, a, b;", a, b, out=np.int64).tolist() == [-15, (2**31 - 1) ** 2]
+    assert apply("mul.wide.u16 d, a, b;", np.array([65535], U16), np.array([65535], U16)).tolist() == [
+        65535**2
+    ]
     c = np.array([100, 1], np.int64)
     assert apply("mad.wide.s32 d, a, b, c;", a, b, c, out=np.int64).tolist() == [85, (2**31 - 1) ** 2 + 1]
 

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlora_kernels import dequantize_bnb_4bit, dequantize_hqq, dequantize_scaled
+from fastlora_kernels import dequantize_bnb_4bit, dequantize_fp4, dequantize_hqq, dequantize_scaled
 from fastlora_kernels.compile_check.compiler import (
     Constant,
     Resources,
@@ -26,9 +26,10 @@ _KERNELS: Final = {
     "bnb_4bit": dequantize_bnb_4bit.dequantize_kernel,
     "scaled": dequantize_scaled.dequantize_kernel,
     "hqq": dequantize_hqq.dequantize_kernel,
+    "fp4": dequantize_fp4.dequantize_kernel,
 }
 # One of each kernel, which stands for the rest unless every variant is asked for.
-_DEMANDING: Final = ("4 bits, nested", "int8 with zero points", "HQQ in 3 bits")
+_DEMANDING: Final = ("4 bits, nested", "int8 with zero points", "HQQ in 3 bits", "NVFP4, swizzled")
 _SCALED: Final = {"N": "i32", "K": "i32", "rows": "i32", "columns": "i32", "grid_columns": "i32"}
 _NOT_NESTED: Final = {
     "code2_ptr": Constant(None),
@@ -91,6 +92,15 @@ def _formats() -> Iterator[tuple[str, str, dict[str, Any]]]:
             "FIELDS": Constant(fields),
         }
         yield f"HQQ in {bits} bits", "hqq", {**groups, **kinds, "GROUPS": Constant("rows")}
+    fp4 = {"q_ptr": "*u8", "scale_ptr": "*u8", "num_bytes": "i32", "blocks": "i32"}
+    fp4["BYTES"] = Constant(dequantize_fp4.BYTES)
+    for swizzled in (True, False):
+        layout = {**fp4, "SWIZZLED": Constant(swizzled)}
+        where = "swizzled" if swizzled else "row by row"
+        whole, kinds = {"whole_ptr": "*fp32"}, {"BLOCK": Constant(16), "POWERS": Constant(False)}
+        yield f"NVFP4, {where}", "fp4", {**layout, **whole, **kinds}
+        alone, kinds = {"whole_ptr": Constant(None)}, {"BLOCK": Constant(32), "POWERS": Constant(True)}
+        yield f"MXFP4, {where}", "fp4", {**layout, **alone, **kinds}
 
 
 def check_unpacking(case: Unpacking) -> tuple[str, list[str]]:
