@@ -58,6 +58,13 @@ class Format(ABC):
     def launch(self, base: BaseWeight, out: Tensor) -> None:
         """As `dequantize`, by one Triton kernel, into a contiguous `out` [N, K]."""
 
+    def as_operand(self, base: BaseWeight, columns: int) -> dict[str, Any] | None:
+        """What the kernel of few rows reads W by, in tiles of so many columns; None if it cannot.
+
+        That is `W`, a tuple of pointers, and the constants `KIND`, `BLOCK`, `BLOCK2`, `BY_ROW` and `factor`.
+        """
+        return None
+
     @abstractmethod
     def packed_bytes(self, N: int, K: int) -> int:
         """Bytes that W [N, K] takes with the library's default options."""

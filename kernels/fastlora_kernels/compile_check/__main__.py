@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
+from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.rules import check
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
@@ -39,14 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [case for case in chosen if options.only in str(case)]
     unpacking = unpacking_cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
     unpacked = [case for case in unpacking if options.only in str(case)]
-    if not todo and not unpacked:
+    few = few_rows_cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
+    few_rows = [case for case in few if options.only in str(case)]
+    if not todo and not unpacked and not few_rows:
         parser.error(f"--only {options.only!r}: no kernel's line holds this")
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for line, found in itertools.chain(pool.map(check, todo), pool.map(check_unpacking, unpacked)):
+        for line, found in itertools.chain(
+            pool.map(check, todo), pool.map(check_unpacking, unpacked), pool.map(check_few_rows, few_rows)
+        ):
             failed += bool(found)
             print(" | ".join([line, *(f"FAULT: {fault}" for fault in found)]), flush=True)
-    total = len(todo) + len(unpacked)
+    total = len(todo) + len(unpacked) + len(few_rows)
     print(f"Triton {triton.__version__}: {total - failed} kernels within the rules, {failed} with faults")
     return 1 if failed else 0
 
