@@ -11,6 +11,7 @@ from fastlora.formats.registry import FORMATS
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import Needs, Operands
 from fastlora.routes.decide import Decision, decide_for, is_aligned, problem_of
+from fastlora.routes.plan import Plan, architecture_of, plan_for
 
 # Those whose unpacked tile is an operand of the matrix units as it is.
 _DTYPES: Final = (torch.float16, torch.bfloat16)
@@ -36,24 +37,23 @@ def _packed_tile(o: Operands) -> dict[str, Any] | None:
     return FORMATS[o.base.format].as_operand(o.base, TILE.block_k)
 
 
-def forward(o: Operands) -> tuple[Tensor, Tensor]:
+def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     """y = x Wᵀ + s p Bᵀ + b and p = x_d Aᵀ in one launch, over a packed W.
 
     Args:
         o: Operands for which `decision_of` is not None.
+        plan: A launch plan by `plan_on`; None means that of x's device.
 
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32.
     """
     from fastlora.routes import fused
-    from fastlora.routes.plan import architecture_of, plan_for
     from fastlora_kernels.few_rows import TILE, few_rows_kernel
 
     x, b, A, B, s, seed = o.x, o.b, o.A, o.B, o.s, o.seed
     M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
     threshold, kept_scale = dropout_constants(o.dropout)
-    architecture = architecture_of(x.device)
-    plan = plan_for("forward", architecture, problem_of(o), tile=TILE, dropout=o.dropout, aligned=False)
+    plan = plan or plan_on(architecture_of(x.device), o)
     y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     with fused._on_device(x):
@@ -82,6 +82,14 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
             BLOCK_R=plan.block_r,
             PRECISION=plan.precision,
             **(_packed_tile(o) or {}),
-            **{**plan.options, "enable_fp_fusion": False},
+            **plan.options,
         )
     return y, p
+
+
+def plan_on(architecture: str, o: Operands) -> Plan:
+    """The plan of a call on an architecture of the tile tables."""
+    from fastlora_kernels.few_rows import TILE
+
+    plan = plan_for("forward", architecture, problem_of(o), tile=TILE, dropout=o.dropout, aligned=False)
+    return plan._replace(options={**plan.options, "enable_fp_fusion": False})

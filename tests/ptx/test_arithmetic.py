@@ -66,6 +66,13 @@ def test_conversions_extend_by_the_sign_of_the_source():
     assert apply("cvt.u32.u64 d, a;", np.array([0x100000005], U64)).tolist() == [5]
 
 
+def test_eight_bits_are_cut_off_and_extended_in_a_wider_register():
+    a = np.array([0x1FE, 0x7F], U32)
+    assert apply("cvt.s8.s32 d, a;", a, out=U16).tolist() == [0xFFFE, 0x7F]
+    assert apply("cvt.u8.u32 d, a;", a, out=U16).tolist() == [0xFE, 0x7F]
+    assert apply("cvt.rn.f32.s32 d, a;", np.array([-(2**24) - 1], I32), out=F32).tolist() == [-(2.0**24)]
+
+
 def test_comparisons_know_signs_and_nan():
     body = "setp.{} %p1, a, b; selp.b32 d, 1, 0, %p1;"
     a, b = np.array([-1], I32), np.array([1], I32)

@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.routes import fused
+from fastlora_kernels import few_rows
 from fastlora_kernels.tables import load_table
 from tests.ptx.driver.compiled import compiled
 from tests.ptx.faults import Fault
@@ -24,6 +25,7 @@ from tests.ptx.scheduler import run
 # What a pass writes and does not read before it has written it.
 _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
+    "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
 }
 _COUNTERS = "workspace_ptr"
@@ -51,14 +53,17 @@ class Settings(NamedTuple):
 
 @contextlib.contextmanager
 def running_on(settings: Settings) -> Iterator[None]:
-    """Inside, `fused.forward` and `fused.backward` run in the interpreter."""
+    """Inside, `fused.forward`, `fused.backward` and `few_rows.forward` run in the interpreter."""
     kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
+    kept_few = few_rows.few_rows_kernel
     fused.forward_kernel, fused.backward_kernel = (_Launcher(kernel, settings) for kernel in kept[:2])
+    few_rows.few_rows_kernel = _Launcher(kept_few, settings)
     fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
         fused.forward_kernel, fused.backward_kernel, fused._on_device = kept
+        few_rows.few_rows_kernel = kept_few
 
 
 class _Launcher:
