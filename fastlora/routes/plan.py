@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -18,6 +18,10 @@ from fastlora.formula.operands import EVERYTHING, Needs, outranges_fp16
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.tables import Entry, Table, Tile, load_table
+
+# Up to so many rows a packed W is unpacked inside the product, and in tiles of so many columns.
+PACKED_ROWS: Final = configs.PACKED_ROWS
+PACKED_COLUMNS: Final = configs.PACKED_TILE.block_k
 
 
 class Plan(NamedTuple):
@@ -90,6 +94,14 @@ def plan_for(
     """
     dropped = dropout_constants(dropout)[0] > 0
     return _cached_plan(direction, architecture, problem, needs, tile, dropped, _precision(), aligned)
+
+
+def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> Plan:
+    """The plan of a forward pass with few rows over a packed W, which is unpacked inside the product."""
+    plan = plan_for(
+        "forward", architecture, problem, tile=configs.PACKED_TILE, dropout=dropout, aligned=False
+    )
+    return plan._replace(options={**plan.options, "enable_fp_fusion": False})
 
 
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:

@@ -4,8 +4,6 @@ Each program unpacks its own tile of W in registers, as an operand of the produc
 more rows than one block of them, each block would unpack W again.
 """
 
-from typing import Final
-
 import triton
 import triton.language as tl
 
@@ -14,14 +12,8 @@ from fastlora_kernels.handover import publish, wait_for
 from fastlora_kernels.low_rank_products import project_tile
 from fastlora_kernels.packed_tiles import eight_bit_tile, four_bit_tile, table_of
 from fastlora_kernels.split_k import Split, split_range, sum_of_splits
-from fastlora_kernels.tables import tile_of
 from fastlora_kernels.tickets import on_device, take_ticket
 from fastlora_kernels.tile_ops import add_low_rank, load_tile, store_tile
-
-# The one threshold: with more rows, W is unpacked by a launch of its own.
-MOST_ROWS: Final = 16
-# W is the product's left operand, so that its tile stays in registers: 64 rows of it are what wgmma takes.
-TILE: Final = tile_of("forward", MOST_ROWS, 64, 64, 1, 4, 3)
 
 forward_tiles = on_device(tasks.forward_tiles)
 forward_tickets = on_device(tasks.forward_tickets)

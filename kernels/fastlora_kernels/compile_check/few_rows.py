@@ -21,8 +21,8 @@ from fastlora_kernels.compile_check.compiler import (
 from fastlora_kernels.compile_check.hand_over import hand_over_faults
 from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.compile_check.variants import TARGETS, Variant
-from fastlora_kernels.configs import launch_options, rank_block
-from fastlora_kernels.few_rows import TILE, few_rows_kernel
+from fastlora_kernels.configs import PACKED_TILE, launch_options, rank_block
+from fastlora_kernels.few_rows import few_rows_kernel
 from fastlora_kernels.tables import load_table
 
 _NESTED: Final = ("*u8", "*fp32", "*u8", "*fp32", "*fp32", "*fp32")
@@ -59,15 +59,13 @@ class FewRows(NamedTuple):
 def few_rows_cases(architectures: list[str], *, every_variant: bool) -> Iterator[FewRows]:
     """The most demanding formats and variants, for each target of the architectures; or all."""
     pairs = (("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp16"), ("fp16", "fp32"))
-    ranks, dropout, split = (16, 64), (False, True), (False, True)
-    if not every_variant:
-        pairs, ranks, dropout, split = (("bf16", "fp32"),), (64,), (True,), (True,)
+    least = [Variant(*pair) for pair in pairs] if every_variant else []
+    most = [
+        Variant(*pair, 64, dropout=True, split_k=True) for pair in (pairs if every_variant else pairs[1:2])
+    ]
     for architecture in architectures:
-        for target, format in itertools.product(TARGETS[architecture], _FORMATS):
-            if not every_variant and format not in _DEMANDING:
-                continue
-            for (element, adapter), r, dropped, shared in itertools.product(pairs, ranks, dropout, split):
-                variant = Variant(element, adapter, r, dropout=dropped, split_k=shared)
+        for target, format, variant in itertools.product(TARGETS[architecture], _FORMATS, (*least, *most)):
+            if every_variant or format in _DEMANDING:
                 yield FewRows(format, architecture, variant, target)
 
 
@@ -82,7 +80,9 @@ def check_few_rows(case: FewRows) -> tuple[str, list[str]]:
     if made.shared > limit:
         found.append(f"takes {made.shared} bytes of shared memory, the target has {limit}")
     if case.target.backend == "cuda":
-        found += hand_over_faults(made.assembly, Kernel("forward", made.arguments, TILE, _block_r(case)))
+        found += hand_over_faults(
+            made.assembly, Kernel("forward", made.arguments, PACKED_TILE, _block_r(case))
+        )
         # A scale is a product and a sum that round apart, and each value one product.
         if re.search(r"\bfma\.rn\S*\.f32", made.assembly):
             found.append("fuses a product and a sum")
@@ -97,7 +97,7 @@ def compile_few_rows(case: FewRows) -> Resources:
     kinds = _kinds(case)
     signature, constants, attributes = signature_of(few_rows_kernel, kinds)
     source = ASTSource(few_rows_kernel, signature, constants, attributes)
-    options = {**launch_options(TILE, case.target.backend), "enable_fp_fusion": False}
+    options = {**launch_options(PACKED_TILE, case.target.backend), "enable_fp_fusion": False}
     compiled = triton.compile(source, target=case.target, options=options)
     return resources_of(compiled, case.target, parameters_of(few_rows_kernel, kinds))
 
@@ -111,7 +111,7 @@ def _kinds(case: FewRows) -> dict[str, Any]:
     """The kind of every argument."""
     variant, (pointers, kind, block, block2, by_row) = case.variant, _FORMATS[case.format]
     element = f"*{variant.element}"
-    return kinds_of_both(case.architecture, TILE, variant) | {
+    return kinds_of_both(case.architecture, PACKED_TILE, variant) | {
         "x": (element, SIXTEENS, Constant(1)),
         "W": pointers,
         "b_ptr": element,

@@ -13,7 +13,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.routes import fused
-from fastlora_kernels import few_rows
 from fastlora_kernels.tables import load_table
 from tests.ptx.driver.compiled import compiled
 from tests.ptx.faults import Fault
@@ -53,17 +52,17 @@ class Settings(NamedTuple):
 
 @contextlib.contextmanager
 def running_on(settings: Settings) -> Iterator[None]:
-    """Inside, `fused.forward`, `fused.backward` and `few_rows.forward` run in the interpreter."""
-    kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
-    kept_few = few_rows.few_rows_kernel
-    fused.forward_kernel, fused.backward_kernel = (_Launcher(kernel, settings) for kernel in kept[:2])
-    few_rows.few_rows_kernel = _Launcher(kept_few, settings)
+    """Inside, the launches of `fused` run in the interpreter."""
+    names = ("forward_kernel", "backward_kernel", "few_rows_kernel")
+    kept = {name: getattr(fused, name) for name in (*names, "_on_device")}
+    for name in names:
+        setattr(fused, name, _Launcher(kept[name], settings))
     fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
-        fused.forward_kernel, fused.backward_kernel, fused._on_device = kept
-        few_rows.few_rows_kernel = kept_few
+        for name, value in kept.items():
+            setattr(fused, name, value)
 
 
 class _Launcher:

@@ -16,7 +16,9 @@ from fastlora.formats.registry import FORMATS
 from fastlora.formula.operands import BaseWeight, Operands
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import Inputs, random_inputs
-from fastlora.routes import few_rows
+from fastlora.routes import fused
+from fastlora.routes.decide import problem_of
+from fastlora.routes.plan import few_rows_plan
 from tests.ptx.driver.device import Settings, running_on
 
 M, N, K, R = 13, 104, 320, 20
@@ -44,7 +46,7 @@ def run(base: BaseWeight, inputs: Inputs, settings: Settings) -> Tensor:
     """y of one launch."""
     o = Operands(inputs.x, base, inputs.b, inputs.A, inputs.B, inputs.s)
     with running_on(settings):
-        y, _ = few_rows.forward(o, few_rows.plan_on(settings.architecture, o))
+        y, _ = fused.few_rows(o, few_rows_plan(settings.architecture, problem_of(o)))
     return y
 
 
