@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands, accumulation_dtype, plain
-from fastlora.routes import cpu, vendor
+from fastlora.routes import cpu, few_rows, vendor
 from fastlora.routes.decide import Decision, decide
 from fastlora.routes.dequantize import dequantize
 
@@ -55,6 +55,16 @@ def forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, De
     (W,) = o.base.tensors
     y, p = lora_forward(o.x, W, o.b, o.A, o.B, o.s, o.dropout, o.seed, setting)
     return y, p, None
+
+
+def packed_forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, Decision | None]:
+    """As `forward`, over a packed W: unpacked inside the product where rows are few, else beforehand."""
+    if not needs_operator(o.x) and (decision := few_rows.decision_of(o, needs, setting)) is not None:
+        from fastlora.routes import fused
+
+        y, p = fused.few_rows(o)
+        return y, p, decision
+    return forward(o._replace(base=plain(dequantized(o.base, o.x))), needs, setting)
 
 
 def backward(

@@ -17,9 +17,11 @@ from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands
 from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned, problem_of
-from fastlora.routes.plan import Plan, plan_for
+from fastlora.routes.few_rows import as_operand
+from fastlora.routes.plan import Plan, few_rows_plan, plan_for
 from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
+from fastlora_kernels.few_rows import few_rows_kernel
 from fastlora_kernels.forward import forward_kernel
 
 
@@ -209,6 +211,51 @@ def _launch_backward(
             **plan.options,
         )
     return dx, dA, dB, q
+
+
+def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
+    """As `forward`, over a packed W that is unpacked inside the product.
+
+    Args:
+        o: Operands that `few_rows.takes`.
+        plan: A launch plan by `few_rows_plan`; None means that of x's device.
+    """
+    x, b, s = o.x, o.b, o.s
+    M, K, N, r = x.shape[0], o.base.K, o.base.N, o.A.shape[0]
+    threshold, kept_scale = dropout_constants(o.dropout)
+    plan = plan or few_rows_plan(architecture_of(x.device), problem_of(o), o.dropout)
+    tile = plan.tile
+    y = torch.empty(M, N, device=x.device, dtype=x.dtype)
+    p = torch.empty(M, r, device=x.device, dtype=torch.float32)
+    with _on_device(x):
+        few_rows_kernel[(plan.num_tasks,)](
+            x=_read(x),
+            b_ptr=None if b is None else b.contiguous(),
+            A=_read(o.A),
+            B=_read(o.B),
+            y=y,
+            p_ptr=p,
+            scratch_ptrs=(_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
+            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
+            seed_ptr=o.seed if threshold else None,
+            threshold=threshold,
+            kept_scale=kept_scale,
+            s=s,
+            M=M,
+            N=N,
+            K=K,
+            r=r,
+            split_p=plan.split_k["p"],
+            split_y=plan.split_k["y"],
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            BLOCK_R=plan.block_r,
+            PRECISION=plan.precision,
+            **(as_operand(o.base) or {}),
+            **plan.options,
+        )
+    return y, p
 
 
 def unpack(base: BaseWeight, W: Tensor) -> None:

@@ -16,6 +16,11 @@ FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
 
+# Up to so many rows a packed W is unpacked inside the product (few_rows.py), above by a launch of its own. W
+# is the left operand there, so that its tile stays in registers: 64 rows of it are what wgmma takes.
+PACKED_ROWS: Final = 16
+PACKED_TILE: Final = tile_of("forward", PACKED_ROWS, 64, 64, 1, 4, 3)
+
 # The largest block of ranks; more ranks are processed in several blocks, so that registers do not grow with
 # the rank. fp32 elements take twice the registers for each rank. So do adapters in a wider dtype than x; they
 # take four times if the matrix units read operands from registers (mma.sync) instead of from shared memory

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
+from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.rules import check
@@ -27,6 +28,7 @@ _CHECKS = (
     (group_cases, check_group),
     (update_cases, check_update),
     (unpacking_cases, check_unpacking),
+    (few_rows_cases, check_few_rows),
 )
 
 

@@ -26,6 +26,7 @@ _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
     "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
+    "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
     "masked_update_kernel": ("dx_ptr",),
 }
@@ -55,15 +56,18 @@ class Settings(NamedTuple):
 @contextlib.contextmanager
 def running_on(settings: Settings) -> Iterator[None]:
     """Inside, the launches of `fused` run in the interpreter."""
-    kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
+    names = ("forward_kernel", "backward_kernel", "few_rows_kernel")
+    kept = {name: getattr(fused, name) for name in (*names, "_on_device")}
     update = fused.masked.masked_update_kernel
-    fused.forward_kernel, fused.backward_kernel = (Launcher(kernel, settings) for kernel in kept[:2])
+    for name in names:
+        setattr(fused, name, Launcher(kept[name], settings))
     fused.masked.masked_update_kernel = Launcher(update, settings)
     fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
-        fused.forward_kernel, fused.backward_kernel, fused._on_device = kept
+        for name, value in kept.items():
+            setattr(fused, name, value)
         fused.masked.masked_update_kernel = update
 
 
