@@ -89,7 +89,7 @@ def plan_for(
         aligned: Whether TMA can address the operands.
     """
     dropped = dropout_constants(dropout)[0] > 0
-    return _cached_plan(direction, architecture, problem, needs, tile, dropped, _precision(), aligned)
+    return _cached_plan(direction, architecture, problem, needs, tile, dropped, precision_in_force(), aligned)
 
 
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:
@@ -97,16 +97,17 @@ def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: 
 
     Measurements are without dropout and with every gradient needed. One counts only for its dtypes and rank.
     """
-    name, entry, _ = _entry_of(direction, architecture, problem, _precision(), aligned)
+    name, entry, _ = entry_of(direction, architecture, problem, precision_in_force(), aligned)
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     return name if configs.beaten(entry, direction, *dtypes, problem.r) else None
 
 
-def _precision() -> str:
+def precision_in_force() -> str:
+    """The precision of fp32 products, as torch is set: "ieee" or "tf32"."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def _entry_of(
+def entry_of(
     direction: str, architecture: str, problem: Problem, precision: str, aligned: bool
 ) -> tuple[str, Entry, str]:
     """(shape class of the output, its entry in the table, element kind)."""
@@ -130,7 +131,7 @@ def _cached_plan(
     precision: str,
     aligned: bool,
 ) -> Plan:
-    name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
+    name, entry, kind = entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
     x, adapter = problem.dtype, problem.adapter_dtype
     tf32_terms = outranges_fp16(adapter, x)

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 import triton
 
 from fastlora_kernels.compile_check.rules import check
+from fastlora_kernels.compile_check.segments import check_segments, segment_cases
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
 
@@ -37,16 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
     chosen = cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
     todo = [case for case in chosen if options.only in str(case)]
-    unpacking = unpacking_cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
-    unpacked = [case for case in unpacking if options.only in str(case)]
-    if not todo and not unpacked:
+    of = {"architectures": options.architectures or list(TARGETS), "every_variant": options.every_variant}
+    unpacked = [case for case in unpacking_cases(**of) if options.only in str(case)]
+    segments = [case for case in segment_cases(**of) if options.only in str(case)]
+    if not todo and not unpacked and not segments:
         parser.error(f"--only {options.only!r}: no kernel's line holds this")
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for line, found in itertools.chain(pool.map(check, todo), pool.map(check_unpacking, unpacked)):
+        found_by = ((check, todo), (check_unpacking, unpacked), (check_segments, segments))
+        for line, found in itertools.chain.from_iterable(pool.map(*one) for one in found_by):
             failed += bool(found)
             print(" | ".join([line, *(f"FAULT: {fault}" for fault in found)]), flush=True)
-    total = len(todo) + len(unpacked)
+    total = len(todo) + len(unpacked) + len(segments)
     print(f"Triton {triton.__version__}: {total - failed} kernels within the rules, {failed} with faults")
     return 1 if failed else 0
 

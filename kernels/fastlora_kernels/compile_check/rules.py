@@ -10,8 +10,14 @@ from fastlora_kernels.configs import rank_block
 from fastlora_kernels.tables import load_table
 
 
-def faults(case: Case, made: Resources) -> list[str]:
-    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped."""
+def faults(case: Case, made: Resources, rows: str = "") -> list[str]:
+    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped.
+
+    Args:
+        case: What was compiled.
+        made: The result.
+        rows: As in `hand_over_events.Kernel`.
+    """
     found = []
     limit = load_table(case.architecture).shared_memory
     if made.shared > limit:
@@ -23,7 +29,8 @@ def faults(case: Case, made: Resources) -> list[str]:
         block_r = rank_block(
             variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
         )
-        found += hand_over_faults(made.assembly, Kernel(case.direction, made.arguments, case.tile, block_r))
+        kernel = Kernel(case.direction, made.arguments, case.tile, block_r, rows)
+        found += hand_over_faults(made.assembly, kernel)
         if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):
             found.append("loads nothing through TMA")
         if case.variant.stores_through_tma and not re.search(
