@@ -37,7 +37,7 @@ class Route(NamedTuple):
     @property
     def is_fused(self) -> bool:
         """Whether this code is the fused kernels."""
-        return self.name != "torch"
+        return self.name in ("triton", "interpreter")
 
 
 class Decision(NamedTuple):
@@ -181,6 +181,33 @@ def route_on(
         return Route("torch", "on a CPU torch is faster than Triton's interpreter")
     is_rocm = architecture.startswith("gfx") if gpu is not None else torch.version.hip is not None
     return _UNPROVEN_ON_ROCM if is_rocm and route.is_fused else route
+
+
+def decide_runs(
+    problem: Problem,
+    device: torch.device,
+    setting: str | None = None,
+    *,
+    gpu: str | None = None,
+    architecture: str = "",
+) -> Route:
+    """The code, for both passes, of a call whose rows choose their operands.
+
+    Args:
+        problem: Shape and dtypes; M is all rows, r the largest rank, 0 where no update applies.
+        device: Device of x.
+        setting: As in `decide`.
+        gpu: As in `decide_for`.
+        architecture: As in `decide_for`.
+
+    Raises:
+        ValueError: As in `decide`.
+        BackendError: As in `decide`.
+    """
+    route = route_on(device, problem.dtype, setting, gpu=gpu, architecture=architecture)
+    if route.is_fused and 0 in problem[:4]:
+        return Route("torch", "no update applies" if problem.r == 0 else "an operand is empty")
+    return route
 
 
 def problem_of(o: Operands) -> Problem:

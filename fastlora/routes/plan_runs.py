@@ -35,7 +35,8 @@ def _cached_tile(
 ) -> tuple[str, Tile, bool]:
     rows = num_blocks(problem.M, max(runs, 1))
     M = rows if rows <= configs.LOW_ROWS else problem.M
-    name, entry, kind = entry_of(direction, architecture, problem._replace(M=M), precision, aligned)
+    # Without TMA nothing takes wide tiles: these kernels spilled 24 to 192 bytes with them (sm_90).
+    name, entry, kind = entry_of(direction, architecture, problem._replace(M=M), precision, False)
     tma = aligned and configs.takes_tma(architecture, kind)
     return name, getattr(entry, direction), tma
 
@@ -91,7 +92,7 @@ def _cached_plan(
     kind = configs.element_kind(torch.finfo(x).bits, precision)
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms
-    block_r = configs.rank_block(r, architecture, kind, wide_adapters, tf32_terms)
+    block_r = configs.segment_rank_block(r, architecture, kind, wide_adapters, tf32_terms)
     table = configs.table_of(architecture)
     if direction == "forward":
         names, steps = ("p", "y"), num_blocks(K, tile.block_k)

@@ -6,7 +6,7 @@ from fastlora_kernels.compile_check.compiler import Resources, compile_kernel
 from fastlora_kernels.compile_check.hand_over import hand_over_faults
 from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.compile_check.variants import Case
-from fastlora_kernels.configs import rank_block
+from fastlora_kernels.configs import rank_block, segment_rank_block
 from fastlora_kernels.tables import load_table
 
 
@@ -26,7 +26,8 @@ def faults(case: Case, made: Resources, rows: str = "") -> list[str]:
         found.append(f"spills {made.spill} bytes")
     if case.target.backend == "cuda":
         variant = case.variant
-        block_r = rank_block(
+        block_of = segment_rank_block if rows else rank_block
+        block_r = block_of(
             variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
         )
         kernel = Kernel(case.direction, made.arguments, case.tile, block_r, rows)

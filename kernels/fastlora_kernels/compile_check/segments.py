@@ -17,6 +17,7 @@ from fastlora_kernels.compile_check.compiler import (
 )
 from fastlora_kernels.compile_check.rules import faults
 from fastlora_kernels.compile_check.variants import Case, cases
+from fastlora_kernels.configs import segment_rank_block
 from fastlora_kernels.segment_backward import segment_backward_kernel
 from fastlora_kernels.segment_forward import segment_forward_kernel
 
@@ -37,6 +38,8 @@ def segment_cases(architectures: list[str], *, every_variant: bool) -> Iterator[
     """The kernels to compile, of the variants that the plain kernels are compiled in."""
     seen = set()
     for case in cases(architectures, every_variant=every_variant):
+        if case.shape_class == "wide":  # which these kernels never take
+            continue
         # y and dx are stored by pointers.
         case = case._replace(variant=case.variant._replace(tma_store=False))
         for rows in ROWS:
@@ -69,6 +72,9 @@ def _kinds(one: SegmentCase) -> dict[str, Any]:
     case, variant = one.case, one.case.variant
     kinds = kinds_of_both(case.architecture, case.tile, variant)
     is_mixed = one.rows == "adapters"
+    block_r = segment_rank_block(
+        variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
+    )
     W = kind_read(variant, case.tile.block_n, case.tile.block_k)
     return kinds | {
         "W": W if variant.tma else (W[0], SIXTEENS, *W[1:]),
@@ -82,6 +88,7 @@ def _kinds(one: SegmentCase) -> dict[str, Any]:
         "num_tiles": "i32",
         "num_segments": "i32",
         "num_operands": "i32",
+        "BLOCK_R": Constant(block_r),
     }
 
 

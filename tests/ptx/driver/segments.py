@@ -1,0 +1,277 @@
+"""Calls whose rows choose their operands, run in the interpreter and held to fp64, run by run."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.compiler.errors import CompilationError
+
+from fastlora.formula.masks import dropout_constants
+from fastlora.formula.operands import EVERYTHING
+from fastlora.formula.runs import Run
+from fastlora.measuring.errors import budget_of, relative_error, split_eps
+from fastlora.measuring.inputs import Inputs, random_inputs
+from fastlora.routes import fused_runs
+from fastlora.routes.fused_runs import RunsCall
+from fastlora.routes.run_tables import Adapters
+from tests.ptx.driver.cases import KINDS, small_tiles
+from tests.ptx.driver.check import DTYPES, MASK_SEED, Verdict
+from tests.ptx.driver.device import Settings, running_on
+from tests.ptx.driver.reference import element_bounds, philox_mask, tf32_product, unfused
+from tests.ptx.faults import Fault, UnknownInstruction
+
+
+class SegmentCase(NamedTuple):
+    """One call of both passes.
+
+    Attributes:
+        architecture: The tile table's name.
+        kind: (dtype, adapters' dtype, precision, kind of the table).
+        rows: Rows of each run. Without `chosen` run e takes expert e; rows of the last take none.
+        chosen: The adapter of each run, -1 for none; empty for experts.
+        ranks: Of each adapter; of all experts the first.
+        K, N: The shape.
+        dropout: The rate; of adapters, every other has none.
+        bias: Whether there is a b.
+        weighted: Whether rows have factors.
+        split: How many programs share a tile of (p, y) and of (q, dx); None as the plan says.
+        seeds: Of the schedules; None is all warps in step.
+        resident: CTAs at a time; 0 means as many as there is room for.
+    """
+
+    architecture: str
+    kind: tuple[str, str, str, str] = KINDS[1]
+    rows: tuple[int, ...] = (40, 0, 1, 37, 5)
+    chosen: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = (16,)
+    K: int = 200
+    N: int = 104
+    dropout: float = 0.0
+    bias: bool = True
+    weighted: bool = False
+    split: tuple[int, int] | None = None
+    seeds: tuple[int | None, ...] = (None,)
+    resident: int = 0
+
+    @property
+    def target(self) -> int:
+        """The capability to compile for."""
+        return int(self.architecture.removeprefix("sm_"))
+
+    @property
+    def variant(self) -> str:
+        """What is special about it, in words."""
+        dtype, adapter, precision, _ = self.kind
+        words = ["adapters" if self.chosen else "experts"]
+        words.append(dtype + f"/{adapter}" * (adapter != dtype) + f" {precision}" * (dtype == "fp32"))
+        words.append("rows " + " ".join(map(str, self.rows)))
+        words += [f"dropout {self.dropout}"] * bool(self.dropout) + ["no bias"] * (not self.bias)
+        words += ["factors"] * self.weighted + [f"split {self.split}"] * bool(self.split)
+        words += [f"{self.resident} resident"] * bool(self.resident)
+        return ", ".join(words)
+
+    @property
+    def shape(self) -> str:
+        """M x K x N, and the ranks."""
+        return f"{sum(self.rows)}x{self.K}x{self.N} r{','.join(map(str, self.ranks))}"
+
+    @property
+    def of_run(self) -> list[int]:
+        """The number of the operands of each run; as many as there are, where it has none."""
+        if self.chosen:
+            return [a if a >= 0 else len(self.ranks) for a in self.chosen]
+        return list(range(len(self.rows)))
+
+
+MIXED = {"rows": (20, 3, 1, 40, 9, 30), "chosen": (1, 0, -1, 1, 2, 0), "ranks": (16, 5, 24)}
+
+
+def quick_segment_cases() -> list[SegmentCase]:
+    """What pytest runs."""
+    return [SegmentCase("sm_80", rows=(33, 0, 1, 3), K=72, N=40, dropout=0.25)]
+
+
+def segment_cases() -> Iterator[SegmentCase]:
+    """All."""
+    yield from quick_segment_cases()
+    for architecture, kind in itertools.product(("sm_80", "sm_90"), KINDS):
+        for rows in ({}, MIXED):
+            yield SegmentCase(architecture, kind, **rows)
+            yield SegmentCase(architecture, kind, K=203, N=101, dropout=0.25, **rows)
+    for architecture in ("sm_80", "sm_90"):
+        yield SegmentCase(architecture, rows=(0, 90, 0, 0), N=128, weighted=True)
+        yield SegmentCase(architecture, rows=(1, 1, 1, 1, 1), dropout=0.25, N=128)
+        yield SegmentCase(architecture, rows=(0, 0, 7), N=128)
+        yield SegmentCase(architecture, ranks=(40,), bias=False, weighted=True, dropout=0.25)
+        for rows in ({}, MIXED):
+            long = {"K": 584, "N": 512, "split": (3, 2), "seeds": (None, 0, 1)}
+            yield SegmentCase(architecture, **long, **rows)
+            yield SegmentCase(architecture, **(long | {"N": 520}), dropout=0.25, resident=1, **rows)
+        yield SegmentCase(architecture, rows=(1,) * 9, chosen=tuple(range(8)) + (-1,), ranks=(1, 8, 16, 40) * 2)
+        yield SegmentCase(architecture, rows=(70,), chosen=(0,), ranks=(8,))
+
+
+def check_segments(case: SegmentCase, change: Callable[[str, str], str] | None = None) -> Verdict:
+    """Run a case; `change` may alter its PTX, given the text and the kernel's name."""
+    verdict, start = Verdict(), time.perf_counter()
+    torch.set_float32_matmul_precision("high" if case.kind[2] == "tf32" else "highest")
+    torch.manual_seed(20261122)
+    each = _inputs_of(case)
+    first: dict[str, Tensor] = {}
+    try:
+        for seed in case.seeds:
+            settings = Settings(case.architecture, case.target, seed, case.resident or None, change)
+            with running_on(settings, fused_runs):
+                results = _call(case, each, verdict)
+            if not first:
+                first = results
+                _hold(case, each, results, verdict)
+            for name, result in results.items():
+                if not torch.equal(result.view(torch.uint8), first[name].view(torch.uint8)):
+                    verdict.wrong.append(f"schedule {seed} gives {name} other bits")
+    except Fault as fault:
+        verdict.wrong.append(str(fault))
+    except CompilationError as error:
+        verdict.wrong.append(f"does not compile: {str(error).splitlines()[-1]}")
+    except UnknownInstruction as unknown:
+        verdict.wrong.append(f"unknown instruction: {unknown}")
+    verdict.seconds = time.perf_counter() - start
+    return verdict
+
+
+def _inputs_of(case: SegmentCase) -> list[Inputs]:
+    """The operands of each run; runs of the same operands share them, and all adapters share W and b."""
+    dtype, adapter = DTYPES[case.kind[0]], DTYPES[case.kind[1]]
+    own: dict[int, Inputs] = {}
+    each = []
+    for rows, number in zip(case.rows, case.of_run, strict=True):
+        r = case.ranks[number % len(case.ranks)]
+        made = random_inputs(rows, case.K, case.N, r, dtype=dtype, adapter_dtype=adapter, bias=case.bias)
+        if case.chosen:
+            made.s = 0.5 + number
+        alike = own.setdefault(number, made)
+        W_b = own[case.of_run[0]] if case.chosen else alike
+        each.append(replace(made, A=alike.A, B=alike.B, W=W_b.W, b=W_b.b))
+    return each
+
+
+def _call(case: SegmentCase, each: list[Inputs], verdict: Verdict) -> dict[str, Tensor]:
+    o, weights = _operands(case, each), _factors(case)
+    dy = torch.cat([one.dy for one in each])
+    tiles = small_tiles(case.architecture, case.kind[3])
+    results: dict[str, Tensor] = {}
+    more = {"architecture": case.architecture, "split_k": case.split}
+    launch = fused_runs.launch_of("forward", o, tile=tiles[0], **more)
+    verdict.splits |= {name: count for name, count in launch.plan.split_k.items() if count > 1}
+    results["y"], p = fused_runs.forward(o, launch)
+    launch = fused_runs.launch_of("backward", o, EVERYTHING, dy, tile=tiles[1], **more)
+    found = fused_runs.backward(o, dy, p, EVERYTHING, weights, launch)
+    verdict.splits |= {name: count for name, count in launch.plan.split_k.items() if count > 1}
+    for name, result in zip(("dx", "dA", "dB"), found, strict=True):
+        assert result is not None
+        results[name] = result
+    return results
+
+
+def _operands(case: SegmentCase, each: list[Inputs]) -> RunsCall:
+    by_number = dict(zip(case.of_run, each, strict=True))
+    count = len(case.ranks) if case.chosen else len(case.rows) - 1
+    own = [by_number[number] for number in range(count)]
+    shared = [each[0]] if case.chosen else own
+    bounds = [0, *itertools.accumulate(case.rows)]
+    runs = [Run(*run) for run in zip(case.of_run, bounds, bounds[1:], strict=False)]
+    rates = tuple(case.dropout * (number % 2 == 0) for number in range(count))
+    adapters = Adapters(case.ranks, tuple(one.s for one in own), rates) if case.chosen else None
+    return RunsCall(
+        x=torch.cat([one.x for one in each]),
+        W=torch.stack([one.W for one in shared]),
+        b=torch.stack([one.b for one in shared]) if case.bias else None,
+        A=torch.cat([one.A.flatten() for one in own]),
+        B=torch.cat([one.B.flatten() for one in own]),
+        r=max(case.ranks),
+        s=each[0].s,
+        runs=runs if case.chosen else torch.tensor(bounds[:-1]),
+        adapters=adapters,
+        dropout=case.dropout,
+        seed=torch.tensor([MASK_SEED]) if case.dropout else None,
+    )
+
+
+def _factors(case: SegmentCase) -> Tensor | None:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(sum(case.rows), 1, generator=generator) if case.weighted else None
+
+
+def _mask_of(case: SegmentCase, number: int, begin: int, end: int) -> Tensor:
+    """[rows, K] in fp64: the dropout mask of a run with its scale."""
+    if not case.dropout or (case.chosen and number % 2):
+        return torch.ones(end - begin, case.K, dtype=torch.float64)
+    threshold, scale = dropout_constants(case.dropout)
+    return philox_mask(MASK_SEED, threshold, end, case.K)[begin:].double() * scale
+
+
+def _hold(case: SegmentCase, each: list[Inputs], results: dict[str, Tensor], verdict: Verdict) -> None:
+    """Each result to its error budget, and each element to its bound."""
+    truth, torchs, bounds = _expected(case, each)
+    for name, result in results.items():
+        if not torch.isfinite(result).all():
+            verdict.wrong.append(f"{name} is not finite, or was not written everywhere")
+            continue
+        found = result.double().flatten()
+        budget = budget_of(torchs[name], truth[name], result.dtype) + split_eps(each[0])
+        error = relative_error(found, truth[name]) / budget
+        element = ((found - truth[name]).abs() / bounds[name]).max().item() if found.numel() else 0.0
+        if error > 1:
+            verdict.wrong.append(f"{name} has {error:.2g} of its error budget")
+        if element > 1:
+            verdict.wrong.append(f"{name} has an element with {element:.2g} of its bound")
+        verdict.error = max(verdict.error, error)
+        verdict.element = max(verdict.element, element)
+
+
+def _expected(case: SegmentCase, each: list[Inputs]) -> tuple[dict[str, Tensor], ...]:
+    """(fp64, unfused torch, bounds of elements), each by name, flat as the kernels lay results out."""
+    w = _factors(case)
+    product = tf32_product if case.kind[2] == "tf32" else torch.matmul
+    bounds = [0, *itertools.accumulate(case.rows)]
+    count = len(case.ranks) if case.chosen else len(case.rows) - 1
+    sums: list[dict[str, dict[int, Tensor]]] = [{"dA": {}, "dB": {}} for _ in range(3)]
+    rows: list[dict[str, list[Tensor]]] = [{"y": [], "dx": []} for _ in range(3)]
+    for number, i, begin, end in zip(case.of_run, each, bounds, bounds[1:], strict=False):
+        if number == count:
+            i = _without_adapter(case, i)
+        D = _mask_of(case, number, begin, end)
+        of_rows = unfused(i.to(torch.float64), D), unfused(i, D, product), element_bounds(i, D, case.kind[2])
+        of_sums = of_rows
+        if w is not None:
+            weighed = replace(i, dy=i.dy.double() * w[begin:end])
+            rounded = replace(i, dy=weighed.dy.to(i.dy.dtype))
+            of_sums = (
+                unfused(weighed.to(torch.float64), D),
+                unfused(rounded, D, product),
+                element_bounds(weighed, D, case.kind[2]),
+            )
+        for nth in range(3):
+            for name, parts in rows[nth].items():
+                parts.append(of_rows[nth][name].double())
+            for name, found in sums[nth].items():
+                more = of_sums[nth][name].double()
+                found[number] = found[number] + more if number in found else more
+    made = []
+    for nth in range(3):
+        for name, found in sums[nth].items():
+            rows[nth][name] = [found[number].flatten() for number in range(count)]
+        made.append({name: torch.cat(parts).flatten() for name, parts in rows[nth].items()})
+    return tuple(made)
+
+
+def _without_adapter(case: SegmentCase, i: Inputs) -> Inputs:
+    """Rows that chose none: no update, and where W is chosen too, no W and no b."""
+    i = replace(i, A=torch.zeros_like(i.A), B=torch.zeros_like(i.B))
+    return i if case.chosen else replace(i, W=torch.zeros_like(i.W), b=None)
