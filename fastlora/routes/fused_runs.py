@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +34,8 @@ class RunsCall(NamedTuple):
         B: The adapters' B [N, r], one after the other, contiguous.
         r: The largest rank.
         s: The scaling, where all adapters are alike.
-        runs: Which rows take which operands: [E + 1] int64 on x's device, where rows are sorted by operand and
-            run e is rows runs[e] ... runs[e + 1] - 1; or the runs where rows lie as they come.
+        runs: Which rows take which operands: [E + 1] int64 on x's device, where rows are sorted by operand
+            and run e is rows runs[e] ... runs[e + 1] - 1; or the runs where rows lie as they come.
         adapters: Of runs as they come; None where all are alike.
         dropout: As in `formula.operands.Operands`, where all adapters are alike.
         seed: [1] int64, the seed of the mask; None without dropout.
@@ -49,7 +48,7 @@ class RunsCall(NamedTuple):
     B: Tensor
     r: int
     s: float
-    runs: Tensor | Sequence[Run]
+    runs: Tensor | tuple[Run, ...]
     adapters: Adapters | None = None
     dropout: float = 0.0
     seed: Tensor | None = None
@@ -69,7 +68,9 @@ class Launch(NamedTuple):
 
 
 def forward(o: RunsCall, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
-    """y = x W_eᵀ + s p B_eᵀ + b_e and p = x_d A_eᵀ; rows without operands get 0, those without adapter W alone.
+    """y = x W_eᵀ + s p B_eᵀ + b_e and p = x_d A_eᵀ, in one launch.
+
+    Sorted rows behind the last run get 0. Rows without an adapter get W alone.
 
     Args:
         o: Operands of fp16, bf16 or fp32, not empty; dropout is rounded to a multiple of 2^-16.
@@ -78,7 +79,7 @@ def forward(o: RunsCall, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
     Returns:
         y [S, N] in x's dtype and p [S, r] in fp32, as the kernels lay it out.
     """
-    x, (_, N, K) = o.x, o.W.shape
+    x, N = o.x, o.W.shape[1]
     plan, tables = launch or launch_of("forward", o)
     tile = plan.tile
     y = torch.empty(x.shape[0], N, device=x.device, dtype=x.dtype)
@@ -124,7 +125,7 @@ def backward(
     """
     if not any(needs):
         return None, None, None
-    x, (_, N, K) = o.x, o.W.shape
+    x, K = o.x, o.W.shape[2]
     plan, tables = launch or launch_of("backward", o, needs, dy)
     tile = plan.tile
     dx = torch.empty(x.shape[0], K, device=x.device, dtype=x.dtype) if needs.dx else None

@@ -71,9 +71,7 @@ def run_plan(
         split_k: How many programs share a tile of (p, y) or (q, dx); None means as many as have work.
     """
     counts = (num_tiles, num_segments, num_operands)
-    return _cached_plan(
-        direction, architecture, problem, counts, needs, found, split_k, precision_in_force()
-    )
+    return _cached_plan(direction, architecture, problem, counts, needs, found, split_k, precision_in_force())
 
 
 @functools.lru_cache(maxsize=1024)

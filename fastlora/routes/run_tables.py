@@ -6,7 +6,6 @@ Made on the host, where the runs of a batch are known, once for all layers of it
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,7 +51,10 @@ class Adapters(NamedTuple):
     dropouts: tuple[float, ...]
 
 
-def tables_of(runs: Sequence[Run], rows: int, block_m: int, num_operands: int, device: torch.device) -> Tables:
+@functools.lru_cache(maxsize=64)
+def tables_of(
+    runs: tuple[Run, ...], rows: int, block_m: int, num_operands: int, device: torch.device
+) -> Tables:
     """The tables of rows that are cut into tiles where they lie.
 
     Args:
@@ -62,7 +64,8 @@ def tables_of(runs: Sequence[Run], rows: int, block_m: int, num_operands: int, d
         num_operands: Adapters.
         device: Where the tables go, in one copy.
     """
-    tiles, segments, begin = [], [], 0
+    tiles: list[tuple[int, ...]] = []
+    segments: list[tuple[int, ...]] = []
     pending = [(_number(run, num_operands), run.begin, run.end) for run in runs if run.begin < run.end]
     by_adapter: list[list[tuple[int, int]]] = [[] for _ in range(num_operands)]
     for adapter, first, end in pending:

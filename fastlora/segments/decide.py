@@ -1,4 +1,4 @@
-"""Which code computes a call whose rows choose their operands, and why. Decided only here, for both passes."""
+"""Which code computes a call whose rows choose their operands, and why: the one decision for both passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BY_RUNS: Final = "runs"
 
 
 def decide(o: RunOperands) -> Route:
-    """The code of a call: "triton" or "interpreter" (the fused kernels), "grouped" or "runs" (torch's products).
+    """The code of a call: "triton", "interpreter" (the same kernels on a CPU), "grouped" or "runs".
 
     Raises:
         BackendError: If the setting is "triton" and the kernels cannot take the operands.

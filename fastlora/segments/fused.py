@@ -1,7 +1,7 @@
 """The formula by the fused kernels: one launch a pass, and one for the table of its tiles.
 
-Rows are sorted by operand first. The numbers of rows stay on the device. The factors of y, and the sum over the
-places of a row, are torch's.
+Rows are sorted by operand first, by one copy of x. The numbers of rows stay on the device. torch multiplies y
+by its factors, and sums over the places of a row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
     dy, w = sorted_gradient(o, dy, p.dtype)
     needs_g = Needs(needs.dx or (needs.dweights and o.weights is not None), needs.dA, needs.dB)
     g, dA, dB = fused_runs.backward(call, dy, p, needs_g, w)
-    dw = weight_gradient(o, call.x, g, dy) if needs.dweights and o.weights is not None and g is not None else None
+    dw = (
+        weight_gradient(o, call.x, g, dy)
+        if needs.dweights and o.weights is not None and g is not None
+        else None
+    )
     return (input_gradient(o, g, w) if needs.dx and g is not None else None), dA, dB, dw
 
 

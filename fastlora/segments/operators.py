@@ -1,8 +1,8 @@
 """The torch operators `torch.ops.fastlora.runs_forward` and `runs_backward`.
 
 As torch.compile, fake tensors and dispatch modes see them: each pass is one operator, whose loop over runs
-depends on the numbers of rows and stays inside. A backward pass decides its code as its forward pass did: from
-the same operands and the same backend setting. Triton is imported when a kernel first runs.
+depends on the numbers of rows and stays inside. A backward pass decides its code as its forward pass did,
+from the same operands and backend setting. Triton is imported when a kernel first runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The backward kernel for rows that choose their operands: those of dx, dA and dB that are needed, in one launch.
+"""The backward kernel for rows that choose their operands: dx, dA and dB where needed, in one launch.
 
 A tile of dA or dB belongs to one operand. It walks the rows of that operand's runs in their order, so nothing
 is added by atomics, and the same input gives the same bits.
@@ -119,7 +119,7 @@ def add_input_update(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + D * (q A) in the rows of one segment, with D the dropout mask or 1; acc starts at (row, column)."""
+    """acc + D * (q A) in the rows of one segment; acc starts at (row, column)."""
     tiles_ptr, segments_ptr, ranks_ptr, scales_ptr = tables
     operand, begin, end, _, run = load_segment(tiles_ptr, segments_ptr, segment)
     first, own_r, threshold, kept_scale, _ = load_adapter(
@@ -129,7 +129,21 @@ def add_input_update(
     A = (A_ptr + first * K, K, 1)
     if seed_ptr is None:
         acc = add_low_rank(
-            acc, small_ptr, A, None, row, column, end, K, own_r, BLOCK_M, BLOCK_C, STEP, DTYPE, PRECISION, begin
+            acc,
+            small_ptr,
+            A,
+            None,
+            row,
+            column,
+            end,
+            K,
+            own_r,
+            BLOCK_M,
+            BLOCK_C,
+            STEP,
+            DTYPE,
+            PRECISION,
+            begin,
         )
     else:
         mask = (tl.load(seed_ptr), threshold)
@@ -326,7 +340,7 @@ def segment_backward_kernel(
     segments_ptr,
     ranks_ptr,
     scales_ptr,
-    runs_ptr,  # [runs, 2] int32, the bounds of runs by adapter; or int64, [num_operands + 1], where each has one
+    runs_ptr,  # [runs, 2] int32, the bounds of runs by adapter; or [num_operands + 1] int64
     firsts_ptr,  # [adapters + 1] int32, the first run of each adapter; None where each has one
     scratch_ptrs,  # fp32, for the splits of (q, dx); dx's is None if no dx tile is split
     workspace_ptr,  # int32, zero at launch: tasks.BackwardCounters

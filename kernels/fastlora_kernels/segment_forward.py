@@ -1,7 +1,7 @@
-"""The forward kernel for rows that choose their operands: y = x W_eᵀ + s p B_eᵀ + b_e and p = x A_eᵀ, in one launch.
+"""The forward kernel for rows that choose their operands: y = x W_eᵀ + s p B_eᵀ + b_e and p = x A_eᵀ.
 
-It differs from the plain kernel (`forward.py`) in what a tile reads: its rows end where their run ends, and
-they choose W, A and B.
+It is one launch, and differs from the plain kernel (`forward.py`) in what a tile reads: its rows end where
+their run ends, and they choose W, A and B.
 """
 
 import triton

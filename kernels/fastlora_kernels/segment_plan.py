@@ -1,4 +1,4 @@
-"""The table of tiles of rows that are sorted by operand, made on the GPU: the host never learns the counts."""
+"""The table of tiles of sorted rows, made on the GPU: the host need not wait for the numbers of rows."""
 
 import triton
 import triton.language as tl

@@ -1,9 +1,9 @@
 """What a program of a launch with runs looks up: its tile, its segment, and the adapter of that.
 
-    tiles      [tiles, 5] int32: the number of W, the first row, the row after the last, the first segment, the
-               segment after the last
-    segments   [segments, 5] int32: the number of the adapter, the first row, the row after the last, the tile,
-               the first row of its run; None where each tile is one segment, and its adapter has W's number
+    tiles      [tiles, 5] int32: the number of W, the first row, the row after the last, the first segment,
+               the segment after the last
+    segments   [segments, 5] int32: the number of the adapter, the first row, the row after the last, the
+               tile, the first row of its run; None where each tile is one segment, with W's number
     ranks      [adapters + 1, 3] int32: how many ranks lie before those of this adapter, its rank, and the
                threshold of its dropout; None where all adapters are alike
     scales     [adapters + 1, 2] fp32: s, and the factor of what dropout keeps; None with `ranks`
@@ -53,10 +53,7 @@ def load_segment(tiles_ptr, segments_ptr, segment):
 
 @triton.jit
 def load_adapter(ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, s):
-    """(ranks before it, rank, threshold, kept_scale, s) of an adapter; the last four as given if all are alike.
-
-    The number of ranks before it is int64.
-    """
+    """(ranks before it, in int64, rank, threshold, kept_scale, s); as given if all adapters are alike."""
     if ranks_ptr is None:
         rank = tl.where(operand < num_operands, r, 0)
         found = (operand.to(tl.int64) * r, rank, threshold, kept_scale, s)
@@ -73,8 +70,10 @@ def load_adapter(ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kep
 
 @triton.jit
 def weights_of(W, operand, N):
-    """(the matrix argument of one operand's W, its first row in that): W is a descriptor of [E * N, K], or
-    (pointer, stride of E, strides of N and K)."""
+    """(the matrix argument of one operand's W, its first row there).
+
+    W is a descriptor of [E * N, K], or (pointer, strides of E, N and K).
+    """
     if isinstance(W, tl.tensor_descriptor):
         found = (W, operand * N)
     else:

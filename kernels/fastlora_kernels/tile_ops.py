@@ -32,8 +32,10 @@ def load_tile(source, row, column, num_rows, num_columns, ROWS: tl.constexpr, CO
 
 @triton.jit
 def load_handed_over(small_ptr, offs_m, offs_r, M, r, begin=None):
-    """p or q at these rows and ranks, zero outside [M, r] and before row `begin`; bypasses L1, which is not
-    coherent."""
+    """p or q at these rows and ranks, zero outside [M, r] and before row `begin`.
+
+    Bypasses L1, which is not coherent.
+    """
     inside = offs_m < M
     if begin is not None:
         inside = inside & (offs_m >= begin)

@@ -1,7 +1,7 @@
-"""Compiles the kernels for rows that choose their operands, for every tile table entry, and checks the result.
+"""Compiles the kernels for rows that choose their operands, for the tile tables' entries, and checks them.
 
-The variants are the plain kernels'. Rows choose experts (sorted, all of one rank) or adapters (as they come, each
-with its rank).
+The variants are the plain kernels'. Rows choose experts (sorted, all of one rank) or adapters (as they come,
+each with its rank).
 """
 
 from collections.abc import Iterator

@@ -110,10 +110,10 @@ def segment_cases() -> Iterator[SegmentCase]:
         yield SegmentCase(architecture, rows=(0, 0, 7), N=128)
         yield SegmentCase(architecture, ranks=(40,), bias=False, weighted=True, dropout=0.25)
         for rows in ({}, MIXED):
-            long = {"K": 584, "N": 512, "split": (3, 2), "seeds": (None, 0, 1)}
-            yield SegmentCase(architecture, **long, **rows)
-            yield SegmentCase(architecture, **(long | {"N": 520}), dropout=0.25, resident=1, **rows)
-        yield SegmentCase(architecture, rows=(1,) * 9, chosen=tuple(range(8)) + (-1,), ranks=(1, 8, 16, 40) * 2)
+            split = {"K": 264, "split": (3, 2), "seeds": (None, 0)}
+            yield SegmentCase(architecture, N=192, **split, **rows)
+            yield SegmentCase(architecture, N=200, dropout=0.25, resident=1, **split, **rows)
+        yield SegmentCase(architecture, rows=(1,) * 9, chosen=(*range(8), -1), ranks=(1, 8, 16, 40) * 2)
         yield SegmentCase(architecture, rows=(70,), chosen=(0,), ranks=(8,))
 
 
@@ -185,7 +185,7 @@ def _operands(case: SegmentCase, each: list[Inputs]) -> RunsCall:
     own = [by_number[number] for number in range(count)]
     shared = [each[0]] if case.chosen else own
     bounds = [0, *itertools.accumulate(case.rows)]
-    runs = [Run(*run) for run in zip(case.of_run, bounds, bounds[1:], strict=False)]
+    runs = tuple(Run(*run) for run in zip(case.of_run, bounds, bounds[1:], strict=False))
     rates = tuple(case.dropout * (number % 2 == 0) for number in range(count))
     adapters = Adapters(case.ranks, tuple(one.s for one in own), rates) if case.chosen else None
     return RunsCall(
