@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
+
 from fastlora.formula.cost import Problem
 from fastlora.routes.decide import Route, decide_runs
 from fastlora.segments import grouped
@@ -11,6 +13,23 @@ from fastlora.segments.operands import RunOperands
 
 GROUPED: Final = "grouped"
 BY_RUNS: Final = "runs"
+
+
+def decide_for(
+    problem: Problem,
+    device: torch.device,
+    setting: str | None = None,
+    *,
+    gpu: str | None = None,
+    architecture: str = "",
+) -> Route:
+    """As `decide`, from a description of the call, whose W is aligned; the arguments are `decide_runs`'s."""
+    route = decide_runs(problem, device, setting, gpu=gpu, architecture=architecture)
+    if route.is_fused:
+        return route
+    on_gpu = gpu is not None or device.type == "cuda"
+    fit = grouped.takes_sizes(problem.dtype, problem.N, problem.K, problem.r)
+    return _by_torch(route.why, grouped=on_gpu and fit)
 
 
 def decide(o: RunOperands) -> Route:
@@ -26,10 +45,9 @@ def decide(o: RunOperands) -> Route:
     route = decide_runs(problem, o.x.device, o.setting)
     if route.is_fused:
         return route
-    return named(route.why, grouped=grouped.takes(o))
+    return _by_torch(route.why, grouped=grouped.takes(o))
 
 
-def named(why: str, *, grouped: bool) -> Route:
-    """The route by torch's products: grouped ones, or one for each run."""
-    how = "by torch's grouped products" if grouped else "by torch's products, run by run"
-    return Route(GROUPED if grouped else BY_RUNS, f"{how}, as {why}")
+def _by_torch(why: str, *, grouped: bool) -> Route:
+    how = "torch's grouped products" if grouped else "torch's products, run by run"
+    return Route(GROUPED if grouped else BY_RUNS, f"{how}: {why}")

@@ -24,11 +24,15 @@ _UNIT: Final = 16
 def takes(o: RunOperands) -> bool:
     """Whether torch has grouped products for these operands on their device."""
     x, W, A = o.x, o.W, o.A
-    if not x.is_cuda or x.dtype != torch.bfloat16:
+    if not x.is_cuda:
         return False
-    sizes = (*W.shape[1:], *(() if A is None else (A.shape[1],)))
-    aligned = all(size * x.element_size() % _UNIT == 0 for size in sizes)
-    return aligned and W.data_ptr() % _UNIT == 0 and 1 in W.stride()[1:]
+    fit = takes_sizes(x.dtype, *W.shape[1:], 0 if A is None else A.shape[1])
+    return fit and W.data_ptr() % _UNIT == 0 and 1 in W.stride()[1:]
+
+
+def takes_sizes(dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether a GPU's grouped products take rows of this dtype and these lengths: N, K and r."""
+    return dtype == torch.bfloat16 and all(size * dtype.itemsize % _UNIT == 0 for size in sizes)
 
 
 def forward(o: RunOperands) -> tuple[Tensor, Tensor]:
