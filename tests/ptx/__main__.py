@@ -16,14 +16,9 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.ptx.driver.cases import Case, all_cases, quick_cases
-from tests.ptx.driver.check import Verdict, check
+from tests.ptx.driver.check import Verdict
 from tests.ptx.driver.compiled import triton_version
-from tests.ptx.driver.segments import SegmentCase, check_segments, segment_cases
-
-
-def run_case(case: Case | SegmentCase) -> Verdict:
-    """What came of a case."""
-    return check_segments(case) if isinstance(case, SegmentCase) else check(case)
+from tests.ptx.driver.segments import SegmentCase, check_case, segment_cases
 
 
 def line_of(case: Case | SegmentCase) -> str:
@@ -70,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(HEADER, flush=True)
     wrong = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for case, verdict in zip(chosen, pool.map(run_case, chosen), strict=True):
+        for case, verdict in zip(chosen, pool.map(check_case, chosen), strict=True):
             wrong += bool(verdict.wrong)
             print(row_of(case, verdict), flush=True)
     print(f"{len(chosen) - wrong} cases right, {wrong} wrong")

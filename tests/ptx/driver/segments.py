@@ -20,8 +20,8 @@ from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import fused_runs
 from fastlora.routes.fused_runs import RunsCall
 from fastlora.routes.run_tables import Adapters
-from tests.ptx.driver.cases import KINDS, small_tiles
-from tests.ptx.driver.check import DTYPES, MASK_SEED, Verdict
+from tests.ptx.driver.cases import KINDS, Case, small_tiles
+from tests.ptx.driver.check import DTYPES, MASK_SEED, Verdict, check
 from tests.ptx.driver.device import Settings, running_on
 from tests.ptx.driver.reference import element_bounds, philox_mask, tf32_product, unfused
 from tests.ptx.faults import Fault, UnknownInstruction
@@ -110,6 +110,11 @@ def segment_cases() -> Iterator[SegmentCase]:
             yield SegmentCase(architecture, N=200, dropout=0.25, resident=1, **split, **rows)
         yield SegmentCase(architecture, rows=(1,) * 9, chosen=(*range(8), -1), ranks=(1, 8, 16, 40) * 2)
         yield SegmentCase(architecture, rows=(70,), chosen=(0,), ranks=(8,))
+
+
+def check_case(case: Case | SegmentCase, change: Callable[[str, str], str] | None = None) -> Verdict:
+    """What comes of a case of either kind, as `check.check` and `check_segments` say."""
+    return check_segments(case, change) if isinstance(case, SegmentCase) else check(case, change)
 
 
 def check_segments(case: SegmentCase, change: Callable[[str, str], str] | None = None) -> Verdict:
