@@ -9,234 +9,17 @@ import triton.language as tl
 
 from fastlora_kernels import segment_tasks, tasks
 from fastlora_kernels.handover import publish, wait_for
-from fastlora_kernels.low_rank_products import add_gradient, project_tile, store_gradient
-from fastlora_kernels.segment_tables import (
-    load_adapter,
-    load_segment,
-    load_tile_entry,
-    segments_of,
-    weights_of,
-)
+from fastlora_kernels.low_rank_products import project_tile
+from fastlora_kernels.segment_gradients import operand_gradient_tile
+from fastlora_kernels.segment_tables import load_adapter, load_segment, load_tile_entry, weights_of
+from fastlora_kernels.segment_updates import add_segments, segments_to_wait_for
 from fastlora_kernels.split_k import Split, split_range, sum_of_splits
 from fastlora_kernels.tickets import grouped_order, on_device, take_ticket
-from fastlora_kernels.tile_ops import add_low_rank, add_masked_low_rank, halves, load_tile, store_tile
+from fastlora_kernels.tile_ops import halves, load_tile, store_tile
 
 segment_backward_tiles = on_device(segment_tasks.segment_backward_tiles)
 backward_tickets = on_device(tasks.backward_tickets)
 backward_counters = on_device(tasks.backward_counters)
-
-
-@triton.jit
-def operand_gradient(
-    source,  # [S, C], as (pointer, strides): dy or x
-    small_ptr,  # [S * r] fp32: p or q
-    weights_ptr,  # [S] fp32, factors of the rows; None for 1
-    out,  # [C, rank] of this operand, as (pointer, strides): dB or dAᵀ
-    runs,  # (the bounds of runs, which of them are whose; None if operand e has run e alone)
-    operand,
-    mask,  # (seed, threshold) of the dropout mask on source, or None
-    s,
-    column,
-    rank,
-    C,
-    r,
-    own_r,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out[column:, rank:] = s sourceᵀ small over the rows of one operand, which has own_r of r ranks."""
-    runs_ptr, firsts_ptr = runs
-    ADAPTER: tl.constexpr = out[0].dtype.element_ty
-    acc = tl.zeros((BLOCK_C, BLOCK_R), dtype=tl.float32)
-    if firsts_ptr is None:
-        begin = tl.load(runs_ptr + operand).to(tl.int32)
-        end = tl.load(runs_ptr + operand + 1).to(tl.int32)
-        acc = add_gradient(
-            acc,
-            source,
-            small_ptr,
-            weights_ptr,
-            mask,
-            begin,
-            end,
-            column,
-            rank,
-            end,
-            C,
-            own_r,
-            BLOCK_M,
-            BLOCK_C,
-            BLOCK_R,
-            ADAPTER,
-            PRECISION,
-        )
-    else:
-        for run in tl.range(tl.load(firsts_ptr + operand), tl.load(firsts_ptr + operand + 1), num_stages=1):
-            begin = tl.load(runs_ptr + run * 2)
-            end = tl.load(runs_ptr + run * 2 + 1)
-            acc = add_gradient(
-                acc,
-                source,
-                small_ptr + begin.to(tl.int64) * (r - own_r),
-                weights_ptr,
-                mask,
-                begin,
-                end,
-                column,
-                rank,
-                end,
-                C,
-                own_r,
-                BLOCK_M,
-                BLOCK_C,
-                BLOCK_R,
-                ADAPTER,
-                PRECISION,
-            )
-    store_gradient(out, acc, s, column, rank, C, own_r, BLOCK_C, BLOCK_R)
-
-
-@triton.jit
-def add_input_update(
-    acc,  # [BLOCK_M, BLOCK_C] fp32
-    q_ptr,
-    A_ptr,
-    tables,  # (tiles, segments, ranks, scales)
-    segment,
-    seed_ptr,
-    threshold,
-    kept_scale,
-    row,
-    column,
-    K,
-    r,
-    num_operands,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEP: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """acc + D * (q A) in the rows of one segment; acc starts at (row, column)."""
-    tiles_ptr, segments_ptr, ranks_ptr, scales_ptr = tables
-    operand, begin, end, _, run = load_segment(tiles_ptr, segments_ptr, segment)
-    first, own_r, threshold, kept_scale, _ = load_adapter(
-        ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, 1.0
-    )
-    small_ptr = q_ptr + run.to(tl.int64) * (r - own_r)
-    A = (A_ptr + first * K, K, 1)
-    if seed_ptr is None:
-        acc = add_low_rank(
-            acc,
-            small_ptr,
-            A,
-            None,
-            row,
-            column,
-            end,
-            K,
-            own_r,
-            BLOCK_M,
-            BLOCK_C,
-            STEP,
-            DTYPE,
-            PRECISION,
-            begin,
-        )
-    else:
-        mask = (tl.load(seed_ptr), threshold)
-        acc = add_masked_low_rank(
-            acc,
-            small_ptr,
-            A,
-            mask,
-            kept_scale,
-            row,
-            column,
-            end,
-            K,
-            own_r,
-            BLOCK_M,
-            BLOCK_C,
-            STEP,
-            DTYPE,
-            PRECISION,
-            begin,
-        )
-    return acc
-
-
-@triton.jit
-def store_with_update(
-    dx_ptr,
-    acc,  # [BLOCK_M, BLOCK_C] fp32: dy W at (row, column)
-    q_ptr,
-    A_ptr,
-    tables,
-    tile,
-    seed_ptr,
-    threshold,
-    kept_scale,
-    row,
-    column,
-    end,
-    K,
-    r,
-    num_operands,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEP: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """dx[row:end, column:] = acc + D * (q A) of each segment of the tile."""
-    if tables[1] is None:
-        acc = add_input_update(
-            acc,
-            q_ptr,
-            A_ptr,
-            tables,
-            tile,
-            seed_ptr,
-            threshold,
-            kept_scale,
-            row,
-            column,
-            K,
-            r,
-            num_operands,
-            BLOCK_M,
-            BLOCK_C,
-            STEP,
-            DTYPE,
-            PRECISION,
-        )
-    else:
-        segment, last = segments_of(tables[0], tile)
-        for one in tl.range(segment, last, num_stages=1):
-            acc = add_input_update(
-                acc,
-                q_ptr,
-                A_ptr,
-                tables,
-                one,
-                seed_ptr,
-                threshold,
-                kept_scale,
-                row,
-                column,
-                K,
-                r,
-                num_operands,
-                BLOCK_M,
-                BLOCK_C,
-                STEP,
-                DTYPE,
-                PRECISION,
-            )
-    store_tile(dx_ptr, acc, row, column, end, K, BLOCK_M, BLOCK_C)
 
 
 @triton.jit
@@ -246,16 +29,13 @@ def finish_dx(
     q_ptr,
     A_ptr,
     tables,
-    tile,
+    alike,
     seed_ptr,
-    threshold,
-    kept_scale,
+    tile,
     row,
     column,
     end,
     K,
-    r,
-    num_operands,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -265,28 +45,11 @@ def finish_dx(
     """dx[row:end, column:] = acc + D * (q A); in quarters with dropout, as in the plain kernel."""
     if seed_ptr is None:
         STEP: tl.constexpr = min(BLOCK_R, 32)
-        store_with_update(
-            dx_ptr,
-            acc,
-            q_ptr,
-            A_ptr,
-            tables,
-            tile,
-            seed_ptr,
-            threshold,
-            kept_scale,
-            row,
-            column,
-            end,
-            K,
-            r,
-            num_operands,
-            BLOCK_M,
-            BLOCK_K,
-            STEP,
-            DTYPE,
-            PRECISION,
-        )
+        acc = add_segments(
+            acc, q_ptr, A_ptr, tables, alike, None, tile, row, column, K, False, BLOCK_M, BLOCK_K, STEP,
+            DTYPE, PRECISION,
+        )  # fmt: skip
+        store_tile(dx_ptr, acc, row, column, end, K, BLOCK_M, BLOCK_K)
     else:
         STEP: tl.constexpr = min(BLOCK_R, 16)
         HALF: tl.constexpr = BLOCK_K // 2
@@ -295,28 +58,12 @@ def finish_dx(
         for side in tl.static_range(2):
             quarters = halves(left if side == 0 else right, BLOCK_M, HALF)
             for i in tl.static_range(2):
-                store_with_update(
-                    dx_ptr,
-                    quarters[i],
-                    q_ptr,
-                    A_ptr,
-                    tables,
-                    tile,
-                    seed_ptr,
-                    threshold,
-                    kept_scale,
-                    row,
-                    column + side * HALF + i * QUARTER,
-                    end,
-                    K,
-                    r,
-                    num_operands,
-                    BLOCK_M,
-                    QUARTER,
-                    STEP,
-                    DTYPE,
-                    PRECISION,
-                )
+                first = column + side * HALF + i * QUARTER
+                quarter = add_segments(
+                    quarters[i], q_ptr, A_ptr, tables, alike, seed_ptr, tile, row, first, K, False, BLOCK_M,
+                    QUARTER, STEP, DTYPE, PRECISION,
+                )  # fmt: skip
+                store_tile(dx_ptr, quarter, row, first, end, K, BLOCK_M, QUARTER)
 
 
 # Not specialized: as in the plain kernel.
@@ -386,15 +133,15 @@ def segment_backward_kernel(
     )
     tickets = backward_tickets(tiles, split_q, split_dx, 1)
     counters = backward_counters(tiles)
+    tables = (tiles_ptr, segments_ptr, ranks_ptr, scales_ptr)
+    alike = (num_operands, r, threshold, kept_scale, s)
     gradient = ticket - tickets.gradients
     if ticket < tickets.dx:
         if NEED_DX or NEED_DA:
             tile = ticket // split_q
             segment, rank = tile // tiles.ranks, (tile % tiles.ranks) * BLOCK_R
             operand, begin, end, m, run = load_segment(tiles_ptr, segments_ptr, segment)
-            first, own_r, _, _, s = load_adapter(
-                ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, s
-            )
+            first, own_r, _, _, s = load_adapter(ranks_ptr, scales_ptr, operand, alike)
             split = Split(tile, ticket % split_q, split_q, scratch_ptrs[0], workspace_ptr + counters.q)
             # A tile without rows or ranks stores nothing, and is published like any other.
             own_N = tl.where((begin < end) & (rank < own_r), N, 0)
@@ -426,59 +173,27 @@ def segment_backward_kernel(
                 each = tiles.dB // num_operands
                 operand, tile = gradient // each, gradient % each
                 column, rank = (tile // tiles.ranks) * BLOCK_N, (tile % tiles.ranks) * BLOCK_R
-                first, own_r, _, _, s = load_adapter(
-                    ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, s
-                )
+                first, own_r, _, _, s = load_adapter(ranks_ptr, scales_ptr, operand, alike)
                 if rank < own_r:
-                    operand_gradient(
-                        dy_rows,
-                        p_ptr,
-                        weights_ptr,
-                        (dB_ptr + first * N, own_r, 1),
-                        (runs_ptr, firsts_ptr),
-                        operand,
-                        None,
-                        s,
-                        column,
-                        rank,
-                        N,
-                        r,
-                        own_r,
-                        BLOCK_M,
-                        BLOCK_N,
-                        BLOCK_R,
-                        PRECISION,
-                    )
+                    dB = (dB_ptr + first * N, own_r, 1)
+                    operand_gradient_tile(
+                        dy_rows, p_ptr, weights_ptr, dB, runs_ptr, firsts_ptr, operand, None, s, column,
+                        rank, N, r, own_r, BLOCK_M, BLOCK_N, BLOCK_R, PRECISION,
+                    )  # fmt: skip
         else:
             if NEED_DA:
                 each = tiles.dA // num_operands
                 operand, tile = (gradient - tiles.dB) // each, (gradient - tiles.dB) % each
                 column, rank = (tile // tiles.ranks) * BLOCK_K_DA, (tile % tiles.ranks) * BLOCK_R
-                first, own_r, threshold, kept_scale, _ = load_adapter(
-                    ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, s
-                )
+                first, own_r, threshold, kept_scale, _ = load_adapter(ranks_ptr, scales_ptr, operand, alike)
                 mask = (tl.load(seed_ptr), threshold) if seed_ptr is not None else None
                 wait_for(workspace_ptr + counters.all_rows, tiles.q)
                 if rank < own_r:
-                    operand_gradient(
-                        x,
-                        q_ptr,
-                        weights_ptr,
-                        (dA_ptr + first * K, 1, K),
-                        (runs_ptr, firsts_ptr),
-                        operand,
-                        mask,
-                        kept_scale,
-                        column,
-                        rank,
-                        K,
-                        r,
-                        own_r,
-                        BLOCK_M,
-                        BLOCK_K_DA,
-                        BLOCK_R,
-                        PRECISION,
-                    )
+                    dA_t = (dA_ptr + first * K, 1, K)
+                    operand_gradient_tile(
+                        x, q_ptr, weights_ptr, dA_t, runs_ptr, firsts_ptr, operand, mask, kept_scale, column,
+                        rank, K, r, own_r, BLOCK_M, BLOCK_K_DA, BLOCK_R, PRECISION,
+                    )  # fmt: skip
     elif NEED_DX:
         IS_SHARED: tl.constexpr = scratch_ptrs[1] is not None
         tile = ticket - tickets.dx
@@ -505,31 +220,9 @@ def segment_backward_kernel(
         if IS_SHARED:
             has_sum, acc = sum_of_splits(acc, split, BLOCK_M, BLOCK_K)
         if has_sum:
-            count = tiles.ranks
-            if segments_ptr is not None:
-                segment, last = segments_of(tiles_ptr, m)
-                count *= last - segment
-            wait_for(workspace_ptr + counters.flags + m, count)
+            wait_for(workspace_ptr + counters.flags + m, segments_to_wait_for(tables, m) * tiles.ranks)
             DTYPE: tl.constexpr = dy.dtype if isinstance(dy, tl.tensor_descriptor) else dy[0].dtype.element_ty
             finish_dx(
-                dx_ptr,
-                acc,
-                q_ptr,
-                A_ptr,
-                (tiles_ptr, segments_ptr, ranks_ptr, scales_ptr),
-                m,
-                seed_ptr,
-                threshold,
-                kept_scale,
-                begin,
-                column,
-                end,
-                K,
-                r,
-                num_operands,
-                BLOCK_M,
-                BLOCK_K,
-                BLOCK_R,
-                DTYPE,
-                PRECISION,
-            )
+                dx_ptr, acc, q_ptr, A_ptr, tables, alike, seed_ptr, m, begin, column, end, K, BLOCK_M,
+                BLOCK_K, BLOCK_R, DTYPE, PRECISION,
+            )  # fmt: skip

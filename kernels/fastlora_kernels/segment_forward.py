@@ -10,50 +10,15 @@ import triton.language as tl
 from fastlora_kernels import segment_tasks, tasks
 from fastlora_kernels.handover import publish, wait_for
 from fastlora_kernels.low_rank_products import project_tile
-from fastlora_kernels.segment_tables import (
-    load_adapter,
-    load_segment,
-    load_tile_entry,
-    segments_of,
-    weights_of,
-)
+from fastlora_kernels.segment_tables import load_adapter, load_segment, load_tile_entry, weights_of
+from fastlora_kernels.segment_updates import add_segments, segments_to_wait_for
 from fastlora_kernels.split_k import Split, split_range, sum_of_splits
 from fastlora_kernels.tickets import grouped_order, on_device, take_ticket
-from fastlora_kernels.tile_ops import add_low_rank, load_tile, store_tile
+from fastlora_kernels.tile_ops import load_tile, store_tile
 
 segment_forward_tiles = on_device(segment_tasks.segment_forward_tiles)
 forward_tickets = on_device(tasks.forward_tickets)
 forward_counters = on_device(tasks.forward_counters)
-
-
-@triton.jit
-def add_update(
-    acc,  # [BLOCK_M, BLOCK_N] fp32
-    p_ptr,
-    B_ptr,
-    tables,  # (tiles, segments, ranks, scales)
-    segment,
-    row,
-    column,
-    s,
-    N,
-    r,
-    num_operands,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STEP: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """acc + s p Bᵀ in the rows of one segment; acc starts at (row, column)."""
-    tiles_ptr, segments_ptr, ranks_ptr, scales_ptr = tables
-    operand, begin, end, _, run = load_segment(tiles_ptr, segments_ptr, segment)
-    first, rank, _, _, s = load_adapter(ranks_ptr, scales_ptr, operand, num_operands, r, 0, 1.0, s)
-    small_ptr = p_ptr + run.to(tl.int64) * (r - rank)
-    B_t = (B_ptr + first * N, 1, rank)
-    return add_low_rank(
-        acc, small_ptr, B_t, s, row, column, end, N, rank, BLOCK_M, BLOCK_N, STEP, DTYPE, PRECISION, begin
-    )
 
 
 # Not specialized: as in the plain kernel.
@@ -98,13 +63,13 @@ def segment_forward_kernel(
     tiles = segment_forward_tiles(num_tiles, num_segments, N, r, BLOCK_N, BLOCK_R)
     tickets = forward_tickets(tiles, split_p, split_y)
     counters = forward_counters(tiles)
+    tables = (tiles_ptr, segments_ptr, ranks_ptr, scales_ptr)
+    alike = (num_operands, r, threshold, kept_scale, s)
     if ticket < tickets.y:
         tile = ticket // split_p
         segment, rank = tile // tiles.ranks, (tile % tiles.ranks) * BLOCK_R
         operand, begin, end, m, run = load_segment(tiles_ptr, segments_ptr, segment)
-        first, own_r, threshold, kept_scale, _ = load_adapter(
-            ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, s
-        )
+        first, own_r, threshold, kept_scale, _ = load_adapter(ranks_ptr, scales_ptr, operand, alike)
         mask = (tl.load(seed_ptr), threshold) if seed_ptr is not None else None
         split = Split(tile, ticket % split_p, split_p, scratch_ptrs[0], workspace_ptr + counters.p)
         # A tile without rows or ranks stores nothing, and is published like any other.
@@ -112,22 +77,9 @@ def segment_forward_kernel(
         A_t = (A_ptr + first * K, 1, K)
         small_ptr = p_ptr + run.to(tl.int64) * (r - own_r)
         is_stored = project_tile(
-            x,
-            A_t,
-            small_ptr,
-            split,
-            mask,
-            kept_scale,
-            begin,
-            rank,
-            end,
-            own_K,
-            own_r,
-            BLOCK_M,
-            BLOCK_K,
-            BLOCK_R,
-            PRECISION,
-        )
+            x, A_t, small_ptr, split, mask, kept_scale, begin, rank, end, own_K, own_r, BLOCK_M, BLOCK_K,
+            BLOCK_R, PRECISION,
+        )  # fmt: skip
         if is_stored:
             publish(workspace_ptr + counters.flags + m)
     else:
@@ -159,49 +111,11 @@ def segment_forward_kernel(
             # Fits into registers together with the main loop's accumulator, which takes most of them.
             STEP: tl.constexpr = min(BLOCK_R, 32)
             DTYPE: tl.constexpr = x.dtype if isinstance(x, tl.tensor_descriptor) else x[0].dtype.element_ty
-            tables = (tiles_ptr, segments_ptr, ranks_ptr, scales_ptr)
-            if segments_ptr is None:
-                wait_for(workspace_ptr + counters.flags + m, tiles.ranks)
-                acc = add_update(
-                    acc,
-                    p_ptr,
-                    B_ptr,
-                    tables,
-                    m,
-                    begin,
-                    column,
-                    s,
-                    N,
-                    r,
-                    num_operands,
-                    BLOCK_M,
-                    BLOCK_N,
-                    STEP,
-                    DTYPE,
-                    PRECISION,
-                )
-            else:
-                segment, last = segments_of(tiles_ptr, m)
-                wait_for(workspace_ptr + counters.flags + m, (last - segment) * tiles.ranks)
-                for one in tl.range(segment, last, num_stages=1):
-                    acc = add_update(
-                        acc,
-                        p_ptr,
-                        B_ptr,
-                        tables,
-                        one,
-                        begin,
-                        column,
-                        s,
-                        N,
-                        r,
-                        num_operands,
-                        BLOCK_M,
-                        BLOCK_N,
-                        STEP,
-                        DTYPE,
-                        PRECISION,
-                    )
+            wait_for(workspace_ptr + counters.flags + m, segments_to_wait_for(tables, m) * tiles.ranks)
+            acc = add_segments(
+                acc, p_ptr, B_ptr, tables, alike, None, m, begin, column, N, True, BLOCK_M, BLOCK_N, STEP,
+                DTYPE, PRECISION,
+            )  # fmt: skip
             if b_ptr is not None:
                 offs_n = column + tl.arange(0, BLOCK_N)
                 own_N = tl.where(operand < num_operands, N, 0)

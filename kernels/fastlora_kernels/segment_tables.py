@@ -52,18 +52,22 @@ def load_segment(tiles_ptr, segments_ptr, segment):
 
 
 @triton.jit
-def load_adapter(ranks_ptr, scales_ptr, operand, num_operands, r, threshold, kept_scale, s):
-    """(ranks before it, in int64, rank, threshold, kept_scale, s); as given if all adapters are alike."""
+def load_adapter(ranks_ptr, scales_ptr, operand, alike):
+    """(ranks before it, in int64, rank, threshold, kept_scale, s) of an adapter.
+
+    `alike` is (number of operands, largest rank, threshold, kept_scale, s), as they are where all are alike.
+    """
     if ranks_ptr is None:
-        rank = tl.where(operand < num_operands, r, 0)
-        found = (operand.to(tl.int64) * r, rank, threshold, kept_scale, s)
+        num_operands, r, threshold, kept_scale, s = alike
+        found = (operand.to(tl.int64) * r, tl.where(operand < num_operands, r, 0), threshold, kept_scale, s)
     else:
+        rank_ptr, scale_ptr = ranks_ptr + operand * 3, scales_ptr + operand * 2
         found = (
-            tl.load(ranks_ptr + operand * 3).to(tl.int64),
-            tl.load(ranks_ptr + operand * 3 + 1),
-            tl.load(ranks_ptr + operand * 3 + 2),
-            tl.load(scales_ptr + operand * 2 + 1),
-            tl.load(scales_ptr + operand * 2),
+            tl.load(rank_ptr).to(tl.int64),
+            tl.load(rank_ptr + 1),
+            tl.load(rank_ptr + 2),
+            tl.load(scale_ptr + 1),
+            tl.load(scale_ptr),
         )
     return found
 

@@ -36,7 +36,7 @@ SEGMENT_MUTANTS: Final = (
     Mutant(
         "dx is stored beyond its run",
         "experts",
-        (("segment_backward.store_with_update", _STORE_DX, _STORE_DX.replace("end", "row + BLOCK_M")),),
+        (("segment_backward.finish_dx", _STORE_DX, _STORE_DX.replace("end", "row + BLOCK_M")),),
     ),
     Mutant(
         "every expert takes the first W",
@@ -53,9 +53,9 @@ SEGMENT_MUTANTS: Final = (
         "experts",
         (
             (
-                "segment_backward.operand_gradient",
-                "            end,\n            C,",
-                "            end + 8,\n            C,",
+                "segment_gradients.operand_gradient_tile",
+                "small_ptr, weights_ptr, mask, begin, end, column, rank, end,",
+                "small_ptr, weights_ptr, mask, begin, end, column, rank, end + 8,",
             ),
         ),
     ),
@@ -78,24 +78,24 @@ SEGMENT_MUTANTS: Final = (
     Mutant(
         "y waits for one segment alone",
         "adapters",
-        ((_FORWARD, "(last - segment) * tiles.ranks", "tiles.ranks"),),
+        ((_FORWARD, "segments_to_wait_for(tables, m) * tiles.ranks", "tiles.ranks"),),
     ),
     Mutant(
         "rows before a segment get its update",
         "adapters",
-        (("segment_forward.add_update", "PRECISION, begin", "PRECISION, row"),),
+        (("segment_updates.add_segment", "PRECISION, begin", "PRECISION, row"),),
     ),
     Mutant(
         "p is read where all ranks were the largest",
         "adapters",
-        (("segment_forward.add_update", "run.to(tl.int64) * (r - rank)", "run.to(tl.int64) * 0"),),
+        (("segment_updates.add_segment", "run.to(tl.int64) * (alike[1] - rank)", "run.to(tl.int64) * 0"),),
     ),
     Mutant(
         "an adapter's last run is left out of dA and dB",
         "adapters",
         (
             (
-                "segment_backward.operand_gradient",
+                "segment_gradients.operand_gradient_tile",
                 "tl.load(firsts_ptr + operand + 1)",
                 "tl.load(firsts_ptr + operand) + 1",
             ),
@@ -107,8 +107,8 @@ SEGMENT_MUTANTS: Final = (
         (
             (
                 "segment_tables.load_adapter",
-                "tl.load(ranks_ptr + operand * 3 + 1)",
-                "tl.load(ranks_ptr + operand * 0 + 1) + 8",
+                "tl.load(rank_ptr + 1)",
+                "tl.load(ranks_ptr + 1) + 8",
             ),
         ),
     ),
@@ -117,7 +117,7 @@ SEGMENT_MUTANTS: Final = (
         "adapters that drop",
         (
             (
-                "segment_backward.add_input_update",
+                "segment_updates.add_segment",
                 "mask = (tl.load(seed_ptr), threshold)",
                 "mask = (tl.load(seed_ptr), 16384)",
             ),
