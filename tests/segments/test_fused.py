@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from fastlora import set_backend
+from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.measuring.errors import assert_within_budget
 from fastlora.routes import fused_runs
-from fastlora.segments.decide import decide
+from fastlora.segments.decide import decide, decide_for
 from fastlora.segments.function import linear_by_runs
 from fastlora.segments.fused import _call
 from fastlora.segments.plan import plan_of
+from fastlora_kernels.tables import tile_of
 from tests.cases import quick
 from tests.segments import test_runs
 from tests.segments.test_runs import by_formula, in_fp64, operands, results
@@ -54,19 +56,19 @@ def assert_matches_fp64(o, chosen):
     "case",
     quick(
         [
-            ("ragged", "float32", True, True),
-            ("ragged", "float16", False, False),
-            ("ragged", "float32", False, False),
-            ("one has all", "float32", False, True),
-            ("runs of one row", "float16", True, True),
-            ("nobody chose any", "float32", True, True),
+            ("ragged", "float32", True, True, 50, 40),
+            ("ragged", "float32", True, True, 70, 90),
+            ("ragged", "float16", False, False, 70, 90),
+            ("one has all", "float32", False, True, 70, 90),
+            ("runs of one row", "float16", True, True, 72, 64),
+            ("nobody chose any", "float32", True, True, 70, 90),
         ],
-        ("ragged", "float32", True, True),
+        ("ragged", "float32", True, True, 50, 40),
     ),
 )
 def test_experts_are_the_formula_and_its_gradients(case, monkeypatch):
-    choice, dtype, weighted, bias = case
-    sized(70, 90, 5, monkeypatch)
+    choice, dtype, weighted, bias, K, N = case
+    sized(K, N, 5, monkeypatch)
     chosen = CHOICES[choice]
     o = operands(chosen, weighted=weighted, bias=bias, dtype=getattr(torch, dtype))
     assert decide(o._replace(setting="triton")).is_fused
@@ -143,6 +145,49 @@ def test_infinities_of_one_expert_stay_with_it(monkeypatch):
     found = results(linear_by_runs, o)
     assert torch.isfinite(found["y"][:20]).all()
     assert torch.isfinite(found["dA"][0]).all()
+
+
+def test_the_table_of_tiles_cuts_each_run_and_leaves_the_rest_empty():
+    """Three rows, none, 33 and 1 in blocks of 32; two rows behind them chose none."""
+    offsets = torch.tensor([0, 3, 3, 36, 37])
+    x, W = torch.zeros(39, 8, device=DEVICE), torch.zeros(4, 8, 8, device=DEVICE)
+    o = fused_runs.RunsCall(x, W, None, W[:, :1], W[..., :1], 1, 1.0, offsets.to(DEVICE))
+    found = fused_runs.launch_of("forward", o, tile=tile_of("forward", 32, 64, 64, 2, 4, 1)).tables
+    rows = [[0, 0, 3], [2, 3, 35], [2, 35, 36], [3, 36, 37], [4, 37, 39], [4, 0, 0]]
+    assert found.tiles[:, :3].tolist() == rows
+    assert (found.num_tiles, found.num_segments, found.num_operands) == (6, 6, 4)
+
+
+@pytest.mark.exhaustive
+def test_a_backward_pass_takes_the_code_of_its_forward_pass(monkeypatch):
+    sized(40, 64, 5, monkeypatch)
+    o = operands(CHOICES["ragged"], dtype=torch.float32)._replace(dropout=0.4, seed=torch.tensor([5]))
+    dy = torch.randn(20, 64)
+
+    def gradient(setting):
+        y = linear_by_runs(o)
+        with set_backend(setting):
+            return torch.autograd.grad(y, o.x, dy)[0]
+
+    assert torch.equal(gradient("torch"), gradient("triton"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "why"),
+    [
+        ({}, "triton", "as on an H100"),
+        ({"dtype": torch.float64}, "runs", "run by run: the kernels take fp16, bf16 and fp32"),
+        ({"r": 0}, "grouped", "torch's grouped products: no update applies"),
+        ({"r": 0, "K": 60}, "runs", "torch's products, run by run: no update applies"),
+        ({"M": 0}, "grouped", "an operand is empty"),
+    ],
+    ids=str,
+)
+def test_the_decision_on_a_gpu_has_its_reason(changed, name, why):
+    problem = Problem(64, 128, 256, 16, torch.bfloat16, torch.bfloat16)._replace(**changed)
+    route = decide_for(problem, torch.device("cpu"), "auto", gpu="H100")
+    assert route.name == name
+    assert why in route.why
 
 
 def test_without_an_update_torch_computes():
