@@ -18,7 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.ptx.driver.cases import Case, all_cases, quick_cases
 from tests.ptx.driver.check import Verdict
 from tests.ptx.driver.compiled import triton_version
-from tests.ptx.driver.segments import SegmentCase, check_case, segment_cases
+from tests.ptx.driver.segment_cases import SegmentCase, segment_cases
+from tests.ptx.driver.segments import check_case
 
 
 def line_of(case: Case | SegmentCase) -> str:

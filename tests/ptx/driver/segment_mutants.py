@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.ptx.driver.mutants import Mutant
-from tests.ptx.driver.segments import MIXED, SegmentCase
+from tests.ptx.driver.segment_cases import MIXED, SegmentCase
 
 _EXPERTS: Final = SegmentCase("sm_80", rows=(33, 0, 1, 20, 3), K=72, N=40)
 
