@@ -143,11 +143,12 @@ def explain(
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))
     if isinstance(layer, FusedLoRAExperts):
+        named = gpu is not None
         if gpu is not None:
             check_choice("gpu", gpu, GPUS)
         elif layer.weight.is_cuda:
             gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
-        return explain_experts(M, layer, gpu)
+        return explain_experts(M, layer, gpu, named=named)
     W = layer.weight.detach()
     if isinstance(layer, QuantizedLoRALinear):
         dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)

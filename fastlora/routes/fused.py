@@ -23,6 +23,7 @@ from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.few_rows import few_rows_kernel
 from fastlora_kernels.forward import forward_kernel
+from fastlora_kernels.masked_update import masked_update_kernel
 
 
 def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
@@ -139,7 +140,7 @@ def masked_update(o: Operands, q: Tensor) -> Tensor:
     dx = torch.empty(M, K, device=x.device, dtype=x.dtype)
     blocks = triton.cdiv(M, masked.BLOCK_M) * triton.cdiv(K, masked.BLOCK_K)
     with _on_device(x):
-        masked.masked_update_kernel[(blocks,)](
+        masked_update_kernel[(blocks,)](
             q_ptr=q,
             A=_read(A),
             dx_ptr=dx,

@@ -114,12 +114,12 @@ def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: 
 
     Measurements are without dropout and with every gradient needed. One counts only for its dtypes and rank.
     """
-    name, entry, _ = _entry_of(direction, architecture, problem, fp32_precision(), aligned)
+    name, entry, _ = entry_of(direction, architecture, problem, fp32_precision(), aligned)
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     return name if configs.beaten(entry, direction, *dtypes, problem.r) else None
 
 
-def _entry_of(
+def entry_of(
     direction: str, architecture: str, problem: Problem, precision: str, aligned: bool
 ) -> tuple[str, Entry, str]:
     """(shape class of the output, its entry in the table, element kind)."""
@@ -144,7 +144,7 @@ def _cached_plan(
     aligned: bool,
     measured: bool,
 ) -> Plan:
-    name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
+    name, entry, kind = entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
     x, adapter = problem.dtype, problem.adapter_dtype
     tf32_terms = outranges_fp16(adapter, x)

@@ -191,6 +191,14 @@ def takes_group(few: bool, wide_adapters: bool) -> bool:
     return not (few and wide_adapters)
 
 
+def segment_rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool) -> int:
+    """As `rank_block`, in the kernels for rows that choose their operands.
+
+    They keep a tile's table entries in registers too: blocks of 64 ranks spilled 24 bytes (sm_90, bf16).
+    """
+    return min(rank_block(r, architecture, kind, wide_adapters, tf32_terms), 32)
+
+
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
     """Columns of an output tile that are stored at once: a quarter of them for dx with dropout, else all."""
     columns = tile.columns(direction)

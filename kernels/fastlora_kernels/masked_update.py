@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastlora_kernels.tile_ops import store_with_masked_low_rank
+from fastlora_kernels.tile_ops import add_masked_low_rank, store_tile
 
 # A program's block of dx, its warps, and the ranks that it takes at a time.
 BLOCK_M = 64
@@ -29,15 +29,15 @@ def masked_update_kernel(
     """dx = D * (q A), D including the scale of what is kept; programs go along the rows of blocks."""
     columns = tl.cdiv(K, BLOCK_K)
     block = tl.program_id(0)
-    store_with_masked_low_rank(
-        dx_ptr,
+    row, column = block // columns * BLOCK_M, block % columns * BLOCK_K
+    update = add_masked_low_rank(
         tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32),
         q_ptr,
         A,
         (tl.load(seed_ptr), threshold),
         s=kept_scale,
-        row=block // columns * BLOCK_M,
-        column=block % columns * BLOCK_K,
+        row=row,
+        column=column,
         M=M,
         C=K,
         r=r,
@@ -47,3 +47,4 @@ def masked_update_kernel(
         DTYPE=dx_ptr.dtype.element_ty,
         PRECISION=PRECISION,
     )
+    store_tile(dx_ptr, update, row, column, M, K, BLOCK_M, BLOCK_K)

@@ -19,6 +19,7 @@ from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cas
 from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.rules import check
+from fastlora_kernels.compile_check.segments import check_segments, segment_cases
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
 
@@ -29,6 +30,7 @@ _CHECKS = (
     (update_cases, check_update),
     (unpacking_cases, check_unpacking),
     (few_rows_cases, check_few_rows),
+    (segment_cases, check_segments),
 )
 
 

@@ -60,6 +60,11 @@ def compile_kernel(
     """
     kernel = forward_kernel if direction == "forward" else backward_kernel
     kinds = (forward_kinds if direction == "forward" else backward_kinds)(architecture, tile, variant)
+    return compile_with(kernel, kinds, tile, target)
+
+
+def compile_with(kernel: Any, kinds: dict[str, Any], tile: Tile, target: GPUTarget) -> Resources:
+    """Compile a kernel whose arguments are of these kinds, with the options of its tile."""
     signature, constants, attributes = signature_of(kernel, kinds)
     source = ASTSource(kernel, signature, constants, attributes)
     options = launch_options(tile, target.backend)
@@ -124,8 +129,8 @@ def forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, 
     """The kind of every argument of the forward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
     return kinds_of_both(architecture, tile, variant) | {
-        "x": _read(variant, M, K),
-        "W": _read(variant, N, K),
+        "x": kind_read(variant, M, K),
+        "W": kind_read(variant, N, K),
         "b_ptr": f"*{variant.element}" if variant.bias else Constant(None),
         "y": _written(variant, M, store_columns(tile, "forward", variant.dropout)),
         "scratch_ptrs": ("*fp32", "*fp32" if variant.split_k else Constant(None)),
@@ -138,9 +143,9 @@ def backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str,
     """The kind of every argument of the backward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
     return kinds_of_both(architecture, tile, variant) | {
-        "dy": _read(variant, M, N),
-        "x": _read(variant, M, tile.block_k_dA),
-        "W": _read(variant, N, K),
+        "dy": kind_read(variant, M, N),
+        "x": kind_read(variant, M, tile.block_k_dA),
+        "W": kind_read(variant, N, K),
         "q_ptr": "*fp32",
         "dx": _written(variant, M, store_columns(tile, "backward", variant.dropout)),
         "dA_ptr": f"*{variant.adapter}",
@@ -154,7 +159,7 @@ def backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str,
 
 
 def kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
-    """The kinds of the arguments that both passes have."""
+    """The kinds of the arguments that both kernels have."""
     adapter = (f"*{variant.adapter}", SIXTEENS, Constant(1))
     return {
         "A": adapter,
@@ -180,7 +185,7 @@ def kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, 
     }
 
 
-def _read(variant: Variant, rows: int, columns: int) -> Any:
+def kind_read(variant: Variant, rows: int, columns: int) -> Any:
     """The kind of a matrix argument that is read in blocks [rows, columns]."""
     if variant.tma:
         return f"tensordesc<{variant.element}[{rows}, {columns}]>"

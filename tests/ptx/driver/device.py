@@ -29,6 +29,9 @@ _RESULTS = {
     "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
     "masked_update_kernel": ("dx_ptr",),
+    "segment_plan_kernel": ("tiles_ptr",),
+    "segment_forward_kernel": ("y_ptr", "p_ptr", "scratch_ptrs"),
+    "segment_backward_kernel": ("q_ptr", "dx_ptr", "dA_ptr", "dB_ptr", "scratch_ptrs"),
 }
 _COUNTERS = "workspace_ptr"
 # Register and shadow memory of so many warps is what a small machine has room for.
@@ -54,21 +57,18 @@ class Settings(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_on(settings: Settings) -> Iterator[None]:
-    """Inside, the launches of `fused` run in the interpreter."""
-    names = ("forward_kernel", "backward_kernel", "few_rows_kernel")
-    kept = {name: getattr(fused, name) for name in (*names, "_on_device")}
-    update = fused.masked.masked_update_kernel
-    for name in names:
-        setattr(fused, name, Launcher(kept[name], settings))
-    fused.masked.masked_update_kernel = Launcher(update, settings)
-    fused._on_device = lambda x: contextlib.nullcontext()
+def running_on(settings: Settings, module: Any = fused) -> Iterator[None]:
+    """Inside, the launches of a module, such as `routes.fused`, run in the interpreter."""
+    kept = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
+    kept["_on_device"] = module._on_device
+    for name, kernel in kept.items():
+        setattr(module, name, Launcher(kernel, settings))
+    module._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
         for name, value in kept.items():
-            setattr(fused, name, value)
-        fused.masked.masked_update_kernel = update
+            setattr(module, name, value)
 
 
 class Launcher:
