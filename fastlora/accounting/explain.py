@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from fastlora.routes.plan import Plan
 
 
+_DORA = (
+    "torch sums the norms of W + s B A in a forward pass, which reads W once more, and scales the columns of y, "
+    "and of dy before its products, in passes of their own"
+)
+
+
 @dataclass(frozen=True)
 class PassExplanation:
     """One pass.
@@ -54,6 +60,7 @@ class Explanation:
         passes: Forward and backward.
         base: How W is packed, in words; None where it is not.
         packed_bytes: Bytes of a packed W. Each pass reads these and writes W once, which its cost includes.
+        dora: Whether columns are scaled by DoRA's c, which is no part of the cost.
     """
 
     problem: Problem
@@ -62,6 +69,7 @@ class Explanation:
     passes: tuple[PassExplanation, ...]
     base: str | None = None
     packed_bytes: int = 0
+    dora: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """The explanation in JSON's types."""
@@ -72,6 +80,7 @@ class Explanation:
             "adapter_dtype": dtype_name(adapter_dtype),
             "path": self.path._asdict(),
             "gpu": self.gpu,
+            "dora": self.dora,
             "base": None if self.base is None else {"format": self.base, "bytes": self.packed_bytes},
             "passes": [
                 {
@@ -96,6 +105,8 @@ class Explanation:
         if self.base is not None:
             by = "one more launch" if self.path.is_fused else "torch"
             lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked in each pass by {by}")
+        if self.dora:
+            lines.append(f"DoRA: {_DORA}")
         for one in self.passes:
             lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
             if one.floor_us is not None:
@@ -149,6 +160,7 @@ def explain(
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype)
     dropout = layer.dropout if layer.training else 0.0
     explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
+    explained = replace(explained, dora=bool(layer.dora))
     if isinstance(layer, QuantizedLoRALinear):
         return _with_unpacking(explained, layer.format.about, bytes_of(layer.base))
     return explained

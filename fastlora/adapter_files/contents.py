@@ -25,7 +25,7 @@ import torch
 from fastlora.adapter_files.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.foreign import check_layout
-from fastlora.adapter_files.keys import layer_keys, plain_key, split
+from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key, split
 from fastlora.adapter_files.layout import FLOATS, Header
 from fastlora.adapter_files.regular import open_regular
 from fastlora.adapter_files.tensors import TensorFile, open_tensors
@@ -86,9 +86,17 @@ class Contents:
         for name in self.plain:
             if ("lora_" in name or ".base_layer." in name) and not self._is_to_save(name):
                 raise AdapterError(f"{plain_key(name)!r} is no tensor of plain LoRA, and not supported")
-        alone = [layer for layer, letters in names.items() if len(letters) < 2]
+        alone = [layer for layer, letters in names.items() if not letters >= {"A", "B"}]
         if alone:
             raise AdapterError(f"each layer must have A and B; {alone[0]!r} has one of them")
+        dora = self.config.dora
+        unlike = [layer for layer, letters in names.items() if ("m" in letters) != dora]
+        if unlike:
+            found = "has none" if dora else "has one"
+            raise AdapterError(
+                f"each layer must have a lora_magnitude_vector if use_dora is True, else none; it is {dora}, "
+                f"and {unlike[0]!r} {found}"
+            )
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
         if self.plain and not self.config.modules_to_save:
@@ -133,6 +141,8 @@ class Contents:
         keys: dict[str, str] = {}
         for layer in self.names:
             keys |= zip(layer_keys(layer), layer_keys(names[layer]), strict=True)
+            if self.config.dora:
+                keys[magnitude_key(layer)] = magnitude_key(names[layer])
         keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
         self.file.rename(keys)
         self._sort()
@@ -152,8 +162,19 @@ class Contents:
             raise AdapterError(
                 f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
             )
-        options = Options(r, config.alpha_of(saved_as), config.dropout, config.rslora, config.init)
+        if config.dora:
+            self._check_magnitude(name, B.shape[0])
+        alpha = config.alpha_of(saved_as)
+        options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora)
         return LayerHeader(options, A.shape[1], B.shape[0], A.dtype, experts)
+
+    def _check_magnitude(self, name: str, N: int) -> None:
+        m = self.file.headers[magnitude_key(name)]
+        if list(m.shape) != [N] or m.dtype not in FLOATS.values():
+            raise AdapterError(
+                f"lora_magnitude_vector of {name!r} must be [{N}] in one of {', '.join(FLOATS)}; got "
+                f"{list(m.shape)} in {m.dtype}"
+            )
 
 
 @contextmanager

@@ -80,7 +80,13 @@ def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str)
             near = near_names(path, own)
             raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
     for path, header in contents.layers.items():
-        wanted = [own[path].adapters[name].r, *shape_of(own[path])]
+        adapter = own[path].adapters[name]
+        if header.options.dora != adapter.dora:
+            raise AdapterError(
+                f"use_dora must be {adapter.dora}, as adapter {name!r} of the model has it; it is "
+                f"{header.options.dora} in the file"
+            )
+        wanted = [adapter.r, *shape_of(own[path])]
         _check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
     check_unmerged(own, name)
     return own

@@ -13,10 +13,10 @@ from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, open_directory, open_file
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import layer_keys, plain_key
+from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
-from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
+from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard, whole
 from fastlora.layer.writable import check_own_writable, check_writable
@@ -28,8 +28,15 @@ from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark
 from fastlora.model.replace import replace_modules
 
-# {path: A, B and options} from a file.
-_Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
+
+class _Update(NamedTuple):
+    """A layer's adapter from a file: its options, and its tensors in the order of `Adapter.slots`."""
+
+    options: Options
+    tensors: tuple[Tensor, ...]
+
+
+_Updates: TypeAlias = Mapping[str, _Update]
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
@@ -103,7 +110,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     layers = fit.same_layers(adapted, contents, name) if known else fit.targets(model, contents)
     if known:
         for path, layer in layers.items():
-            check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
+            check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
     saved = fit.modules_to_save(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
     plain = {
@@ -138,13 +145,13 @@ class _Refill(NamedTuple):
     """New values for an existing adapter; alpha and rslora change too, other options do not."""
 
     adapter: Adapter
-    parts: tuple[Tensor, Tensor]
+    parts: tuple[Tensor, ...]
     options: Options
 
     def into(self, changing: Commit) -> None:
         """Copy the values into the adapter, as part of a commit."""
         adapter, parts, options = self
-        for slot, part in zip(SLOTS, parts, strict=True):
+        for slot, part in zip(adapter.slots, parts, strict=True):
             changing.write(local(getattr(adapter, slot)), part)
         changing.put(vars(adapter), "alpha", options.alpha)
         changing.put(vars(adapter), "rslora", options.rslora)
@@ -154,19 +161,25 @@ def _refills(layers: Mapping[str, Any], name: str, updates: _Updates) -> list[_R
     refills: list[_Refill] = []
     for path, found in layers.items():
         own = found.adapters[name]
-        A, B, options = updates[path]
-        refills.append(_Refill(own, (part_of(A, own.lora_A), part_of(B, own.lora_B)), options))
+        options, tensors = updates[path]
+        slots = (getattr(own, slot) for slot in own.slots)
+        parts = tuple(part_of(values, slot) for values, slot in zip(tensors, slots, strict=True))
+        refills.append(_Refill(own, parts, options))
     return refills
 
 
-def _read_update(contents: Contents, path: str, layer: Any, name: str) -> tuple[Tensor, Tensor, Options]:
-    """A, B and options: A and B in the existing adapter's dtype; else in the file's, or fp32 for 16 bits."""
+def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Update:
+    """Tensors in the existing adapter's dtype; else in the dtype of the file's A, or fp32 for 16 bits."""
     header = contents.layers[path]
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, LORA_LAYERS) and name in layer.adapters:
         dtype = layer.adapters[name].lora_A.dtype
     A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
-    return *from_file(A, B, header.experts), header.options
+    A, B = from_file(A, B, header.experts)
+    if not header.options.dora:
+        return _Update(header.options, (A, B))
+    m = contents.file.read(magnitude_key(path), layer.weight.device, dtype)
+    return _Update(header.options, (A, B, m))
 
 
 def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
@@ -186,18 +199,19 @@ def _made(
     plain: dict[Any, dict[str, Any]] = {}
     made: dict[LoRALayer, Adapter] = {}
     for path, layer in layers.items():
-        A, B, options = updates[path]
+        options, tensors = updates[path]
         if isinstance(layer, LORA_LAYERS):
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
-                A, B = (each.clone() if each.is_inference() else each for each in (A, B))
-                made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
+                own = (nn.Parameter(each.clone() if each.is_inference() else each) for each in tensors)
+                A, B, *m = own
+                made[layer] = Adapter(A, B, options, *m)
         else:
-            plain[layer] = {**options._asdict(), "adapter_dtype": A.dtype}
+            plain[layer] = {**options._asdict(), "adapter_dtype": tensors[0].dtype}
     new = make_layers(model, plain, name)
     for path, linear in layers.items():
         if linear in new:
-            A, B, _ = updates[path]
-            new[linear].adapters[name].lora_A.copy_(A)
-            new[linear].adapters[name].lora_B.copy_(B)
+            adapter = new[linear].adapters[name]
+            for slot, values in zip(adapter.slots, updates[path].tensors, strict=True):
+                getattr(adapter, slot).copy_(values)
     return new, made

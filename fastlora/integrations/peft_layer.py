@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.function import lora_linear
 from fastlora.autograd.mixed import mixed_lora_linear
 from fastlora.autograd.quantized import quantized_lora_linear
@@ -56,11 +57,13 @@ class Fused(nn.Module):
         if obstacle is not None:
             return self._stock_forward(obstacle, x, *args, **kwargs)
         count(self, FUSED)
-        W, b, A, B, s, dropout = operands
+        W, b, A, B, s, dropout, m = operands
         if isinstance(s, Tensor):
             # s is a tensor and is multiplied into B. As a float it would need a device synchronization and
             # could get no gradient.
             B, s = B * s, 1.0
+        if m is not None:
+            return dora_linear(x, W, b, A, B, s, m, dropout=dropout)
         if isinstance(W, BaseWeight):
             return quantized_lora_linear(x, W, b, A, B, s, dropout=dropout)
         return lora_linear(x, W, b, A, B, s, dropout=dropout)

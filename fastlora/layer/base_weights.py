@@ -46,7 +46,8 @@ def frozen_weight(layer: Any) -> Tensor:
     """W itself: `layer.weight`, the copy kept aside while the layer is merged, or a packed W unpacked."""
     if (format := packed_format(layer)) is not None:
         return dequantize(format.base_of(layer, format.values_dtype(layer)))
-    W: Tensor = layer.weight if layer._base_weight is None else layer._base_weight
+    kept: Tensor | None = getattr(layer, "_base_weight", None)  # which only a LoRA layer has
+    W: Tensor = layer.weight if kept is None else kept
     return W
 
 

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from fastlora import arguments
 from fastlora.arguments import check_bool
+from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
-from fastlora.formula import oracle
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.magnitude import row_norms
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.sharding import all_finite
 from fastlora.routes.dequantize import dequantize
@@ -52,7 +53,8 @@ class QuantizedLoRALinear(FusedLoRALinear):
         checked = Options.checked(**options)
         layer = linear_as(linear, _class_over(type(linear)))
         vars(layer)[FORMAT] = format.name
-        layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype))
+        norms = row_norms(linear) if checked.dora else None
+        layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype, norms))
         return layer
 
     @property
@@ -74,9 +76,11 @@ class QuantizedLoRALinear(FusedLoRALinear):
         if active is None or not self.enabled:
             training_warnings.suspect(self)
             return quantized_linear(x, base, b)
-        A, B = active()
+        A, B, *m = active()
         s = arguments.scaling(active.r, active.alpha, active.rslora)
         dropout = active.dropout if self.training else 0.0
+        if m:
+            return dora_linear(x, base, b, A, B, s, *m, dropout=dropout)
         return quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
 
     def merge(self) -> None:
@@ -122,7 +126,7 @@ class QuantizedLoRALinear(FusedLoRALinear):
         W, active = dequantize(self.format.base_of(self, wide)), self._active
         if active is None:
             return W.to(dtype), math.nan
-        exact = oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+        exact = active.added_to(W)
         total, update = exact.to(dtype), float((exact - W).norm())
         return total, float((total.to(wide) - exact).norm()) / update if update else math.nan
 

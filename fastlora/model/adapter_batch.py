@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fastlora.arguments import check_choice, shown
 from fastlora.layer.active_adapter import check_switchable
-from fastlora.layer.adapter import SLOTS
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.magnitude import check_plain_lora
 from fastlora.model.adapters import adapter_names
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
@@ -45,8 +45,9 @@ def adapter_batch(
 
     Raises:
         TypeError: If `names` is no sequence of names, or `ids` no tensor of integers.
-        ValueError: If there is no LoRA layer or no such adapter, naming the row; a layer is merged, divided
-            among processes, or initialized from its W; or another batch of this model is in force.
+        ValueError: If there is no LoRA layer or no such adapter, naming the row; one is DoRA's; a layer is
+            merged, divided among processes, or initialized from its W; or another batch of this model is in
+            force.
     """
     batch = _checked(model, names, ids)
     try:
@@ -60,6 +61,7 @@ def adapter_batch(
 def _enter(model: nn.Module, batch: AdapterBatch) -> None:
     layers = existing_layers(model)
     check_original_weights(layers, "adapters are mixed over the W from before")
+    check_plain_lora(layers, batch.names, "be mixed in one batch")
     for what, wrong in (
         ("unmerged", [name for name, layer in layers.items() if layer.merged]),
         ("whole, not divided among processes", [name for name, layer in layers.items() if layer.split]),
@@ -103,8 +105,9 @@ def train_adapters(model: nn.Module, names: Iterable[str]) -> None:
     with commit() as changing:
         note_change(model, changing)
         for layer in layers.values():
-            for name, adapter in layer.adapters.items():
-                for slot in SLOTS:
+            for name in layer.adapters:
+                adapter = layer.adapters[name]
+                for slot in adapter.slots:
                     factor = getattr(adapter, slot)
                     if name in chosen:
                         changing.assign(factor, "requires_grad", True)

@@ -19,6 +19,7 @@ from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idl
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.ddp import note_change
@@ -235,7 +236,8 @@ def _check_known(model: nn.Module, name: object) -> None:
 
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
-    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init)
+    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init, config.dora)
     layer = target.linear
     weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else like_weight(layer)
-    return new_adapter(weight, options, check_dtype("adapter_dtype", config.adapter_dtype))
+    norms = row_norms(layer) if config.dora and not isinstance(layer, FusedLoRAExperts) else None
+    return new_adapter(weight, options, check_dtype("adapter_dtype", config.adapter_dtype), norms)

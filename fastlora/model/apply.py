@@ -101,6 +101,7 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
         "dropout": config.dropout,
         "rslora": config.rslora,
         "init": config.init,
+        "dora": config.dora,
         "adapter_dtype": config.adapter_dtype,
     }
 

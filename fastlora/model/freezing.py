@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from fastlora.layer.active_adapter import idle_parameters
-from fastlora.layer.adapter import SLOTS
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.sharding import reshard
 from fastlora.layer.writable import check_trainable
@@ -33,7 +32,7 @@ def freeze(model: nn.Module) -> None:
         f"{slot} of layer {name!r}": getattr(layer.active, slot)
         for name, layer in layers.items()
         if layer.active is not None
-        for slot in SLOTS
+        for slot in layer.active.slots
     }
     for what, tensor in updates.items():
         check_trainable(tensor, what)

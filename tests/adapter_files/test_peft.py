@@ -189,7 +189,6 @@ def test_what_peft_trains_further_we_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),

@@ -73,7 +73,7 @@ STATES = {
     "merged": ({}, lambda model: model.merge_adapter(), "adapters are merged"),
     "two adapters": ({}, second_adapter, "2 adapters are active"),
     "no adapter": ({}, no_adapter, "0 adapters are active"),
-    "DoRA": ({"use_dora": True}, None, "variant of LoRA (DoraLinearVariant)"),
+    "a variant": ({"velora_config": {"num_groups": 1}}, None, "variant of LoRA (VeloraLinearVariant)"),
     "adapter bias": ({"lora_bias": True}, None, "the adapter has a bias"),
     "trained bias": ({"bias": "lora_only"}, None, "the base layer is trained too"),
     "trained weight": (
