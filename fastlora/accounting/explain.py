@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 _DORA = (
-    "torch sums the norms of W + s B A in a forward pass, which reads W once more, and scales the columns of y, "
-    "and of dy before its products, in passes of their own"
+    "torch sums the norms of W + s B A in a forward pass, which reads W once more, and scales the columns of "
+    "y, and of dy before its products, in passes of their own"
 )
 
 

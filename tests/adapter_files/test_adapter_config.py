@@ -104,7 +104,6 @@ def test_what_does_not_bear_on_a_trained_adapter_is_read_over(values):
         ("peft_type", None),
         ("bias", "all"),
         ("bias", "lora_only"),
-        ("use_dora", 1),
         ("use_qalora", True),
         ("lora_bias", True),
         ("trainable_token_indices", [1, 2]),

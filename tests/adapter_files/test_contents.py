@@ -66,7 +66,7 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
         ({"fc.lora_B.bias": torch.zeros(5)}, r"fc.lora_B.bias' is lora_bias, which is not supported"),
         (
             {"fc.lora_magnitude_vector": torch.zeros(5)},
-            r"must have a lora_magnitude_vector if use_dora is True, else none; it is False, and 'fc' has one",
+            r"a lora_magnitude_vector if use_dora is True, else none; it is False, and 'fc' has one",
         ),
         ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"is LoRA on an embedding, which is not supported"),
         ({"fc.lora_ga.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
