@@ -15,6 +15,7 @@ from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
 from fastlora.arguments import check_choice, check_rank, check_size, dtype_name, shown
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
+from fastlora.layer.base_weights import like_weight
 from fastlora.layer.quantized import QuantizedLoRALinear, bytes_of
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
@@ -153,7 +154,7 @@ def explain(
         elif layer.weight.is_cuda:
             gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
         return explain_experts(M, layer, gpu)
-    W = layer.weight.detach()
+    W = like_weight(layer).detach()
     if isinstance(layer, QuantizedLoRALinear):
         dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
         W = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")

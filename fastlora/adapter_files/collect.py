@@ -104,6 +104,7 @@ def collect(
         target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
+        fan_in_fan_out=any(found[layer].holds_transposed for layer in layers),
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())

@@ -68,6 +68,10 @@ class Fused(nn.Module):
             return quantized_lora_linear(x, W, b, A, B, s, dropout=dropout)
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
 
+    def _get_name(self) -> str:
+        """PEFT's name for its layer, which its users print and compare."""
+        return pefts_class(type(self)).__name__
+
     def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
         """Rows of x that take different adapters."""
         plan = _planned if torch.compiler.is_compiling() else _kept_plan  # Dynamo warns of caches

@@ -22,6 +22,7 @@ from fastlora.formats.format import Format
 from fastlora.formats.registry import format_of
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.integrations.peft_package import DoraLinearLayer, DoraLinearVariant
+from fastlora.layer.conv1d import is_conv1d, turned
 
 # Arguments that PEFT passes to every LoRA layer; a value of None has no effect.
 _OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
@@ -106,7 +107,8 @@ def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     base, lora_A, lora_B = modules["base_layer"], modules["lora_A"][name], modules["lora_B"][name]
     format = format_of(base)
     for role, module in (("base_layer", base), ("lora_A", lora_A), ("lora_B", lora_B)):
-        if type(module) is not nn.Linear and not (module is base and format is not None):
+        known = module is base and (format is not None or is_conv1d(base))
+        if type(module) is not nn.Linear and not known:
             return f"{role} is a {type(module).__name__}"
         if not is_called_plainly(module):
             return f"{role} has hooks or another forward"
@@ -120,7 +122,7 @@ def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     s = layer.scaling[name]
     if not isinstance(s, (int, float)) and not (isinstance(s, Tensor) and s.dim() == 0):
         return f"the scaling is a {type(s).__name__} with dimensions"
-    W = base.weight if format is None else _packed(format, base, x)
+    W = turned(base, base.weight) if format is None else _packed(format, base, x)
     if isinstance(W, str):
         return W
     m = None if variant is None else _magnitude(layer, name, p)

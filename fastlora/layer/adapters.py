@@ -43,6 +43,7 @@ class Adapted(nn.Module):
     start_scaling: float = 0.0
     split: Split | None = None
     applied_as: str = ""
+    holds_transposed = False  # see conv1d.py
     # The batch of mixed adapters in force, or that one just ended: see adapter_batch.py.
     _batch: AdapterBatch | None = None
     _own_attributes = (REFERENCE, BATCH, "enabled", "start_scaling", "split", "applied_as")

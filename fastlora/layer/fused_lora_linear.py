@@ -227,6 +227,8 @@ class FusedLoRALinear(StoredLinear):
         kept = self._buffers["_base_weight"]
         if kept is not None and not self.enabled:
             W = kept
+        if self.holds_transposed:
+            W = W.t()
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
         if W.requires_grad or (b is not None and b.requires_grad):

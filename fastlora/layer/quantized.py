@@ -21,6 +21,8 @@ from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
+from fastlora.layer.conv1d import is_conv1d
+from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.replacement import check_own_forward, linear_as
@@ -205,8 +207,9 @@ def check_packed(name: str, module: Any) -> Format:
 
 
 def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
-    """A LoRA layer around a plain or a packed layer, which is unchanged; the caller freezes W and b."""
-    cls = FusedLoRALinear if format_of(linear) is None else QuantizedLoRALinear
+    """A LoRA layer around a plain layer, a Conv1D or a packed one, unchanged; the caller freezes W and b."""
+    cls: type[FusedLoRALinear] = FusedLoRAConv1D if is_conv1d(linear) else FusedLoRALinear
+    cls = cls if format_of(linear) is None else QuantizedLoRALinear
     return cls._from_linear_unfrozen(cast(nn.Linear, linear), **options)
 
 

@@ -53,10 +53,10 @@ def apply_lora(model: _Model, config: Any) -> _Model:
     target_modules="all-linear" means each module that is exactly an nn.Linear, except layers that have LoRA
     already, and the output head that a Transformers model names (as in PEFT). In a mixture it means the
     experts' weights too, where they are 3-D parameters of a module that takes Transformers' hook for experts;
-    the router is frozen. Subclasses are left out, as
-    their weight may be used without calling them: nn.MultiheadAttention does so with its out_proj. To name
-    any of these explicitly, except the head, is an error. Other linear maps that are not an nn.Linear (the
-    Conv1D of GPT-2, other experts) are an error, unless exclude_modules leaves them out.
+    the router is frozen. The Conv1D of GPT-2 counts as an nn.Linear. Subclasses are left out, as their weight
+    may be used without calling them: nn.MultiheadAttention does so with its out_proj. To name any of these
+    explicitly, except the head, is an error. Other linear maps that are not an nn.Linear (other experts, say)
+    are an error, unless exclude_modules leaves them out.
 
     A layer registered in several places is replaced in all of them. A weight tied to another module's stays
     tied. If a parent reads a layer's weight without calling the layer, the update has no effect there. For

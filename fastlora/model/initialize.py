@@ -72,6 +72,9 @@ def initialize(model: nn.Module, start: str) -> None:
 def _linear_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
     layers = existing_layers(model)
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, FusedLoRALinear)}
+    turned = [name for name, layer in linear.items() if layer.holds_transposed]
+    if turned:
+        raise ValueError(f"layers must hold W [N, K] to be started from W; {listed(turned)} holds a Conv1D's")
     others = [name for name in layers if name not in linear]
     if others:
         raise ValueError(
