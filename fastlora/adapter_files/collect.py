@@ -27,6 +27,7 @@ from fastlora.model.find_layers import existing_layers
 from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
 from fastlora.model.tasks import task_of
+from fastlora.model.versions import place_of, state_of
 from fastlora.model.wrappers import modules_by_name
 
 
@@ -91,9 +92,10 @@ def collect(
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
-        for own, value in module.state_dict().items():
-            key = f"{path}.{own}".lstrip(".")
-            tensors[plain_key(key)], places[plain_key(key)] = value, key
+        for own, value in state_of(module, name).items():
+            key = plain_key(f"{path}.{own}".lstrip("."))
+            tensors[key] = value.detach()
+            places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
     known = modules_by_name(model)
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
     config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)

@@ -19,6 +19,7 @@ from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
 from fastlora.model.targets import check_adaptable
+from fastlora.model.versions import state_of
 from fastlora.model.wrappers import compiled_modules, modules_by_name
 
 
@@ -26,12 +27,20 @@ class FoundModules(NamedTuple):
     """An adapter's modules to save, as found in a model.
 
     Attributes:
-        modules: The modules.
-        tensors: {key in the file: the model's tensor that takes its value}.
+        modules: {path: module}.
+        tensors: {key in the file: the model's tensor of that name, of the adapter in use}.
     """
 
-    modules: list[nn.Module]
+    modules: dict[str, nn.Module]
     tensors: dict[str, Tensor]
+
+    def of(self, adapter: str) -> dict[str, Tensor]:
+        """{key in the file: the tensor of an adapter's version that takes its value}."""
+        return {
+            f"{path}.{key}".lstrip("."): tensor
+            for path, module in self.modules.items()
+            for key, tensor in state_of(module, adapter).items()
+        }
 
 
 def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
@@ -141,7 +150,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
             check_trainable(model, path, modules[path])
         except ValueError as error:
             raise AdapterError(str(error)) from error
-        for key, tensor in modules[path].state_dict(keep_vars=True).items():
+        for key, tensor in state_of(modules[path], "").items():
             tensors[f"{path}.{key}".lstrip(".")] = tensor
     missing = [key for key in tensors if key not in contents.plain]
     if missing:
@@ -152,7 +161,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
         _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
         if tensors[key].is_floating_point() != header.dtype.is_floating_point:
             raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return FoundModules([modules[path] for path in paths], tensors)
+    return FoundModules({path: modules[path] for path in paths}, tensors)
 
 
 def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:

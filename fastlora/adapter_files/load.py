@@ -11,21 +11,20 @@ from torch import Tensor, nn
 
 from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, open_directory, open_file
-from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
 from fastlora.layer.commits import Commit, commit, exclusive
-from fastlora.layer.sharding import local, part_of, reshard, whole
+from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.adapters import adapter_names, give_adapter
 from fastlora.model.apply import make_layers
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
-from fastlora.model.modules_to_save import mark
+from fastlora.model.modules_to_save import mark, saved_modules
 from fastlora.model.replace import replace_modules
 
 
@@ -44,7 +43,8 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
 
     A model without LoRA gets LoRA layers as the adapter's files say, in their dtype (fp32 for 16-bit values,
     as in PEFT). All but the updates and the modules to save is frozen, as by `apply_lora`. In a model with
-    LoRA, an adapter with a new name is added but not put in use (see `set_adapter`). If the model has an
+    LoRA, an adapter with a new name is added but not put in use (see `set_adapter`), with its own version of
+    each module to save: the file's, or a copy of the one in use. If the model has an
     adapter of this name, the file must have the same layers and shapes. Then A and B are converted to the
     adapter's dtype and copied into its parameters. alpha and rslora are taken from the file; dropout and
     what is trainable stay.
@@ -117,24 +117,23 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
         key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
         for key, tensor in saved.tensors.items()
     }
-    if adapted and not known:
-        _check_shared(saved, plain)
     for key, tensor in saved.tensors.items():
         check_writable(tensor, repr(key))
     refills = _refills(layers, name, updates) if known else []
     new, made = ({}, {}) if known else _made(model, name, layers, updates)
-    writes = [(local(tensor), part_of(plain[key], tensor)) for key, tensor in saved.tensors.items()]
     with commit() as changing:
         for refill in refills:
             refill.into(changing)
         if adapted and not known:
-            model = give_adapter(model, name, made, new)
+            trained = [module for _, module in saved_modules(model)]
+            first = [module for module in saved.modules.values() if module not in trained]
+            model = give_adapter(model, name, made, new, first)
         elif not adapted:
             model = replace_modules(model, new.items())
-        for own, part in writes:
-            changing.write(own, part)
+        for key, tensor in saved.of(name).items():
+            changing.write(local(tensor), part_of(plain[key], tensor))
         if not adapted:
-            mark(saved.modules, changing)
+            mark(list(saved.modules.values()), changing)
             freeze(model)
             buffers.note(model, changing)
             transformers_saving.install(model, changing)
@@ -180,16 +179,6 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
         return _Update(header.options, (A, B))
     m = contents.file.read(magnitude_key(path), layer.weight.device, dtype)
     return _Update(header.options, (A, B, m))
-
-
-def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
-    """Raise AdapterError if a new adapter has other values for a module that all adapters share."""
-    for key, tensor in saved.tensors.items():
-        if not torch.equal(whole(tensor), plain[key]):
-            raise AdapterError(
-                "modules_to_save of a further adapter must be the model's own, as they are trained in place "
-                f"for all adapters; {key!r} differs"
-            )
 
 
 def _made(

@@ -15,10 +15,11 @@ from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.magnitude import check_plain_lora
-from fastlora.model.adapters import adapter_names
+from fastlora.model.adapters import active_adapter, adapter_names
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.versions import idle_versions
 
 NONE = "__base__"
 
@@ -70,6 +71,12 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
     ):
         if wrong:
             raise ValueError(f"layers must be {what} to mix adapters; these are not: {listed(wrong)}")
+    foreign = {*batch.names} - {active_adapter(model)}
+    if foreign and any(True for _ in idle_versions(model)):
+        raise ValueError(
+            "modules to save have a version for each adapter, and a batch has those in use; got rows of "
+            f"{listed(sorted(foreign))} (one adapter a batch, by set_adapter)"
+        )
     batch.trains = model.training and torch.is_grad_enabled()
     if batch.trains:
         _tell_of_resting(layers.values(), batch.names)

@@ -11,6 +11,7 @@ from fastlora.layer.writable import check_trainable
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import check_model, lora_layers
 from fastlora.model.modules_to_save import can_train, mark, saved_modules
+from fastlora.model.versions import idle_versions
 
 
 @exclusive
@@ -61,6 +62,7 @@ def unfreeze(model: nn.Module) -> None:
         for layer in layers.values()
         for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
     }
+    frozen |= {id(tensor) for tensor in idle_versions(model)}
     chosen = {
         name: parameter
         for name, parameter in model.named_parameters()
