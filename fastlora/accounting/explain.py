@@ -16,6 +16,7 @@ from fastlora.arguments import check_choice, check_rank, check_size, dtype_name,
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
 from fastlora.layer.base_weights import like_weight
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.quantized import QuantizedLoRALinear, bytes_of
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
@@ -145,6 +146,8 @@ def explain(
     """
     if not isinstance(layer, LORA_LAYERS):
         raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+    if isinstance(layer, FusedLoRAEmbedding):
+        raise TypeError("layer must be linear; an embedding's rows are looked up by torch")
     if layer.active is None:
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))

@@ -18,6 +18,8 @@ from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
+from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.writable import check_present
@@ -80,7 +82,7 @@ def collect(
     in_files = names_in_files({layer: found[layer] for layer in layers})
     for layer, (A, B, options) in layers.items():
         _check_here(found[layer], layer, A, options)
-        keys = layer_keys(in_files[layer])
+        keys = layer_keys(in_files[layer], embedding=isinstance(found[layer], FusedLoRAEmbedding))
         tensors.update(zip(keys, (A, B), strict=True))
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
@@ -106,7 +108,7 @@ def collect(
         target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
-        fan_in_fan_out=any(found[layer].holds_transposed for layer in layers),
+        fan_in_fan_out=any(isinstance(found[layer], FusedLoRAConv1D) for layer in layers),
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
@@ -122,6 +124,8 @@ def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dic
     laid_out = dict(tensors)
     for name in in_files.values():
         keys = layer_keys(name)
+        if keys[0] not in tensors:  # an embedding's
+            continue
         laid_out.update(zip(keys, to_file(*(tensors[key] for key in keys)), strict=True))
     return laid_out
 

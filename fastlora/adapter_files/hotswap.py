@@ -13,7 +13,7 @@ from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, open_directory
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import layer_keys, magnitude_key
+from fastlora.adapter_files.keys import magnitude_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT
@@ -118,7 +118,7 @@ def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Valu
         )
     if own.scaling == 0:
         raise AdapterError(f"{path!r} must have a scaling other than 0 for B to take the ratio")
-    key_A, key_B = layer_keys(path)
+    key_A, key_B = contents.keys_of(path)
     wide = torch.promote_types(header.dtype, torch.float32)
     A = contents.file.read(key_A, own_A.device, own_A.dtype)
     B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)

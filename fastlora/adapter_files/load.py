@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, open_directory, open_file
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
+from fastlora.adapter_files.keys import magnitude_key, plain_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
@@ -111,6 +111,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     if known:
         for path, layer in layers.items():
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
+    fit.check_base(model, contents)
     saved = fit.modules_to_save(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
     plain = {
@@ -173,7 +174,7 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, LORA_LAYERS) and name in layer.adapters:
         dtype = layer.adapters[name].lora_A.dtype
-    A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
+    A, B = (contents.file.read(key, layer.weight.device, dtype) for key in contents.keys_of(path))
     A, B = from_file(A, B, header.experts)
     if not header.options.dora:
         return _Update(header.options, (A, B))

@@ -146,11 +146,11 @@ def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedL
     check_plain_lora(found, (name,), "be analyzed by s B A")
     if left := [path for path in found if path not in linear]:
         warnings.warn(
-            f"updates of experts are not analyzed; left out: {listed(left)}",
+            f"updates of experts and embeddings are not analyzed; left out: {listed(left)}",
             stacklevel=3,
         )
     if not linear:
-        raise ValueError(f"layers must be linear to be analyzed; {listed(found)} holds a mixture's experts")
+        raise ValueError(f"layers must be linear to be analyzed; {listed(found)} holds experts or embeddings")
     return linear, name
 
 

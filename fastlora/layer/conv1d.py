@@ -1,10 +1,10 @@
-"""The Conv1D of Transformers' GPT-2: a linear map y = x W + b whose `weight` is W transposed, [K, N]."""
+"""Layers whose `weight` is W transposed, [K, N]: the Conv1D of Transformers' GPT-2, and embeddings."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_conv1d(module: object) -> bool:
@@ -14,8 +14,12 @@ def is_conv1d(module: object) -> bool:
 
 
 def holds_transposed(layer: Any) -> bool:
-    """Whether `layer.weight` is [K, N]: of a Conv1D, or of the LoRA layer in its place."""
-    return bool(getattr(type(layer), "holds_transposed", False)) or is_conv1d(layer)
+    """Whether `layer.weight` is [K, N]: of a Conv1D or an embedding, or of the LoRA layer in its place."""
+    return (
+        bool(getattr(type(layer), "holds_transposed", False))
+        or is_conv1d(layer)
+        or isinstance(layer, nn.Embedding)
+    )
 
 
 def turned(layer: Any, W: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from fastlora.layer import commits, training_warnings
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, Options, new_adapter
 from fastlora.layer.commits import commit
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.merging import MergeableLinear
 from fastlora.layer.replacement import check_plain_linear, linear_as
-from fastlora.layer.state import StoredLinear
+from fastlora.layer.state import Stored
 
 
-class FusedLoRALinear(StoredLinear):
+class FusedLoRALinear(Stored, MergeableLinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
 
     It can replace an nn.Linear: it has the same attributes, shapes and state_dict names (`weight`, `bias`),

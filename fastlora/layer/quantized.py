@@ -23,6 +23,7 @@ from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, embedding_layer_around, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.replacement import check_own_forward, linear_as
@@ -206,8 +207,10 @@ def check_packed(name: str, module: Any) -> Format:
     return format
 
 
-def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
-    """A LoRA layer around a plain layer, a Conv1D or a packed one, unchanged; the caller freezes W and b."""
+def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear | FusedLoRAEmbedding:
+    """A LoRA layer around a layer of any kind that is known, unchanged; the caller freezes W and b."""
+    if is_embedding(linear):
+        return embedding_layer_around(linear, **options)
     cls: type[FusedLoRALinear] = FusedLoRAConv1D if is_conv1d(linear) else FusedLoRALinear
     cls = cls if format_of(linear) is None else QuantizedLoRALinear
     return cls._from_linear_unfrozen(cast(nn.Linear, linear), **options)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.merging import MergeableLinear
+from fastlora.layer.merging import Mergeable
 
 
 def saved_name(adapter: str, slot: str) -> str:
@@ -21,8 +21,8 @@ def saved_name(adapter: str, slot: str) -> str:
     return f"adapters.{adapter}.{slot}"
 
 
-class StoredLinear(MergeableLinear):
-    """The part of FusedLoRALinear that is saved and loaded."""
+class Stored(Mergeable):
+    """The part of a LoRA layer that is saved and loaded."""
 
     @exclusive
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -67,6 +67,10 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
         ("unmerged", [name for name, layer in layers.items() if layer.merged]),
         ("whole, not divided among processes", [name for name, layer in layers.items() if layer.split]),
         ("linear, not experts", [name for name, layer in layers.items() if hasattr(layer, "num_experts")]),
+        (
+            "linear, no embeddings",
+            [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)],
+        ),
         ("in no other adapter_batch", [name for name, layer in layers.items() if layer.in_batch]),
     ):
         if wrong:

@@ -19,6 +19,7 @@ from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idl
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
@@ -274,6 +275,9 @@ def _modules_of(model: nn.Module, config: LoRAConfig) -> tuple[list[nn.Module], 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
     options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init, config.dora)
     layer = target.linear
+    dtype = check_dtype("adapter_dtype", config.adapter_dtype)
+    if isinstance(layer, FusedLoRAEmbedding):
+        return layer.new_adapter(options, dtype)
     weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else like_weight(layer)
     norms = row_norms(layer) if config.dora and not isinstance(layer, FusedLoRAExperts) else None
-    return new_adapter(weight, options, check_dtype("adapter_dtype", config.adapter_dtype), norms)
+    return new_adapter(weight, options, dtype, norms)

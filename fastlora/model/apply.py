@@ -173,7 +173,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         layer: layer.to_linear(merge, None if layer.format.keeps_dtype else dtype)
         for layer in packed.values()
     }
-    plain: dict[LoRALayer, nn.Linear | None] = {
+    plain: dict[LoRALayer, nn.Module | None] = {
         layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear() for layer in whole
     }
     plain |= repacked

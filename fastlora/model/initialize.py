@@ -78,7 +78,7 @@ def _linear_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
     others = [name for name in layers if name not in linear]
     if others:
         raise ValueError(
-            f"layers must be linear to be started from W; {listed(others)} holds a mixture's experts "
+            f"layers must be linear to be started from W; {listed(others)} holds experts or embeddings "
             "(exclude_modules leaves them out)"
         )
     return linear

@@ -14,6 +14,7 @@ from fastlora.config import LoRAConfig
 from fastlora.experts.stacks import stacks_of
 from fastlora.formats.registry import format_of
 from fastlora.layer.conv1d import is_conv1d
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, check_embedding, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
 from fastlora.layer.quantized import check_packed
@@ -220,7 +221,9 @@ def _check_named(
     trained: Collection[nn.Module],
 ) -> None:
     taken = [
-        names[module][0] for module in chosen if isinstance(module, FusedLoRALinear) and module not in adapted
+        names[module][0]
+        for module in chosen
+        if isinstance(module, (FusedLoRALinear, FusedLoRAEmbedding)) and module not in adapted
     ]
     if taken:
         raise ValueError(
@@ -244,7 +247,9 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     if kind is not None:
         hint = " (name them in target_parameters)" if stacks_of(module) else ""
         raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}{hint}")
-    if is_conv1d(module):
+    if is_embedding(module):
+        check_embedding(f"target {shown(name)}", module)
+    elif is_conv1d(module):
         check_plain_conv1d(f"target {shown(name)}", module)
     elif format_of(module) is None:
         check_plain_linear(f"target {shown(name)}", module)

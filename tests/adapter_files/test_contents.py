@@ -68,7 +68,7 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
             {"fc.lora_magnitude_vector": torch.zeros(5)},
             r"a lora_magnitude_vector if use_dora is True, else none; it is False, and 'fc' has one",
         ),
-        ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"is LoRA on an embedding, which is not supported"),
+        ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"must have A and B; 'e' has one of them"),
         ({"fc.lora_ga.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"fc.base_layer.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"score.weight": torch.zeros(2)}, r"'score.weight' must belong to modules_to_save, which is empty"),

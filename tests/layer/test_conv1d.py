@@ -117,16 +117,17 @@ def test_files_go_both_ways(tmp_path, dora):
 @pytest.mark.parametrize("dora", [False, True])
 def test_under_peft_it_is_fused(dora):
     config = peft.LoraConfig(r=2, target_modules=["0", "2"], use_dora=dora, init_lora_weights=False)
-    stock = moved(peft.get_peft_model(net(), config))
+    stock = moved(peft.get_peft_model(net().double(), config))
     fused = copy.deepcopy(stock)
     accelerate_peft(fused)
-    ours, theirs = run(fused, X), run(stock, X)
+    x = X.double()
+    ours, theirs = run(fused, x), run(stock, x)
     assert forward_counts(fused) == {"fused": 2}
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value)
     fused.merge_adapter()
-    torch.testing.assert_close(fused(X), theirs["y"])
+    torch.testing.assert_close(fused(x), theirs["y"])
 
 
 def test_what_is_not_exactly_one_is_refused():
