@@ -1,5 +1,6 @@
 """When PEFT's LoRA layer computes exactly y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, so that fused code may replace it.
 
+A bias that is trained (PEFT's `bias`, or `lora_bias`, s b_B) is added to that.
 Or DoRA's y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, of its variant "use_dora".
 
 They follow peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule that fails gives its
@@ -41,6 +42,7 @@ class Operands(NamedTuple):
         s: The scaling; a 0-dimensional tensor if hot-swapping made it one.
         dropout: The probability that applies now; 0 outside training.
         m: [N], the magnitudes of DoRA; None of plain LoRA.
+        b_B: [N], the bias of B (`lora_bias`), or None; it is scaled by s.
     """
 
     W: Tensor | BaseWeight
@@ -50,6 +52,12 @@ class Operands(NamedTuple):
     s: float | Tensor
     dropout: float
     m: Tensor | None = None
+    b_B: Tensor | None = None
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether a bias takes a gradient, so that it is added outside the fused passes."""
+        return self.b_B is not None or (self.b is not None and self.b.requires_grad)
 
 
 def operands_of(layer: Any, x: Tensor | None = None) -> Operands | str:
@@ -85,6 +93,8 @@ def mixed_operands_of(layer: Any, names: Iterable[str], x: Tensor) -> dict[str, 
                 return operands
             if operands.m is not None:
                 return "an adapter of the batch is DoRA's"
+            if operands.trains_biases:
+                return "a bias of the batch is trained"
             if isinstance(operands.s, Tensor):
                 operands = operands._replace(B=operands.B * operands.s, s=1.0)
             found[name] = operands
@@ -114,7 +124,7 @@ def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
             return f"{role} has hooks or another forward"
     if _has_any_global_hook():
         return "hooks are registered for all modules"
-    if lora_A.bias is not None or lora_B.bias is not None:
+    if lora_A.bias is not None or (lora_B.bias is not None and variant is not None):
         return "the adapter has a bias"
     p = _dropout_of(modules["lora_dropout"][name])
     if isinstance(p, str):
@@ -128,7 +138,7 @@ def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     m = None if variant is None else _magnitude(layer, name, p)
     if isinstance(m, str):
         return m
-    operands = Operands(W, base.bias, lora_A.weight, lora_B.weight, s, p, m)
+    operands = Operands(W, base.bias, lora_A.weight, lora_B.weight, s, p, m, lora_B.bias)
     return _tensor_obstacle(operands) or operands
 
 
@@ -205,21 +215,21 @@ def _dropout_of(module: nn.Module) -> float | str:
 
 
 def _tensor_obstacle(operands: Operands) -> str | None:
-    W, b, A, B, _, _, m = operands
+    W, b, A, B, _, _, m, b_B = operands
     whole = None if isinstance(W, BaseWeight) else W
     # A shard, or the placeholder for a parameter that a sharding library has moved away, has another shape.
     if whole is not None and whole.dim() != 2:
         return "the shapes do not make one update"
     N, K, device = _shape(W)
     # Exact types: a DTensor, a quantized or a fake tensor is a subclass.
-    for letter, tensor in (("W", whole), ("b", b), ("A", A), ("B", B), ("m", m)):
+    for letter, tensor in (("W", whole), ("b", b), ("A", A), ("B", B), ("m", m), ("b_B", b_B)):
         if tensor is None:
             continue
         if type(tensor) not in (nn.Parameter, Tensor) or tensor.layout is not torch.strided:
             return f"{letter} is a {type(tensor).__name__}, or not dense"
         if tensor.device != device:
             return "the tensors are on several devices"
-    if (whole is not None and whole.requires_grad) or (b is not None and b.requires_grad):
+    if whole is not None and whole.requires_grad:
         return "the base layer is trained too"
     if A.dim() != 2 or A.shape[1] != K or B.shape != (N, A.shape[0]) or (m is not None and m.shape != (N,)):
         return "the shapes do not make one update"
@@ -231,7 +241,7 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
 
     Supported are one dtype for all, fp32 adapters on a 16-bit base, and either of these under autocast.
     """
-    W, b, A, B, _, _, m = operands
+    W, b, A, B, _, _, m, b_B = operands
     kind = x.device.type
     base = [x.dtype]
     if not isinstance(W, BaseWeight):
@@ -244,7 +254,7 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
     else:
         dtype = W.dtype
         fits = dtype in arguments.DTYPES and all(one == dtype for one in base)
-    fits = fits and A.dtype == B.dtype and (m is None or m.dtype == A.dtype)
+    fits = fits and all(one is None or one.dtype == A.dtype for one in (B, m, b_B))
     if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in HALVES)):
         return None
     return "the dtypes are not ones that are fused"

@@ -71,10 +71,10 @@ def test_the_report_tells_what_was_swapped_and_what_not_and_why(mixed):
 
 
 def test_a_layer_that_takes_pefts_own_forward_for_now_is_reported_with_the_reason():
-    model, _ = twins(lora_bias=True)
+    model, _ = twins(velora_config={"num_groups": 1})
     report = accelerate_peft(model)
     assert report.fused == ()
-    assert report.stock == dict.fromkeys(NAMES, "the adapter has a bias")
+    assert report.stock == dict.fromkeys(NAMES, "the adapter is a variant of LoRA (VeloraLinearVariant)")
     assert "2 swapped, but taking PEFT's own forward now:" in str(report)
 
 

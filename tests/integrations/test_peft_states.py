@@ -74,8 +74,6 @@ STATES = {
     "two adapters": ({}, second_adapter, "2 adapters are active"),
     "no adapter": ({}, no_adapter, "0 adapters are active"),
     "a variant": ({"velora_config": {"num_groups": 1}}, None, "variant of LoRA (VeloraLinearVariant)"),
-    "adapter bias": ({"lora_bias": True}, None, "the adapter has a bias"),
-    "trained bias": ({"bias": "lora_only"}, None, "the base layer is trained too"),
     "trained weight": (
         {},
         each(lambda layer: layer.base_layer.weight.requires_grad_()),
