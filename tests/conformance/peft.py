@@ -30,7 +30,7 @@ FILES = ("test_custom_models.py", "test_lora_variants.py")
 SELECTION = (
     *(
         "-k",
-        "MLP-LoraConfig or TestLoraVariants or TestDoRA or ((Conv1D or Emb) and LoraConfig and not Conv1d)",
+        "(MLP-LoraConfig or Emb) and LoraConfig or TestLoraVariants",
     ),
 )
 
