@@ -26,6 +26,7 @@ _PEFTS_NAMES: Final = {
     "lora_dropout": "dropout",
     "use_rslora": "rslora",
     "init_lora_weights": "init",
+    "use_dora": "dora",
 }
 TASKS: Final = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 
@@ -43,6 +44,8 @@ class LoRAConfig:
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
         init: Initial values of A: "gaussian" (std 1 / r), "kaiming" (uniform, PEFT's default), or
             "orthogonal", which makes B nonzero as well (see `FusedLoRALinear`).
+        dora: Train a magnitude for each row of W + s B A as well (see `FusedLoRALinear`; DoRA, arXiv
+            2402.09353). Linear layers alone, plain or packed.
         adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but
             fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
@@ -77,6 +80,7 @@ class LoRAConfig:
     dropout: float = 0.0
     rslora: bool = False
     init: str = "gaussian"
+    dora: bool = False
     adapter_dtype: torch.dtype | str | None = None
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
@@ -104,6 +108,7 @@ class LoRAConfig:
         check_alpha(self.alpha)
         check_dropout(self.dropout)
         check_bool(self.rslora, "rslora")
+        check_bool(self.dora, "dora")
         check_init(self.init)
         check_bool(self.group, "group")
         # Copies, so that a list or dict changed later does not change the config.

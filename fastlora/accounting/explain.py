@@ -15,6 +15,8 @@ from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
 from fastlora.arguments import check_choice, check_rank, check_size, dtype_name, shown
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
+from fastlora.layer.base_weights import like_weight
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.quantized import QuantizedLoRALinear, bytes_of
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
@@ -23,6 +25,12 @@ from fastlora.tables import as_html
 
 if TYPE_CHECKING:
     from fastlora.routes.plan import Plan
+
+
+_DORA = (
+    "torch sums the norms of W + s B A in a forward pass, which reads W once more, and scales the columns of "
+    "y, and of dy before its products, in passes of their own"
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Explanation:
         base: How W is packed, in words; None where it is not.
         packed_bytes: Bytes of a packed W. Each pass reads these, and writes W once where it unpacks
             W beforehand; its cost includes both.
+        dora: Whether columns are scaled by DoRA's c, which is no part of the cost.
     """
 
     problem: Problem
@@ -66,6 +75,7 @@ class Explanation:
     passes: tuple[PassExplanation, ...]
     base: str | None = None
     packed_bytes: int = 0
+    dora: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """The explanation in JSON's types."""
@@ -76,6 +86,7 @@ class Explanation:
             "adapter_dtype": dtype_name(adapter_dtype),
             "path": self.path._asdict(),
             "gpu": self.gpu,
+            "dora": self.dora,
             "base": None if self.base is None else {"format": self.base, "bytes": self.packed_bytes},
             "passes": [
                 {
@@ -102,6 +113,8 @@ class Explanation:
             inside = [one.name for one in self.passes if not one.unpacks]
             where = f"inside the {inside[0]} product, else" if inside else "in each pass"
             lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked {where} by {by}")
+        if self.dora:
+            lines.append(f"DoRA: {_DORA}")
         for one in self.passes:
             lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
             if one.floor_us is not None:
@@ -139,6 +152,8 @@ def explain(
     """
     if not isinstance(layer, LORA_LAYERS):
         raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+    if isinstance(layer, FusedLoRAEmbedding):
+        raise TypeError("layer must be linear; an embedding's rows are looked up by torch")
     if layer.active is None:
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))
@@ -149,13 +164,14 @@ def explain(
         elif layer.weight.is_cuda:
             gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
         return explain_experts(M, layer, gpu, named=named)
-    W = layer.weight.detach()
+    W = like_weight(layer).detach()
     if isinstance(layer, QuantizedLoRALinear):
         dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
         W = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype)
     dropout = layer.dropout if layer.training else 0.0
     explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
+    explained = replace(explained, dora=bool(layer.dora))
     if isinstance(layer, QuantizedLoRALinear):
         return _with_unpacking(explained, layer, dropout)
     return explained

@@ -47,6 +47,7 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...] = ()
     ties: bool = False  # ensure_weight_tying
     target_parameters: tuple[str, ...] = ()
+    dora: bool = False  # use_dora
 
     def __post_init__(self) -> None:
         arguments.check_rank(self.r)
@@ -54,6 +55,9 @@ class AdapterConfig:
             raise TypeError("lora_alpha must be a finite number; got None")
         arguments.check_dropout(self.dropout)
         arguments.check_bool(self.rslora, "use_rslora")
+        arguments.check_bool(self.dora, "use_dora")
+        if self.dora and self.target_parameters:
+            raise ValueError("use_dora and target_parameters must not be used together, as PEFT says too")
         for key, r in self.rank_pattern.items():
             arguments.check_rank(r, f"rank_pattern[{shown(key)}]")
         for key, alpha in self.alpha_pattern.items():
@@ -87,6 +91,7 @@ class AdapterConfig:
             "lora_alpha": _short(self.alpha),
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
+            "use_dora": self.dora,
             "init_lora_weights": "gaussian" if self.init == "gaussian" else True,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": {key: _short(alpha) for key, alpha in self.alpha_pattern.items()},
@@ -125,6 +130,7 @@ class AdapterConfig:
                 modules_to_save=_names("modules_to_save", values["modules_to_save"]),
                 ties=bool(values["ensure_weight_tying"]),
                 target_parameters=_names("target_parameters", values["target_parameters"]),
+                dora=values["use_dora"] or False,
             )
             read._ranks, read._alphas  # noqa: B018 - raises here if a pattern is invalid
             return read
@@ -139,8 +145,11 @@ def digest(text: str | bytes) -> str:
     """
     found = json.loads(text)
     read = {key: found.get(key, DEFAULTS[key]) for key in _DIGESTED}
-    if found.get("target_parameters"):  # left out elsewhere, as digests from before it was known lack it
+    # Left out where they are not used, as digests from before they were known lack them.
+    if found.get("target_parameters"):
         read["target_parameters"] = sorted(found["target_parameters"])
+    if found.get("use_dora"):
+        read["use_dora"] = True
     # Patterns are not sorted: the first one that matches counts, so their order matters.
     return hashlib.sha256(json.dumps(_with_floats(read)).encode()).hexdigest()
 

@@ -14,10 +14,12 @@ from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
-from fastlora.adapter_files.keys import layer_keys, plain_key
+from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
 from fastlora.experts.layer import FusedLoRAExperts
-from fastlora.layer.adapter import SLOTS, Options
+from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
+from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.writable import check_present
@@ -25,7 +27,9 @@ from fastlora.model.adapters import adapter_names
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.modules_to_save import inside
+from fastlora.model.name_matching import listed
 from fastlora.model.tasks import task_of
+from fastlora.model.versions import place_of, state_of
 from fastlora.model.wrappers import modules_by_name
 
 
@@ -78,17 +82,22 @@ def collect(
     in_files = names_in_files({layer: found[layer] for layer in layers})
     for layer, (A, B, options) in layers.items():
         _check_here(found[layer], layer, A, options)
-        keys = layer_keys(in_files[layer])
+        keys = layer_keys(in_files[layer], embedding=isinstance(found[layer], FusedLoRAEmbedding))
         tensors.update(zip(keys, (A, B), strict=True))
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
+        if options.dora:
+            key = magnitude_key(in_files[layer])
+            tensors[key] = found[layer].adapters[name].lora_magnitude_vector
+            places[key] = f"{own}.{saved_name(name, MAGNITUDE)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
-        for own, value in module.state_dict().items():
-            key = f"{path}.{own}".lstrip(".")
-            tensors[plain_key(key)], places[plain_key(key)] = value, key
+        for own, value in state_of(module, name).items():
+            key = plain_key(f"{path}.{own}".lstrip("."))
+            tensors[key] = value.detach()
+            places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
     known = modules_by_name(model)
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
     config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)
@@ -99,6 +108,7 @@ def collect(
         target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
+        fan_in_fan_out=any(isinstance(found[layer], FusedLoRAConv1D) for layer in layers),
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
@@ -114,6 +124,8 @@ def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dic
     laid_out = dict(tensors)
     for name in in_files.values():
         keys = layer_keys(name)
+        if keys[0] not in tensors:  # an embedding's
+            continue
         laid_out.update(zip(keys, to_file(*(tensors[key] for key in keys)), strict=True))
     return laid_out
 
@@ -154,11 +166,18 @@ def _config(
     r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
     alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
     first = next(iter(options.values()))
+    if len({each.dora for each in options.values()}) > 1:
+        scaled = [layer for layer, each in options.items() if each.dora]
+        raise ValueError(
+            f"an adapter's layers must be all DoRA or none, as PEFT's config has one use_dora; these are: "
+            f"{listed(scaled)}"
+        )
     return AdapterConfig(
         r=r,
         alpha=alpha,
         dropout=dropout,
         rslora=first.rslora,
+        dora=first.dora,
         init=first.init,
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,

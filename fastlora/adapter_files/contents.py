@@ -25,7 +25,7 @@ import torch
 from fastlora.adapter_files.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.foreign import check_layout
-from fastlora.adapter_files.keys import layer_keys, plain_key, split
+from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key, split
 from fastlora.adapter_files.layout import FLOATS, Header
 from fastlora.adapter_files.regular import open_regular
 from fastlora.adapter_files.tensors import TensorFile, open_tensors
@@ -36,6 +36,7 @@ TENSOR_FILE: Final = "adapter_model.safetensors"
 METADATA_KEY: Final = "adapter_config"
 DIGEST_KEY: Final = "fastlora_config_digest"
 
+_OF_EMBEDDING: Final = {"embedding A", "embedding B"}
 # Seconds to wait for a save in progress. Its two renames are microseconds apart, unless it was killed there.
 _WAITS: Final = (0.001, 0.004, 0.015, 0.05, 0.15, 0.3)
 
@@ -66,6 +67,8 @@ class Contents:
         file: Its tensors.
         names: The layers that have A and B in it.
         plain: {key without prefix: Header} of the tensors of modules to save.
+        embeddings: Those of `names` that are embeddings.
+        base: Keys without prefix of W of embeddings, which PEFT writes besides; the model has it.
     """
 
     def __init__(self, config: AdapterConfig, file: TensorFile) -> None:
@@ -83,17 +86,37 @@ class Contents:
                 names.setdefault(layer, set()).add(letter)
             else:
                 self.plain[layer] = header
+        self.embeddings = {layer for layer, letters in names.items() if letters == _OF_EMBEDDING}
+        names |= {layer: {"A", "B"} for layer in self.embeddings}
+        self.base = [name for name in self.plain if self.embeddings and not self._is_inside_one_to_save(name)]
+        for name in self.base:
+            del self.plain[name]
         for name in self.plain:
             if ("lora_" in name or ".base_layer." in name) and not self._is_to_save(name):
                 raise AdapterError(f"{plain_key(name)!r} is no tensor of plain LoRA, and not supported")
-        alone = [layer for layer, letters in names.items() if len(letters) < 2]
+        alone = [layer for layer, letters in names.items() if not letters >= {"A", "B"}]
         if alone:
             raise AdapterError(f"each layer must have A and B; {alone[0]!r} has one of them")
+        dora = self.config.dora
+        unlike = [layer for layer, letters in names.items() if ("m" in letters) != dora]
+        if unlike:
+            found = "has none" if dora else "has one"
+            raise AdapterError(
+                f"each layer must have a lora_magnitude_vector if use_dora is True, else none; it is {dora}, "
+                f"and {unlike[0]!r} {found}"
+            )
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
         if self.plain and not self.config.modules_to_save:
             raise AdapterError(f"{next(iter(self.plain))!r} must belong to modules_to_save, which is empty")
         self.names = tuple(names)
+
+    def _is_inside_one_to_save(self, name: str) -> bool:
+        return any(f".{module}." in f".{name}" for module in self.config.modules_to_save)
+
+    def keys_of(self, layer: str) -> tuple[str, str]:
+        """The keys of A and B of a layer."""
+        return layer_keys(layer, embedding=layer in self.embeddings)
 
     def _is_to_save(self, name: str) -> bool:
         """Whether the tensor belongs to a module to save whose name looks like LoRA's: "lora_head", say."""
@@ -132,13 +155,17 @@ class Contents:
     def _rename(self, names: Mapping[str, str]) -> None:
         keys: dict[str, str] = {}
         for layer in self.names:
-            keys |= zip(layer_keys(layer), layer_keys(names[layer]), strict=True)
+            kind = {"embedding": layer in self.embeddings}
+            keys |= zip(layer_keys(layer, **kind), layer_keys(names[layer], **kind), strict=True)
+            if self.config.dora:
+                keys[magnitude_key(layer)] = magnitude_key(names[layer])
         keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
+        keys |= {plain_key(name): plain_key(name) for name in self.base}
         self.file.rename(keys)
         self._sort()
 
     def _layer(self, name: str) -> LayerHeader:
-        A, B = (self.file.headers[key] for key in layer_keys(name))
+        A, B = (self.file.headers[key] for key in self.keys_of(name))
         config, saved_as = self.config, self._saved_as.get(name, name)
         r, experts = config.rank(saved_as), self._experts.get(name, 0)
         ranks = r * max(experts, 1)
@@ -152,8 +179,19 @@ class Contents:
             raise AdapterError(
                 f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
             )
-        options = Options(r, config.alpha_of(saved_as), config.dropout, config.rslora, config.init)
+        if config.dora:
+            self._check_magnitude(name, B.shape[0])
+        alpha = config.alpha_of(saved_as)
+        options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora)
         return LayerHeader(options, A.shape[1], B.shape[0], A.dtype, experts)
+
+    def _check_magnitude(self, name: str, N: int) -> None:
+        m = self.file.headers[magnitude_key(name)]
+        if list(m.shape) != [N] or m.dtype not in FLOATS.values():
+            raise AdapterError(
+                f"lora_magnitude_vector of {name!r} must be [{N}] in one of {', '.join(FLOATS)}; got "
+                f"{list(m.shape)} in {m.dtype}"
+            )
 
 
 @contextmanager

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastlora.adapter_files.contents import Contents, LayerHeader
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import places_by_name, shape_of
+from fastlora.adapter_files.keys import plain_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
 from fastlora.layer.base_weights import check_original_weights, stored_weight
@@ -19,6 +21,7 @@ from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
 from fastlora.model.targets import check_adaptable
+from fastlora.model.versions import state_of
 from fastlora.model.wrappers import compiled_modules, modules_by_name
 
 
@@ -26,12 +29,20 @@ class FoundModules(NamedTuple):
     """An adapter's modules to save, as found in a model.
 
     Attributes:
-        modules: The modules.
-        tensors: {key in the file: the model's tensor that takes its value}.
+        modules: {path: module}.
+        tensors: {key in the file: the model's tensor of that name, of the adapter in use}.
     """
 
-    modules: list[nn.Module]
+    modules: dict[str, nn.Module]
     tensors: dict[str, Tensor]
+
+    def of(self, adapter: str) -> dict[str, Tensor]:
+        """{key in the file: the tensor of an adapter's version that takes its value}."""
+        return {
+            f"{path}.{key}".lstrip("."): tensor
+            for path, module in self.modules.items()
+            for key, tensor in state_of(module, adapter).items()
+        }
 
 
 def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
@@ -60,6 +71,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
         raise AdapterError(
             "its layers must be modules of their own; some are one shared module in this model"
         )
+    _check_kinds(found, contents)
     for path, header in contents.layers.items():
         _check_shape(path, shape_of(found[path]), _sizes(header), "[N, K]")
     return found
@@ -79,8 +91,15 @@ def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str)
         if path not in own:
             near = near_names(path, own)
             raise AdapterError(f"must hold the model's LoRA layers alone; it holds {path!r} too{near}")
+    _check_kinds(own, contents)
     for path, header in contents.layers.items():
-        wanted = [own[path].adapters[name].r, *shape_of(own[path])]
+        adapter = own[path].adapters[name]
+        if header.options.dora != adapter.dora:
+            raise AdapterError(
+                f"use_dora must be {adapter.dora}, as adapter {name!r} of the model has it; it is "
+                f"{header.options.dora} in the file"
+            )
+        wanted = [adapter.r, *shape_of(own[path])]
         _check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
     check_unmerged(own, name)
     return own
@@ -135,7 +154,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
             check_trainable(model, path, modules[path])
         except ValueError as error:
             raise AdapterError(str(error)) from error
-        for key, tensor in modules[path].state_dict(keep_vars=True).items():
+        for key, tensor in state_of(modules[path], "").items():
             tensors[f"{path}.{key}".lstrip(".")] = tensor
     missing = [key for key in tensors if key not in contents.plain]
     if missing:
@@ -146,7 +165,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
         _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
         if tensors[key].is_floating_point() != header.dtype.is_floating_point:
             raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return FoundModules([modules[path] for path in paths], tensors)
+    return FoundModules({path: modules[path] for path in paths}, tensors)
 
 
 def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:
@@ -186,6 +205,38 @@ def _existing(places: Mapping[str, Place], path: str) -> Place:
 def _sizes(header: LayerHeader) -> list[int]:
     """[N, K], or [E, N, K] of experts."""
     return [header.experts] * bool(header.experts) + [header.out_features, header.in_features]
+
+
+def _check_kinds(layers: Mapping[str, Any], contents: Contents) -> None:
+    """Raise AdapterError where one of file and model has an embedding and the other a linear layer."""
+    for path, layer in layers.items():
+        if isinstance(layer, nn.Embedding) != (path in contents.embeddings):
+            kind = "embedding" if path in contents.embeddings else "linear layer"
+            raise AdapterError(f"{path!r} must be a {kind}, as in the file; it is a {type(layer).__name__}")
+
+
+def check_base(model: nn.Module, contents: Contents) -> None:
+    """Raise AdapterError if the file holds another W of an embedding than the model's.
+
+    PEFT writes the W of embeddings that have LoRA, and of the output layer, beside A and B.
+    """
+    own = {name.replace(".base_layer.", "."): name for name in contents.base}
+    tensors = {
+        f"{path}.{key}".lstrip("."): value
+        for path, module in modules_by_name(model).items()
+        for key, value in module._parameters.items()
+        if value is not None
+    }
+    for name, saved_as in own.items():
+        wanted = tensors.get(name)
+        found = None
+        if wanted is not None and contents.file.headers[plain_key(saved_as)].shape == tuple(wanted.shape):
+            found = contents.file.read(plain_key(saved_as), wanted.device, wanted.dtype)
+        if wanted is None or found is None or not torch.equal(found, wanted):
+            raise AdapterError(
+                f"{saved_as!r} must be the model's own, as PEFT writes it beside LoRA on an embedding; it "
+                "differs (the embedding was resized or trained: name its module in modules_to_save)"
+            )
 
 
 def _check_shape(name: str, wanted: list[int], found: list[int], what: str) -> None:

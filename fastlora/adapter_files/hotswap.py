@@ -13,11 +13,12 @@ from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, open_directory
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import layer_keys
+from fastlora.adapter_files.keys import magnitude_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
-from fastlora.layer.adapter import DEFAULT, SLOTS
+from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.adapters import adapter_names
@@ -71,9 +72,12 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         if further:
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
         values = [_values(contents, path, layer, name) for path, layer in layers.items()]
+        magnitudes = [_magnitude(contents, path, layer, name) for path, layer in layers.items()]
     for path, layer in layers.items():
-        check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
-    writes: list[tuple[Tensor, Tensor]] = []
+        check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
+    writes: list[tuple[Tensor, Tensor]] = [
+        (own, part_of(m, own)) for pair in magnitudes if pair is not None for own, m in [pair]
+    ]
     for own_A, own_B, A, B in values:
         padded_A = F.pad(A, (0, 0, 0, own_A.shape[-2] - A.shape[-2]))
         padded_B = F.pad(B, (0, own_B.shape[-1] - B.shape[-1]))
@@ -81,6 +85,21 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
     with commit() as changing:
         for own, part in writes:
             changing.write(local(own), part)
+
+
+def _magnitude(
+    contents: Contents, path: str, layer: LoRALayer, name: str
+) -> tuple[nn.Parameter, Tensor] | None:
+    """DoRA's m of a layer and its new values: W's norms where the file lacks the layer; None without DoRA."""
+    adapter = layer.adapters[name]
+    if adapter.dora != contents.config.dora:
+        raise AdapterError(f"use_dora must be {adapter.dora}, as {path!r} has it; it is {not adapter.dora}")
+    if not adapter.dora:
+        return None
+    own = adapter.lora_magnitude_vector
+    if path not in contents.layers:
+        return own, row_norms(layer).to(own.dtype)
+    return own, contents.file.read(magnitude_key(path), own.device, own.dtype)
 
 
 def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Values:
@@ -99,7 +118,7 @@ def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Valu
         )
     if own.scaling == 0:
         raise AdapterError(f"{path!r} must have a scaling other than 0 for B to take the ratio")
-    key_A, key_B = layer_keys(path)
+    key_A, key_B = contents.keys_of(path)
     wide = torch.promote_types(header.dtype, torch.float32)
     A = contents.file.read(key_A, own_A.device, own_A.dtype)
     B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)

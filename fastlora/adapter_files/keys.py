@@ -1,6 +1,8 @@
 """The names of the tensors in an adapter's file.
 
 base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.weight [N, r]
+base_model.model.<layer>.lora_magnitude_vector [N], of DoRA
+base_model.model.<layer>.lora_embedding_A [r, K], base_model.model.<layer>.lora_embedding_B [N, r]
 base_model.model.<module to save>.<name in its state_dict>
 """
 
@@ -14,21 +16,32 @@ from fastlora.adapter_files.foreign import check_layout
 
 _PREFIX: Final = "base_model.model."
 _LONGEST_NAME: Final = 256
+# {letter: ending of the names of its tensors}
+_ENDINGS: Final = {
+    "A": "lora_A.weight",
+    "B": "lora_B.weight",
+    "m": "lora_magnitude_vector",
+    "embedding A": "lora_embedding_A",
+    "embedding B": "lora_embedding_B",
+}
 # Name endings of tensors that are not plain LoRA on linear layers, and what they are.
 _OTHERS: Final = {
     "lora_A.bias": "a bias of A",
     "lora_B.bias": "lora_bias",
-    "lora_magnitude_vector": "DoRA",
-    "lora_magnitude_vector.weight": "DoRA",
-    "lora_embedding_A": "LoRA on an embedding",
-    "lora_embedding_B": "LoRA on an embedding",
+    "lora_magnitude_vector.weight": "DoRA in another layout",
 }
 
 
-def layer_keys(layer: str) -> tuple[str, str]:
+def layer_keys(layer: str, *, embedding: bool = False) -> tuple[str, str]:
     """The keys of A and B of a layer."""
     prefix = f"{_PREFIX}{layer}." if layer else _PREFIX
-    return prefix + "lora_A.weight", prefix + "lora_B.weight"
+    kind = "embedding " if embedding else ""
+    return prefix + _ENDINGS[f"{kind}A"], prefix + _ENDINGS[f"{kind}B"]
+
+
+def magnitude_key(layer: str) -> str:
+    """The key of DoRA's m of a layer."""
+    return f"{_PREFIX}{layer}.{_ENDINGS['m']}" if layer else _PREFIX + _ENDINGS["m"]
 
 
 def plain_key(name: str) -> str:
@@ -37,7 +50,7 @@ def plain_key(name: str) -> str:
 
 
 def split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str, str]:
-    """Split a key into (layer, "A" or "B"), or into (name, "") if its tensor belongs to a module to save."""
+    """Split a key into (layer, one of _ENDINGS), or into (name, "") if it belongs to a module to save."""
     if not key.startswith(_PREFIX):
         check_layout([key])
         raise AdapterError(f"tensors must be named {_PREFIX}<name>, as PEFT names them; got {key!r}")
@@ -47,10 +60,11 @@ def split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str, 
         raise AdapterError(
             f"names of tensors must have at most {_LONGEST_NAME} letters; got {name[:40]!r}..."
         )
-    found = next((letter for letter in ("A", "B") if f".{name}".endswith(f".lora_{letter}.weight")), "")
-    layer = f".{name}".removesuffix(f".lora_{found}.weight").lstrip(".")
+    found = next((letter for letter, ending in _ENDINGS.items() if f".{name}".endswith(f".{ending}")), "")
+    layer = f".{name}".removesuffix(f".{_ENDINGS.get(found, '')}").lstrip(".")
     # A module to save holds no LoRA layer. It may itself be called lora_A, but then there is no lora_B.
-    is_pair = bool(found) and all(other in keys for other in layer_keys(layer))
+    pair = layer_keys(layer, embedding=found.startswith("embedding"))
+    is_pair = bool(found) and all(other in keys for other in pair)
     if _is_inside(layer if is_pair else name.rpartition(".")[0], to_save):
         return name, ""
     for ending, what in _OTHERS.items():

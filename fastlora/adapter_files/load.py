@@ -11,26 +11,32 @@ from torch import Tensor, nn
 
 from fastlora.adapter_files import fit
 from fastlora.adapter_files.contents import Contents, open_directory, open_file
-from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import layer_keys, plain_key
+from fastlora.adapter_files.keys import magnitude_key, plain_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
-from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
+from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
 from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
-from fastlora.layer.sharding import local, part_of, reshard, whole
+from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.adapters import adapter_names, give_adapter
 from fastlora.model.apply import make_layers
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
-from fastlora.model.modules_to_save import mark
+from fastlora.model.modules_to_save import mark, saved_modules
 from fastlora.model.replace import replace_modules
 
-# {path: A, B and options} from a file.
-_Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor, Options]]
+
+class _Update(NamedTuple):
+    """A layer's adapter from a file: its options, and its tensors in the order of `Adapter.slots`."""
+
+    options: Options
+    tensors: tuple[Tensor, ...]
+
+
+_Updates: TypeAlias = Mapping[str, _Update]
 
 
 def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name: str = DEFAULT) -> nn.Module:
@@ -38,7 +44,8 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
 
     A model without LoRA gets LoRA layers as the adapter's files say, in their dtype (fp32 for 16-bit values,
     as in PEFT). All but the updates and the modules to save is frozen, as by `apply_lora`. In a model with
-    LoRA, an adapter with a new name is added but not put in use (see `set_adapter`). If the model has an
+    LoRA, an adapter with a new name is added but not put in use (see `set_adapter`), with its own version of
+    each module to save: the file's, or a copy of the one in use. If the model has an
     adapter of this name, the file must have the same layers and shapes. Then A and B are converted to the
     adapter's dtype and copied into its parameters. alpha and rslora are taken from the file; dropout and
     what is trainable stay.
@@ -104,31 +111,31 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     layers = fit.same_layers(adapted, contents, name) if known else fit.targets(model, contents)
     if known:
         for path, layer in layers.items():
-            check_own_writable(layer.adapters[name], SLOTS, f"layer {path!r}")
+            check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
+    fit.check_base(model, contents)
     saved = fit.modules_to_save(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
     plain = {
         key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
         for key, tensor in saved.tensors.items()
     }
-    if adapted and not known:
-        _check_shared(saved, plain)
     for key, tensor in saved.tensors.items():
         check_writable(tensor, repr(key))
     refills = _refills(layers, name, updates) if known else []
     new, made = ({}, {}) if known else _made(model, name, layers, updates)
-    writes = [(local(tensor), part_of(plain[key], tensor)) for key, tensor in saved.tensors.items()]
     with commit() as changing:
         for refill in refills:
             refill.into(changing)
         if adapted and not known:
-            model = give_adapter(model, name, made, new)
+            trained = [module for _, module in saved_modules(model)]
+            first = [module for module in saved.modules.values() if module not in trained]
+            model = give_adapter(model, name, made, new, first)
         elif not adapted:
             model = replace_modules(model, new.items())
-        for own, part in writes:
-            changing.write(own, part)
+        for key, tensor in saved.of(name).items():
+            changing.write(local(tensor), part_of(plain[key], tensor))
         if not adapted:
-            mark(saved.modules, changing)
+            mark(list(saved.modules.values()), changing)
             freeze(model)
             buffers.note(model, changing)
             transformers_saving.install(model, changing)
@@ -139,13 +146,13 @@ class _Refill(NamedTuple):
     """New values for an existing adapter; alpha and rslora change too, other options do not."""
 
     adapter: Adapter
-    parts: tuple[Tensor, Tensor]
+    parts: tuple[Tensor, ...]
     options: Options
 
     def into(self, changing: Commit) -> None:
         """Copy the values into the adapter, as part of a commit."""
         adapter, parts, options = self
-        for slot, part in zip(SLOTS, parts, strict=True):
+        for slot, part in zip(adapter.slots, parts, strict=True):
             changing.write(local(getattr(adapter, slot)), part)
         changing.put(vars(adapter), "alpha", options.alpha)
         changing.put(vars(adapter), "rslora", options.rslora)
@@ -155,30 +162,26 @@ def _refills(layers: Mapping[str, Any], name: str, updates: _Updates) -> list[_R
     refills: list[_Refill] = []
     for path, found in layers.items():
         own = found.adapters[name]
-        A, B, options = updates[path]
-        refills.append(_Refill(own, (part_of(A, own.lora_A), part_of(B, own.lora_B)), options))
+        options, tensors = updates[path]
+        slots = (getattr(own, slot) for slot in own.slots)
+        parts = tuple(part_of(values, slot) for values, slot in zip(tensors, slots, strict=True))
+        refills.append(_Refill(own, parts, options))
     return refills
 
 
-def _read_update(contents: Contents, path: str, layer: Any, name: str) -> tuple[Tensor, Tensor, Options]:
-    """A, B and options: A and B in the existing adapter's dtype; else in the file's, or fp32 for 16 bits."""
+def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Update:
+    """Tensors in the existing adapter's dtype; else in the dtype of the file's A, or fp32 for 16 bits."""
     header = contents.layers[path]
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, LORA_LAYERS) and name in layer.adapters:
         dtype = layer.adapters[name].lora_A.dtype
     device = stored_weight(layer).device
-    A, B = (contents.file.read(key, device, dtype) for key in layer_keys(path))
-    return *from_file(A, B, header.experts), header.options
-
-
-def _check_shared(saved: fit.FoundModules, plain: Mapping[str, Tensor]) -> None:
-    """Raise AdapterError if a new adapter has other values for a module that all adapters share."""
-    for key, tensor in saved.tensors.items():
-        if not torch.equal(whole(tensor), plain[key]):
-            raise AdapterError(
-                "modules_to_save of a further adapter must be the model's own, as they are trained in place "
-                f"for all adapters; {key!r} differs"
-            )
+    A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
+    A, B = from_file(A, B, header.experts)
+    if not header.options.dora:
+        return _Update(header.options, (A, B))
+    m = contents.file.read(magnitude_key(path), device, dtype)
+    return _Update(header.options, (A, B, m))
 
 
 def _made(
@@ -188,18 +191,19 @@ def _made(
     plain: dict[Any, dict[str, Any]] = {}
     made: dict[LoRALayer, Adapter] = {}
     for path, layer in layers.items():
-        A, B, options = updates[path]
+        options, tensors = updates[path]
         if isinstance(layer, LORA_LAYERS):
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
-                A, B = (each.clone() if each.is_inference() else each for each in (A, B))
-                made[layer] = Adapter(nn.Parameter(A), nn.Parameter(B), options)
+                own = (nn.Parameter(each.clone() if each.is_inference() else each) for each in tensors)
+                A, B, *m = own
+                made[layer] = Adapter(A, B, options, *m)
         else:
-            plain[layer] = {**options._asdict(), "adapter_dtype": A.dtype}
+            plain[layer] = {**options._asdict(), "adapter_dtype": tensors[0].dtype}
     new = make_layers(model, plain, name)
     for path, linear in layers.items():
         if linear in new:
-            A, B, _ = updates[path]
-            new[linear].adapters[name].lora_A.copy_(A)
-            new[linear].adapters[name].lora_B.copy_(B)
+            adapter = new[linear].adapters[name]
+            for slot, values in zip(adapter.slots, updates[path].tensors, strict=True):
+                getattr(adapter, slot).copy_(values)
     return new, made

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastlora.layer.base_weights import adapters_for_original, original_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.magnitude import check_plain_lora
 from fastlora.lowrank import Spectrum, decompose_product
 from fastlora.model.adapters import active_adapter
 from fastlora.model.find_layers import existing_layers
@@ -86,7 +87,7 @@ def update_report(model: nn.Module, adapter: str | None = None) -> UpdateReport:
         adapter: The adapter's name; None means the one in use.
 
     Raises:
-        ValueError: If there is no LoRA layer, no such adapter, or A, B or W is not finite.
+        ValueError: If there is no LoRA layer, no such adapter, it is DoRA's, or A, B or W is not finite.
     """
     layers, name = layers_with(model, adapter)
     return UpdateReport(name, tuple(_measure(path, layer, name) for path, layer in layers.items()))
@@ -142,13 +143,14 @@ def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedL
     if not found:
         raise ValueError(f"adapter must be one of the model's (see adapter_names); got {adapter!r}")
     linear = {path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)}
+    check_plain_lora(found, (name,), "be analyzed by s B A")
     if left := [path for path in found if path not in linear]:
         warnings.warn(
-            f"updates of experts are not analyzed; left out: {listed(left)}",
+            f"updates of experts and embeddings are not analyzed; left out: {listed(left)}",
             stacklevel=3,
         )
     if not linear:
-        raise ValueError(f"layers must be linear to be analyzed; {listed(found)} holds a mixture's experts")
+        raise ValueError(f"layers must be linear to be analyzed; {listed(found)} holds experts or embeddings")
     return linear, name
 
 

@@ -34,7 +34,7 @@ def _backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
     g_x, g_A, g_B = (
         torch.zeros_like(of) if g is None else g.to(wide) for g, of in zip(arrived, (x, A, B), strict=True)
     )
-    D = _mask(operands[1].detach(), ctx.dropout, seed, ctx.backend).to(wide) if ctx.dropout > 0 else 1.0
+    D = mask(operands[1].detach(), ctx.dropout, seed, ctx.backend).to(wide) if ctx.dropout > 0 else 1.0
     x_d, g_d, W = D * x, D * g_x, W.detach()
     q, q_B = ctx.s * (dy @ B), ctx.s * (dy @ g_B)
     h = ctx.s * (g_d @ A.t() + x_d @ g_A.t())
@@ -49,7 +49,7 @@ def _backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
     return for_dy, for_x, None, for_A, for_B, *[None] * 8
 
 
-def _mask(x: Tensor, dropout: float, seed: Tensor, backend: str | None) -> Tensor:
+def mask(x: Tensor, dropout: float, seed: Tensor, backend: str | None) -> Tensor:
     """D [M, K] as the passes drew it, found as the dx of a layer with W = 0 and q A = 1."""
     M, K = x.shape
     one, W, A, p = x.new_ones(1, 1), x.new_zeros(1, K), x.new_ones(1, K), x.new_zeros(M, 1)

@@ -69,6 +69,57 @@ def effective_weight(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     return total.to(W.dtype)
 
 
+def dora(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    m: Tensor,
+    *,
+    dropout: float = 0.0,
+    training: bool = False,
+    D: Tensor | None = None,
+    n: Tensor | None = None,
+) -> Tensor:
+    """DoRA as separate torch ops: y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows.
+
+    The norm is a constant for the derivative. Where it is 0, so is c.
+
+    Args:
+        x: [..., K].
+        W: [N, K].
+        b: [N] or None.
+        A: [r, K].
+        B: [N, r].
+        s: The scaling.
+        m: [N], the magnitudes.
+        dropout: Probability with which an entry of x is dropped on the low-rank branch.
+        training: Whether dropout is applied.
+        D: The scaled mask, where it is given and not to be drawn.
+        n: [N], the norms, where they are known.
+
+    Source: Liu et al., arXiv 2402.09353, equation 5 and section 4.3.
+    """
+    if n is None:
+        n = torch.linalg.vector_norm(W.detach() + s * (B.detach() @ A.detach()), dim=1)
+    c = (m / n.detach()).masked_fill(n == 0, 0.0)
+    x_d = F.dropout(x, dropout, training) if D is None else x * D
+    update = F.linear(F.linear(x_d.to(A.dtype), A), B) * s
+    z = F.linear(x, W)
+    y = (z + update.to(z.dtype)) * c
+    return (y if b is None else y + b).to(z.dtype)
+
+
+def dora_weight(W: Tensor, A: Tensor, B: Tensor, s: float, m: Tensor) -> Tensor:
+    """diag(c) (W + s B A) [N, K], c = m / ‖W + s B A‖ by rows, in fp32 (fp64), rounded once to W's dtype."""
+    wide = torch.float64 if W.dtype == torch.float64 else torch.float32
+    total = torch.addmm(W.to(wide), B.to(wide), A.to(wide), alpha=s)
+    n = torch.linalg.vector_norm(total, dim=1)
+    return total.mul_((m.to(wide) / n).masked_fill(n == 0, 0.0).unsqueeze(1)).to(W.dtype)
+
+
 class Piece(NamedTuple):
     """Rows [begin, end) of x and the update that they take.
 

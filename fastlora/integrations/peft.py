@@ -38,6 +38,7 @@ from fastlora.integrations.peft_layer import ADDED, FastLinear, Fused, fast_clas
 from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraModel, ParamWrapper
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all
 from fastlora.layer.replacement import check_own_forward
@@ -95,10 +96,11 @@ class SwapReport(Shown):
 def accelerate_peft(model: nn.Module, *, group: bool = False) -> SwapReport:
     """Give PEFT's LoRA layers over plain and packed linear layers and experts the fused forward, in place.
 
-    The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear becomes
-    `FastLinear`, a subclass that overrides only `forward`; so do PEFT's classes for packed layers, and its
-    Linear over one of these: the base layer's type decides (see docs/quantized.md). That of each wrapper of
-    experts' weights (`target_parameters`) becomes `FastParamWrapper`, if their module takes Transformers'
+    The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear or a Conv1D
+    becomes `FastLinear`, a subclass that overrides only `forward` and the name that it prints; so do PEFT's
+    classes for packed layers, and its Linear over one of these: the base layer's type decides (see
+    docs/quantized.md). That of each wrapper of experts' weights (`target_parameters`) becomes
+    `FastParamWrapper`, if their module takes Transformers'
     hook for experts. Nothing else about the model changes, so it can be trained, saved, copied and pickled as
     before. `undo` reverses it. Layers that PEFT adds later are not included: call it again, or see
     `register`.
@@ -236,12 +238,12 @@ def _make_layer(
         if parameter_name not in {stack.parameter for stack in stacks_of(experts)}:
             return None
         return FastParamWrapper(target, adapter_name, parameter_name, config=config, **options)
-    if config.fan_in_fan_out:
-        return None
-    if format_of(target) is not None:
-        return _packed_layer(target, adapter_name, config, options)
     # A weight in an unknown format may also be in a plain nn.Linear; PEFT has a special layer for it.
-    if type(target) is nn.Linear and type(target.weight) is nn.Parameter:
+    plain = type(target) is nn.Linear and type(target.weight) is nn.Parameter
+    # PEFT sets a wrong fan_in_fan_out right, with a warning.
+    if format_of(target) is not None or is_conv1d(target) or (plain and config.fan_in_fan_out):
+        return _pefts_layer(target, adapter_name, config, options)
+    if plain:
         return FastLinear(target, adapter_name, config=config, **options)
     ours = isinstance(target, FusedLoRALinear)  # which refuses PEFT by name
     if isinstance(target, nn.Linear) and not ours and not is_left_out_by_all(target):
@@ -253,13 +255,14 @@ def _make_layer(
     return None
 
 
-def _packed_layer(
+def _pefts_layer(
     target: nn.Module, adapter_name: str, config: LoraConfig, options: dict[str, Any]
 ) -> nn.Module:
-    """The layer that PEFT itself makes over a packed one, with the fused forward."""
+    """The layer that PEFT itself makes, with the fused forward."""
     without, maker = copy.copy(config), cast(Any, LoraModel)
     without._custom_modules = None
     made: nn.Module = maker._create_new_module(without, adapter_name, target, **options)
+    config.fan_in_fan_out = without.fan_in_fan_out
     fast = None if _why_kept(made) is not None else fast_class(type(made))
     if fast is not None:
         made.__class__ = fast
@@ -273,8 +276,9 @@ def _why_kept(layer: Any) -> str | None:
     if fast_class(type(layer)) is None:
         return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
     base = layer.base_layer
-    if type(base) is not nn.Linear and format_of(base) is None:
-        return f"its base layer is a {type(base).__name__}, neither an nn.Linear nor a known packed layer"
+    if type(base) is not nn.Linear and not is_conv1d(base) and format_of(base) is None:
+        kind = type(base).__name__
+        return f"its base layer is a {kind}, neither an nn.Linear nor a Conv1D nor a known packed layer"
     if not isinstance(layer, Fused) and "forward" in vars(layer):
         return "its forward was replaced"
     return None

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.function import lora_linear
 from fastlora.autograd.mixed import mixed_lora_linear
 from fastlora.autograd.quantized import quantized_lora_linear
@@ -65,11 +66,21 @@ class Fused(nn.Module):
         if obstacle is not None:
             return self._stock_forward(obstacle, x, *args, **kwargs)
         count(self, FUSED)
-        W, b, A, B, s, dropout = operands
+        if operands.trains_biases:
+            y = self._fused(
+                x, operands._replace(b=None, b_B=None) if _takes_gradient(operands.b) else operands
+            )
+            return _with_biases(y, operands)
+        return self._fused(x, operands)
+
+    def _fused(self, x: Tensor, operands: Operands) -> Tensor:
+        W, b, A, B, s, dropout, m, _ = operands
         if isinstance(s, Tensor):
             # s is a tensor and is multiplied into B. As a float it would need a device synchronization and
             # could get no gradient.
             B, s = B * s, 1.0
+        if m is not None:
+            return dora_linear(x, W, b, A, B, s, m, dropout=dropout)
         if isinstance(W, BaseWeight):
             return quantized_lora_linear(x, W, b, A, B, s, dropout=dropout)
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
@@ -83,12 +94,20 @@ class Fused(nn.Module):
             return obstacle
         if isinstance(operands.s, Tensor):
             return "the scaling is a tensor"
+        if operands.m is not None:
+            return "it is DoRA"
+        if operands.b_B is not None:
+            return "its B has a bias"
         return Projection(*operands[:4], float(operands.s), operands.dropout)
 
     def __setstate__(self, state: Any) -> None:
         """As nn.Module's; a copied or unpickled layer joins the copy of its group."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         groups.rejoin(self)
+
+    def _get_name(self) -> str:
+        """PEFT's name for its layer, which its users print and compare."""
+        return pefts_class(type(self)).__name__
 
     def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
         """Rows of x that take different adapters."""
@@ -121,6 +140,18 @@ def count(layer: Any, way: str) -> None:
     # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
     if not torch.compiler.is_compiling():
         vars(layer).setdefault(COUNTS, Counter())[way] += 1
+
+
+def _takes_gradient(b: Tensor | None) -> bool:
+    return b is not None and b.requires_grad
+
+
+def _with_biases(y: Tensor, operands: Operands) -> Tensor:
+    """y with the biases that take a gradient: the base layer's b, and s times the b_B of B."""
+    b, b_B = operands.b, operands.b_B
+    if b is not None and b.requires_grad:
+        y = y + b.to(y.dtype)
+    return y if b_B is None else y + (b_B * operands.s).to(y.dtype)
 
 
 def _factors(operands: Operands) -> Factors:

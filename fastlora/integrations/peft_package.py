@@ -5,7 +5,9 @@ from __future__ import annotations
 try:
     import peft
     from peft.tuners.lora import Linear, LoraConfig, LoraModel
+    from peft.tuners.lora.dora import DoraLinearLayer
     from peft.tuners.lora.layer import ParamWrapper
+    from peft.tuners.lora.variants import DoraLinearVariant
     from peft.tuners.tuners_utils import BaseTunerLayer
 except ImportError as error:
     raise ImportError(
@@ -19,4 +21,12 @@ if not peft.__version__.startswith(_KNOWN):
         f"fastlora.integrations.peft knows PEFT {_KNOWN}x; installed is {peft.__version__}", name="peft"
     )
 
-__all__ = ["BaseTunerLayer", "Linear", "LoraConfig", "LoraModel", "ParamWrapper"]
+__all__ = [
+    "BaseTunerLayer",
+    "DoraLinearLayer",
+    "DoraLinearVariant",
+    "Linear",
+    "LoraConfig",
+    "LoraModel",
+    "ParamWrapper",
+]

@@ -1,5 +1,8 @@
 """When PEFT's LoRA layer computes exactly y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, so that fused code may replace it.
 
+A bias that is trained (PEFT's `bias`, or `lora_bias`, s b_B) is added to that.
+Or DoRA's y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, of its variant "use_dora".
+
 They follow peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule that fails gives its
 reason as a phrase to show. No rule depends on whether gradients are recorded: activation checkpointing runs a
 forward first without and then with them, and both must draw the same dropout mask.
@@ -19,6 +22,8 @@ from fastlora import arguments
 from fastlora.formats.format import Format
 from fastlora.formats.registry import format_of
 from fastlora.formula.operands import BaseWeight, autocasts
+from fastlora.integrations.peft_package import DoraLinearLayer, DoraLinearVariant
+from fastlora.layer.conv1d import is_conv1d, turned
 
 # Arguments that PEFT passes to every LoRA layer; a value of None has no effect.
 _OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
@@ -36,6 +41,8 @@ class Operands(NamedTuple):
         B: [N, r].
         s: The scaling; a 0-dimensional tensor if hot-swapping made it one.
         dropout: The probability that applies now; 0 outside training.
+        m: [N], the magnitudes of DoRA; None of plain LoRA.
+        b_B: [N], the bias of B (`lora_bias`), or None; it is scaled by s.
     """
 
     W: Tensor | BaseWeight
@@ -44,6 +51,13 @@ class Operands(NamedTuple):
     B: Tensor
     s: float | Tensor
     dropout: float
+    m: Tensor | None = None
+    b_B: Tensor | None = None
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether a bias takes a gradient, so that it is added outside the fused passes."""
+        return self.b_B is not None or (self.b is not None and self.b.requires_grad)
 
 
 def operands_of(layer: Any, x: Tensor | None = None) -> Operands | str:
@@ -77,6 +91,10 @@ def mixed_operands_of(layer: Any, names: Iterable[str], x: Tensor) -> dict[str, 
             operands = _of_adapter(layer, name, x)
             if isinstance(operands, str):
                 return operands
+            if operands.m is not None:
+                return "an adapter of the batch is DoRA's"
+            if operands.trains_biases:
+                return "a bias of the batch is trained"
             if isinstance(operands.s, Tensor):
                 operands = operands._replace(B=operands.B * operands.s, s=1.0)
             found[name] = operands
@@ -91,20 +109,22 @@ def _state_obstacle(layer: Any) -> str | None:
 
 def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     modules = layer._modules
-    if name in layer.lora_variant:
-        return f"the adapter is a variant of LoRA ({type(layer.lora_variant[name]).__name__})"
+    variant = layer.lora_variant.get(name)
+    if variant is not None and type(variant) is not DoraLinearVariant:
+        return f"the adapter is a variant of LoRA ({type(variant).__name__})"
     if not layer.cast_input_dtype_enabled:
         return "casting of inputs is switched off"
     base, lora_A, lora_B = modules["base_layer"], modules["lora_A"][name], modules["lora_B"][name]
     format = format_of(base)
     for role, module in (("base_layer", base), ("lora_A", lora_A), ("lora_B", lora_B)):
-        if type(module) is not nn.Linear and not (module is base and format is not None):
+        known = module is base and (format is not None or is_conv1d(base))
+        if type(module) is not nn.Linear and not known:
             return f"{role} is a {type(module).__name__}"
         if not is_called_plainly(module):
             return f"{role} has hooks or another forward"
     if _has_any_global_hook():
         return "hooks are registered for all modules"
-    if lora_A.bias is not None or lora_B.bias is not None:
+    if lora_A.bias is not None or (lora_B.bias is not None and variant is not None):
         return "the adapter has a bias"
     p = _dropout_of(modules["lora_dropout"][name])
     if isinstance(p, str):
@@ -112,10 +132,13 @@ def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     s = layer.scaling[name]
     if not isinstance(s, (int, float)) and not (isinstance(s, Tensor) and s.dim() == 0):
         return f"the scaling is a {type(s).__name__} with dimensions"
-    W = base.weight if format is None else _packed(format, base, x)
+    W = turned(base, base.weight) if format is None else _packed(format, base, x)
     if isinstance(W, str):
         return W
-    operands = Operands(W, _bias_of(base), lora_A.weight, lora_B.weight, s, p)
+    m = None if variant is None else _magnitude(layer, name, p)
+    if isinstance(m, str):
+        return m
+    operands = Operands(W, _bias_of(base), lora_A.weight, lora_B.weight, s, p, m, lora_B.bias)
     return _tensor_obstacle(operands) or operands
 
 
@@ -155,6 +178,17 @@ def _packed(format: Format, base: Any, x: Tensor | None) -> BaseWeight | str:
         return str(error)
 
 
+def _magnitude(layer: Any, name: str, dropout: float) -> Tensor | str:
+    """DoRA's m of an adapter, or why it needs PEFT's own forward."""
+    module = layer._modules["lora_magnitude_vector"][name]
+    if type(module) is not DoraLinearLayer or not is_called_plainly(module):
+        return "the magnitudes are not a plain DoraLinearLayer"
+    if dropout > 0:
+        return "DoRA with dropout, which PEFT lets fall on the product with W as well"
+    m: Tensor = module.weight
+    return m
+
+
 def _shape(W: Tensor | BaseWeight) -> tuple[int, int, torch.device]:
     """N, K and the device."""
     if isinstance(W, BaseWeight):
@@ -187,23 +221,23 @@ def _dropout_of(module: nn.Module) -> float | str:
 
 
 def _tensor_obstacle(operands: Operands) -> str | None:
-    W, b, A, B, _, _ = operands
+    W, b, A, B, _, _, m, b_B = operands
     whole = None if isinstance(W, BaseWeight) else W
     # A shard, or the placeholder for a parameter that a sharding library has moved away, has another shape.
     if whole is not None and whole.dim() != 2:
         return "the shapes do not make one update"
     N, K, device = _shape(W)
     # Exact types: a DTensor, a quantized or a fake tensor is a subclass.
-    for letter, tensor in (("W", whole), ("b", b), ("A", A), ("B", B)):
+    for letter, tensor in (("W", whole), ("b", b), ("A", A), ("B", B), ("m", m), ("b_B", b_B)):
         if tensor is None:
             continue
         if type(tensor) not in (nn.Parameter, Tensor) or tensor.layout is not torch.strided:
             return f"{letter} is a {type(tensor).__name__}, or not dense"
         if tensor.device != device:
             return "the tensors are on several devices"
-    if (whole is not None and whole.requires_grad) or (b is not None and b.requires_grad):
+    if whole is not None and whole.requires_grad:
         return "the base layer is trained too"
-    if A.dim() != 2 or A.shape[1] != K or B.shape != (N, A.shape[0]):
+    if A.dim() != 2 or A.shape[1] != K or B.shape != (N, A.shape[0]) or (m is not None and m.shape != (N,)):
         return "the shapes do not make one update"
     return None
 
@@ -213,7 +247,7 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
 
     Supported are one dtype for all, fp32 adapters on a 16-bit base, and either of these under autocast.
     """
-    W, b, A, B, _, _ = operands
+    W, b, A, B, _, _, m, b_B = operands
     kind = x.device.type
     base = [x.dtype]
     if not isinstance(W, BaseWeight):
@@ -226,7 +260,7 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
     else:
         dtype = W.dtype
         fits = dtype in arguments.DTYPES and all(one == dtype for one in base)
-    fits = fits and A.dtype == B.dtype
+    fits = fits and all(one is None or one.dtype == A.dtype for one in (B, m, b_B))
     if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in HALVES)):
         return None
     return "the dtypes are not ones that are fused"

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fastlora.layer.adapter import SLOTS, Adapter
+from fastlora.layer.adapter import Adapter
 from fastlora.layer.commits import Commit
 from fastlora.layer.training_warnings import look_again
 from fastlora.layer.writable import check_own
@@ -35,10 +35,12 @@ def switch(layer: Any, name: str, changing: Commit) -> None:
     if chosen is before:
         return
     if before is not None:
-        changing.put(vars(before), "trains", tuple(getattr(before, slot).requires_grad for slot in SLOTS))
+        changing.put(
+            vars(before), "trains", tuple(getattr(before, slot).requires_grad for slot in before.slots)
+        )
         _rest(before, changing)
     if chosen is not None:
-        for slot, trained in zip(SLOTS, chosen.trains, strict=True):
+        for slot, trained in zip(chosen.slots, chosen.trains, strict=True):
             changing.assign(getattr(chosen, slot), "requires_grad", trained)
     changing.put(vars(layer), REFERENCE, chosen)
     look_again(layer)
@@ -46,7 +48,7 @@ def switch(layer: Any, name: str, changing: Commit) -> None:
 
 def _rest(adapter: Adapter, changing: Commit) -> None:
     """Freeze an adapter, so that no optimizer changes it."""
-    for slot in SLOTS:
+    for slot in adapter.slots:
         changing.freeze(getattr(adapter, slot))
 
 
@@ -60,8 +62,8 @@ def check_switchable(layer: Any, name: str, what: str) -> None:
     for adapter in (vars(layer)[REFERENCE], layer.adapters._modules.get(name)):
         if adapter is None:
             continue
-        check_own(adapter, SLOTS, what)
-        if any(getattr(adapter._parameters[slot], "_fsdp_flattened", False) for slot in SLOTS):
+        check_own(adapter, adapter.slots, what)
+        if any(getattr(adapter._parameters[slot], "_fsdp_flattened", False) for slot in adapter.slots):
             raise TypeError(
                 f"A and B of {what} must be parameters of their own to be switched; they lie in one of "
                 "FullyShardedDataParallel's (switch before wrapping, or shard by fully_shard)"

@@ -1,4 +1,4 @@
-"""One adapter: A, B, and the options for scaling, dropout and initial values."""
+"""One adapter: A, B, DoRA's m if it has one, and the options for scaling, dropout and initial values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import arguments
+from fastlora.formula import oracle
 from fastlora.layer.commits import commit
 
 DEFAULT = "default"
 SLOTS = ("lora_A", "lora_B")
+MAGNITUDE = "lora_magnitude_vector"
 _LONGEST_NAME = 100  # the name is also a directory's, for which file systems allow 255
 _ORTHOGONAL_STD = 0.1  # PEFT's
 
@@ -26,9 +28,12 @@ class Options(NamedTuple):
     dropout: float
     rslora: bool
     init: str
+    dora: bool = False
 
     @classmethod
-    def checked(cls, r: int, alpha: float | None, dropout: float, rslora: bool, init: str) -> Options:
+    def checked(
+        cls, r: int, alpha: float | None, dropout: float, rslora: bool, init: str, dora: bool = False
+    ) -> Options:
         """The options, if they are valid; else TypeError or ValueError. An alpha of None means r."""
         r, alpha = arguments.check_rank(r), arguments.check_alpha(alpha)
         return cls(
@@ -37,6 +42,7 @@ class Options(NamedTuple):
             dropout=arguments.check_dropout(dropout),
             rslora=arguments.check_bool(rslora, "rslora"),
             init=arguments.check_init(init),
+            dora=arguments.check_bool(dora, "dora"),
         )
 
     @property
@@ -52,44 +58,65 @@ class Adapter(nn.Module):
         A: [r, K].
         B: [N, r].
         options: Each field becomes an attribute.
+        m: [N], the magnitudes of a DoRA adapter; None of any other.
 
     Attributes:
         name: Its key in `layer.adapters`.
-        trains: While it is not in use: whether A, and whether B, is to be trained once it is. Until then both
-            are frozen.
+        trains: While it is not in use: for each of `slots`, whether it is to be trained once the adapter is.
+            Until then all are frozen.
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
+    lora_magnitude_vector: nn.Parameter
     r: int
     alpha: float
     dropout: float
     rslora: bool
     init: str
+    dora: bool = False
     name: str = ""
-    trains: tuple[bool, bool] = (True, True)
+    trains: tuple[bool, ...] = (True, True)
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 
-    def __init__(self, A: nn.Parameter, B: nn.Parameter, options: Options) -> None:
+    def __init__(
+        self, A: nn.Parameter, B: nn.Parameter, options: Options, m: nn.Parameter | None = None
+    ) -> None:
         super().__init__()
         vars(self).update(options._asdict())
         for slot, parameter in zip(SLOTS, (A, B), strict=True):
             self.register_parameter(slot, parameter)
+        if m is not None:
+            self.register_parameter(MAGNITUDE, m)
+        vars(self)["trains"] = (True,) * len(self.slots)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of its parameters."""
+        return (*SLOTS, MAGNITUDE) if self.dora else SLOTS
 
     @property
     def options(self) -> Options:
         """The options as they are now."""
-        return Options(self.r, self.alpha, self.dropout, self.rslora, self.init)
+        return Options(self.r, self.alpha, self.dropout, self.rslora, self.init, self.dora)
 
     @property
     def scaling(self) -> float:
         """s, the factor of the update."""
         return arguments.scaling(self.r, self.alpha, self.rslora)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """A and B. Called as a module, so that hooks which fetch offloaded parameters run first."""
-        return self.lora_A, self.lora_B
+    def added_to(self, W: Tensor) -> Tensor:
+        """W + s B A [N, K], or DoRA's diag(c) (W + s B A), rounded once to W's dtype."""
+        A, B, *m = self()
+        if m:
+            return oracle.dora_weight(W, A, B, self.scaling, *m)
+        return oracle.effective_weight(W, A, B, self.scaling)
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """A and B, and m of DoRA. Called as a module, so that hooks which fetch offloaded ones run first."""
+        A, B = self.lora_A, self.lora_B
+        return (A, B, self.lora_magnitude_vector) if self.dora else (A, B)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         with commit():
@@ -110,7 +137,10 @@ class Adapter(nn.Module):
         return None if A is None else A.dtype
 
     def reset_parameters(self) -> None:
-        """Reset the update to zero. Code that builds a model on "meta" calls this after `to_empty`."""
+        """Reset A and B to a zero update. Code that builds a model on "meta" calls this after `to_empty`.
+
+        DoRA's m starts as the row norms of W, so the layer resets it.
+        """
         start(self.lora_A, self.lora_B, self.init)
 
     def extra_repr(self) -> str:
@@ -149,11 +179,24 @@ def check_name(name: object) -> str:
     return name
 
 
-def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
+def new_adapter(
+    weight: Tensor, options: Options, dtype: torch.dtype | None, norms: Tensor | None = None
+) -> Adapter:
     """A new adapter for a weight [N, K], on its device. For a `dtype` of None see `adapter_dtype_over`.
 
     For a stack of weights [E, N, K], A and B are stacks too.
+
+    Args:
+        weight: W, or a stand-in with its shape, dtype and device.
+        options: The adapter's.
+        dtype: Of its parameters.
+        norms: [N], the norms of W's rows, for DoRA.
+
+    Raises:
+        ValueError: If the options ask for DoRA and there are no norms, as for a stack.
     """
+    if options.dora and norms is None:
+        raise ValueError("dora must be False for experts, as in PEFT (leave them out by exclude_modules)")
     *stack, N, K = weight.shape
     kind: dict[str, Any] = {
         "device": weight.device,
@@ -164,8 +207,9 @@ def new_adapter(weight: Tensor, options: Options, dtype: torch.dtype | None) -> 
         A, B = (
             nn.Parameter(torch.empty(*stack, *shape, **kind)) for shape in ((options.r, K), (N, options.r))
         )
+        m = None if norms is None else nn.Parameter(norms.detach().to(**kind, copy=True))
     start(A, B, options.init)
-    return Adapter(A, B, options)
+    return Adapter(A, B, options, m)
 
 
 def start(A: Tensor, B: Tensor, init: str) -> None:

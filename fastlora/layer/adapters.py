@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from fastlora.layer import adapter, training_warnings
 from fastlora.layer.active_adapter import REFERENCE
-from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Adapters
+from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS, Adapter, Adapters
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.division import Split
 from fastlora.layer.groups import MEMBERSHIP, Membership, rejoin
+from fastlora.layer.magnitude import row_norms
 from fastlora.layer.writable import check_own_writable
 
 
@@ -27,7 +28,7 @@ class OfAdapterInUse:
         if layer is None:
             return self
         active = vars(layer)[REFERENCE]
-        return None if active is None else getattr(active, self.name)
+        return getattr(active, self.name, None)  # plain LoRA has no magnitudes
 
     def __set__(self, layer: Any, value: Any) -> None:
         setattr(layer._existing(self.name), self.name, value)
@@ -43,14 +44,15 @@ class Adapted(nn.Module):
     start_scaling: float = 0.0
     split: Split | None = None
     applied_as: str = ""
+    holds_transposed = False  # see conv1d.py
     # The batch of mixed adapters in force, or that one just ended: see adapter_batch.py.
     _batch: AdapterBatch | None = None
     # The group that it is computed with: see groups.py.
     _group: Membership | None = None
     _own_attributes = (REFERENCE, BATCH, MEMBERSHIP, "enabled", "start_scaling", "split", "applied_as")
 
-    lora_A, lora_B = OfAdapterInUse(), OfAdapterInUse()
-    r, alpha, dropout, rslora, init, scaling = (OfAdapterInUse() for _ in range(6))
+    lora_A, lora_B, lora_magnitude_vector = (OfAdapterInUse() for _ in range(3))
+    r, alpha, dropout, rslora, init, dora, scaling = (OfAdapterInUse() for _ in range(7))
     _active: Adapter | None
     _base_weight: Tensor | None
 
@@ -104,7 +106,7 @@ class Adapted(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it and sets A of the adapter in use."""
-        if name in SLOTS:
+        if name in (*SLOTS, MAGNITUDE):
             setattr(self._existing(name), name, param)
         else:
             super().register_parameter(name, param)
@@ -115,24 +117,30 @@ class Adapted(nn.Module):
         """Reset the adapter in use to its initial value: zero, or what `initialize` took out of W.
 
         Raises:
-            ValueError: If A or B cannot be written in place.
+            ValueError: If A, B or m cannot be written in place.
         """
         active, A, B = self._active, self.start_A, self.start_B
         if active is None:
             return
-        check_own_writable(active, SLOTS, "the layer")
+        check_own_writable(active, active.slots, "the layer")
         if A is None or B is None:
             A, B = torch.empty_like(active.lora_A), torch.empty_like(active.lora_B)
             adapter.start(A, B, active.init)
         with commit() as changing:
             changing.write(active.lora_A, A)
             changing.write(active.lora_B, B)
+            if active.dora:
+                changing.write(active.lora_magnitude_vector, row_norms(self))
 
     def reset_adapters(self) -> None:
         """Reset all adapters, of a layer that has new values in W."""
         self._base_weight = self.start_A = self.start_B = None
         for name in self.adapters:
-            self.adapters[name].reset_parameters()
+            adapter = self.adapters[name]
+            adapter.reset_parameters()
+            if adapter.dora:
+                with torch.no_grad():
+                    adapter.lora_magnitude_vector.copy_(row_norms(self))
 
     def __repr__(self) -> str:
         """One line, like nn.Linear's."""
@@ -145,6 +153,7 @@ class Adapted(nn.Module):
             parts.append(f"r={active.r}, alpha={active.alpha:g}")
             parts += [f"dropout={active.dropout:g}"] if active.dropout else []
             parts += ["rslora"] if active.rslora else []
+            parts += ["dora"] if active.dora else []
         parts += ["merged"] if self.merged else []
         parts += [] if self.enabled else ["disabled"]
         parts += [] if self.adapter == DEFAULT else [f"adapter={self.adapter}"]

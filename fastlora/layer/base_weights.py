@@ -20,6 +20,7 @@ from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
 from fastlora.formula import oracle
 from fastlora.layer.adapter import Options, adapters_of
+from fastlora.layer.conv1d import turned
 from fastlora.routes.dequantize import dequantize
 
 # A packed LoRA layer's attribute with the name of its format.
@@ -42,18 +43,17 @@ def like_weight(layer: Any) -> Tensor:
     """A tensor with W's shape, dtype and device: W itself, or a stand-in without values for a packed W."""
     format = packed_format(layer)
     if format is None:
-        W: Tensor = layer.weight
-        return W
+        return turned(layer, layer.weight)
     kind: dict[str, Any] = {"device": stored_weight(layer).device, "dtype": format.values_dtype(layer)}
     return torch.empty((), **kind).expand(layer.out_features, layer.in_features)
 
 
 def frozen_weight(layer: Any) -> Tensor:
-    """W itself: `layer.weight`, the copy kept aside while the layer is merged, or a packed W unpacked."""
+    """W [N, K] itself: `layer.weight`, the copy kept aside while it is merged, or a packed W unpacked."""
     if (format := packed_format(layer)) is not None:
         return dequantize(format.base_of(layer, format.values_dtype(layer)))
-    W: Tensor = layer.weight if layer._base_weight is None else layer._base_weight
-    return W
+    kept: Tensor | None = getattr(layer, "_base_weight", None)  # which only a LoRA layer has
+    return turned(layer, layer.weight if kept is None else kept)
 
 
 def original_weight(layer: Any) -> Tensor:

@@ -13,25 +13,28 @@ from torch.nn import functional as F
 
 from fastlora import arguments
 from fastlora.arguments import check_size
+from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.function import lora_linear
 from fastlora.formula import oracle
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import autocasts, checked_base
 from fastlora.layer import commits, sharing, training_warnings
-from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.adapter import DEFAULT, MAGNITUDE, Options, new_adapter
 from fastlora.layer.commits import commit
+from fastlora.layer.magnitude import row_norms
+from fastlora.layer.merging import MergeableLinear
 from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_plain_linear, linear_as
-from fastlora.layer.state import StoredLinear
+from fastlora.layer.state import Stored
 
 
-class FusedLoRALinear(StoredLinear):
+class FusedLoRALinear(Stored, MergeableLinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
 
     It can replace an nn.Linear: it has the same attributes, shapes and state_dict names (`weight`, `bias`),
     and a checkpoint of the plain layer loads into it. In addition, `adapters` holds its updates by name, each
     with `lora_A` [r, in_features] and `lora_B` [out_features, r]; one is in use at a time. A new update is
-    exactly zero.
+    exactly zero. With `dora` an update also scales the rows of W + s B A (see there).
 
     Nested tensors go through separate torch ops, not the fused kernels. To use it inside
     nn.TransformerEncoderLayer, whose inference fast path calls no linear layer, call `apply_lora`.
@@ -48,6 +51,10 @@ class FusedLoRALinear(StoredLinear):
             Or "orthogonal": the first half of the ranks is nonzero in A alone (std 0.1), the rest in B alone,
             so that both get gradients from the first step on. PEFT also applies a random rotation, whose
             rounding makes its initial update not quite zero.
+        dora: y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, a norm that takes no part in
+            the derivative; the adapter has m, its `lora_magnitude_vector` [N], too, which starts as the norms
+            of W's rows (DoRA, arXiv 2402.09353). Dropout falls on x Aᵀ alone, where PEFT's falls on x Wᵀ as
+            well. A row of W + s B A that is zero stays zero.
         device: Where the parameters live.
         dtype: Dtype of W and b.
         adapter_dtype: Dtype of A and B, or its name. None means `dtype`, or fp32 if that has 16 bits, as in
@@ -56,8 +63,8 @@ class FusedLoRALinear(StoredLinear):
     Attributes:
         enabled: If False, forward applies W alone (after `initialize`, the W from before it).
         adapters: All adapters by name; each stays there, whichever is in use.
-        lora_A, lora_B, r, alpha, dropout, rslora, init, scaling: Those of the adapter in use. All but
-            `scaling` can be assigned. None if this layer has no part in that adapter.
+        lora_A, lora_B, r, alpha, dropout, rslora, init, dora, scaling: Those of the adapter in use. All but
+            `dora` and `scaling` can be assigned. None if this layer has no part in that adapter.
         start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
         split: How tensor parallel divides the layer among processes; None if it does not.
         applied_as: Its name in the model, if `apply_lora` or a load made it; else "".
@@ -81,6 +88,7 @@ class FusedLoRALinear(StoredLinear):
         dropout: float = 0.0,
         rslora: bool = False,
         init: str = "gaussian",
+        dora: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         adapter_dtype: torch.dtype | str | None = None,
@@ -90,9 +98,10 @@ class FusedLoRALinear(StoredLinear):
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
         arguments.check_bool(bias, "bias")
-        options = Options.checked(r, alpha, dropout, rslora, init)
+        options = Options.checked(r, alpha, dropout, rslora, init, dora)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype))
+        norms = row_norms(self) if dora else None
+        self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype, norms))
         self._freeze_base()
 
     @classmethod
@@ -105,6 +114,7 @@ class FusedLoRALinear(StoredLinear):
         dropout: float = 0.0,
         rslora: bool = False,
         init: str = "gaussian",
+        dora: bool = False,
         adapter_dtype: torch.dtype | str | None = None,
     ) -> FusedLoRALinear:
         """Wrap an existing layer: the same weight and bias objects (now frozen), its hooks and its mode.
@@ -124,6 +134,7 @@ class FusedLoRALinear(StoredLinear):
             dropout=dropout,
             rslora=rslora,
             init=init,
+            dora=dora,
             adapter_dtype=adapter_dtype,
         )
         layer._freeze_base()
@@ -138,7 +149,8 @@ class FusedLoRALinear(StoredLinear):
         adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         checked = Options.checked(**options)
         layer = linear_as(linear, cls)
-        layer._begin(name, new_adapter(layer.weight, checked, adapter_dtype))
+        norms = row_norms(linear) if checked.dora else None
+        layer._begin(name, new_adapter(layer.weight, checked, adapter_dtype, norms))
         return layer
 
     @property
@@ -206,21 +218,26 @@ class FusedLoRALinear(StoredLinear):
         active = self._active
         A: Any
         B: Any
+        m: Any = ()
         try:
             W, b = own["weight"], own["bias"]
             if active is None:
                 A = B = None
             elif active._forward_pre_hooks or "forward" in active.__dict__:
-                A, B = active()
+                A, B, *m = active()
             else:
                 factors = active._parameters
                 A, B = factors["lora_A"], factors["lora_B"]
+                if active.dora:
+                    m = (factors[MAGNITUDE],)
         except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
             W, b = self.weight, self.bias
-            A, B = (None, None) if active is None else self.adapters[active.name]()
+            A, B, *m = (None, None) if active is None else self.adapters[active.name]()
         kept = self._buffers["_base_weight"]
         if kept is not None and not self.enabled:
             W = kept
+        if self.holds_transposed:
+            W = W.t()
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
         if W.requires_grad or (b is not None and b.requires_grad):
@@ -235,6 +252,8 @@ class FusedLoRALinear(StoredLinear):
         if active is not None and kept is None and self.enabled:
             s = arguments.scaling(active.r, active.alpha, active.rslora)
             dropout = active.dropout if self.training else 0.0
+            if m:
+                return dora_linear(x, W, b, A, B, s, *m, dropout=dropout)
             return lora_linear(x, W, b, A, B, s, dropout=dropout)
         training_warnings.suspect(self)
         if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastlora import arguments
 from fastlora.formats.unsupported import instead_of, is_compressed
 from fastlora.layer.base_weights import packed_format
+from fastlora.layer.conv1d import is_conv1d
 
 # nn.MultiheadAttention uses this layer's weight without calling the layer. No LoRA library adapts it.
 _LEFT_OUT: Final = nn.modules.linear.NonDynamicallyQuantizableLinear
@@ -44,9 +45,9 @@ _PLAIN_TENSORS: Final = frozenset(("Parameter", "DTensor", "FakeTensor", "Functi
 def other_linear_kind(name: str, module: nn.Module) -> str | None:
     """A phrase saying what kind of linear map, other than nn.Linear, a module holds; None if none is known.
 
-    LoRA cannot be added to these. Known are the Conv1D of Transformers' GPT-2, whose weight is transposed;
-    experts stored as slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers in
-    formats that fastlora/formats does not have, as of GPTQ or AWQ; and the layers of PEFT.
+    LoRA cannot be added to these. Known are subclasses of the Conv1D of Transformers' GPT-2; experts stored
+    as slices of 3-D parameters, as in Transformers' Mixtral or Qwen3-MoE; quantized layers in formats that
+    fastlora/formats does not have, as of GPTQ or AWQ; and the layers of PEFT.
 
     Args:
         name: The name that the module is registered under.
@@ -55,11 +56,11 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
     kind = type(module).__name__
     if is_pefts(module):
         return f"{kind} of PEFT, which has an adapter itself"
-    if any(
+    if not is_conv1d(module) and any(
         (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D")
         for cls in type(module).__mro__
     ):
-        return f"{kind}, whose weight is [in, out]"
+        return f"{kind}, a subclass of Conv1D, which may compute something else"
     if packed_format(module) is not None:
         return None
     if is_compressed(module) or _is_quantized(module):

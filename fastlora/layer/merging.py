@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.arguments import check_bool
-from fastlora.formula import oracle
 from fastlora.layer import base_weights, sharding
 from fastlora.layer.adapters import Adapted, AdaptedLinear
 from fastlora.layer.commits import commit, exclusive
@@ -17,7 +16,7 @@ from fastlora.layer.writable import check_own, check_own_writable
 
 
 class Mergeable(Adapted):
-    """The part of a LoRA layer that merges."""
+    """The part of a LoRA layer that merges. With DoRA, W + s B A means diag(c) (W + s B A) everywhere."""
 
     weight: Any
 
@@ -90,7 +89,7 @@ class Mergeable(Adapted):
         W, active = base_weights.frozen_weight(self), self._active
         if active is None:
             return W.detach().clone()
-        return oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+        return active.added_to(W)
 
     def _finite_sum(self) -> Tensor:
         total = self._sum()

@@ -31,6 +31,10 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
         return "in an adapter_batch, or just after one"
     if layer.split is not None:
         return "divided among processes"
+    if layer.holds_transposed:
+        return "W lies transposed"
+    if active is not None and active.dora:
+        return "DoRA scales its columns"
     if (packed is None and type(W) not in _PLAIN) or not (b is None or type(b) in _PLAIN):
         return f"W is a {type(W).__name__}, not a plain parameter"
     if (packed is None and W.requires_grad) or (b is not None and b.requires_grad):

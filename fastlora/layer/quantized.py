@@ -13,17 +13,21 @@ from torch import Tensor, nn
 
 from fastlora import arguments
 from fastlora.arguments import check_bool
+from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
-from fastlora.formula import oracle
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
+from fastlora.layer.conv1d import is_conv1d
+from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, embedding_layer_around, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.magnitude import row_norms
 from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.sharding import all_finite
@@ -57,7 +61,8 @@ class QuantizedLoRALinear(FusedLoRALinear):
         vars(layer)[FORMAT] = format.name
         if isinstance(b := vars(layer).get("bias"), Tensor):  # HQQ's, which is no parameter
             vars(layer)["bias"] = b.detach()
-        layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype))
+        norms = row_norms(linear) if checked.dora else None
+        layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype, norms))
         return layer
 
     @property
@@ -120,9 +125,11 @@ class QuantizedLoRALinear(FusedLoRALinear):
         if active is None or not self.enabled:
             training_warnings.suspect(self)
             return quantized_linear(x, base, b)
-        A, B = active()
+        A, B, *m = active()
         s = arguments.scaling(active.r, active.alpha, active.rslora)
         dropout = active.dropout if self.training else 0.0
+        if m:
+            return dora_linear(x, base, b, A, B, s, *m, dropout=dropout)
         return quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
 
     def merge(self) -> None:
@@ -168,7 +175,7 @@ class QuantizedLoRALinear(FusedLoRALinear):
         W, active = dequantize(self.format.base_of(self, wide)), self._active
         if active is None:
             return W.to(dtype), math.nan
-        exact = oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+        exact = active.added_to(W)
         total, update = exact.to(dtype), float((exact - W).norm())
         return total, float((total.to(wide) - exact).norm()) / update if update else math.nan
 
@@ -247,9 +254,12 @@ def check_packed(name: str, module: Any) -> Format:
     return format
 
 
-def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear:
-    """A LoRA layer around a plain or a packed layer, which is unchanged; the caller freezes W and b."""
-    cls = FusedLoRALinear if format_of(linear) is None else QuantizedLoRALinear
+def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear | FusedLoRAEmbedding:
+    """A LoRA layer around a layer of any kind that is known, unchanged; the caller freezes W and b."""
+    if is_embedding(linear):
+        return embedding_layer_around(linear, **options)
+    cls: type[FusedLoRALinear] = FusedLoRAConv1D if is_conv1d(linear) else FusedLoRALinear
+    cls = cls if format_of(linear) is None else QuantizedLoRALinear
     return cls._from_linear_unfrozen(cast(nn.Linear, linear), **options)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from fastlora.layer.base_weights import packed_format
+from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.linear_kinds import odd_tensor
 
 # The new module has its own of these; every other attribute is taken over.
@@ -33,14 +34,27 @@ def check_plain_linear(name: str, module: object) -> None:
         )
     if type(module) is not nn.Linear:
         raise TypeError(f"{name} must be exactly an nn.Linear; got {type(module).__name__}")
+    _check_parts(name, module, "[N, K]")
+
+
+def check_plain_conv1d(name: str, module: object) -> None:
+    """Raise TypeError, calling the module `name`, unless it computes what Transformers' Conv1D computes."""
+    if not isinstance(module, nn.Module) or not is_conv1d(module):
+        raise TypeError(f"{name} must be exactly a Conv1D of Transformers; got {type(module).__name__}")
+    _check_parts(name, module, "[K, N]")
+
+
+def _check_parts(name: str, module: nn.Module, shape: str) -> None:
     tensors = {**module._parameters, **module._buffers, **module._modules}
     if set(tensors) != {"weight", "bias"}:
         raise TypeError(f"{name} must hold a weight and a bias and nothing else; it has {', '.join(tensors)}")
     check_own_forward(name, module)
-    weight = module.weight
+    weight: Any = module.weight
     if weight is None or weight.dim() != 2:
-        raise TypeError(f"{name}.weight must be [N, K]; got {None if weight is None else list(weight.shape)}")
-    for own, tensor in (("weight", weight), ("bias", module.bias)):
+        raise TypeError(
+            f"{name}.weight must be {shape}; got {None if weight is None else list(weight.shape)}"
+        )
+    for own, tensor in (("weight", weight), ("bias", cast(Any, module.bias))):
         if tensor is not None and (why := odd_tensor(tensor)):
             raise TypeError(f"{name}.{own} must hold its numbers as they are; it is {why}")
 

@@ -1,6 +1,7 @@
 """A layer's state_dict: saving and loading.
 
     weight, bias, start_A, start_B, adapters.<name>.lora_A, adapters.<name>.lora_B
+    adapters.<name>.lora_magnitude_vector of a DoRA adapter
 
 named_parameters and named_buffers have the same names, whichever adapter is in use. Earlier versions called A
 and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
@@ -10,18 +11,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastlora.layer.adapter import DEFAULT, SLOTS
+from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.merging import MergeableLinear
+from fastlora.layer.merging import Mergeable
 
 
 def saved_name(adapter: str, slot: str) -> str:
-    """The key in a layer's state_dict of an adapter's A or B (`slot` "lora_A" or "lora_B")."""
+    """The key in a layer's state_dict of an adapter's A, B or m, called by its name (`slot`)."""
     return f"adapters.{adapter}.{slot}"
 
 
-class StoredLinear(MergeableLinear):
-    """The part of FusedLoRALinear that is saved and loaded."""
+class Stored(Mergeable):
+    """The part of a LoRA layer that is saved and loaded."""
 
     @exclusive
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -40,7 +41,8 @@ class StoredLinear(MergeableLinear):
         A merged layer is unmerged first, as its weight holds the old update.
         """
         _name_as_now(state_dict, prefix)
-        merged_from = (prefix + "weight", *(prefix + saved_name(str(self.adapter), slot) for slot in SLOTS))
+        slots = (*SLOTS, MAGNITUDE)
+        merged_from = (prefix + "weight", *(prefix + saved_name(str(self.adapter), slot) for slot in slots))
         if any(name in state_dict for name in merged_from):
             self.unmerge()
         if _of_plain_layer(state_dict, prefix, self.keeper[1]):

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastlora.formula.oracle import unfused
+from fastlora.formula.oracle import dora, unfused
 from fastlora.measuring.inputs import Inputs
 
 
@@ -24,6 +24,14 @@ def gradients(inputs: Inputs) -> dict[str, Tensor]:
     with torch.no_grad():
         p = x.to(A.dtype) @ A.t()
     return {"y": y.detach(), "p": p, "dx": dx, "dA": dA, "dB": dB}
+
+
+def dora_gradients(inputs: Inputs, m: Tensor) -> dict[str, Tensor]:
+    """y, dx, dA, dB and dm of unfused DoRA with the magnitudes m [N], in the operands' own dtypes."""
+    x, A, B, m = (t.detach().clone().requires_grad_() for t in (inputs.x, inputs.A, inputs.B, m))
+    y = dora(x, inputs.W, inputs.b, A, B, inputs.s, m)
+    dx, dA, dB, dm = torch.autograd.grad(y, (x, A, B, m), inputs.dy)
+    return {"y": y.detach(), "dx": dx, "dA": dA, "dB": dB, "dm": dm}
 
 
 def oracle(inputs: Inputs) -> dict[str, Tensor]:

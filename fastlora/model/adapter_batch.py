@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from fastlora.arguments import check_choice, shown
 from fastlora.layer.active_adapter import check_switchable
-from fastlora.layer.adapter import SLOTS
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
-from fastlora.model.adapters import adapter_names
+from fastlora.layer.magnitude import check_plain_lora
+from fastlora.model.adapters import active_adapter, adapter_names
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.versions import idle_versions
 
 NONE = "__base__"
 
@@ -45,8 +46,9 @@ def adapter_batch(
 
     Raises:
         TypeError: If `names` is no sequence of names, or `ids` no tensor of integers.
-        ValueError: If there is no LoRA layer or no such adapter, naming the row; a layer is merged, divided
-            among processes, or initialized from its W; or another batch of this model is in force.
+        ValueError: If there is no LoRA layer or no such adapter, naming the row; one is DoRA's; a layer is
+            merged, divided among processes, or initialized from its W; or another batch of this model is in
+            force.
     """
     batch = _checked(model, names, ids)
     try:
@@ -60,14 +62,25 @@ def adapter_batch(
 def _enter(model: nn.Module, batch: AdapterBatch) -> None:
     layers = existing_layers(model)
     check_original_weights(layers, "adapters are mixed over the W from before")
+    check_plain_lora(layers, batch.names, "be mixed in one batch")
     for what, wrong in (
         ("unmerged", [name for name, layer in layers.items() if layer.merged]),
         ("whole, not divided among processes", [name for name, layer in layers.items() if layer.split]),
         ("linear, not experts", [name for name, layer in layers.items() if hasattr(layer, "num_experts")]),
+        (
+            "linear, no embeddings",
+            [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)],
+        ),
         ("in no other adapter_batch", [name for name, layer in layers.items() if layer.in_batch]),
     ):
         if wrong:
             raise ValueError(f"layers must be {what} to mix adapters; these are not: {listed(wrong)}")
+    foreign = {*batch.names} - {active_adapter(model)}
+    if foreign and any(True for _ in idle_versions(model)):
+        raise ValueError(
+            "modules to save have a version for each adapter, and a batch has those in use; got rows of "
+            f"{listed(sorted(foreign))} (one adapter a batch, by set_adapter)"
+        )
     batch.trains = model.training and torch.is_grad_enabled()
     if batch.trains:
         _tell_of_resting(layers.values(), batch.names)
@@ -103,8 +116,9 @@ def train_adapters(model: nn.Module, names: Iterable[str]) -> None:
     with commit() as changing:
         note_change(model, changing)
         for layer in layers.values():
-            for name, adapter in layer.adapters.items():
-                for slot in SLOTS:
+            for name in layer.adapters:
+                adapter = layer.adapters[name]
+                for slot in adapter.slots:
                     factor = getattr(adapter, slot)
                     if name in chosen:
                         changing.assign(factor, "requires_grad", True)

@@ -6,7 +6,7 @@ and B for it applies W alone; the adapter "has no part" in this layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,17 +19,31 @@ from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idl
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.groups import group_projections
-from fastlora.model.modules_to_save import inside, saved_modules
+from fastlora.model.modules_to_save import (
+    find_modules_to_save,
+    inside,
+    mark_for_further,
+    saved_modules,
+)
 from fastlora.model.name_matching import listed
 from fastlora.model.peft_config import as_config
 from fastlora.model.replace import replace_modules
 from fastlora.model.targets import Target, find_targets
 from fastlora.model.tasks import check_task, task_heads
+from fastlora.model.versions import (
+    add_version,
+    check_versions,
+    drop_version,
+    switch_versions,
+)
+from fastlora.model.wrappers import module_names
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
@@ -63,7 +77,9 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     Args:
         model: A model with LoRA layers, unmerged.
         name: Letters, digits, "_" and "-".
-        config: Which layers, and what update. It must not have `modules_to_save`, which all adapters share.
+        config: Which layers, and what update. Its `modules_to_save` are the model's, or None for these; where
+            the model has none, they are trained for this adapter alone. The adapter's version of each starts
+            as a copy of the one in use.
 
     Returns:
         The model.
@@ -75,20 +91,16 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     layers = existing_layers(model)
     check_new(model, name)
     config = as_config(model, config)
-    if config.modules_to_save is not None:
-        raise ValueError(
-            "modules_to_save must be None for a further adapter, as modules are trained in place, for all "
-            f"adapters; got {config.modules_to_save!r}"
-        )
     known = set(layers.values())
-    check_task(model, config.task_type)
-    saved = [module for _, module in saved_modules(model)]
+    saved, first = _modules_of(model, config)
+    if not first:
+        check_task(model, config.task_type)
     heads = inside(task_heads(model, config.task_type)) & inside(saved)
     targets = find_targets(model, config, adapted=known, trained=inside(saved), heads=heads)
     made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
     with commit():
-        model = give_adapter(model, name, made, make_layers(model, plain, name))
+        model = give_adapter(model, name, made, make_layers(model, plain, name), first)
         if config.group:
             group_projections(model)
     return model
@@ -100,6 +112,7 @@ def give_adapter(
     name: str,
     made: Mapping[LoRALayer, Adapter],
     new: Mapping[Any, LoRALayer],
+    first: Collection[nn.Module] = (),
 ) -> nn.Module:
     """Add a new adapter to LoRA layers, and replace plain layers by LoRA layers that have it.
 
@@ -108,6 +121,7 @@ def give_adapter(
         name: The new adapter's name.
         made: {LoRA layer: its new A, B and options}.
         new: {plain layer: the LoRA layer to replace it}, made by `make_layers` with the new adapter in use.
+        first: Modules to save that this adapter is the first to train; it has a version of all others too.
 
     Returns:
         The model.
@@ -115,8 +129,11 @@ def give_adapter(
     Raises:
         TypeError: If a weight is a DTensor.
     """
-    in_use = active_adapter(model)
+    in_use, others = active_adapter(model), adapter_names(model)
     reshard(model)
+    names = module_names(model)
+    for module in (*first, *(module for _, module in saved_modules(model))):
+        check_versions(module, names[module][0])
     for layer in (*made, *new.values()):
         # A sharding library that has sharded W would not sync a later adapter: processes would train it
         # apart.
@@ -127,12 +144,17 @@ def give_adapter(
             layer._freeze_base()
         for layer, adapter in made.items():
             put_idle(layer, name, adapter, changing)
+        mark_for_further(first, changing)
+        for _, module in list(saved_modules(model)):
+            add_version(module, name, others, in_use, module in first, changing)
         return replace_modules(model, new.items())
 
 
 @exclusive
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Put an adapter in use; the previous one is frozen and loses its gradient.
+    """Put an adapter in use, and its version of each module to save; the previous one is frozen.
+
+    What is frozen loses its gradient.
 
     If A or B of an adapter was frozen when it was last in use, it is frozen again; else it is trained. A
     DistributedDataParallel around the model, or given as the model, adapts at its next forward pass, provided
@@ -152,6 +174,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
         note_change(model, changing)
         for layer in layers.values():
             switch(layer, name, changing)
+        switch_versions(model, name, changing)
 
 
 @contextmanager
@@ -206,6 +229,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
     with commit() as changing:
         for layer in layers.values():
             changing.drop(layer.adapters._modules, name)
+        drop_version(model, name, changing)
         return replace_modules(model, plain.items())
 
 
@@ -239,8 +263,26 @@ def _check_known(model: nn.Module, name: object) -> None:
     check_choice("adapter", name, adapter_names(model))
 
 
+def _modules_of(model: nn.Module, config: LoRAConfig) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The modules to save of a further adapter, and those of them that no adapter has trained before."""
+    saved = dict(saved_modules(model))
+    if config.modules_to_save is None:
+        return list(saved.values()), []
+    chosen = find_modules_to_save(model, config.modules_to_save)
+    if saved and set(chosen) != set(saved.values()):
+        raise ValueError(
+            f"modules_to_save of a further adapter must be the model's, {listed(saved)}, or None for these; "
+            f"got {config.modules_to_save!r}"
+        )
+    return chosen, [module for module in chosen if module not in saved.values()]
+
+
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
-    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init)
+    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init, config.dora)
     layer = target.linear
+    dtype = check_dtype("adapter_dtype", config.adapter_dtype)
+    if isinstance(layer, FusedLoRAEmbedding):
+        return layer.new_adapter(options, dtype)
     weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else like_weight(layer)
-    return new_adapter(weight, options, check_dtype("adapter_dtype", config.adapter_dtype))
+    norms = row_norms(layer) if config.dora and not isinstance(layer, FusedLoRAExperts) else None
+    return new_adapter(weight, options, dtype, norms)

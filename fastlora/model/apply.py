@@ -54,10 +54,10 @@ def apply_lora(model: _Model, config: Any) -> _Model:
     target_modules="all-linear" means each module that is exactly an nn.Linear, except layers that have LoRA
     already, and the output head that a Transformers model names (as in PEFT). In a mixture it means the
     experts' weights too, where they are 3-D parameters of a module that takes Transformers' hook for experts;
-    the router is frozen. Subclasses are left out, as
-    their weight may be used without calling them: nn.MultiheadAttention does so with its out_proj. To name
-    any of these explicitly, except the head, is an error. Other linear maps that are not an nn.Linear (the
-    Conv1D of GPT-2, other experts) are an error, unless exclude_modules leaves them out.
+    the router is frozen. The Conv1D of GPT-2 counts as an nn.Linear. Subclasses are left out, as their weight
+    may be used without calling them: nn.MultiheadAttention does so with its out_proj. To name any of these
+    explicitly, except the head, is an error. Other linear maps that are not an nn.Linear (other experts, say)
+    are an error, unless exclude_modules leaves them out.
 
     A layer registered in several places is replaced in all of them. A weight tied to another module's stays
     tied. If a parent reads a layer's weight without calling the layer, the update has no effect there. For
@@ -104,6 +104,7 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
         "dropout": config.dropout,
         "rslora": config.rslora,
         "init": config.init,
+        "dora": config.dora,
         "adapter_dtype": config.adapter_dtype,
     }
 
@@ -159,7 +160,8 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
         check_own(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
-        if isinstance(layer, FusedLoRALinear) and "bias" not in vars(layer):  # where HQQ's is
+        holds_b = isinstance(layer, QuantizedLoRALinear) and "bias" in vars(layer)  # HQQ's is no parameter
+        if isinstance(layer, FusedLoRALinear) and not holds_b:
             check_own(layer, ("bias",), f"layer {name!r}")
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
@@ -175,7 +177,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         layer: layer.to_linear(merge, None if layer.format.keeps_dtype else dtype)
         for layer in packed.values()
     }
-    plain: dict[LoRALayer, nn.Linear | None] = {
+    plain: dict[LoRALayer, nn.Module | None] = {
         layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear() for layer in whole
     }
     plain |= repacked

@@ -18,6 +18,7 @@ from fastlora.arguments import check_rank, shown
 from fastlora.formula.operands import accumulation_dtype
 from fastlora.layer.adapter import Adapter, Options, adapters_of
 from fastlora.layer.commits import exclusive
+from fastlora.layer.magnitude import check_plain_lora
 from fastlora.lowrank import decompose_product
 from fastlora.model.adapters import adapter_names, check_new, give_adapter
 from fastlora.model.find_layers import LoRALayer, existing_layers
@@ -42,12 +43,13 @@ def combine_adapters(
 
     Raises:
         TypeError: If a weight is not a number, or r not an int.
-        ValueError: If there is no adapter to combine, one is unknown or not finite, a weight is not finite,
-            or the name is taken or invalid.
+        ValueError: If there is no adapter to combine, one is unknown, not finite or DoRA's, a weight is not
+            finite, or the name is taken or invalid.
     """
     layers = existing_layers(model)
     check_new(model, name)
     _check_weights(weights, adapter_names(model))
+    check_plain_lora(layers, weights, "be combined")
     if r is not None:
         check_rank(r)
     made: dict[LoRALayer, Adapter] = {}

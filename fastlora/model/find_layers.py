@@ -8,11 +8,12 @@ from typing import Final, TypeAlias
 from torch import nn
 
 from fastlora.experts.layer import FusedLoRAExperts
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.wrappers import module_names
 
-LoRALayer: TypeAlias = FusedLoRALinear | FusedLoRAExperts
-LORA_LAYERS: Final = (FusedLoRALinear, FusedLoRAExperts)
+LoRALayer: TypeAlias = FusedLoRALinear | FusedLoRAEmbedding | FusedLoRAExperts
+LORA_LAYERS: Final = (FusedLoRALinear, FusedLoRAEmbedding, FusedLoRAExperts)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:

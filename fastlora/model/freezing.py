@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from fastlora.layer.active_adapter import idle_parameters
-from fastlora.layer.adapter import SLOTS
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.sharding import reshard
 from fastlora.layer.writable import check_trainable
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import check_model, lora_layers
 from fastlora.model.modules_to_save import can_train, mark, saved_modules
+from fastlora.model.versions import idle_versions
 
 
 @exclusive
@@ -33,7 +33,7 @@ def freeze(model: nn.Module) -> None:
         f"{slot} of layer {name!r}": getattr(layer.active, slot)
         for name, layer in layers.items()
         if layer.active is not None
-        for slot in SLOTS
+        for slot in layer.active.slots
     }
     for what, tensor in updates.items():
         check_trainable(tensor, what)
@@ -62,6 +62,7 @@ def unfreeze(model: nn.Module) -> None:
         for layer in layers.values()
         for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
     }
+    frozen |= {id(tensor) for tensor in idle_versions(model)}
     chosen = {
         name: parameter
         for name, parameter in model.named_parameters()

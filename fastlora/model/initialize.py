@@ -24,6 +24,7 @@ from fastlora.layer.adapter import SLOTS
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.magnitude import check_plain_lora
 from fastlora.layer.sharding import all_finite
 from fastlora.layer.writable import check_own_writable
 from fastlora.lowrank import Factors
@@ -71,10 +72,13 @@ def initialize(model: nn.Module, start: str) -> None:
 def _linear_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
     layers = existing_layers(model)
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, FusedLoRALinear)}
+    turned = [name for name, layer in linear.items() if layer.holds_transposed]
+    if turned:
+        raise ValueError(f"layers must hold W [N, K] to be started from W; {listed(turned)} holds a Conv1D's")
     others = [name for name in layers if name not in linear]
     if others:
         raise ValueError(
-            f"layers must be linear to be started from W; {listed(others)} holds a mixture's experts "
+            f"layers must be linear to be started from W; {listed(others)} holds experts or embeddings "
             "(exclude_modules leaves them out)"
         )
     return linear
@@ -121,6 +125,8 @@ _STARTS: Final[Mapping[str, Callable[[Tensor, int, float], Factors]]] = dict(
 
 def _check_startable(model: nn.Module, layers: Mapping[str, FusedLoRALinear]) -> None:
     check_original_weights(layers, "it can be called once")
+    for layer in layers.values():
+        check_plain_lora(layers, layer.adapters.keys(), "be started from W")
     check_plain(layers, "initialize", 'LoRAConfig(init="orthogonal") starts both factors without W')
     for name, layer in layers.items():
         check_own_writable(layer, ("weight",), f"layer {name!r}")

@@ -92,7 +92,7 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
         active = layer.active
         if active is None or active.lora_A.is_meta:
             continue
-        if not (all_finite(active.lora_A) and all_finite(active.lora_B)):
+        if not all(map(all_finite, active.parameters())):
             raise ValueError(
                 f"A and B of layer {name!r} must be finite to be merged; they hold NaN or infinity"
             )

@@ -1,7 +1,8 @@
 """Modules that are trained in full and saved together with the updates: PEFT's `modules_to_save`.
 
-Such a module is trained in place; an attribute marks it. Unlike in PEFT, there is no copy for each adapter:
-it is the same module for every adapter, and it stays as trained when the updates are switched off.
+Such a module is trained in place; an attribute marks it. Each further adapter has a version of its own (see
+`versions`). Unlike in PEFT, no untrained copy is kept: a module stays as trained when the updates are
+switched off.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fastlora.layer.commits import Commit
 from fastlora.layer.writable import check_trainable as check_gradient
 from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.name_matching import listed, matched_modules
+from fastlora.model.versions import drop_versions, idle_versions
 from fastlora.model.wrappers import module_names
 
 _MARK: Final = "_trained_beside_lora"
@@ -65,8 +67,17 @@ def mark(modules: Sequence[nn.Module], changing: Commit) -> None:
     """Mark modules to be trained and saved with the updates; floating-point parameters become trainable."""
     for module in modules:
         changing.put(vars(module), _MARK, True)
+        idle = {id(parameter) for parameter in idle_versions(module)}
         for parameter in module.parameters():
+            if id(parameter) in idle:
+                continue
             changing.assign(parameter, "requires_grad", can_train(parameter))
+
+
+def mark_for_further(modules: Iterable[nn.Module], changing: Commit) -> None:
+    """Mark modules that a further adapter trains; those in use stay frozen."""
+    for module in modules:
+        changing.put(vars(module), _MARK, True)
 
 
 def can_train(parameter: nn.Parameter) -> bool:
@@ -81,6 +92,7 @@ def inside(modules: Iterable[nn.Module]) -> set[nn.Module]:
 
 def unmark(model: nn.Module, changing: Commit) -> None:
     """Remove all marks; the parameters do not change."""
+    drop_versions(model, changing)
     for module in model.modules():
         changing.drop(vars(module), _MARK)
         changing.drop(vars(module), TASK)

@@ -15,7 +15,12 @@ _SAME: Final = (
     *("r", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "task_type"),
     *("layers_to_transform", "layers_pattern"),
 )
-_RENAMED: Final = {"lora_alpha": "alpha", "lora_dropout": "dropout", "use_rslora": "rslora"}
+_RENAMED: Final = {
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "rslora",
+    "use_dora": "dora",
+}
 _INITS: Final = {"True": "kaiming", "gaussian": "gaussian", "orthogonal": "orthogonal"}
 # Fields without effect: who made the config and for what, and details of options that must be off.
 _INDIFFERENT: Final = frozenset(

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastlora.layer.base_weights import like_weight, packed_format, stored_weight
 from fastlora.model.find_layers import lora_layers
+from fastlora.model.versions import idle_versions
 from fastlora.tables import Part, Shown, Table
 
 
@@ -96,7 +97,8 @@ def parameter_report(model: nn.Module) -> ParameterReport:
     """
     layers = list(lora_layers(model))
     own = {id(tensor) for _, layer in layers for tensor in layer.adapters.parameters()}
-    parameters = list(model.parameters())
+    idle = {id(tensor) for tensor in idle_versions(model)}
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in idle]
     modules = [module for module in model.modules() if packed_format(module) is not None]
     packed = {id(stored_weight(module)): like_weight(module).numel() for module in modules}
     return ParameterReport(

@@ -13,10 +13,12 @@ from fastlora.arguments import shown
 from fastlora.config import LoRAConfig
 from fastlora.experts.stacks import stacks_of
 from fastlora.formats.registry import format_of
+from fastlora.layer.conv1d import is_conv1d
+from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, check_embedding, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
 from fastlora.layer.quantized import check_packed
-from fastlora.layer.replacement import check_plain_linear
+from fastlora.layer.replacement import check_plain_conv1d, check_plain_linear
 from fastlora.model.experts_targets import Place, find_stacks, reached_by_all, stacks_by_name
 from fastlora.model.name_matching import listed, matched_modules, numbers_by_pattern
 from fastlora.model.wrappers import compiled_modules, module_names
@@ -144,7 +146,7 @@ def _all_linear(
     adapted: Collection[nn.Module],
     trained: Collection[nn.Module],
 ) -> list[nn.Module]:
-    """Each module that is exactly an nn.Linear or a packed one, except output heads and excluded modules.
+    """Each module that is exactly an nn.Linear, a Conv1D or a packed one, but no output head nor excluded.
 
     Linear maps that are not an nn.Linear are an error unless they are excluded, because "all-linear" would
     not be true; but for experts in 3-D parameters that `find_stacks` finds. Subclasses are left out, as their
@@ -158,7 +160,8 @@ def _all_linear(
     strangers: list[str] = []
     for module, own in names.items():
         packed = format_of(module) is not None
-        if not isinstance(module, nn.Linear) and not packed:
+        known = packed or type(module) is nn.Linear or is_conv1d(module)
+        if not isinstance(module, nn.Linear) and not known:
             continue
         if module in excluded:
             left_out.setdefault("excluded", []).append(own[0])
@@ -168,7 +171,7 @@ def _all_linear(
             chosen.append(cast(nn.Linear, module))
         elif isinstance(module, FusedLoRALinear):
             left_out.setdefault("with LoRA already", []).append(own[0])
-        elif type(module) is not nn.Linear and not packed:
+        elif not known:
             left_out.setdefault("of a subclass", []).append(own[0])
             strangers += [] if is_left_out_by_all(module) or module in heads else [own[0]]
         elif module in heads:
@@ -199,7 +202,7 @@ def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Mo
     if missed:
         kinds = "; ".join(f"{kind}: {listed(own)}" for kind, own in missed.items())
         raise TypeError(
-            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear and to "
+            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear, Conv1D and "
             f"known packed layers alone; this model has {kinds} (name the layers to adapt, or leave these "
             "out by exclude_modules)"
         )
@@ -218,7 +221,9 @@ def _check_named(
     trained: Collection[nn.Module],
 ) -> None:
     taken = [
-        names[module][0] for module in chosen if isinstance(module, FusedLoRALinear) and module not in adapted
+        names[module][0]
+        for module in chosen
+        if isinstance(module, (FusedLoRALinear, FusedLoRAEmbedding)) and module not in adapted
     ]
     if taken:
         raise ValueError(
@@ -242,7 +247,11 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     if kind is not None:
         hint = " (name them in target_parameters)" if stacks_of(module) else ""
         raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}{hint}")
-    if format_of(module) is None:
+    if is_embedding(module):
+        check_embedding(f"target {shown(name)}", module)
+    elif is_conv1d(module):
+        check_plain_conv1d(f"target {shown(name)}", module)
+    elif format_of(module) is None:
         check_plain_linear(f"target {shown(name)}", module)
     else:
         check_packed(f"target {shown(name)}", module)

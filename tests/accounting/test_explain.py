@@ -20,6 +20,14 @@ def layer(**options):
     return FusedLoRALinear(256, 512, r=16, **{"adapter_dtype": options.get("dtype"), **options})
 
 
+def test_dora_is_told_beside_the_route_of_its_products():
+    found = explain((5, 64), FusedLoRALinear(64, 32, dora=True), gpu="H200")
+    assert found.dora
+    assert "DoRA: torch sums the norms of W + s B A" in str(found)
+    assert found.as_dict()["dora"] is True
+    assert "DoRA" not in str(explain((5, 64), FusedLoRALinear(64, 32), gpu="H200"))
+
+
 def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
     found = explain((4, 64, 256), layer(dtype=torch.bfloat16), gpu="H200")
     assert found.path.name == "triton"

@@ -104,7 +104,6 @@ def test_what_does_not_bear_on_a_trained_adapter_is_read_over(values):
         ("peft_type", None),
         ("bias", "all"),
         ("bias", "lora_only"),
-        ("use_dora", True),
         ("use_qalora", True),
         ("lora_bias", True),
         ("trainable_token_indices", [1, 2]),
@@ -185,5 +184,5 @@ def test_text_that_is_no_config_is_refused(text, message):
 
 def test_a_long_value_is_shown_in_part():
     with pytest.raises(AdapterError) as caught:
-        loads(use_dora="x" * 10_000)
+        loads(use_qalora="x" * 10_000)
     assert len(str(caught.value)) < 300

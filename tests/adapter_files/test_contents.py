@@ -66,9 +66,9 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
         ({"fc.lora_B.bias": torch.zeros(5)}, r"fc.lora_B.bias' is lora_bias, which is not supported"),
         (
             {"fc.lora_magnitude_vector": torch.zeros(5)},
-            r"lora_magnitude_vector' is DoRA, which is not supported",
+            r"a lora_magnitude_vector if use_dora is True, else none; it is False, and 'fc' has one",
         ),
-        ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"is LoRA on an embedding, which is not supported"),
+        ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"must have A and B; 'e' has one of them"),
         ({"fc.lora_ga.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"fc.base_layer.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"score.weight": torch.zeros(2)}, r"'score.weight' must belong to modules_to_save, which is empty"),
@@ -88,8 +88,8 @@ def test_a_tensor_without_pefts_prefix_is_refused(tmp_path):
 
 
 def test_a_fault_in_the_config_names_the_file(tmp_path):
-    write(tmp_path, {"use_dora": True})
-    with pytest.raises(AdapterError, match=r"adapter_config.json: use_dora is not supported"):
+    write(tmp_path, {"use_qalora": True})
+    with pytest.raises(AdapterError, match=r"adapter_config.json: use_qalora is not supported"):
         layers(tmp_path)
 
 

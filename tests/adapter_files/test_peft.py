@@ -189,7 +189,6 @@ def test_what_peft_trains_further_we_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
@@ -205,16 +204,6 @@ def test_what_peft_saves_and_we_do_not_run_is_refused_by_its_key(options, key, t
         load_pretrained(base, tmp_path)
     assert list(base.modules()) == modules
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
-
-
-def test_an_embeddings_adapter_is_refused(tmp_path):
-    base = nn.ModuleDict({"tokens": nn.Embedding(7, 4), "fc": nn.Linear(4, 4)})
-    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["tokens", "fc"]))
-    model.save_pretrained(tmp_path)
-    fresh = nn.ModuleDict({"tokens": nn.Embedding(7, 4), "fc": nn.Linear(4, 4)})
-    with pytest.raises(AdapterError, match="is LoRA on an embedding, which is not supported"):
-        load_pretrained(fresh, tmp_path)
-    assert type(fresh["fc"]) is nn.Linear
 
 
 def test_a_convolutions_adapter_is_refused(tmp_path):

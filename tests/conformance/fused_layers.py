@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastlora.integrations.peft import FastLinear, register
+from fastlora.integrations import peft_layer
+from fastlora.integrations.peft import register
 from fastlora.integrations.peft_package import LoraConfig
 
 _counts: Counter[str] = Counter()
@@ -19,18 +21,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    made, counted = LoraConfig.__post_init__, FastLinear._count
+    made, counted = LoraConfig.__post_init__, peft_layer.count
 
     def make(config: LoraConfig) -> None:
         made(config)
         register(config)
 
-    def count(layer: FastLinear, way: str) -> None:
+    def count(layer: Any, way: str) -> None:
         counted(layer, way)
         _counts[way] += 1
 
     LoraConfig.__post_init__ = make
-    FastLinear._count = count
+    peft_layer.count = count
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -25,7 +25,14 @@ ROOT = Path(__file__).parents[2]
 VERSION = "0.21.2"
 SHA256 = "b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e"
 PACKAGE = "peft_tests"
-SELECTION = ("test_custom_models.py", "-k", "MLP-LoraConfig")
+# Of every file that is named: the tests that match, all if there is no expression.
+FILES = ("test_custom_models.py", "test_lora_variants.py")
+SELECTION = (
+    *(
+        "-k",
+        "(MLP-LoraConfig or Emb) and LoraConfig or TestLoraVariants",
+    ),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,8 +83,8 @@ def run(cache: Path, name: str, *options: str) -> dict[str, str]:
     """{test: outcome} of PEFT's tests in an interpreter of their own."""
     results = cache / f"{name}.xml"
     results.unlink(missing_ok=True)
-    file, *selection = SELECTION
-    command = [sys.executable, "-m", "pytest", str(cache / PACKAGE / file), *selection, *options]
+    files = (str(cache / PACKAGE / file) for file in FILES)
+    command = [sys.executable, "-m", "pytest", *files, *SELECTION, *options]
     command += ["-q", "--no-header", "--tb=short", "-c", os.devnull, "--rootdir", str(cache)]
     command += ["-p", "no:cacheprovider", "-p", "no:benchmark", f"--junitxml={results}"]
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]

@@ -44,7 +44,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT2 classifier": ("GPT2ForSequenceClassification", {**_GPT2, "pad_token_id": 0}),
     "Mixtral": ("MixtralForCausalLM", {**_GROUPED, "num_local_experts": 4}),
 }
-ADAPTED = ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi", "Phi3", "Bert", "ViT", "T5")
+ADAPTED = ("GPT2", "Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi", "Phi3", "Bert", "ViT", "T5")
 
 
 def tiny(name: str, seed: int = 0, **options: Any) -> Any:
@@ -70,7 +70,11 @@ def peft_twin(base: Any, model: Any) -> Any:
     layers = dict(lora_layers(model))
     first = next(iter(layers.values()))
     config = LoraConfig(
-        r=first.r, lora_alpha=first.alpha, lora_dropout=first.dropout, target_modules=list(layers)
+        r=first.r,
+        lora_alpha=first.alpha,
+        lora_dropout=first.dropout,
+        target_modules=list(layers),
+        fan_in_fan_out=first.holds_transposed,
     )
     twin = get_peft_model(base, config)
     with torch.no_grad():

@@ -44,20 +44,6 @@ def test_all_linear_matches_peft_in_outputs_and_gradients(name):
     assert set(linears) <= {"lm_head", "cls.predictions.decoder", "classifier"}
 
 
-@pytest.mark.parametrize("name", ["GPT2", "GPT2 classifier"])
-def test_gpt2s_transposed_layers_are_refused_by_name(name):
-    model = tiny(name)
-    with pytest.raises(
-        TypeError, match=r"Conv1D, whose weight is \[in, out\]: 'transformer\.h\.0\.attn\.c_attn'"
-    ):
-        apply_lora(model, LoRAConfig())
-    with pytest.raises(
-        TypeError, match=r"target 'transformer\.h\.0\.attn\.c_attn' must be exactly an nn\.Linear"
-    ):
-        apply_lora(model, LoRAConfig(target_modules=["c_attn"]))
-    assert not list(lora_layers(model))
-
-
 def test_experts_in_3d_parameters_are_no_modules_and_refused_as_such():
     model = tiny("Mixtral")
     kind = r"MixtralExperts, whose experts are 3-D parameters \(gate_up_proj \[4, 96, 32\].*target_parameters"

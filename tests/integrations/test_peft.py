@@ -53,18 +53,17 @@ def test_the_report_tells_what_was_swapped_and_what_not_and_why(mixed):
     before = copy.deepcopy(mixed)
     report = accelerate_peft(mixed)
     prefix = "base_model.model."
-    assert report.fused == (prefix + "plain",)
+    assert report.fused == (prefix + "plain", prefix + "transposed")
     assert report.stock == {}
     assert report.kept == {
-        prefix + "transposed": "its base layer is a Conv1D, neither an nn.Linear nor a known packed layer",
         prefix + "table": "it is a peft.tuners.lora.layer.Embedding, not a peft.tuners.lora.Linear",
         prefix
         + "subclass": "its base layer is a NonDynamicallyQuantizableLinear, neither an nn.Linear nor a "
-        "known packed layer",
+        "Conv1D nor a known packed layer",
         prefix + "replaced": "its forward was replaced",
     }
     lines = str(report).splitlines()
-    assert lines[:2] == ["1 of 5 layers takes fastlora's fused forward", "4 not swapped:"]
+    assert lines[:2] == ["2 of 5 layers take fastlora's fused forward", "3 not swapped:"]
     assert "  base_model.model.replaced: its forward was replaced" in lines
     tokens = torch.tensor([[1, 4, 0]])
     torch.testing.assert_close(mixed(tokens), before(tokens))
@@ -72,10 +71,10 @@ def test_the_report_tells_what_was_swapped_and_what_not_and_why(mixed):
 
 
 def test_a_layer_that_takes_pefts_own_forward_for_now_is_reported_with_the_reason():
-    model, _ = twins(use_dora=True)
+    model, _ = twins(velora_config={"num_groups": 1})
     report = accelerate_peft(model)
     assert report.fused == ()
-    assert report.stock == dict.fromkeys(NAMES, "the adapter is a variant of LoRA (DoraLinearVariant)")
+    assert report.stock == dict.fromkeys(NAMES, "the adapter is a variant of LoRA (VeloraLinearVariant)")
     assert "2 swapped, but taking PEFT's own forward now:" in str(report)
 
 
@@ -97,7 +96,7 @@ def test_nothing_but_the_class_and_the_forward_changes():
     accelerate_peft(model)
     own = vars(FastLinear).keys() | vars(Fused).keys()
     overridden = {name for name in own & set(dir(Linear)) if not name.startswith("__")}
-    assert overridden - {"_abc_impl"} == {"forward"}
+    assert overridden - {"_abc_impl"} == {"forward", "_get_name"}
     assert model.state_dict().keys() == before.state_dict().keys()
     for ours, theirs in zip(lora_layers(model), lora_layers(before), strict=True):
         assert type(ours) is FastLinear
@@ -194,11 +193,24 @@ def test_register_leaves_what_it_does_not_know_to_peft():
     assert type(model.subclass) is Linear
 
 
-def test_register_leaves_fan_in_fan_out_and_quantized_weights_to_peft():
-    with pytest.warns(UserWarning, match="fan_in_fan_out"):
-        model = get_peft_model(mlp(), register(LoraConfig(target_modules=["0"], fan_in_fan_out=True)))
-    assert type(lora_layers(model)[0]) is Linear
+def test_register_lets_peft_set_fan_in_fan_out_right():
+    for module, said in ((mlp(), True), (nn.Sequential(Conv1D(5, 6)), False)):
+        config = LoraConfig(target_modules=["0"], fan_in_fan_out=said)
+        with pytest.warns(UserWarning, match="fan_in_fan_out"):
+            model = get_peft_model(module, register(config))
+        assert type(lora_layers(model)[0]) is FastLinear
+        assert config.fan_in_fan_out is not said
+        model(torch.randn(4, 6))
+        assert forward_counts(model) == {"fused": 1}
 
+
+def test_a_swapped_layer_prints_as_pefts_own():
+    stock, fused = twins()
+    accelerate_peft(fused)
+    assert repr(fused) == repr(stock)
+
+
+def test_register_leaves_quantized_weights_to_peft():
     class Quantized(torch.Tensor):
         pass
 

@@ -73,9 +73,7 @@ STATES = {
     "merged": ({}, lambda model: model.merge_adapter(), "adapters are merged"),
     "two adapters": ({}, second_adapter, "2 adapters are active"),
     "no adapter": ({}, no_adapter, "0 adapters are active"),
-    "DoRA": ({"use_dora": True}, None, "variant of LoRA (DoraLinearVariant)"),
-    "adapter bias": ({"lora_bias": True}, None, "the adapter has a bias"),
-    "trained bias": ({"bias": "lora_only"}, None, "the base layer is trained too"),
+    "a variant": ({"velora_config": {"num_groups": 1}}, None, "variant of LoRA (VeloraLinearVariant)"),
     "trained weight": (
         {},
         each(lambda layer: layer.base_layer.weight.requires_grad_()),

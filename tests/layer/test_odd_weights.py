@@ -47,7 +47,6 @@ def four_bit(layer):
 
 QUANTIZED = {
     "bnb": lambda: stand_in("OutlierAwareLinear", "bitsandbytes.nn.modules", nn.Linear)(6, 3),
-    "hqq": lambda: stand_in("HQQLinear", "hqq.core.quantize", Packed)(6, 3),
     "gptq": lambda: stand_in("TorchQuantLinear", "gptqmodel.nn_modules.qlinear.torch", Packed)(6, 3),
     "known by its package": lambda: stand_in("MarlinLinear", "gptqmodel.nn_modules", Packed)(6, 3),
     "unknown package": lambda: stand_in("WQLinear_GEMM", "somewhere.linear", Packed)(6, 3),

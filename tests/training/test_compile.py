@@ -7,7 +7,15 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import config as inductor
 from torch.utils.checkpoint import checkpoint
 
-from fastlora import LoRAConfig, apply_lora, load_pretrained, merge_lora, save_pretrained, set_lora_enabled
+from fastlora import (
+    FusedLoRALinear,
+    LoRAConfig,
+    apply_lora,
+    load_pretrained,
+    merge_lora,
+    save_pretrained,
+    set_lora_enabled,
+)
 from fastlora.measuring.errors import assert_within_budget
 from tests.cases import quick
 from tests.models import mlp, with_update
@@ -138,3 +146,19 @@ def test_checkpoints_of_compiled_and_eager_models_interchange(saves_compiled, tm
         nn.init.zeros_(parameter)
     target.load_state_dict(source.state_dict())
     assert torch.equal(loader(x), saver(x))
+
+
+def test_dora_is_one_graph_with_eagers_numbers():
+    torch.manual_seed(0)
+    layer = FusedLoRALinear(7, 5, r=2, dora=True)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    x = torch.randn(4, 7, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for rows in (x, x[:3]):
+        found, wanted = (
+            (y := run(rows), *torch.autograd.grad(y.square().sum(), (x, *layer.active())))
+            for run in (compiled, layer)
+        )
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other)

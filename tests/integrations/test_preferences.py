@@ -1,0 +1,91 @@
+"""TRL's preference training: where there is no reference model, it is the adapter as it was, or LoRA off."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from fastlora import LoRAConfig, apply_lora
+from fastlora.integrations.peft import accelerate_peft, forward_counts, register
+from tests.integrations.architectures import pair, tiny
+from tests.integrations.test_trainer import Recorded, Tokens, tokenizer
+from tests.models import with_update
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning"),
+]
+STEPS = 2
+
+
+def preferred(kind, model, folder, **options):
+    """The losses of a trainer ("DPO" or "KTO"), and the trainer."""
+    rows = [[str(n) for n in row.tolist()] for row in Tokens().rows]
+    data = {
+        "prompt": [" ".join(row[:3]) + " " for row in rows],
+        "chosen": [" ".join(row[3:]) for row in rows],
+    }
+    data["rejected"] = [" ".join(reversed(row[3:])) for row in rows]
+    if kind == "KTO":
+        data = {
+            "prompt": data["prompt"] * 2,
+            "completion": data["chosen"] + data["rejected"],
+            "label": [True] * len(rows) + [False] * len(rows),
+        }
+    arguments = getattr(trl, f"{kind}Config")(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        seed=7,
+    )
+    trainer = getattr(trl, f"{kind}Trainer")
+    recorded = type("RecordedTrainer", (Recorded, trainer), {})(
+        model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_dict(data),
+        processing_class=tokenizer(),
+        **options,
+    )
+    recorded.train()
+    return torch.tensor(recorded.losses, dtype=torch.float64), recorded
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_a_finished_adapter_is_the_reference_of_the_one_that_is_trained(tmp_path, kind):
+    stock = pair("Llama")[1].double()
+    fused = copy.deepcopy(stock)
+    accelerate_peft(fused)
+    theirs, _ = preferred(kind, stock, tmp_path)
+    ours, trainer = preferred(kind, fused, tmp_path)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.unique().numel() == STEPS
+    assert "ref" in trainer.model.peft_config
+    if kind == "DPO":
+        assert ours[0].item() == pytest.approx(math.log(2))
+
+
+def test_with_a_config_lora_off_is_the_reference(tmp_path):
+    from peft import LoraConfig
+
+    losses, trainer = preferred(
+        "DPO", tiny("Llama").double(), tmp_path, peft_config=register(LoraConfig(r=2))
+    )
+    assert losses[0].item() == pytest.approx(math.log(2))
+    assert losses[1] < losses[0]
+    assert set(forward_counts(trainer.model)) == {"fused", "adapters are disabled"}
+
+
+def test_a_model_of_ours_takes_a_copy_of_itself_as_its_reference(tmp_path):
+    model = with_update(apply_lora(tiny("Llama"), LoRAConfig(r=2))).double()
+    losses, _ = preferred("DPO", model, tmp_path, ref_model=copy.deepcopy(model).requires_grad_(False))
+    assert losses[0].item() == pytest.approx(math.log(2))
+    assert losses.unique().numel() == STEPS
