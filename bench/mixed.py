@@ -29,7 +29,7 @@ ITEMS: Final = 16
 MIXES: Final = (1, 4, 8, 16)
 
 CASES: Final = {
-    "cpu": (Case(2048, 1024, 1024, 16, torch.float32, torch.float32),),
+    "cpu": tuple(Case(M, 1024, 1024, 16, torch.float32, torch.float32) for M in (16, 256, 2048)),
     "cuda": tuple(Case(M, 4096, 4096, 16, torch.bfloat16, torch.float32) for M in (16, 2048, 8192)),
 }
 

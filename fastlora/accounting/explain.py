@@ -172,7 +172,8 @@ def _with_unpacking(plain: Explanation, layer: QuantizedLoRALinear, dropout: flo
     for one in plain.passes:
         plan, unpacks = one.plan, True
         if one.name == "forward" and plan is not None and takes(base, problem.M):
-            from fastlora.routes.plan import architecture_of, few_rows_plan
+            from fastlora.routes.architecture import architecture_of
+            from fastlora.routes.plan import few_rows_plan
 
             gpu, device = plain.gpu, layer.weight.device
             architecture = architecture_of(device) if gpu is None else GPUS[gpu].architecture
@@ -241,7 +242,8 @@ def explain_problem(
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
         plan = None
         if route.is_fused:  # the tile table is read only if it is needed
-            from fastlora.routes.plan import architecture_of, plan_for
+            from fastlora.routes.architecture import architecture_of
+            from fastlora.routes.plan import plan_for
 
             plan = plan_for(
                 name,

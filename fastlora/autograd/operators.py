@@ -125,6 +125,10 @@ def _run_forward(o: Operands, decision: Decision) -> tuple[Tensor, Tensor]:
         from fastlora.routes import fused
 
         return fused.forward(o)
+    if decision.forward.name == "vendor":
+        from fastlora.routes import vendor_beside_kernels
+
+        return vendor_beside_kernels.forward(o)
     return cpu.forward(o) if o.x.is_cpu else vendor.forward(o)
 
 
@@ -133,6 +137,10 @@ def _run_backward(o: Operands, dy: Tensor, p: Tensor, needs: Needs, decision: De
         from fastlora.routes import fused
 
         return fused.backward(o, dy, p, needs)
+    if decision.backward.name == "vendor":
+        from fastlora.routes import vendor_beside_kernels
+
+        return vendor_beside_kernels.backward(o, dy, p, needs)
     return cpu.backward(o, dy, p, needs) if o.x.is_cpu else vendor.backward(o, dy, p, needs)
 
 

@@ -17,12 +17,14 @@ from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
 from fastlora.formula import oracle
+from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.sharding import all_finite
 from fastlora.routes.dequantize import dequantize
@@ -99,10 +101,20 @@ class QuantizedLoRALinear(FusedLoRALinear):
         rest = {name: value for name, value in state_dict.items() if name not in updates}
         return super().load_state_dict(rest, strict, assign)
 
-    def _computed(self, x: Tensor) -> Tensor:
+    def _base_for(self, x: Tensor) -> BaseWeight:
+        """W as it is packed, in the dtype that an x is multiplied in."""
+        format = self.format
         autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
-        format, b, active = self.format, self.bias, self._active
-        base = format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
+        return format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
+
+    def _projection(self, x: Tensor) -> Projection | str:
+        try:
+            return projection_of(self, self._base_for(x))
+        except ValueError as error:  # the tensors do not hold W now
+            return str(error)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        base, b, active = self._base_for(x), self.bias, self._active
         if self._batch is not None and self._batch.applies(self):
             return self._batch.computed(self, x, base, b)
         if active is None or not self.enabled:

@@ -98,8 +98,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     mine: list[Any] = []
     passed_by: list[Any] = []
     for layer in list(_suspects if known else _layers):
-        # In a batch of mixed adapters only those of its rows get gradients.
-        if layer._batch is not None and layer._batch.trains:
+        batch: Any = layer._batch
+        if batch is not None and batch.trains:  # only the adapters of its rows get gradients
             continue
         trained = _trained(layer)
         if any(id(each) in own for each in trained):

@@ -116,9 +116,14 @@ def backward(
         if need.dA:
             x_d = x_r if mask is None else torch.mul(x_r, mask).mul_(kept_scale)
             dA.add(part.adapter, gram(q, x_d, A.dtype))
-        if dx is not None:
-            dx_r = grow(q, A, x.dtype)
-            dx[rows] = dx_r if mask is None else dx_r.mul_(mask).mul_(kept_scale)
+        if dx is None:
+            continue
+        out = dx[rows] if isinstance(rows, slice) else None
+        dx_r = grow(q, A, x.dtype, out=out)
+        if mask is not None:
+            dx_r.mul_(mask).mul_(kept_scale)
+        if out is None:
+            dx[rows] = dx_r
     return None if dx is None else dx.addmm_(dy, o.base.tensors[0]), dA.rounded(), dB.rounded()
 
 

@@ -173,6 +173,24 @@ def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_t
     return min(max(16, 1 << (r - 1).bit_length()), most)
 
 
+def group_rank_block(block_r: int, tf32_terms: bool) -> int:
+    """Ranks in a block of projections that share x, from a layer's: a p tile holds three of them at once."""
+    return 16 if tf32_terms else min(block_r, 32)
+
+
+def takes_group(few: bool, wide_adapters: bool) -> bool:
+    """Whether the kernel of projections that share x fits into registers.
+
+    With few rows the blocks of K are long; for three p tiles with wide adapters Triton 3.9.0 then spilled 24
+    to 56 bytes on sm_90.
+
+    Args:
+        few: Whether the shape class is "few".
+        wide_adapters: Whether the adapters are in another dtype than x.
+    """
+    return not (few and wide_adapters)
+
+
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
     """Columns of an output tile that are stored at once: a quarter of them for dx with dropout, else all."""
     columns = tile.columns(direction)

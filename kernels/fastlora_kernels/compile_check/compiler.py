@@ -59,7 +59,7 @@ def compile_kernel(
         target: The GPU to compile for.
     """
     kernel = forward_kernel if direction == "forward" else backward_kernel
-    kinds = (_forward_kinds if direction == "forward" else _backward_kinds)(architecture, tile, variant)
+    kinds = (forward_kinds if direction == "forward" else backward_kinds)(architecture, tile, variant)
     signature, constants, attributes = signature_of(kernel, kinds)
     source = ASTSource(kernel, signature, constants, attributes)
     options = launch_options(tile, target.backend)
@@ -120,7 +120,7 @@ def _parameters(name: str, kind: Any) -> Iterator[str]:
         yield name
 
 
-def _forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+def forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the forward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
     return kinds_of_both(architecture, tile, variant) | {
@@ -134,7 +134,7 @@ def _forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str,
     }
 
 
-def _backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+def backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the backward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
     return kinds_of_both(architecture, tile, variant) | {

@@ -18,12 +18,14 @@ class Kernel(NamedTuple):
         arguments: What its parameters in PTX are, in order, such as "p_ptr" or "scratch_ptrs.0".
         tile: Its block shapes.
         block_r: Ranks in a block.
+        members: How many projections publish tiles of q for each block of rows and ranks.
     """
 
     direction: str
     arguments: tuple[str, ...]
     tile: Tile
     block_r: int
+    members: int = 1
 
 
 class Comparison(NamedTuple):
@@ -162,5 +164,5 @@ class Events:
             M, N, K, r = (sizes[name] for name in "MNKr")
             blocks = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
             tiles = tasks.backward_tiles(M, N, K, r, 1, 1, 1, *blocks)
-            counts.append(tiles.q if counter == ALL_ROWS else tiles.ranks)
+            counts.append(self.kernel.members * (tiles.q if counter == ALL_ROWS else tiles.ranks))
         return counts
