@@ -27,6 +27,8 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
     own, buffers, active = layer._parameters, layer._buffers, layer._active
     W: Any = own.get("weight") if packed is None else packed
     b = own.get("bias")
+    if "bias" not in own:  # HQQ's is no parameter
+        b = layer.bias
     if layer._batch is not None:
         return "in an adapter_batch, or just after one"
     if layer.split is not None:

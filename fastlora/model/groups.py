@@ -12,6 +12,7 @@ from torch import nn
 
 from fastlora.arguments import DTYPES, shown
 from fastlora.formats.registry import format_of
+from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.groups import MEMBERSHIP, Group, Membership
 from fastlora.model.find_layers import check_model, existing_layers
@@ -165,7 +166,7 @@ def why_not_together(layers: Sequence[Any]) -> str | None:
     # PEFT's layers have W in a base_layer.
     bases = [getattr(layer, "base_layer", layer) for layer in layers]
     formats = [getattr(base, "format", None) or format_of(base) for base in bases]
-    weights = [base.weight for base in bases]
+    weights = [stored_weight(base) for base in bases]
     for weight, format in zip(weights, formats, strict=True):
         if format is None and type(weight) is not nn.Parameter:
             return f"a weight is a {type(weight).__name__}, not a plain parameter"

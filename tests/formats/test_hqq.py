@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlora import LoRAConfig, apply_lora, remove_lora, set_backend
+from fastlora import LoRAConfig, apply_lora, group_counts, group_projections, remove_lora, set_backend
 from fastlora.formats.hqq import HQQ
 from fastlora.formula.operands import BaseWeight
 from fastlora.integrations.peft_rules import operands_of
@@ -192,3 +192,25 @@ def test_pefts_layer_over_it_is_fused_though_its_bias_is_no_parameter():
     made = model.base_model.model[0]
     assert type(made).__name__ == "HqqLoraLinear"
     assert operands_of(made).b.requires_grad is False
+
+
+class Attention(nn.Module):
+    """Two projections of one x, with a bias each."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.q_proj, self.k_proj = (linear_hqq(inputs.W + i, inputs.b + i) for i in (0, 1))
+
+    def forward(self, x):
+        return self.q_proj(x) + self.k_proj(x)
+
+
+def test_projections_computed_together_keep_their_biases():
+    inputs = small_inputs()
+    model = apply_lora(Attention(inputs), LoRAConfig(r=3))
+    for layer in (model.q_proj, model.k_proj):
+        nn.init.normal_(layer.lora_B)
+    wanted = model(inputs.x)
+    assert group_projections(model).grouped
+    torch.testing.assert_close(model(inputs.x), wanted)
+    assert group_counts(model).hits > 0
