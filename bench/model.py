@@ -17,7 +17,7 @@ from bench.measure import measure_task, on_record
 from bench.methods import GROUPED, IN_NETS
 from bench.methods.method import Update
 from bench.step import ADAMS, MODES
-from bench.task import Batch, Outcome, Task
+from bench.task import Batch, Outcome, Task, seeded
 
 LEVEL = "model"
 
@@ -84,14 +84,8 @@ def llama_task(
         ]
 
     def build() -> nn.Module:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        torch.manual_seed(0)
-        try:
-            with torch.device(device):
-                return _llama(size).train()
-        finally:
-            torch.set_default_dtype(before)
+        with seeded(device, dtype):
+            return _llama(size).train()
 
     shape = {**text._asdict(), **size._asdict(), "r": update.r}
     return Task(f"llama-{name}", shape, dtype, build, names, update, batches, _run)

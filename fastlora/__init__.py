@@ -41,6 +41,7 @@ from fastlora.model.merging import merge_lora, unmerge_lora
 from fastlora.model.report import ParameterReport, parameter_report
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 from fastlora.routes.backend import BackendError, get_backend, set_backend
+from fastlora.tune_model import tune
 from fastlora.version import __version__
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "set_backend",
     "set_lora_enabled",
     "train_adapters",
+    "tune",
     "unfreeze",
     "ungroup_projections",
     "unmerge_lora",

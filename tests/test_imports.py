@@ -23,11 +23,14 @@ ROOMS = (
     ("experts",),
     ("model",),
     ("accounting", "adapter_files", "analysis", "info", "integrations", "parallel"),
+    ("tune_model",),
     ("recipes",),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+# What reads the tile tables, and the choices that a tuning run made.
+TABLE_READERS = ("routes.plan", "routes.group_plan", "routes.choices", "routes.architecture")
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
@@ -87,7 +90,7 @@ def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
     if dotted(path) in ("routes.fused", "routes.group_fused"):
         allowed |= {"triton", "fastlora_kernels"}
-    if dotted(path) in ("routes.plan", "routes.group_plan") or room(path) == "tuning":
+    if dotted(path) in TABLE_READERS or room(path) == "tuning":
         allowed |= {"fastlora_kernels"}
     if path.stem == "peft_package":
         allowed |= {"peft"}
@@ -106,7 +109,7 @@ def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_
     # A format launches the kernel that unpacks it.
     rooms = ("tuning.", "formats.")
     known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
-    assert known <= {"routes.fused", "routes.plan", "routes.group_fused", "routes.group_plan"}
+    assert known <= {"routes.fused", "routes.group_fused", *TABLE_READERS}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

@@ -225,7 +225,8 @@ def explain_problem(
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
         plan = None
         if route.is_fused:  # the tile table is read only if it is needed
-            from fastlora.routes.plan import architecture_of, plan_for
+            from fastlora.routes.architecture import architecture_of
+            from fastlora.routes.plan import plan_for
 
             plan = plan_for(
                 name,

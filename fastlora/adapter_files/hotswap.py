@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, layer_keys, open_directory
+from fastlora.adapter_files.contents import Contents, open_directory
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
+from fastlora.adapter_files.keys import layer_keys
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT, SLOTS

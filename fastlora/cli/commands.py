@@ -14,6 +14,7 @@ from fastlora.cli.mlp import mlp
 from fastlora.cli.mnist import mnist
 from fastlora.cli.reporting import reported
 from fastlora.cli.svd import svd
+from fastlora.cli.tune import tune
 from fastlora.routes.backend import BackendError, get_backend
 from fastlora.version import __version__
 
@@ -47,5 +48,5 @@ def info(**chosen: Any) -> None:
     click.echo(text)
 
 
-for command in (budget, mlp, mnist, svd):
+for command in (budget, mlp, mnist, svd, tune):
     fastlora.add_command(command)

@@ -126,23 +126,39 @@ def _decided(
     if 0 in problem[:4]:
         empty = Route("torch", "an operand is empty")
         return Decision(empty, empty)
-    if setting == "triton" or dropped:
+    if setting == "triton":
         return Decision(route, route)
-    from fastlora.routes.plan import architecture_of, vendor_won
+    passes = ("forward", "backward") if needs == EVERYTHING else ("forward",)
+    measured = {
+        direction: _measured(direction, problem, device, dropped, aligned, gpu, architecture, route)
+        for direction in passes
+    }
+    return Decision(measured["forward"], measured.get("backward", route))
+
+
+def _measured(
+    direction: str,
+    problem: Problem,
+    device: torch.device,
+    dropped: bool,
+    aligned: bool,
+    gpu: str | None,
+    architecture: str,
+    route: Route,
+) -> Route:
+    """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
+    from fastlora.routes.architecture import architecture_of
+    from fastlora.routes.choices import chosen, why
+    from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
-    measured = {
-        direction: vendor_won(direction, architecture, problem, aligned=aligned)
-        for direction in ("forward", "backward")
-        if direction == "forward" or needs == EVERYTHING
-    }
-    forward, backward = (
-        Route("torch", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
-        if (won := measured.get(direction))
-        else route
-        for direction in ("forward", "backward")
-    )
-    return Decision(forward, backward)
+    if gpu is None:
+        choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
+        if choice is not None:
+            return Route("torch" if choice.tile is None else route.name, why(choice))
+    if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
+        return Route("torch", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
+    return route
 
 
 def route_on(

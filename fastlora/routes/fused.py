@@ -14,9 +14,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands
+from fastlora.routes.architecture import architecture_of
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned, problem_of
-from fastlora.routes.plan import Plan, architecture_of, plan_for
+from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.forward import forward_kernel
 

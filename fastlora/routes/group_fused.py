@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fastlora.formula.cost import Problem
 from fastlora.formula.grouped import Grouped
+from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.fused import _on_device, _read, _written
 from fastlora.routes.group_plan import GroupPlan, group_plan
-from fastlora.routes.plan import architecture_of
 from fastlora_kernels.group_backward import group_backward_kernel
 from fastlora_kernels.group_forward import group_forward_kernel
 
@@ -140,8 +140,7 @@ def _shared(o: Grouped, plan: GroupPlan) -> dict[str, Any]:
 
 def _plan(direction: str, o: Grouped, aligned: bool) -> GroupPlan:
     problem, columns = problem_of(o)
-    precision = torch.get_float32_matmul_precision()
-    return group_plan(direction, architecture_of(o.x.device), problem, columns, aligned, precision)
+    return group_plan(direction, architecture_of(o.x.device), problem, columns, aligned)
 
 
 def problem_of(o: Grouped) -> tuple[Problem, tuple[int, ...]]:

@@ -1,0 +1,175 @@
+"""Collects an adapter of a model as it is written: the text of its config, and its tensors, gathered."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastlora.adapter_files import describe
+from fastlora.adapter_files.adapter_config import AdapterConfig
+from fastlora.adapter_files.experts import names_in_files, to_file
+from fastlora.adapter_files.full import modules_in_full
+from fastlora.adapter_files.given import from_state, is_other
+from fastlora.adapter_files.keys import layer_keys, plain_key
+from fastlora.experts.layer import FusedLoRAExperts
+from fastlora.layer.adapter import SLOTS, Options
+from fastlora.layer.base_weights import adapters_for_original
+from fastlora.layer.sharding import is_dtensor, reshard, whole
+from fastlora.layer.state import saved_name
+from fastlora.layer.writable import check_present
+from fastlora.model.adapters import adapter_names
+from fastlora.model.buffers import warn_of_moved
+from fastlora.model.find_layers import existing_layers
+from fastlora.model.modules_to_save import inside
+from fastlora.model.tasks import task_of
+from fastlora.model.wrappers import modules_by_name
+
+
+class CollectedAdapter(NamedTuple):
+    """An adapter to be written.
+
+    Attributes:
+        config: The text of adapter_config.json.
+        tensors: {key: full tensor}.
+        writes: Whether this process writes it. If the tensors were DTensors, only process 0 does.
+    """
+
+    config: str
+    tensors: dict[str, Tensor]
+    writes: bool
+
+
+def collect(
+    model: nn.Module,
+    name: str,
+    *,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> CollectedAdapter:
+    """One adapter of the model, under the names of PEFT's files.
+
+    Args:
+        model: A model with LoRA layers.
+        name: The adapter.
+        base_model_name_or_path: For the config; None means the name that a Transformers model has.
+        task_type: For the config; None means the task that is known of the model.
+        state: The values to write instead of the model's own, as `write_next_to_checkpoint` says.
+
+    Raises:
+        ValueError: If the model has no such adapter, or another library has put an empty tensor in its place.
+    """
+    reshard(model)
+    found = existing_layers(model)
+    layers = {
+        path: adapters[name]
+        for path, layer in found.items()
+        if name in (adapters := adapters_for_original(layer))
+    }
+    if not layers:
+        raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
+    tensors: dict[str, Tensor] = {}
+    # {key in the file: key in the model's state}
+    places: dict[str, str] = {}
+    in_files = names_in_files({layer: found[layer] for layer in layers})
+    for layer, (A, B, options) in layers.items():
+        _check_here(found[layer], layer, A, options)
+        keys = layer_keys(in_files[layer])
+        tensors.update(zip(keys, (A, B), strict=True))
+        own = found[layer].place_in_state(layer)
+        slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
+        places.update(zip(keys, slots, strict=True))
+    plain = modules_in_full(model)
+    warn_of_moved(model, inside(plain.values()), stacklevel=4)
+    for path, module in plain.items():
+        for own, value in module.state_dict().items():
+            key = f"{path}.{own}".lstrip(".")
+            tensors[plain_key(key)], places[plain_key(key)] = value, key
+    known = modules_by_name(model)
+    experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)
+    inner = known[""]
+    task_type = task_of(model, task_type)
+    text = config.dumps(
+        target_modules=describe.target_modules(layers.keys() - experts, known.keys() - experts),
+        target_parameters=describe.target_parameters(experts, model) or None,
+        base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
+        task_type=task_type,
+        auto_mapping=None if task_type else _class_of(inner),
+    )
+    sharded = any(is_dtensor(tensor) for tensor in tensors.values())
+    if state is not None and (sharded or is_other(state, model, places)):
+        return CollectedAdapter(text, _as_in_files(from_state(state, tensors, places), in_files), writes=True)
+    # Every process does this, in the same order, because gathering is a collective.
+    gathered = _as_in_files({key: whole(tensor) for key, tensor in tensors.items()}, in_files)
+    return CollectedAdapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
+
+
+def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of an adapter with those of experts laid out as in PEFT's files."""
+    laid_out = dict(tensors)
+    for name in in_files.values():
+        keys = layer_keys(name)
+        laid_out.update(zip(keys, to_file(*(tensors[key] for key in keys)), strict=True))
+    return laid_out
+
+
+def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
+    """Raise ValueError if FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
+    check_present(module, A, f"A of layer {layer!r}")
+    if A.ndim not in (2, 3) or A.shape[-2] != options.r or not A.numel():
+        raise ValueError(
+            f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
+            "summon_full_params or DeepSpeed's GatheredParameters it is whole)"
+        )
+
+
+def _config(
+    options: dict[str, Options],
+    experts: Collection[str],
+    plain: dict[str, nn.Module],
+    known: dict[str, nn.Module],
+) -> AdapterConfig:
+    dropouts = {each.dropout for each in options.values()}
+    if len(dropouts) > 1:
+        warnings.warn(
+            f"layers have different dropout, {', '.join(map(str, sorted(dropouts)))}; PEFT's config has but "
+            f"one, so all will be loaded with {max(dropouts)}",
+            stacklevel=4,
+        )
+    dropout = max(dropouts)
+    if experts and dropout:
+        warnings.warn(
+            f"a dropout of {dropout:g} is not written: PEFT refuses files with dropout on experts, so it has "
+            "to be set again where the training goes on",
+            stacklevel=4,
+        )
+        dropout = 0.0
+    if len({each.rslora for each in options.values()}) > 1:
+        options = {layer: _without_rslora(each) for layer, each in options.items()}
+    r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
+    alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
+    first = next(iter(options.values()))
+    return AdapterConfig(
+        r=r,
+        alpha=alpha,
+        dropout=dropout,
+        rslora=first.rslora,
+        init=first.init,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        modules_to_save=tuple(describe.modules_to_save(plain, known)),
+    )
+
+
+def _without_rslora(options: Options) -> Options:
+    """Options with the same scaling, expressed as alpha / r."""
+    return options._replace(alpha=options.scaling * options.r, rslora=False)
+
+
+def _class_of(model: nn.Module) -> dict[str, str]:
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
