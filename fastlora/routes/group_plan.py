@@ -34,9 +34,12 @@ class GroupPlan(NamedTuple):
 
 
 def fits(o: Grouped) -> bool:
-    """Whether the kernel has the registers for these operands."""
+    """Whether both kernels have the registers for these operands."""
     wide = any(one.A is not None and one.A.dtype != o.x.dtype for one in o.members)
-    return configs.takes_group(o.x.shape[0] <= configs.FEW_ROWS, wide)
+    M, K = o.x.shape
+    forward = "few" if M <= configs.FEW_ROWS else ""
+    backward = "narrow" if K <= configs.NARROW_COLUMNS else ""
+    return configs.takes_group("forward", forward, wide) and configs.takes_group("backward", backward, wide)
 
 
 def group_plan(

@@ -77,7 +77,7 @@ def _why_in_turn(o: Grouped, trained: Sequence[Decision]) -> str | None:
     from fastlora.routes.group_plan import fits
 
     if not fits(o):
-        return "for few rows, three p tiles with adapters in another dtype do not fit into registers"
+        return "the tiles for so few rows or columns of x do not fit into registers three times"
     return None
 
 

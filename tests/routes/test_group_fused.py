@@ -147,8 +147,8 @@ def test_a_group_is_one_launch_each_way(monkeypatch):
             return once(o, *rest)
 
         monkeypatch.setattr(group_fused, way, counted)
-    members = projections(40, (24, 12, 16), (3, 0, 5), WHOLE, WHOLE)
-    x = torch.randn(20, 40).to(DEVICE)
+    members = projections(72, (24, 12, 16), (3, 0, 5), WHOLE, WHOLE)
+    x = torch.randn(20, 72).to(DEVICE)
     with set_backend("triton"):
         ours = step(members, x)
     assert launches == [("forward", 3), ("backward", 3)]
@@ -172,14 +172,17 @@ def test_a_group_is_one_launch_each_way(monkeypatch):
     ],
 )
 def test_the_route_and_its_reason(change, setting, name, why):
-    members = change(projections(40, (24, 12, 16), (3, 2, 5), WHOLE, WHOLE))
-    route = group_routes.decided(with_seeds(bundle(torch.randn(20, 40).to(DEVICE), members)), setting)
+    members = change(projections(72, (24, 12, 16), (3, 2, 5), WHOLE, WHOLE))
+    route = group_routes.decided(with_seeds(bundle(torch.randn(20, 72).to(DEVICE), members)), setting)
     assert route.name == name
     assert why in route.why
 
 
-def test_few_rows_with_wide_adapters_go_in_turn():
-    members = projections(40, (24, 12), (3, 2), HALF, WHOLE)
+def test_few_rows_with_wide_adapters_and_few_columns_go_in_turn():
+    members = projections(72, (24, 12), (3, 2), HALF, WHOLE)
     for M, name in ((16, "in turn"), (17, "one launch")):
-        x = torch.randn(M, 40).to(DEVICE, HALF)
+        x = torch.randn(M, 72).to(DEVICE, HALF)
         assert group_routes.decided(bundle(x, members), "triton").name == name
+    narrow = projections(64, (24, 12), (3, 2), HALF, HALF)
+    x = torch.randn(20, 64).to(DEVICE, HALF)
+    assert group_routes.decided(bundle(x, narrow), "triton").name == "in turn"
