@@ -8,8 +8,11 @@ import click
 
 from fastlora.accounting.gpus import GPUS
 from fastlora.cli.budget import budget
+from fastlora.cli.finetune import finetune
+from fastlora.cli.generate import generate
 from fastlora.cli.group import Commands
 from fastlora.cli.info import DTYPES, InfoOptionError, answer
+from fastlora.cli.merge import merge
 from fastlora.cli.mlp import mlp
 from fastlora.cli.mnist import mnist
 from fastlora.cli.reporting import reported
@@ -48,5 +51,5 @@ def info(**chosen: Any) -> None:
     click.echo(text)
 
 
-for command in (budget, mlp, mnist, svd, tune):
+for command in (budget, finetune, generate, merge, mlp, mnist, svd, tune):
     fastlora.add_command(command)

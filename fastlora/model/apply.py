@@ -159,7 +159,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
         check_own(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
-        if isinstance(layer, FusedLoRALinear):
+        if isinstance(layer, FusedLoRALinear) and "bias" not in vars(layer):  # where HQQ's is
             check_own(layer, ("bias",), f"layer {name!r}")
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:

@@ -27,7 +27,8 @@ class Route(NamedTuple):
     """The code that computes a pass.
 
     Attributes:
-        name: "triton", "interpreter" (the same kernels on a CPU) or "torch".
+        name: "triton", "interpreter" (the same kernels on a CPU), "vendor" (the vendor's base products beside
+            kernels for what is low-rank) or "torch".
         why: The reason, as a phrase to show.
     """
 
@@ -37,7 +38,7 @@ class Route(NamedTuple):
     @property
     def is_fused(self) -> bool:
         """Whether this code is the fused kernels."""
-        return self.name != "torch"
+        return self.name in ("triton", "interpreter")
 
 
 class Decision(NamedTuple):
@@ -155,9 +156,9 @@ def _measured(
     if gpu is None:
         choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
         if choice is not None:
-            return Route("torch" if choice.tile is None else route.name, why(choice))
+            return Route("vendor" if choice.tile is None else route.name, why(choice))
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
-        return Route("torch", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
+        return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
     return route
 
 

@@ -37,9 +37,12 @@ def fits(o: Grouped) -> bool:
     """Whether both kernels have the registers for these operands."""
     wide = any(one.A is not None and one.A.dtype != o.x.dtype for one in o.members)
     M, K = o.x.shape
+    tf32 = any(one.A is not None and outranges_fp16(one.A.dtype, o.x.dtype) for one in o.members)
     forward = "few" if M <= configs.FEW_ROWS else ""
     backward = "narrow" if K <= configs.NARROW_COLUMNS else ""
-    return configs.takes_group("forward", forward, wide) and configs.takes_group("backward", backward, wide)
+    return configs.takes_group("forward", forward, wide, tf32) and configs.takes_group(
+        "backward", backward, wide, tf32
+    )
 
 
 def group_plan(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -20,6 +20,10 @@ from fastlora.routes.choices import chosen, forget_choices
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.tables import Entry, Table, Tile, load_table
+
+# Up to so many rows a packed W is unpacked inside the product, and in tiles of so many columns.
+PACKED_ROWS: Final = configs.PACKED_ROWS
+PACKED_COLUMNS: Final = configs.PACKED_TILE.block_k
 
 
 class Plan(NamedTuple):
@@ -95,6 +99,14 @@ def plan_for(
     dropped = dropout_constants(dropout)[0] > 0
     rest = needs, tile, dropped, fp32_precision(), aligned, measured
     return _cached_plan(direction, architecture, problem, *rest)
+
+
+def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> Plan:
+    """The plan of a forward pass with few rows over a packed W, which is unpacked inside the product."""
+    plan = plan_for(
+        "forward", architecture, problem, tile=configs.PACKED_TILE, dropout=dropout, aligned=False
+    )
+    return plan._replace(options={**plan.options, "enable_fp_fusion": False})
 
 
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:

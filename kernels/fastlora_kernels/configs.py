@@ -16,6 +16,11 @@ FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
 
+# Up to so many rows a packed W is unpacked inside the product (few_rows.py), above by a launch of its own. W
+# is the left operand there, so that its tile stays in registers: 64 rows of it are what wgmma takes.
+PACKED_ROWS: Final = 16
+PACKED_TILE: Final = tile_of("forward", PACKED_ROWS, 64, 64, 1, 4, 3)
+
 # The largest block of ranks; more ranks are processed in several blocks, so that registers do not grow with
 # the rank. fp32 elements take twice the registers for each rank. So do adapters in a wider dtype than x; they
 # take four times if the matrix units read operands from registers (mma.sync) instead of from shared memory
@@ -173,20 +178,22 @@ def group_rank_block(block_r: int, tf32_terms: bool) -> int:
     return 16 if tf32_terms else min(block_r, 32)
 
 
-def takes_group(direction: str, shape_class: str, wide_adapters: bool) -> bool:
+def takes_group(direction: str, shape_class: str, wide_adapters: bool, tf32_terms: bool) -> bool:
     """Whether the kernel of projections that share x fits into registers.
 
     With few rows the blocks of K are long: forward, three p tiles with wide adapters spilled 8 to 56 bytes on
-    sm_80 and sm_90. Backward, the narrow tile spilled 8 bytes on sm_90 (Triton 3.9.0).
+    sm_80 and sm_90. Backward, the narrow tile spilled 8 bytes on sm_90 (Triton 3.9.0), and adapters that are
+    multiplied in tf32 8 bytes on sm_80 and 40 on sm_90 (Triton 3.6.0).
 
     Args:
         direction: "forward" or "backward".
         shape_class: As `shape_class` gives it.
         wide_adapters: Whether the adapters are in another dtype than x.
+        tf32_terms: As in `rank_block`.
     """
-    return (
-        shape_class != "narrow" if direction == "backward" else not (shape_class == "few" and wide_adapters)
-    )
+    if direction == "backward":
+        return shape_class != "narrow" and not tf32_terms
+    return not (shape_class == "few" and wide_adapters)
 
 
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:

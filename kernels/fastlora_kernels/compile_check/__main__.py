@@ -15,10 +15,21 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
+from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.groups import check_group, group_cases
+from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.rules import check
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
+
+# The kernels of each kind to compile, and what compiles one.
+_CHECKS = (
+    (cases, check),
+    (group_cases, check_group),
+    (update_cases, check_update),
+    (unpacking_cases, check_unpacking),
+    (few_rows_cases, check_few_rows),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
     found = []
-    for make, run in ((cases, check), (group_cases, check_group), (unpacking_cases, check_unpacking)):
+    for make, run in _CHECKS:
         made = make(options.architectures or list(TARGETS), every_variant=options.every_variant)
         found.append((run, [case for case in made if options.only in str(case)]))
     total = sum(len(todo) for _, todo in found)

@@ -18,7 +18,7 @@ from fastlora_kernels.forward import forward_kernel
 from fastlora_kernels.tables import Tile
 
 # A size or stride that is a multiple of 16, as most are; "i32" stands for any.
-_SIXTEENS: Final = "i32 of 16s"
+SIXTEENS: Final = "i32 of 16s"
 
 
 class Constant(NamedTuple):
@@ -101,9 +101,9 @@ def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: di
         return "constexpr"
     if isinstance(kind, tuple):
         return tuple(_signature(inner, (*path, i), constants, attributes) for i, inner in enumerate(kind))
-    if kind.startswith("*") or kind == _SIXTEENS:
+    if kind.startswith("*") or kind == SIXTEENS:
         attributes[path] = [["tt.divisibility", 16]]
-    return "i32" if kind == _SIXTEENS else kind
+    return "i32" if kind == SIXTEENS else kind
 
 
 def _parameters(name: str, kind: Any) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _parameters(name: str, kind: Any) -> Iterator[str]:
 def forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the forward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
-    return _kinds_of_both(architecture, tile, variant) | {
+    return kinds_of_both(architecture, tile, variant) | {
         "x": _read(variant, M, K),
         "W": _read(variant, N, K),
         "b_ptr": f"*{variant.element}" if variant.bias else Constant(None),
@@ -137,7 +137,7 @@ def forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, 
 def backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the backward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
-    return _kinds_of_both(architecture, tile, variant) | {
+    return kinds_of_both(architecture, tile, variant) | {
         "dy": _read(variant, M, N),
         "x": _read(variant, M, tile.block_k_dA),
         "W": _read(variant, N, K),
@@ -153,8 +153,9 @@ def backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str,
     }
 
 
-def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
-    adapter = (f"*{variant.adapter}", _SIXTEENS, Constant(1))
+def kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+    """The kinds of the arguments that both passes have."""
+    adapter = (f"*{variant.adapter}", SIXTEENS, Constant(1))
     return {
         "A": adapter,
         "B": adapter,
@@ -165,8 +166,8 @@ def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str,
         "kept_scale": "fp32",
         "s": "fp32",
         "M": "i32",
-        "N": _SIXTEENS,
-        "K": _SIXTEENS,
+        "N": SIXTEENS,
+        "K": SIXTEENS,
         "r": "i32",
         "BLOCK_M": Constant(tile.block_m),
         "BLOCK_N": Constant(tile.block_n),
@@ -183,7 +184,7 @@ def _read(variant: Variant, rows: int, columns: int) -> Any:
     """The kind of a matrix argument that is read in blocks [rows, columns]."""
     if variant.tma:
         return f"tensordesc<{variant.element}[{rows}, {columns}]>"
-    return f"*{variant.element}", _SIXTEENS, Constant(1)
+    return f"*{variant.element}", SIXTEENS, Constant(1)
 
 
 def _written(variant: Variant, rows: int, columns: int) -> str:

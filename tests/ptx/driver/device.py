@@ -26,7 +26,9 @@ _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
     "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
+    "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
+    "masked_update_kernel": ("dx_ptr",),
 }
 _COUNTERS = "workspace_ptr"
 # Register and shadow memory of so many warps is what a small machine has room for.
@@ -53,14 +55,20 @@ class Settings(NamedTuple):
 
 @contextlib.contextmanager
 def running_on(settings: Settings) -> Iterator[None]:
-    """Inside, `fused.forward` and `fused.backward` run in the interpreter."""
-    kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
-    fused.forward_kernel, fused.backward_kernel = (Launcher(kernel, settings) for kernel in kept[:2])
+    """Inside, the launches of `fused` run in the interpreter."""
+    names = ("forward_kernel", "backward_kernel", "few_rows_kernel")
+    kept = {name: getattr(fused, name) for name in (*names, "_on_device")}
+    update = fused.masked.masked_update_kernel
+    for name in names:
+        setattr(fused, name, Launcher(kept[name], settings))
+    fused.masked.masked_update_kernel = Launcher(update, settings)
     fused._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
-        fused.forward_kernel, fused.backward_kernel, fused._on_device = kept
+        for name, value in kept.items():
+            setattr(fused, name, value)
+        fused.masked.masked_update_kernel = update
 
 
 class Launcher:
@@ -95,7 +103,7 @@ class DeviceMemory:
         self.tensors = [tensor for tensors in by_name.values() for tensor in tensors]
         read = {_storage(t) for name, ts in by_name.items() if name not in results for t in ts}
         self.results = {_storage(t) for name in results for t in by_name.get(name, ())} - read
-        self.counters = {_storage(tensor) for tensor in by_name[_COUNTERS]}
+        self.counters = {_storage(tensor) for tensor in by_name.get(_COUNTERS, ())}
         sizes = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in self.tensors}
         self.start, end = {}, 256
         for storage, size in sizes.items():
