@@ -140,8 +140,7 @@ def _shared(o: Grouped, plan: GroupPlan) -> dict[str, Any]:
 
 def _plan(direction: str, o: Grouped, aligned: bool) -> GroupPlan:
     problem, columns = problem_of(o)
-    precision = torch.get_float32_matmul_precision()
-    return group_plan(direction, architecture_of(o.x.device), problem, columns, aligned, precision)
+    return group_plan(direction, architecture_of(o.x.device), problem, columns, aligned)
 
 
 def problem_of(o: Grouped) -> tuple[Problem, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 from fastlora.formula.cost import Problem
@@ -35,19 +34,23 @@ class GroupPlan(NamedTuple):
 
 
 def fits(o: Grouped) -> bool:
-    """Whether the kernel has the registers for these operands."""
+    """Whether both kernels have the registers for these operands."""
     wide = any(one.A is not None and one.A.dtype != o.x.dtype for one in o.members)
-    return configs.takes_group(o.x.shape[0] <= configs.FEW_ROWS, wide)
+    M, K = o.x.shape
+    tf32 = any(one.A is not None and outranges_fp16(one.A.dtype, o.x.dtype) for one in o.members)
+    forward = "few" if M <= configs.FEW_ROWS else ""
+    backward = "narrow" if K <= configs.NARROW_COLUMNS else ""
+    return configs.takes_group("forward", forward, wide, tf32) and configs.takes_group(
+        "backward", backward, wide, tf32
+    )
 
 
-@functools.lru_cache(maxsize=8192)
 def group_plan(
     direction: str,
     architecture: str,
     problem: Problem,
     columns: tuple[int, ...],
     aligned: bool,
-    precision: str,
     tile: Tile | None = None,
 ) -> GroupPlan:
     """The plan of a pass that needs every gradient.
@@ -58,10 +61,10 @@ def group_plan(
         problem: Of all: N is the sum of their columns, r the largest of their ranks.
         columns: N of each.
         aligned: Whether TMA can address the operands.
-        precision: torch's float32 matmul precision, by which `plan_for` chooses.
         tile: A tile to use; None means the table's.
     """
-    single = plan_for(direction, architecture, problem, tile=tile, aligned=aligned)
+    # What `fastlora tune` measured is a single layer.
+    single = plan_for(direction, architecture, problem, tile=tile, aligned=aligned, measured=False)
     table = configs.table_of(architecture)
     return (_forward_plan if direction == "forward" else _backward_plan)(single, table, problem, columns)
 

@@ -8,7 +8,7 @@ in turn      each member by its own route
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from fastlora.formula.grouped import Grouped, GroupNeeds
 from fastlora.formula.operands import EVERYTHING
 from fastlora.routes import grouped, vendor
-from fastlora.routes.decide import Decision, decide
+from fastlora.routes.decide import Decision, Route, decide
 
 TOGETHER: Final = "together"
 ONE_LAUNCH: Final = "one launch"
@@ -60,7 +60,7 @@ def decided(o: Grouped, setting: str | None) -> GroupRoute:
         return _ON_A_CPU
     alone = tuple(None if one is None else decide(one, EVERYTHING, setting) for one in o.alone())
     trained = [one for one in alone if one is not None]
-    if not any(one.forward.is_fused or one.backward.is_fused for one in trained):
+    if all(route.name == "torch" for one in trained for route in one):
         return _ON_A_CPU
     if (why := _why_in_turn(o, trained)) is not None:
         return GroupRoute(IN_TURN, why, alone)
@@ -77,7 +77,7 @@ def _why_in_turn(o: Grouped, trained: Sequence[Decision]) -> str | None:
     from fastlora.routes.group_plan import fits
 
     if not fits(o):
-        return "for few rows, three p tiles with adapters in another dtype do not fit into registers"
+        return "the group's tiles for these sizes and dtypes do not fit into registers"
     return None
 
 
@@ -94,12 +94,8 @@ def forward(o: Grouped, route: GroupRoute) -> tuple[list[Tensor], Factors]:
     for member, alone, own in zip(o.members, o.alone(), route.alone, strict=True):
         if alone is None or own is None:
             y, p = F.linear(o.x, member.base.tensors[0], member.b), None
-        elif own.forward.is_fused:
-            from fastlora.routes import fused
-
-            y, p = fused.forward(alone)
         else:
-            y, p = vendor.forward(alone)
+            y, p = _code_of(own.forward).forward(alone)
         ys.append(y)
         ps.append(p)
     return ys, ps
@@ -136,15 +132,25 @@ def backward(
             continue
         if alone is None or own is None or p is None:
             more = torch.mm(dy, o.members[place].base.tensors[0]) if needs.dx else None
-        elif own.backward.is_fused:
-            from fastlora.routes import fused
-
-            more, dA[place], dB[place] = fused.backward(alone, dy, p.contiguous(), needs.of(place))
         else:
-            more, dA[place], dB[place] = vendor.backward(alone, dy, p, needs.of(place))
+            code = _code_of(own.backward)
+            more, dA[place], dB[place] = code.backward(alone, dy, p.contiguous(), needs.of(place))
         if more is not None:
             dx = more if dx is None else dx.add_(more)
     return dx, dA, dB
+
+
+def _code_of(route: Route) -> Any:
+    """The module that computes a layer's pass by this route."""
+    if route.is_fused:
+        from fastlora.routes import fused
+
+        return fused
+    if route.name == "vendor":
+        from fastlora.routes import vendor_beside_kernels
+
+        return vendor_beside_kernels
+    return vendor
 
 
 def _needs_all(o: Grouped, needs: GroupNeeds) -> bool:

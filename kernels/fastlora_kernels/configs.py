@@ -178,17 +178,22 @@ def group_rank_block(block_r: int, tf32_terms: bool) -> int:
     return 16 if tf32_terms else min(block_r, 32)
 
 
-def takes_group(few: bool, wide_adapters: bool) -> bool:
+def takes_group(direction: str, shape_class: str, wide_adapters: bool, tf32_terms: bool) -> bool:
     """Whether the kernel of projections that share x fits into registers.
 
-    With few rows the blocks of K are long; for three p tiles with wide adapters Triton 3.9.0 then spilled 24
-    to 56 bytes on sm_90.
+    With few rows the blocks of K are long: forward, three p tiles with wide adapters spilled 8 to 56 bytes on
+    sm_80 and sm_90. Backward, the narrow tile spilled 8 bytes on sm_90 (Triton 3.9.0), and adapters that are
+    multiplied in tf32 8 bytes on sm_80 and 40 on sm_90 (Triton 3.6.0).
 
     Args:
-        few: Whether the shape class is "few".
+        direction: "forward" or "backward".
+        shape_class: As `shape_class` gives it.
         wide_adapters: Whether the adapters are in another dtype than x.
+        tf32_terms: As in `rank_block`.
     """
-    return not (few and wide_adapters)
+    if direction == "backward":
+        return shape_class != "narrow" and not tf32_terms
+    return not (shape_class == "few" and wide_adapters)
 
 
 def segment_rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool) -> int:

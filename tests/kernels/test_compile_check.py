@@ -8,6 +8,7 @@ import pytest
 
 from fastlora_kernels.compile_check import few_rows, unpacking
 from fastlora_kernels.compile_check.compiler import Resources
+from fastlora_kernels.compile_check.groups import group_cases
 from fastlora_kernels.compile_check.rules import faults as faults_of
 from fastlora_kernels.compile_check.variants import TARGETS, Case, Variant, cases
 from fastlora_kernels.tables import ARCHITECTURES, load_table
@@ -16,9 +17,9 @@ from tests.kernels import test_hand_over as hand_over
 
 # The quick cases of tests/ptx compile a few of them as well.
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("kernel", [", forward", ", backward", ": forward", ": backward"])
 @pytest.mark.parametrize("architecture", TARGETS)
-def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture, direction):
+def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture, kernel):
     # A process of its own: TRITON_INTERPRET replaces the kernels by interpreted ones in this one. The other
     # entries are the check's own run, which takes minutes.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -30,15 +31,17 @@ def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture
             "fastlora_kernels.compile_check",
             architecture,
             "--only",
-            f"half square, {direction}",
+            f"half square{kernel}",  # ":" for projections that share x
         ],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # Each of three variants as the plain kernel, for experts, and for adapters.
-    assert f" {3 * 3 * len(TARGETS[architecture])} kernels within the rules" in done.stdout
+    # Each of three variants as the plain kernel, for experts, and for adapters. Backward, those of projections
+    # that share x are none with fp16 and fp32 adapters.
+    variants = {": forward": 3, ": backward": 2}.get(kernel, 3 * 3)
+    assert f" {variants * len(TARGETS[architecture])} kernels within the rules" in done.stdout
 
 
 def test_the_check_takes_every_entry_of_every_table_for_every_target():
@@ -52,6 +55,25 @@ def test_the_check_takes_every_entry_of_every_table_for_every_target():
         for classes in load_table(architecture).entries.values()
     ]
     assert len(found) == 2 * sum(entries)
+
+
+def test_the_check_takes_projections_that_share_x_with_every_entry_but_those_that_spill():
+    def places(cases_):
+        return {
+            (c.architecture, c.kind, c.shape_class, c.direction, c.variant.adapter, c.target) for c in cases_
+        }
+
+    names = list(ARCHITECTURES)
+    found = [case.single for case in group_cases(names, every_variant=False)]
+    assert not any(case.variant.dropout for case in found)
+    left_out = places(cases(names, every_variant=False)) - places(found)
+    assert places(found) < places(cases(names, every_variant=False))
+    assert {(place[2], place[3], place[4] == "fp32") for place in left_out} <= {
+        ("few", "forward", True),
+        ("narrow", "backward", True),
+        ("narrow", "backward", False),
+        *((shape_class, "backward", True) for shape_class in ("few", "low", "square", "wide")),
+    }
 
 
 def test_every_architecture_with_a_table_has_targets():

@@ -49,6 +49,16 @@ def test_there_are_as_many_tiles_as_blocks_cover_what_is_computed():
     assert (only_dB.q, only_dB.dx, only_dB.dB, only_dB.dA) == (0, 0, 4, 0)
 
 
+def test_projections_that_share_x_have_the_tiles_of_their_columns_and_share_those_of_p_and_dx():
+    found = tasks.group_forward_tiles(70, 90, 64, 1, 20, 32, 64, 16)
+    assert found == (3, 2 + 1 + 1, 2, 6, 12)
+    assert found.p == tasks.forward_tiles(70, 90, 20, 32, 64, 16).p
+    found = tasks.group_backward_tiles(70, 90, 64, 1, 130, 20, 3, 32, 64, 128, 16, 64)
+    assert found == (3, 2, 2, 3 * 6, 6, 4 * 2, 3 * 6)
+    two = tasks.group_backward_tiles(70, 90, 64, 0, 130, 20, 2, 32, 64, 128, 16, 64)
+    assert (two.q, two.dB, two.dA) == (2 * 6, 3 * 2, 2 * 6)
+
+
 def test_y_tiles_follow_p_tiles():
     tiles = tasks.forward_tiles(70, 90, 20, 32, 64, 16)
     assert tasks.forward_tickets(tiles, 3, 2) == (18, 18 + 12)

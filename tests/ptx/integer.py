@@ -49,6 +49,24 @@ def shift(i: Instruction, program: Program) -> Code:
     return code
 
 
+@instruction("shf")
+def funnel_shift(i: Instruction, program: Program) -> Code:
+    """9.7.8.6: the high half of (b, a) shifted to the left, or the low half of it shifted to the right."""
+    way, mode, kind = i.opcode[1:4]
+    if way not in ("l", "r") or mode not in ("wrap", "clamp") or kind != "b32":
+        raise UnknownInstruction(i.text)
+    put, a, b = write(i.operands[0], 32), read(i.operands[1], 32), read(i.operands[2], 32)
+    c = read(i.operands[3], 32)
+
+    def code(g: Group) -> None:
+        both = b(g).astype(np.uint64) << np.uint64(32) | a(g)
+        amount = (c(g) & np.uint32(31) if mode == "wrap" else np.minimum(c(g), 32)).astype(np.uint64)
+        shifted = both << amount >> np.uint64(32) if way == "l" else both >> amount
+        put(g, shifted.astype(np.uint32))
+
+    return code
+
+
 @instruction("neg", "abs")
 def sign(i: Instruction, program: Program) -> Code:
     """9.7.1.11, 9.7.1.10 for integers, 9.7.3.9, 9.7.3.10 for fp32."""

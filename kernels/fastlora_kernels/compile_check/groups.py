@@ -74,7 +74,8 @@ def group_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Gr
     seen = set()
     for case in cases(architectures, every_variant=every_variant):
         single = case._replace(variant=case.variant._replace(dropout=False))
-        fits = takes_group(single.shape_class == "few", single.variant.wide_adapters)
+        one = single.variant
+        fits = takes_group(single.direction, single.shape_class, one.wide_adapters, one.tf32_terms)
         if fits and single not in seen:
             seen.add(single)
             yield from (GroupCase(single, count) for count in ((3, 2) if every_variant else (3,)))

@@ -99,7 +99,7 @@ def check(architecture: str, shape: str, adapter: torch.dtype) -> list[str]:
     aligned = all(map(is_aligned, (o.x, *dys, *(one.base.tensors[0] for one in o.members))))
     problem, columns = group_fused.problem_of(o)
     plans = [
-        group_plan(direction, architecture, problem, columns, aligned, "highest", tile)
+        group_plan(direction, architecture, problem, columns, aligned, tile)
         for direction, tile in zip(("forward", "backward"), small_tiles(architecture, "half"), strict=True)
     ]
     if shape == "split" and min(plans[0].split_k.values()) == 1:
