@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# A page that shows a few lines of a larger script leaves out how that begins. Here it is, by page and the number
+# A page that shows a few lines of a larger script leaves out how that begins. Here it is, by page and number
 # of the block.
 LLAMA = """
 import copy, peft, torch, transformers
