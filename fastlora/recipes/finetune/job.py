@@ -8,8 +8,6 @@ appear in OUT together.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,12 +72,12 @@ def _run(options: FinetuneOptions, say: Callable[[str], None] | None) -> Finetun
         digests = {"data_sha256": rows.digest, "eval_sha256": held.digest if held else ""}
         checkpoint = starting_point(options, digests)
     with timed(seconds, "load"):
-        name = _model_name(options)
-        tokenizer = _tokenizer(name, rows)
-        marked = answers_alone(rows, tokenizer)
         evaluates = held is not None or (options.eval_share > 0 and len(rows.rows) > 1)
-        terminal = say is None and sys.stderr.isatty()
-        arguments = arguments_of(options, answers_alone=marked, evaluates=evaluates, terminal=terminal)
+        arguments = arguments_of(options, evaluates=evaluates)
+        with arguments.main_process_first(local=False):
+            name = _model_name(options)
+        tokenizer = _tokenizer(name, rows)
+        arguments.assistant_only_loss = marked = answers_alone(rows, tokenizer)
         model = _model(options, name)
         kinds = kinds_of_layers(model)
         trainer = build(options, arguments, model, tokenizer, rows, held)
@@ -107,14 +105,10 @@ def _model_name(options: FinetuneOptions) -> str:
     if options.model != TINY:
         return options.model
     folder = options.out / BASE
-    if _rank() == 0 and not folder.exists():
+    if not folder.exists():
         with staged(options.out, ()) as draft:
             write_tiny(draft / BASE)
     return str(folder)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _tokenizer(name: str, rows: Rows) -> Any:
