@@ -19,7 +19,7 @@ from fastlora.config import LoRAConfig
 from fastlora.model.apply import apply_lora
 from fastlora.model.report import parameter_report
 from fastlora.recipes.finetune.base import ModelError, bars_on_terminals, load_base, load_tokenizer
-from fastlora.recipes.finetune.options import LORA, FinetuneOptions
+from fastlora.recipes.finetune.options import FULL, FinetuneOptions
 from fastlora.recipes.finetune.picture import draw_picture
 from fastlora.recipes.finetune.results import (
     ADAPTER,
@@ -128,11 +128,11 @@ def _model(options: FinetuneOptions, name: str) -> Any:
     on_cpu = options.device == "cpu" or not torch.cuda.is_available()
     dtype = getattr(torch, options.dtype) if options.dtype != AUTO else None
     if dtype is None:
-        half = options.method == LORA and not on_cpu and torch.cuda.is_bf16_supported()
+        half = options.method != FULL and not on_cpu and torch.cuda.is_bf16_supported()
         dtype = torch.bfloat16 if half else torch.float32
     model = load_base(name, dtype, options.base)
     model.config.use_cache = False
-    if options.method == LORA:
+    if options.method != FULL:
         apply_lora(
             model,
             LoRAConfig(
@@ -193,8 +193,8 @@ def _result(
 
 def _write(options: FinetuneOptions, model: Any, tokenizer: Any, draft: Path, name: str) -> None:
     """Write the adapter, or the model if all of it was trained, with the tokenizer beside it."""
-    folder = draft / (ADAPTER if options.method == LORA else MODEL)
-    if options.method == LORA:
+    folder = draft / (ADAPTER if options.method != FULL else MODEL)
+    if options.method != FULL:
         save_pretrained(model, folder, base_model_name_or_path=name, task_type="CAUSAL_LM")
     else:
         model.config.use_cache = True
