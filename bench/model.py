@@ -14,7 +14,7 @@ from torch import nn
 
 from bench.level import POSITIVE, Level, level, several
 from bench.measure import measure_task, on_record
-from bench.methods import IN_NETS
+from bench.methods import GROUPED, IN_NETS
 from bench.methods.method import Update
 from bench.step import ADAMS, MODES
 from bench.task import Batch, Outcome, Task, seeded
@@ -116,7 +116,7 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
     return Outcome(outcome.loss, outcome.logits)
 
 
-@level(LEVEL, 15, IN_NETS, ("full", "peft", "fastlora"))
+@level(LEVEL, 15, (*IN_NETS, GROUPED.name), ("full", "peft", "fastlora", GROUPED.name))
 @several("--adam", ADAMS, ["fused"])
 @several("--sizes", SIZES, help="(default: 10M on a CPU, 1B and 8B on a GPU)")
 @several("--modes", MODES, ["eager", "checkpoint"])

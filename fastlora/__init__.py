@@ -28,6 +28,13 @@ from fastlora.model.apply import apply_lora, lora_disabled, remove_lora, set_lor
 from fastlora.model.combine import combine_adapters
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.freezing import freeze, unfreeze
+from fastlora.model.groups import (
+    GroupCounts,
+    GroupReport,
+    group_counts,
+    group_projections,
+    ungroup_projections,
+)
 from fastlora.model.initialize import initialize
 from fastlora.model.lora_plus import lora_plus_groups
 from fastlora.model.merging import merge_lora, unmerge_lora
@@ -42,6 +49,8 @@ __all__ = [
     "BackendError",
     "Explanation",
     "FusedLoRALinear",
+    "GroupCounts",
+    "GroupReport",
     "LoRAConfig",
     "LoRAParametrization",
     "ParameterReport",
@@ -59,6 +68,8 @@ __all__ = [
     "freeze",
     "from_pretrained",
     "get_backend",
+    "group_counts",
+    "group_projections",
     "hot_swap",
     "initialize",
     "load_adapter",
@@ -79,6 +90,7 @@ __all__ = [
     "train_adapters",
     "tune",
     "unfreeze",
+    "ungroup_projections",
     "unmerge_lora",
     "use_adapter",
 ]

@@ -30,7 +30,13 @@ ROOMS = (
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 # What reads the tile tables, and the choices that a tuning run made.
-TABLE_READERS = ("routes.plan", "routes.choices", "routes.architecture")
+TABLE_READERS = (
+    "routes.plan",
+    "routes.group_plan",
+    "routes.plan_runs",
+    "routes.choices",
+    "routes.architecture",
+)
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
@@ -88,7 +94,7 @@ def test_imports_make_no_circle():
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
-    if dotted(path) == "routes.fused":
+    if dotted(path) in ("routes.fused", "routes.group_fused", "routes.fused_runs"):
         allowed |= {"triton", "fastlora_kernels"}
     if dotted(path) in TABLE_READERS or room(path) == "tuning":
         allowed |= {"fastlora_kernels"}
@@ -105,11 +111,11 @@ def test_the_oracle_knows_torch_alone():
 
 def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
     knows = {name: {dotted(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
-    assert knows["triton"] <= {"routes.fused"}
+    assert knows["triton"] <= {"routes.fused", "routes.fused_runs"}
     # A format launches the kernel that unpacks it.
     rooms = ("tuning.", "formats.")
     known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
-    assert known <= {"routes.fused", *TABLE_READERS}
+    assert known <= {"routes.fused", "routes.group_fused", "routes.fused_runs", *TABLE_READERS}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import places_by_name, shape_of
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
-from fastlora.layer.base_weights import check_original_weights
+from fastlora.layer.base_weights import check_original_weights, stored_weight
 from fastlora.model.experts_targets import Place
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.modules_to_save import check_trainable, saved_modules
@@ -169,7 +169,7 @@ def _check_untied(model: nn.Module, layers: Mapping[str, Any]) -> None:
     for path, layer in layers.items():
         if isinstance(layer, (Stack, FusedLoRAExperts)):
             continue  # PEFT ties linear layers and embeddings alone
-        others = [name for name in owners[id(layer.weight)] if name != path]
+        others = [name for name in owners[id(stored_weight(layer))] if name != path]
         if others:
             raise AdapterError(
                 f"ensure_weight_tying is not supported where a layer with LoRA is tied; {path!r} shares its "

@@ -17,6 +17,7 @@ from fastlora.adapter_files.keys import layer_keys, plain_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Options, check_name
+from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard, whole
 from fastlora.layer.writable import check_own_writable, check_writable
@@ -165,7 +166,8 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> tuple[
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, LORA_LAYERS) and name in layer.adapters:
         dtype = layer.adapters[name].lora_A.dtype
-    A, B = (contents.file.read(key, layer.weight.device, dtype) for key in layer_keys(path))
+    device = stored_weight(layer).device
+    A, B = (contents.file.read(key, device, dtype) for key in layer_keys(path))
     return *from_file(A, B, header.experts), header.options
 
 

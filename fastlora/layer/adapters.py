@@ -13,6 +13,7 @@ from fastlora.layer.adapter import DEFAULT, SLOTS, Adapter, Adapters
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.division import Split
+from fastlora.layer.groups import MEMBERSHIP, Membership, rejoin
 from fastlora.layer.writable import check_own_writable
 
 
@@ -44,7 +45,9 @@ class Adapted(nn.Module):
     applied_as: str = ""
     # The batch of mixed adapters in force, or that one just ended: see adapter_batch.py.
     _batch: AdapterBatch | None = None
-    _own_attributes = (REFERENCE, BATCH, "enabled", "start_scaling", "split", "applied_as")
+    # The group that it is computed with: see groups.py.
+    _group: Membership | None = None
+    _own_attributes = (REFERENCE, BATCH, MEMBERSHIP, "enabled", "start_scaling", "split", "applied_as")
 
     lora_A, lora_B = OfAdapterInUse(), OfAdapterInUse()
     r, alpha, dropout, rslora, init, scaling = (OfAdapterInUse() for _ in range(6))
@@ -72,6 +75,7 @@ class Adapted(nn.Module):
         """As nn.Module's; the copied or unpickled layer gets the training warnings of a new one."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         vars(self).pop(BATCH, None)
+        rejoin(self)
         training_warnings.watch(self)
 
     @property

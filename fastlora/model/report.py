@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastlora.layer.base_weights import like_weight, packed_format
+from fastlora.layer.base_weights import like_weight, packed_format, stored_weight
 from fastlora.model.find_layers import lora_layers
 from fastlora.tables import Part, Shown, Table
 
@@ -98,7 +98,7 @@ def parameter_report(model: nn.Module) -> ParameterReport:
     own = {id(tensor) for _, layer in layers for tensor in layer.adapters.parameters()}
     parameters = list(model.parameters())
     modules = [module for module in model.modules() if packed_format(module) is not None]
-    packed = {id(module.weight): like_weight(module).numel() for module in modules}
+    packed = {id(stored_weight(module)): like_weight(module).numel() for module in modules}
     return ParameterReport(
         base=sum(packed.get(id(p), p.numel()) for p in parameters if id(p) not in own),
         lora=sum(p.numel() for p in parameters if id(p) in own),

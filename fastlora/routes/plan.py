@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -20,6 +20,10 @@ from fastlora.routes.choices import chosen, forget_choices
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.tables import Entry, Table, Tile, load_table
+
+# Up to so many rows a packed W is unpacked inside the product, and in tiles of so many columns.
+PACKED_ROWS: Final = configs.PACKED_ROWS
+PACKED_COLUMNS: Final = configs.PACKED_TILE.block_k
 
 
 class Plan(NamedTuple):
@@ -97,17 +101,25 @@ def plan_for(
     return _cached_plan(direction, architecture, problem, *rest)
 
 
+def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> Plan:
+    """The plan of a forward pass with few rows over a packed W, which is unpacked inside the product."""
+    plan = plan_for(
+        "forward", architecture, problem, tile=configs.PACKED_TILE, dropout=dropout, aligned=False
+    )
+    return plan._replace(options={**plan.options, "enable_fp_fusion": False})
+
+
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:
     """The shape class, if the vendor's matrix product was measured to be faster for it; else None.
 
     Measurements are without dropout and with every gradient needed. One counts only for its dtypes and rank.
     """
-    name, entry, _ = _entry_of(direction, architecture, problem, fp32_precision(), aligned)
+    name, entry, _ = entry_of(direction, architecture, problem, fp32_precision(), aligned)
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     return name if configs.beaten(entry, direction, *dtypes, problem.r) else None
 
 
-def _entry_of(
+def entry_of(
     direction: str, architecture: str, problem: Problem, precision: str, aligned: bool
 ) -> tuple[str, Entry, str]:
     """(shape class of the output, its entry in the table, element kind)."""
@@ -132,7 +144,7 @@ def _cached_plan(
     aligned: bool,
     measured: bool,
 ) -> Plan:
-    name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
+    name, entry, kind = entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
     x, adapter = problem.dtype, problem.adapter_dtype
     tf32_terms = outranges_fp16(adapter, x)

@@ -27,12 +27,11 @@ from fastlora.measuring.timing import (
     timer_for,
     warm_up,
 )
-from fastlora.routes import cpu, vendor
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels.tables import Tile
 
-# The vendor's product with the low-rank part accumulated onto it, among the tiles.
+# The vendor's products beside kernels for what is low-rank, among the tiles.
 LIBRARY: Final = "library"
 
 # Of every contest.
@@ -87,7 +86,7 @@ class Contest:
         direction: "forward" or "backward".
         problem: Shape and dtypes.
         num_sets: Input sets; None for as many as miss the cache.
-        dropout: Of x on the low-rank branch; the vendor's products take none.
+        dropout: Of x on the low-rank branch.
         bias: Whether there is a b.
     """
 
@@ -119,9 +118,9 @@ class Contest:
         self._truth = _results_of(self.sets[0].to(torch.float64), D)
         self._torchs = _results_of(self.sets[0], D)
 
-    def check(self, tile: Tile, repeats: int = 1) -> None:
-        """Raise AssertionError unless a tile's results are right, and have the same bits each time."""
-        plan, extra = self._plan(tile), split_eps(self.sets[0])
+    def check(self, candidate: Tile | str, repeats: int = 1) -> None:
+        """Raise AssertionError unless its results are right, and have the same bits each time."""
+        plan, extra = self._plan_of(candidate), split_eps(self.sets[0])
         first = self._results(plan, self.sets[0], self.ps[0])
         for name, result in first.items():
             assert_within_budget(name, result, self._torchs[name], self._truth[name], extra=extra)
@@ -147,7 +146,7 @@ class Contest:
 
     def times(self, candidates: Sequence[Tile | str]) -> dict[Tile | str, list[float]]:
         """Microseconds of each tile, and of LIBRARY, one for each round; they are timed in turn."""
-        calls = {name: self._call(None if isinstance(name, str) else self._plan(name)) for name in candidates}
+        calls = {one: self._call(self._plan_of(one)) for one in candidates}
         if self.device.type == "cuda":
             calls = {name: captured(call) for name, call in calls.items()}
         timer = timer_for(self.device)
@@ -176,20 +175,23 @@ class Contest:
             measured=False,
         )
 
+    def _plan_of(self, candidate: Tile | str) -> Plan | None:
+        return None if isinstance(candidate, str) else self._plan(candidate)
+
     def _call(self, plan: Plan | None) -> Call:
         """The pass on every input set, by the kernels, or by the library where there is no plan."""
         return lambda: [self._results(plan, inputs, p) for inputs, p in zip(self.sets, self.ps, strict=True)]
 
     def _results(self, plan: Plan | None, of: Inputs, p: Tensor) -> dict[str, Tensor]:
-        from fastlora.routes import fused  # Triton reads TRITON_INTERPRET when it is imported
+        # Triton reads TRITON_INTERPRET when it is imported.
+        from fastlora.routes import fused, vendor_beside_kernels
 
         o = of.call(self.dropout, self.seed)
-        torchs = cpu if self.device.type == "cpu" else vendor
         if self.direction == "forward":
-            y, p = torchs.forward(o) if plan is None else fused.forward(o, plan)
+            y, p = vendor_beside_kernels.forward(o) if plan is None else fused.forward(o, plan)
             return {"y": y, "p": p}
         given = (o, of.dy, p, EVERYTHING)
-        found = torchs.backward(*given) if plan is None else fused.backward(*given, plan)
+        found = vendor_beside_kernels.backward(*given) if plan is None else fused.backward(*given, plan)
         return {
             name: value for name, value in zip(("dx", "dA", "dB"), found, strict=True) if value is not None
         }

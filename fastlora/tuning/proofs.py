@@ -11,8 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import IO, Final
 
-from fastlora.tuning.trial import Job
-from fastlora_kernels.tables import Tile
+from fastlora.tuning.trial import Candidate, Job
 
 COMMAND: Final = (sys.executable, "-m", "fastlora.tuning.trial")
 # Until a candidate's line: it is compiled and run. Before the first, a process starts and makes its inputs.
@@ -22,33 +21,33 @@ _START_SECONDS: Final = 120.0
 
 def prove(
     job: Job,
-    tiles: Sequence[Tile],
+    candidates: Sequence[Candidate],
     *,
     command: Sequence[str] = COMMAND,
     seconds: float = _SECONDS,
     start_seconds: float = _START_SECONDS,
 ) -> list[str | None]:
-    """For each tile None if it is right, else why it is out.
+    """For each candidate None if it is right, else why it is out.
 
     Args:
         job: What they are proven for.
-        tiles: The candidates.
+        candidates: Tiles, and LIBRARY.
         command: What proves; for tests.
         seconds: The most that a candidate may take.
         start_seconds: The most that a process may take to start, beside its first candidate.
     """
     verdicts: list[str | None] = []
-    while len(verdicts) < len(tiles):
-        verdicts += _one_process(job, tiles[len(verdicts) :], command, seconds, start_seconds)
+    while len(verdicts) < len(candidates):
+        verdicts += _one_process(job, candidates[len(verdicts) :], command, seconds, start_seconds)
     return verdicts
 
 
 def _one_process(
-    job: Job, tiles: Sequence[Tile], command: Sequence[str], seconds: float, start_seconds: float
+    job: Job, candidates: Sequence[Candidate], command: Sequence[str], seconds: float, start_seconds: float
 ) -> list[str | None]:
     """The verdicts up to the first candidate that ended its process, which is at least one."""
     process = subprocess.Popen(
-        [*command, job.dumps(list(tiles))],
+        [*command, job.dumps(list(candidates))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,7 +60,7 @@ def _one_process(
     verdicts: list[str | None] = []
     limit = start_seconds + seconds
     try:
-        while len(verdicts) < len(tiles):
+        while len(verdicts) < len(candidates):
             try:
                 line = lines.get(timeout=limit)
             except queue.Empty:

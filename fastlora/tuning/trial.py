@@ -15,6 +15,8 @@ from fastlora.formula.cost import Problem
 from fastlora.routes.backend import set_backend
 from fastlora_kernels.tables import Tile
 
+Candidate = Tile | str
+
 # The rate of a problem with dropout; any other takes the same code.
 DROPOUT = 0.125
 
@@ -36,23 +38,23 @@ class Job(NamedTuple):
     dropout: bool
     repeats: int
 
-    def dumps(self, tiles: list[Tile]) -> str:
+    def dumps(self, candidates: list[Candidate]) -> str:
         """The argument of the process."""
         problem = [*self.problem[:4], *(str(dtype).removeprefix("torch.") for dtype in self.problem[4:])]
-        return json.dumps([self.device, self.direction, problem, self.dropout, self.repeats, tiles])
+        return json.dumps([self.device, self.direction, problem, self.dropout, self.repeats, candidates])
 
     @classmethod
-    def loads(cls, text: str) -> tuple[Job, list[Tile]]:
+    def loads(cls, text: str) -> tuple[Job, list[Candidate]]:
         """What `dumps` wrote."""
-        device, direction, problem, dropout, repeats, tiles = json.loads(text)
+        device, direction, problem, dropout, repeats, candidates = json.loads(text)
         dtypes = [getattr(torch, name) for name in problem[4:]]
         job = cls(device, direction, Problem(*problem[:4], *dtypes), dropout, repeats)
-        return job, [Tile(*tile) for tile in tiles]
+        return job, [one if isinstance(one, str) else Tile(*one) for one in candidates]
 
 
 def main(text: str) -> None:
-    """Prove each tile in turn."""
-    job, tiles = Job.loads(text)
+    """Prove each candidate in turn."""
+    job, candidates = Job.loads(text)
     from fastlora.tuning.contest import Contest
 
     torch.manual_seed(0)
@@ -62,16 +64,16 @@ def main(text: str) -> None:
         dropout = DROPOUT if job.dropout else 0.0
         device = torch.device(job.device)
         contest = Contest(device, job.direction, job.problem, num_sets=1, dropout=dropout, bias=True)
-        for tile in tiles:
-            _say({"failed": _why_failed(contest, tile, job.repeats)})
+        for one in candidates:
+            _say({"failed": _why_failed(contest, one, job.repeats)})
 
 
-def _why_failed(contest: Any, tile: Tile, repeats: int) -> str | None:
+def _why_failed(contest: Any, candidate: Candidate, repeats: int) -> str | None:
     try:
-        contest.check(tile, repeats)
+        contest.check(candidate, repeats)
         if contest.device.type == "cuda":
             torch.cuda.synchronize()
-    except Exception as error:  # a tile may fail in any way; the others are tried
+    except Exception as error:  # it may fail in any way; the others are tried
         return f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
     return None
 

@@ -33,11 +33,9 @@ from fastlora.tuning.contest import LIBRARY, Contest
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.proofs import prove
 from fastlora.tuning.report import Found, Progress, Request, TuneReport
-from fastlora.tuning.trial import DROPOUT, Job
+from fastlora.tuning.trial import DROPOUT, Candidate, Job
 from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, VENDOR, Choice, Choices, Key
-from fastlora_kernels.tables import Tile
 
-Candidate = Tile | str
 Times = Mapping[Candidate, Sequence[float]]
 
 # What another candidate's time must be below, over the default's.
@@ -51,11 +49,11 @@ class Means(NamedTuple):
     """How candidates are proven and timed; tests and dry runs have others.
 
     Attributes:
-        prove: For each tile None if it is right, else why it is out.
+        prove: For each candidate None if it is right, else why it is out.
         times: Microseconds of each candidate, one for each round.
     """
 
-    prove: Callable[[Job, Sequence[Tile]], list[str | None]]
+    prove: Callable[[Job, Sequence[Candidate]], list[str | None]]
     times: Callable[[Job, Sequence[Candidate]], Times]
 
 
@@ -132,12 +130,11 @@ def _contest(
 ) -> Choice | None:
     """The choice of one pass; None if no candidate was right. What was found goes into the report."""
     default, entrants = _entrants(request, direction, machine)
-    tiles = [one for one in entrants if isinstance(one, Tile)]
     repeats = _DRY_REPEATS if dry else _REPEATS
     job = Job(machine.device.type, direction, request.problem, request.dropout, repeats)
-    verdicts = dict(zip(tiles, means.prove(job, tiles), strict=True))
-    out = {tile: why for tile, why in verdicts.items() if why is not None}
-    report.failures += [f"{_words(request, direction)}, {_name(tile)}: {why}" for tile, why in out.items()]
+    verdicts = dict(zip(entrants, means.prove(job, entrants), strict=True))
+    out = {one: why for one, why in verdicts.items() if why is not None}
+    report.failures += [f"{_words(request, direction)}, {_name(one)}: {why}" for one, why in out.items()]
     sound = [one for one in entrants if one not in out]
     if not sound:
         return None
@@ -174,11 +171,8 @@ def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candi
     architecture = architecture_of(machine.device)
     plan = plan_for(direction, architecture, problem, dropout=dropout, measured=False)
     tiles = candidates(plan.shape_class, direction, plan.tile)
-    entrants: list[Candidate] = [*tiles]
-    if request.dropout:  # torch draws another mask
-        return tiles[0], entrants
     decision = decide_for(problem, machine.device, setting="auto", dropout=dropout)
-    by_vendor = not getattr(decision, direction).is_fused and machine.device.type == "cuda"
+    by_vendor = getattr(decision, direction).name == "vendor"
     return (LIBRARY, [LIBRARY, *tiles]) if by_vendor else (tiles[0], [*tiles, LIBRARY])
 
 

@@ -129,9 +129,8 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
     if sizes["rows"] != bucket(sizes["rows"]):
         raise ContentError(f"{place}.rows must be a power of two; got {sizes['rows']}")
     if values["code"] == VENDOR:
-        # torch draws another mask than the kernels do, and a backward pass may take other code.
-        if values["tile"] is not None or values["dropout"]:
-            raise ContentError(f"{place} must have no tile and no dropout where the code is {VENDOR!r}")
+        if values["tile"] is not None:
+            raise ContentError(f"{place}.tile must be null where the code is {VENDOR!r}")
         chosen = None
     else:
         chosen = tile(place, values["direction"], values["tile"])

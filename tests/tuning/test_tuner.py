@@ -71,13 +71,13 @@ def test_a_faster_tile_is_kept_and_a_gain_within_the_noise_is_not(tmp_path):
     assert (found.tile, found.gain) == (default, 1.0)
 
 
-def test_the_vendors_products_are_kept_where_they_are_the_fastest_but_not_with_dropout(tmp_path):
+def test_the_vendors_products_are_kept_where_they_are_the_fastest(tmp_path):
     fast = means(lambda place, one: 50.0 if one == LIBRARY else 100.0)
     run(tmp_path / "a.json", fast)
     assert choice_of(tmp_path / "a.json").code == "vendor"
     tune_for([Request(PROBLEM, dropout=True)], HERE, path=tmp_path / "b.json", means=fast)
     (forward, backward) = read_file(tmp_path / "b.json").entries.values()
-    assert forward.code == backward.code == "kernels"
+    assert forward.code == backward.code == "vendor"
 
 
 def test_what_is_wrong_is_listed_and_never_chosen_even_the_default(tmp_path):
