@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# A page that shows a few lines of a larger script leaves out how that begins. Here it is, by page and the number
+# A page that shows a few lines of a larger script leaves out how that begins. Here it is, by page and number
 # of the block.
 LLAMA = """
 import copy, peft, torch, transformers
@@ -43,6 +43,13 @@ in_place, model = apply_lora, tiny("Mixtral")
 def apply_lora(model, config):
     return in_place(copy.deepcopy(model), config)
 """
+GROUPS = """
+from fastlora import group_projections
+from fastlora.integrations.peft import accelerate_peft
+
+model, base = tiny("Llama"), tiny("Llama")
+config = peft.LoraConfig(r=2, target_modules="all-linear")
+"""
 BEFORE = {
     "README.md": {
         0: LLAMA,
@@ -52,6 +59,7 @@ BEFORE = {
         4: 'base = tiny("Llama")',
     },
     "docs/experts.md": {0: LLAMA + MIXTRAL},
+    "docs/groups.md": {0: LLAMA + GROUPS},
     "docs/quantized.md": {0: LLAMA},
     "docs/scaling.md": {
         0: LLAMA + ALONE + 'model, config = tiny("Llama"), LoRAConfig(r=2)',

@@ -83,6 +83,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bits(trained):
         job.run(replace(result.options, lr=4e-3, resume=True))
     resumed = job.run(replace(result.options, resume=True))
     assert resumed.resumed_at == STEPS - 1
+    assert 0 < resumed.tokens < result.tokens / 2  # a run from its start would have the same bits too
     assert resumed.losses == result.losses
     again = adapter_of(resumed)
     assert whole.keys() == again.keys()

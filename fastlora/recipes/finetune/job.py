@@ -8,8 +8,6 @@ appear in OUT together.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from fastlora.config import LoRAConfig
 from fastlora.model.apply import apply_lora
 from fastlora.model.report import parameter_report
 from fastlora.recipes.finetune.base import ModelError, bars_on_terminals, load_base, load_tokenizer
-from fastlora.recipes.finetune.options import LORA, FinetuneOptions
+from fastlora.recipes.finetune.options import FULL, FinetuneOptions
 from fastlora.recipes.finetune.picture import draw_picture
 from fastlora.recipes.finetune.results import (
     ADAPTER,
@@ -74,12 +72,12 @@ def _run(options: FinetuneOptions, say: Callable[[str], None] | None) -> Finetun
         digests = {"data_sha256": rows.digest, "eval_sha256": held.digest if held else ""}
         checkpoint = starting_point(options, digests)
     with timed(seconds, "load"):
-        name = _model_name(options)
-        tokenizer = _tokenizer(name, rows)
-        marked = answers_alone(rows, tokenizer)
         evaluates = held is not None or (options.eval_share > 0 and len(rows.rows) > 1)
-        terminal = say is None and sys.stderr.isatty()
-        arguments = arguments_of(options, answers_alone=marked, evaluates=evaluates, terminal=terminal)
+        arguments = arguments_of(options, evaluates=evaluates)
+        with arguments.main_process_first(local=False):
+            name = _model_name(options)
+        tokenizer = _tokenizer(name, rows)
+        arguments.assistant_only_loss = marked = answers_alone(rows, tokenizer)
         model = _model(options, name)
         kinds = kinds_of_layers(model)
         trainer = build(options, arguments, model, tokenizer, rows, held)
@@ -107,14 +105,10 @@ def _model_name(options: FinetuneOptions) -> str:
     if options.model != TINY:
         return options.model
     folder = options.out / BASE
-    if _rank() == 0 and not folder.exists():
+    if not folder.exists():
         with staged(options.out, ()) as draft:
             write_tiny(draft / BASE)
     return str(folder)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _tokenizer(name: str, rows: Rows) -> Any:
@@ -134,11 +128,11 @@ def _model(options: FinetuneOptions, name: str) -> Any:
     on_cpu = options.device == "cpu" or not torch.cuda.is_available()
     dtype = getattr(torch, options.dtype) if options.dtype != AUTO else None
     if dtype is None:
-        half = options.method == LORA and not on_cpu and torch.cuda.is_bf16_supported()
+        half = options.method != FULL and not on_cpu and torch.cuda.is_bf16_supported()
         dtype = torch.bfloat16 if half else torch.float32
     model = load_base(name, dtype, options.base)
     model.config.use_cache = False
-    if options.method == LORA:
+    if options.method != FULL:
         apply_lora(
             model,
             LoRAConfig(
@@ -199,8 +193,8 @@ def _result(
 
 def _write(options: FinetuneOptions, model: Any, tokenizer: Any, draft: Path, name: str) -> None:
     """Write the adapter, or the model if all of it was trained, with the tokenizer beside it."""
-    folder = draft / (ADAPTER if options.method == LORA else MODEL)
-    if options.method == LORA:
+    folder = draft / (ADAPTER if options.method != FULL else MODEL)
+    if options.method != FULL:
         save_pretrained(model, folder, base_model_name_or_path=name, task_type="CAUSAL_LM")
     else:
         model.config.use_cache = True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from fastlora.recipes.finetune.options import LORA
+from fastlora.recipes.finetune.options import FULL
 from fastlora.recipes.finetune.results import ADAPTER, MODEL, PICTURE, FinetuneResult
 from fastlora.recipes.finetune.rows import MESSAGES
 from fastlora.recipes.frame import RESULTS
@@ -23,7 +23,7 @@ def print_summary(result: FinetuneResult, console: Console) -> None:
 
 def _figures(result: FinetuneResult) -> Iterator[str]:
     trained = f"{result.trainable:,} parameters trained"
-    if result.options.method == LORA:
+    if result.options.method != FULL:
         trained += f", {100 * result.lora_parameters / result.base_parameters:.3g}% of the model's"
     yield f"{trained}; the loss is of {result.loss_on}"
     if result.unused:
@@ -51,7 +51,7 @@ def _paths(result: FinetuneResult) -> Iterator[str]:
 
 
 def _files(result: FinetuneResult) -> Iterator[str]:
-    out, lora = result.options.out, result.options.method == LORA
+    out, lora = result.options.out, result.options.method != FULL
     what = out / (ADAPTER if lora else MODEL)
     yield f"{'Adapter' if lora else 'Model'}: {what}"
     yield f"Results: {out / RESULTS}"

@@ -19,14 +19,12 @@ _WARM_UP: Final = 0.03
 CHECKPOINTS: Final = "checkpoints"
 
 
-def arguments_of(options: FinetuneOptions, *, answers_alone: bool, evaluates: bool, terminal: bool) -> Any:
+def arguments_of(options: FinetuneOptions, *, evaluates: bool) -> Any:
     """TRL's SFTConfig. Under torchrun, making it joins the other processes.
 
     Args:
         options: The job's options.
-        answers_alone: Whether of messages only the answers are in the loss.
         evaluates: Whether there are rows to evaluate on.
-        terminal: Whether to show a progress bar.
     """
     from trl.trainer.sft_config import SFTConfig
 
@@ -36,7 +34,6 @@ def arguments_of(options: FinetuneOptions, *, answers_alone: bool, evaluates: bo
         max_length=options.length,
         packing=options.packing,
         packing_strategy="wrapped",  # the other keeps rows apart by FlashAttention alone
-        assistant_only_loss=answers_alone,
         per_device_train_batch_size=options.batch,
         per_device_eval_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate,
@@ -58,7 +55,7 @@ def arguments_of(options: FinetuneOptions, *, answers_alone: bool, evaluates: bo
         save_total_limit=_KEPT,
         include_num_input_tokens_seen="non_padding",
         report_to="none",
-        disable_tqdm=not terminal,
+        disable_tqdm=True,
         use_cpu=on_cpu,
         seed=options.seed,
     )
@@ -116,7 +113,7 @@ class Clock:
     """The seconds and tokens of a trainer's steps, told by a callback.
 
     Args:
-        say: Called with a line at some steps, where there is no progress bar; None says nothing.
+        say: Called with a line at some steps; None shows a progress bar where there is a terminal.
     """
 
     def __init__(self, say: Callable[[str], None] | None) -> None:
@@ -126,11 +123,21 @@ class Clock:
 
     def attach(self, trainer: Any) -> None:
         """Have the trainer tell this clock, and no longer print what it logs as dictionaries."""
+        from tqdm.auto import tqdm
         from transformers import PrinterCallback, TrainerCallback
 
         clock = self
 
         class Told(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                hidden = clock.say is not None or not state.is_world_process_zero
+                self.bar = tqdm(
+                    total=state.max_steps, initial=state.global_step, unit="step", disable=hidden or None
+                )
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                self.bar.close()
+
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 self.began, self.seen = time.perf_counter(), state.num_input_tokens_seen
 
@@ -139,8 +146,11 @@ class Clock:
                     torch.cuda.synchronize()
                 clock.seconds += time.perf_counter() - self.began
                 clock.tokens += state.num_input_tokens_seen - self.seen
+                self.bar.update()
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                if "loss" in (logs or {}):
+                    self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
                 step, steps = state.global_step, state.max_steps
                 due = step == steps or step % max(1, steps // 10) == 0
                 if clock.say is not None and state.is_world_process_zero and due:
