@@ -199,9 +199,11 @@ def takes_group(direction: str, shape_class: str, wide_adapters: bool, tf32_term
 def segment_rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool) -> int:
     """As `rank_block`, in the kernels for rows that choose their operands.
 
-    They keep a tile's table entries in registers too: blocks of 64 ranks spilled 24 bytes (sm_90, bf16).
+    They keep a tile's table entries in registers too. Blocks of 64 ranks spilled 24 bytes (sm_90, bf16), and
+    blocks of 32 spilled 32 bytes on gfx942.
     """
-    return min(rank_block(r, architecture, kind, wide_adapters, tf32_terms), 32)
+    most = 16 if architecture == "gfx942" else 32
+    return min(rank_block(r, architecture, kind, wide_adapters, tf32_terms), most)
 
 
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:
