@@ -67,12 +67,13 @@ def test_chunks_of_rows_make_no_difference(monkeypatch):
     assert_right(random_inputs(37, 29, 43, 5))
 
 
+@exhaustive
 def test_the_kernels_multiply_on_their_path():
     with set_backend("triton"):
         assert_right(random_inputs(19, 21, 23, 3, dtype=FP16, adapter_dtype=FP32))
 
 
-@pytest.mark.parametrize("removed", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("removed", [pytest.param(0.9, marks=exhaustive), 0.999])
 def test_the_norm_is_exact_where_an_update_removes_a_row(removed):
     torch.manual_seed(0)
     B, A = torch.randn(64, 16, dtype=FP64), torch.randn(16, 512, dtype=FP64) / 16

@@ -23,7 +23,9 @@ def moved(model):
 
 
 @pytest.mark.parametrize("options", [*BIASES, {"bias": "all", "use_dora": True}], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.exhaustive)], ids=str
+)
 def test_trained_biases_are_fused_and_get_pefts_gradients(options, dtype):
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False, **options)
@@ -50,7 +52,7 @@ def test_a_batch_that_mixes_adapters_with_biases_takes_pefts_own_forward():
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 @pytest.mark.parametrize(
     "options",
     [

@@ -148,6 +148,7 @@ def test_checkpoints_of_compiled_and_eager_models_interchange(saves_compiled, tm
     assert torch.equal(loader(x), saver(x))
 
 
+@pytest.mark.exhaustive
 def test_dora_is_one_graph_with_eagers_numbers():
     torch.manual_seed(0)
     layer = FusedLoRALinear(7, 5, r=2, dora=True)
