@@ -38,7 +38,7 @@ def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # Each of three variants as the plain kernel, for experts, and for adapters. Backward, those of projections
+    # Each of three variants as the plain kernel, for experts and for adapters. Backward, those of projections
     # that share x are none with fp16 and fp32 adapters.
     variants = {": forward": 3, ": backward": 2}.get(kernel, 3 * 3)
     assert f" {variants * len(TARGETS[architecture])} kernels within the rules" in done.stdout
