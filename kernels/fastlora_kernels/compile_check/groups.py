@@ -18,7 +18,7 @@ from fastlora_kernels.compile_check.compiler import (
     signature_of,
 )
 from fastlora_kernels.compile_check.rules import faults
-from fastlora_kernels.compile_check.variants import Case, cases
+from fastlora_kernels.compile_check.variants import Case, representative_cases
 from fastlora_kernels.configs import group_rank_block, launch_options, rank_block, takes_group
 from fastlora_kernels.group_backward import group_backward_kernel
 from fastlora_kernels.group_forward import group_forward_kernel
@@ -67,12 +67,12 @@ class GroupCase(NamedTuple):
 
 
 def group_cases(architectures: list[str], *, every_variant: bool) -> Iterator[GroupCase]:
-    """The most demanding kernels of three projections; or those of two as well, in every variant.
+    """Representative kernels of three projections; or those of two as well, in every variant.
 
     There is no dropout in them.
     """
     seen = set()
-    for case in cases(architectures, every_variant=every_variant):
+    for case in representative_cases(architectures, every_variant=every_variant):
         single = case._replace(variant=case.variant._replace(dropout=False))
         one = single.variant
         fits = takes_group(single.direction, single.shape_class, one.wide_adapters, one.tf32_terms)

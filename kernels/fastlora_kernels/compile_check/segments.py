@@ -16,7 +16,7 @@ from fastlora_kernels.compile_check.compiler import (
     kinds_of_both,
 )
 from fastlora_kernels.compile_check.rules import faults
-from fastlora_kernels.compile_check.variants import Case, cases
+from fastlora_kernels.compile_check.variants import Case, representative_cases
 from fastlora_kernels.configs import segment_rank_block
 from fastlora_kernels.segment_backward import segment_backward_kernel
 from fastlora_kernels.segment_forward import segment_forward_kernel
@@ -35,9 +35,9 @@ class SegmentCase(NamedTuple):
 
 
 def segment_cases(architectures: list[str], *, every_variant: bool) -> Iterator[SegmentCase]:
-    """The kernels to compile, of the variants that the plain kernels are compiled in."""
+    """The kernels to compile: those of representative variants, or of all."""
     seen = set()
-    for case in cases(architectures, every_variant=every_variant):
+    for case in representative_cases(architectures, every_variant=every_variant):
         if case.shape_class == "wide":  # which these kernels never take
             continue
         # y and dx are stored by pointers.

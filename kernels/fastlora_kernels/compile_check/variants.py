@@ -102,6 +102,20 @@ def cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
                 yield from tile_cases(*where, every_variant=every_variant)
 
 
+def representative_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
+    """As `cases`, for kernels that are the plain ones' kin: fp32 adapters on bf16, and fp32 in tf32.
+
+    sm_89 is left to `every_variant`: it has sm_86's table, shared memory and matrix instructions.
+    """
+    for case in cases(architectures, every_variant=every_variant):
+        representative = (case.variant.element, case.variant.adapter) == (
+            "bf16",
+            "fp32",
+        ) or case.kind == "tf32"
+        if every_variant or (representative and case.target.arch != 89):
+            yield case
+
+
 def tile_cases(
     architecture: str, kind: str, shape_class: str, direction: str, tile: Tile, *, every_variant: bool
 ) -> Iterator[Case]:
