@@ -118,7 +118,7 @@ def test_bad_data_leaves_nothing_behind(tmp_path):
     [
         ({"r": 0}, "r must be"),
         ({"method": "dora2"}, "method must be one of"),
-        ({"method": "full", "base": "nf4"}, "method must be lora over a packed base"),
+        ({"method": "full", "base": "nf4"}, "method must be lora or dora over a packed base"),
         ({"eval_share": 1.0}, "eval_share must be"),
         ({"lr": 0.0}, "lr must be"),
         ({"max_steps": 0}, "max_steps must be"),
@@ -172,6 +172,14 @@ def test_over_four_bits_adapters_keep_their_dtype_and_resume_to_the_bit(tmp_path
     speaker = speaker_of(adapter=options.out / "adapter", base="nf4", max_tokens=4)
     assert isinstance(next(layer for _, layer in lora_layers(speaker.model)), QuantizedLoRALinear)
     assert speaker.answer(QUESTION)
+
+
+@exhaustive
+def test_the_method_dora_trains_magnitudes_too_and_writes_them(tmp_path):
+    result = job.run(options_for(tmp_path / "out", method="dora"))
+    assert result.losses[-1][1] < result.losses[0][1]
+    assert any("lora_magnitude_vector" in name for name in adapter_of(result))
+    assert speaker_of(adapter=tmp_path / "out" / "adapter", max_tokens=4)
 
 
 @exhaustive

@@ -19,7 +19,7 @@ from fastlora.config import LoRAConfig
 from fastlora.model.apply import apply_lora
 from fastlora.model.report import parameter_report
 from fastlora.recipes.finetune.base import ModelError, bars_on_terminals, load_base, load_tokenizer
-from fastlora.recipes.finetune.options import FULL, FinetuneOptions
+from fastlora.recipes.finetune.options import DORA, FULL, FinetuneOptions
 from fastlora.recipes.finetune.picture import draw_picture
 from fastlora.recipes.finetune.results import (
     ADAPTER,
@@ -139,6 +139,7 @@ def _model(options: FinetuneOptions, name: str) -> Any:
                 r=options.r,
                 alpha=options.alpha,
                 dropout=options.dropout,
+                dora=options.method == DORA,
                 target_modules=options.target_modules(),
                 task_type="CAUSAL_LM",
             ),

@@ -13,8 +13,9 @@ from fastlora.recipes.options import AUTO, check_count
 from fastlora.seeding import check_seed
 
 LORA: Final = "lora"
+DORA: Final = "dora"
 FULL: Final = "full"
-METHODS: Final = (LORA, FULL)
+METHODS: Final = (LORA, DORA, FULL)
 
 NF4: Final = "nf4"
 BASES: Final = (NF4,)
@@ -32,7 +33,7 @@ class FinetuneOptions:
             "completion", or "text".
         eval_data: The same, for the evaluation loss; None holds back a share of the data.
         eval_share: That share, in [0, 1); 0 evaluates nothing.
-        method: "lora", or "full" to train every weight.
+        method: "lora", "dora", or "full" to train every weight.
         r: Rank of each update.
         alpha: Each update is scaled by alpha / r.
         dropout: Of LoRA, in [0, 1).
@@ -90,7 +91,7 @@ class FinetuneOptions:
         if self.base is not None:
             check_choice("base", self.base, BASES)
         if self.base is not None and self.method == FULL:
-            raise ValueError(f"method must be lora over a packed base; got full over {self.base}")
+            raise ValueError(f"method must be lora or dora over a packed base; got full over {self.base}")
         check_rank(self.r)
         if check_alpha(self.alpha) in (None, 0.0):
             raise ValueError(f"alpha must be a finite number other than 0; got {self.alpha!r}")
