@@ -20,6 +20,8 @@ from tests.kernels import test_hand_over as hand_over
 @pytest.mark.parametrize("kernel", [", forward", ", backward", ": forward", ": backward"])
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture, kernel):
+    if architecture == "sm_86" and kernel.startswith(":"):
+        pytest.skip("these are compiled for it by --every-variant alone")
     # A process of its own: TRITON_INTERPRET replaces the kernels by interpreted ones in this one. The other
     # entries are the check's own run, which takes minutes.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -38,10 +40,10 @@ def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # Of the plain kernel three variants for each target. Of its kin one, and none for sm_89: for projections
-    # that share x, for experts and for adapters.
+    # Of the plain kernel three variants for each target. Of its kin one: for projections that share x, for
+    # experts and for adapters.
     targets = TARGETS[architecture]
-    kin = sum(target.arch != 89 for target in targets)
+    kin = sum(target.arch not in (86, 89) for target in targets)
     expected = kin if kernel.startswith(":") else 3 * len(targets) + 2 * kin
     assert f" {expected} kernels within the rules" in done.stdout
 
