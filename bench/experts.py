@@ -20,7 +20,7 @@ from bench.methods import IN_MIXTURES
 from bench.methods.experts import UNFUSED_EXPERTS
 from bench.methods.method import Update
 from bench.step import ADAMS, MODES
-from bench.task import Batch, Outcome, Task
+from bench.task import Batch, Outcome, Task, seeded
 
 LEVEL = "experts"
 
@@ -90,14 +90,8 @@ def mixture_task(
     ]
 
     def build() -> nn.Module:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        torch.manual_seed(0)
-        try:
-            with torch.device(device):
-                return Mixture(size).train()
-        finally:
-            torch.set_default_dtype(before)
+        with seeded(device, dtype):
+            return Mixture(size).train()
 
     return Task(
         name=f"qwen3-moe-{name}",

@@ -23,7 +23,7 @@ from bench.goals import findings
 from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
 from bench.measure import present
-from bench.methods import FASTLORA, METHODS, UNDROPPED, Method
+from bench.methods import FASTLORA, GROUPED, METHODS, UNDROPPED, Method
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
@@ -85,7 +85,7 @@ def present_methods(steps: Steps) -> list[Method]:
     methods, results.absent = present(METHODS, setting.device, setting.cases[0].dtype)
     if hung := steps.hung():
         why = f"{', '.join(hung)} did not finish: a kernel may hang"
-        results.absent |= dict.fromkeys((FASTLORA.name, UNDROPPED.name), why)
+        results.absent |= dict.fromkeys((FASTLORA.name, GROUPED.name, UNDROPPED.name), why)
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]

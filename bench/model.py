@@ -14,10 +14,10 @@ from torch import nn
 
 from bench.level import POSITIVE, Level, level, several
 from bench.measure import measure_task, on_record
-from bench.methods import IN_NETS
+from bench.methods import GROUPED, IN_NETS
 from bench.methods.method import Update
 from bench.step import ADAMS, MODES
-from bench.task import Batch, Outcome, Task
+from bench.task import Batch, Outcome, Task, seeded
 
 LEVEL = "model"
 
@@ -84,14 +84,8 @@ def llama_task(
         ]
 
     def build() -> nn.Module:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        torch.manual_seed(0)
-        try:
-            with torch.device(device):
-                return _llama(size).train()
-        finally:
-            torch.set_default_dtype(before)
+        with seeded(device, dtype):
+            return _llama(size).train()
 
     shape = {**text._asdict(), **size._asdict(), "r": update.r}
     return Task(f"llama-{name}", shape, dtype, build, names, update, batches, _run)
@@ -122,7 +116,7 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
     return Outcome(outcome.loss, outcome.logits)
 
 
-@level(LEVEL, 15, IN_NETS, ("full", "peft", "fastlora"))
+@level(LEVEL, 15, (*IN_NETS, GROUPED.name), ("full", "peft", "fastlora", GROUPED.name))
 @several("--adam", ADAMS, ["fused"])
 @several("--sizes", SIZES, help="(default: 10M on a CPU, 1B and 8B on a GPU)")
 @several("--modes", MODES, ["eager", "checkpoint"])

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 
 from bench.cases import Case, Measurement
-from bench.methods import METHODS, UNDROPPED
+from bench.methods import GROUPED, METHODS, UNDROPPED
 
 HEADLINE: Final = (4096, 4096)
 # (K, N) of the linear layers; the headline shape is one of them.
@@ -25,8 +25,9 @@ QWEN_32B: Final = ((5120, 5120), (5120, 27648), (27648, 5120), (5120, 7168))
 
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 
-# Everything but ours without dropout, which is beside it in the cases with dropout.
-EVERY: Final = tuple(name for name in METHODS if name != UNDROPPED.name)
+# Everything but ours without dropout, which is beside it in the cases with dropout, and groups: a layer alone
+# has none.
+EVERY: Final = tuple(name for name in METHODS if name not in (UNDROPPED.name, GROUPED.name))
 EVERY_WITH_DROPOUT: Final = (*EVERY, UNDROPPED.name)
 # Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
 # parametrization loses by its design: they are measured where every method is.

@@ -25,9 +25,10 @@ from bench.counts import synchronize
 from bench.layer import build_layer
 from bench.level import Level, level
 from bench.measure import on_record
-from bench.methods import METHODS
+from bench.methods import METHODS, UNDROPPED
 from bench.process import python_path, run_process
 from bench.results import Results, Row
+from bench.schedule import EVERY
 
 LEVEL: Final = "startup"
 PACKAGES: Final = ("fastlora", "peft", "loralib")
@@ -65,7 +66,7 @@ def first_steps(method: str, device: str, threads: int | None) -> str:
     return json.dumps(seconds)
 
 
-@level(LEVEL, 5, list(METHODS))
+@level(LEVEL, 5, (*EVERY, UNDROPPED.name))
 def main(level: Level) -> None:
     """Time imports, then first steps."""
     results, case = level.results, CASES[level.device.type]

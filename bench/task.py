@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,19 @@ from fastlora.arguments import dtype_name
 from fastlora.measuring.inputs import Inputs
 
 Batch = Mapping[str, Tensor]
+
+
+@contextmanager
+def seeded(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Make a net on the device and in the dtype, with the same weights each time."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    torch.manual_seed(0)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Outcome(NamedTuple):

@@ -28,12 +28,20 @@ from fastlora.model.apply import apply_lora, lora_disabled, remove_lora, set_lor
 from fastlora.model.combine import combine_adapters
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.freezing import freeze, unfreeze
+from fastlora.model.groups import (
+    GroupCounts,
+    GroupReport,
+    group_counts,
+    group_projections,
+    ungroup_projections,
+)
 from fastlora.model.initialize import initialize
 from fastlora.model.lora_plus import lora_plus_groups
 from fastlora.model.merging import merge_lora, unmerge_lora
 from fastlora.model.report import ParameterReport, parameter_report
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 from fastlora.routes.backend import BackendError, get_backend, set_backend
+from fastlora.tune_model import tune
 from fastlora.version import __version__
 
 __all__ = [
@@ -41,6 +49,8 @@ __all__ = [
     "BackendError",
     "Explanation",
     "FusedLoRALinear",
+    "GroupCounts",
+    "GroupReport",
     "LoRAConfig",
     "LoRAParametrization",
     "ParameterReport",
@@ -58,6 +68,8 @@ __all__ = [
     "freeze",
     "from_pretrained",
     "get_backend",
+    "group_counts",
+    "group_projections",
     "hot_swap",
     "initialize",
     "load_adapter",
@@ -76,7 +88,9 @@ __all__ = [
     "set_backend",
     "set_lora_enabled",
     "train_adapters",
+    "tune",
     "unfreeze",
+    "ungroup_projections",
     "unmerge_lora",
     "use_adapter",
 ]

@@ -67,6 +67,7 @@ class LoRAConfig:
             first number in a module's name. None means all.
         layers_pattern: What stands before that number ("layers", "h"), a regular expression or several; None
             means anything.
+        group: Whether projections that share x are computed together (see `group_projections`).
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -90,6 +91,7 @@ class LoRAConfig:
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
     target_parameters: Sequence[str] | None = None
+    group: bool = False
 
     def __new__(cls, *args: Any, **options: Any) -> LoRAConfig:
         """Says what PEFT's names of options are called here."""
@@ -108,6 +110,7 @@ class LoRAConfig:
         check_bool(self.rslora, "rslora")
         check_bool(self.dora, "dora")
         check_init(self.init)
+        check_bool(self.group, "group")
         # Copies, so that a list or dict changed later does not change the config.
         own = object.__setattr__
         own(self, "adapter_dtype", check_dtype("adapter_dtype", self.adapter_dtype))

@@ -47,6 +47,7 @@ class Device:
         capability: Compute capability of a CUDA GPU, architecture of a ROCm one; None for the CPU.
         memory_bytes: Of a GPU; None for the CPU.
         paths: One entry for each dtype.
+        choices: Of a GPU, what `fastlora tune` measured on it, or why nothing of it is used.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Device:
     capability: str | None
     memory_bytes: int | None
     paths: tuple[PathTaken, ...]
+    choices: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Info(Shown):
                 told.append(f"{device.memory_bytes / 2**30:.1f} GiB")
             yield ", ".join(told)
             yield Table(("dtype", "path", "why"), [(p.dtype, p.path, p.why) for p in device.paths], 3)
+            if device.choices is not None:
+                yield f"tuned: {device.choices}"
         yield ""
         rows = [(about, version or "not installed") for about, version in self.formats.items()]
         yield Table(("packed W", "its library"), rows, 2)
@@ -144,7 +148,20 @@ def _gpu(index: int) -> Device:
     if torch.version.hip is not None:
         capability = properties.gcnArchName
     device = torch.device("cuda", index)
-    return Device(str(device), properties.name, capability, properties.total_memory, _paths(device))
+    paths, choices = _paths(device), _choices(device)
+    return Device(str(device), properties.name, capability, properties.total_memory, paths, choices)
+
+
+def _choices(device: torch.device) -> str:
+    if _version_of("triton") is None:
+        return "triton is not installed"
+    from fastlora.routes.architecture import architecture_of
+    from fastlora.routes.choices import loaded
+
+    found = loaded(architecture_of(device))
+    if found.choices is None:
+        return f"not used: {found.why}" if found.path else found.why
+    return f"{len(found.choices.entries)} passes, {found.why}, in {found.path}"
 
 
 def _paths(device: torch.device) -> tuple[PathTaken, ...]:

@@ -18,3 +18,10 @@ def quick(cases: Iterable[Any], *chosen: Any) -> list[Any]:
     cases = list(cases)
     assert all(case in cases for case in chosen), f"{chosen} must be among {cases}"
     return [case if case in chosen else exhaustive([case])[0] for case in cases]
+
+
+def quick_rows(rows: Iterable[tuple[Any, ...]], *chosen: tuple[Any, ...]) -> list[Any]:
+    """As `quick`, of several arguments at once."""
+    rows = list(rows)
+    assert all(row in rows for row in chosen), f"{chosen} must be among {rows}"
+    return [row if row in chosen else pytest.param(*row, marks=pytest.mark.exhaustive) for row in rows]

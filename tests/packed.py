@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -91,16 +92,58 @@ def linear_torchao(W: Tensor, b: Tensor | None = None, *, kind: str = "Int8") ->
     return layer
 
 
+def linear_fp4(
+    W: Tensor, b: Tensor | None = None, *, kind: str = "NVFP4", swizzled: bool = True
+) -> nn.Linear:
+    """An nn.Linear whose weight is torchao's NVFP4Tensor or its MXTensor in 4 bits."""
+    pytest.importorskip("torchao")
+    formats = "torchao.prototype.mx_formats"
+    layer = nn.Linear(W.shape[1], W.shape[0], bias=b is not None, dtype=W.dtype)
+    if kind == "NVFP4":
+        module = importlib.import_module(f"{formats}.nvfp4_tensor")
+        whole = module.per_tensor_amax_to_scale(W.abs().max())
+        q = module.NVFP4Tensor.to_nvfp4(W, per_tensor_scale=whole, is_swizzled_scales=swizzled)
+    else:
+        module = importlib.import_module(f"{formats}.mx_tensor")
+        q = module.MXTensor.to_mx(W, torch.float4_e2m1fn_x2, 32, is_swizzled_scales=swizzled)
+    layer.weight = nn.Parameter(q, requires_grad=False)
+    if b is not None:
+        layer.bias = nn.Parameter(b.clone())
+    return layer
+
+
+def linear_hqq(
+    W: Tensor, b: Tensor | None = None, *, compute_dtype: torch.dtype | None = None, **options: Any
+) -> nn.Module:
+    """hqq's HQQLinear that holds W [N, K] and b; one group a row, unless `options` say otherwise."""
+    hqq = pytest.importorskip("hqq.core.quantize")
+    plain = nn.Linear(W.shape[1], W.shape[0], bias=b is not None, dtype=W.dtype)
+    with torch.no_grad():
+        plain.weight.copy_(W)
+        if b is not None:
+            plain.bias.copy_(b)
+    weights = {"nbits": 8, "group_size": None, "axis": 1, "channel_wise": True, "optimize": False, **options}
+    weights = {"round_zero": False, "view_as_float": False, **weights}
+    config = {"weight_quant_params": weights, "scale_quant_params": None, "zero_quant_params": None}
+    config["offload_meta"] = False
+    return hqq.HQQLinear(
+        plain.requires_grad_(False), config, compute_dtype=compute_dtype or W.dtype, device="cpu"
+    )
+
+
 # Those whose own forward runs on a CPU.
-RUNS = ("bnb-4bit", "bnb-int8", "torchao-int8tensor", "torchao-float8tensor")
+RUNS = ("bnb-4bit", "bnb-int8", "hqq", "torchao-nvfp4", "torchao-int8tensor", "torchao-float8tensor")
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {
     "bnb-4bit": linear_4bit,
     "bnb-int8": linear_int8,
+    "hqq": linear_hqq,
     "fp8": linear_fp8,
     "fp8 of compressed-tensors": linear_compressed,
     "torchao-int8tensor": linear_torchao,
     "torchao-float8tensor": functools.partial(linear_torchao, kind="Float8"),
+    "torchao-nvfp4": linear_fp4,
+    "torchao-mxfp4": functools.partial(linear_fp4, kind="MXFP4"),
 }
 
 
@@ -138,6 +181,7 @@ def assert_right(found: dict[str, Tensor], inputs: Inputs, W: Tensor) -> None:
         assert_within_budget(name, value, torchs[name], truth[name])
 
 
-def small_inputs(dtype: torch.dtype = torch.float32, **options: Any) -> Inputs:
-    """x [7, 50], W [37, 50], r = 3, with fp32 adapters: K is no multiple of a block."""
-    return random_inputs(7, 50, 37, 3, dtype=dtype, adapter_dtype=torch.float32, **options)
+def small_inputs(dtype: torch.dtype = torch.float32, format: str = FAMILY, **options: Any) -> Inputs:
+    """x [7, 50], W [37, 50], r = 3, with fp32 adapters: K is no multiple of a block, where it need not be."""
+    K = 64 if "fp4" in format else 50
+    return random_inputs(7, K, 37, 3, dtype=dtype, adapter_dtype=torch.float32, **options)

@@ -23,11 +23,20 @@ ROOMS = (
     ("experts",),
     ("model",),
     ("accounting", "adapter_files", "analysis", "info", "integrations", "parallel"),
+    ("tune_model",),
     ("recipes",),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+# What reads the tile tables, and the choices that a tuning run made.
+TABLE_READERS = (
+    "routes.plan",
+    "routes.group_plan",
+    "routes.plan_runs",
+    "routes.choices",
+    "routes.architecture",
+)
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 
 MODULES = sorted((ROOT / "fastlora").rglob("*.py"))
@@ -85,9 +94,9 @@ def test_imports_make_no_circle():
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
-    if dotted(path) == "routes.fused":
+    if dotted(path) in ("routes.fused", "routes.group_fused", "routes.fused_runs"):
         allowed |= {"triton", "fastlora_kernels"}
-    if dotted(path) == "routes.plan" or room(path) == "tuning":
+    if dotted(path) in TABLE_READERS or room(path) == "tuning":
         allowed |= {"fastlora_kernels"}
     if path.stem == "peft_package":
         allowed |= {"peft"}
@@ -102,11 +111,11 @@ def test_the_oracle_knows_torch_alone():
 
 def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
     knows = {name: {dotted(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
-    assert knows["triton"] <= {"routes.fused"}
+    assert knows["triton"] <= {"routes.fused", "routes.fused_runs"}
     # A format launches the kernel that unpacks it.
     rooms = ("tuning.", "formats.")
     known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
-    assert known <= {"routes.fused", "routes.plan"}
+    assert known <= {"routes.fused", "routes.group_fused", "routes.fused_runs", *TABLE_READERS}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

@@ -5,14 +5,23 @@ from __future__ import annotations
 from typing import Final
 
 from bench.methods.by_hand import ADDMM, COMPILED, FROZEN, FULL, PARAMETRIZED, UNFUSED
-from bench.methods.libraries import ACCELERATED, FASTLORA, LORALIB, PEFT, TRANSFORMER_ENGINE, UNDROPPED
+from bench.methods.libraries import (
+    ACCELERATED,
+    FASTLORA,
+    GROUPED,
+    LORALIB,
+    PEFT,
+    TRANSFORMER_ENGINE,
+    UNDROPPED,
+)
 from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Method
 
 _FIRST = (FROZEN, FULL, UNFUSED, COMPILED, ADDMM, PEFT, LORALIB, PARAMETRIZED)
 
 METHODS: Final[dict[str, Method]] = {
-    one.name: one for one in (*_FIRST, ACCELERATED, LORAFUSION, TRANSFORMER_ENGINE, FASTLORA, UNDROPPED)
+    one.name: one
+    for one in (*_FIRST, ACCELERATED, LORAFUSION, TRANSFORMER_ENGINE, FASTLORA, GROUPED, UNDROPPED)
 }
 
 # Those that are made for whole nets.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -21,7 +22,7 @@ from fastlora import BackendError, LoRAConfig, apply_lora
 from fastlora.routes.decide import route_on
 
 
-def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
+def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update, *, group: bool = False) -> Tuned:
     """The call that the README shows."""
     if holds_experts(model, names):
         return tune_fastlora_experts(model, names, update)
@@ -31,6 +32,7 @@ def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update) -> Tun
         dropout=update.dropout,
         adapter_dtype=update.adapter_dtype,
         target_modules=list(names),
+        group=group,
     )
     model = apply_lora(model, config)
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
@@ -149,6 +151,12 @@ def _not_mixed(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> st
 
 
 FASTLORA = Method("fastlora", "fastlora.apply_lora", tune_fastlora, why_absent=_no_backend)
+GROUPED = replace(
+    FASTLORA,
+    name="grouped",
+    about="fastlora with projections that share x computed together",
+    tune=partial(tune_fastlora, group=True),
+)
 UNDROPPED = replace(
     FASTLORA,
     name="fastlora-p0",

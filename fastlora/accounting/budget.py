@@ -147,7 +147,8 @@ def _as_if_plain(model: nn.Module) -> Iterator[None]:
 def _plain_like(packed: Any) -> nn.Linear:
     plain = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
     plain.weight = nn.Parameter(like_weight(packed))
-    plain.bias = packed.bias
+    if packed.bias is not None:
+        plain.bias = nn.Parameter(packed.bias.detach())
     return plain
 
 

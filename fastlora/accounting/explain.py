@@ -20,6 +20,7 @@ from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.quantized import QuantizedLoRALinear, bytes_of
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.routes.decide import Route, decide_for, is_aligned, route_on
+from fastlora.routes.few_rows import takes
 from fastlora.tables import as_html
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class PassExplanation:
         plan: Tiles, tasks and variants of its one launch; None on the torch path.
         cost: FLOPs and bytes.
         floor_us: The least time on the GPU, in microseconds; None if its peaks are not known.
+        unpacks: Whether a packed W is unpacked beforehand, which on a GPU is one more launch.
     """
 
     name: str
@@ -49,6 +51,7 @@ class PassExplanation:
     plan: Plan | None
     cost: Cost
     floor_us: float | None
+    unpacks: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Explanation:
         gpu: The GPU that `floor_us` is for; None if none was named and the device's peaks are not known.
         passes: Forward and backward.
         base: How W is packed, in words; None where it is not.
-        packed_bytes: Bytes of a packed W. Each pass reads these and writes W once, which its cost includes.
+        packed_bytes: Bytes of a packed W. Each pass reads these, and writes W once where it unpacks
+            W beforehand; its cost includes both.
         dora: Whether columns are scaled by DoRA's c, which is no part of the cost.
     """
 
@@ -91,7 +95,7 @@ class Explanation:
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
                     "path": one.path._asdict(),
-                    "launches": None if one.plan is None else 1 + (self.base is not None),
+                    "launches": None if one.plan is None else 1 + one.unpacks,
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes
@@ -106,7 +110,9 @@ class Explanation:
         ]
         if self.base is not None:
             by = "one more launch" if self.path.is_fused else "torch"
-            lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked in each pass by {by}")
+            inside = [one.name for one in self.passes if not one.unpacks]
+            where = f"inside the {inside[0]} product, else" if inside else "in each pass"
+            lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked {where} by {by}")
         if self.dora:
             lines.append(f"DoRA: {_DORA}")
         for one in self.passes:
@@ -152,11 +158,12 @@ def explain(
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))
     if isinstance(layer, FusedLoRAExperts):
+        named = gpu is not None
         if gpu is not None:
             check_choice("gpu", gpu, GPUS)
         elif layer.weight.is_cuda:
             gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
-        return explain_experts(M, layer, gpu)
+        return explain_experts(M, layer, gpu, named=named)
     W = like_weight(layer).detach()
     if isinstance(layer, QuantizedLoRALinear):
         dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
@@ -166,21 +173,32 @@ def explain(
     explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
     explained = replace(explained, dora=bool(layer.dora))
     if isinstance(layer, QuantizedLoRALinear):
-        return _with_unpacking(explained, layer.format.about, bytes_of(layer.base))
+        return _with_unpacking(explained, layer, dropout)
     return explained
 
 
-def _with_unpacking(plain: Explanation, about: str, packed: int) -> Explanation:
-    """The explanation of the same call over a packed W: each pass reads it and writes W besides."""
-    problem = plain.problem
-    more = packed + problem.dtype.itemsize * problem.N * problem.K
+def _with_unpacking(plain: Explanation, layer: QuantizedLoRALinear, dropout: float) -> Explanation:
+    """The explanation of the same call over a packed W.
+
+    Each pass reads it and writes W besides, but for a forward pass that reads it in W's place.
+    """
+    problem, packed = plain.problem, bytes_of(layer.base)
+    whole = problem.dtype.itemsize * problem.N * problem.K
+    base = layer.format.base_of(layer, problem.dtype)
     passes = []
     for one in plain.passes:
-        cost, floor = one.cost._replace(moved=one.cost.moved + more), None
-        if plain.gpu is not None:
-            floor = _floor(cost, problem.dtype, plain.gpu)
-        passes.append(replace(one, cost=cost, floor_us=floor))
-    return replace(plain, passes=tuple(passes), base=about, packed_bytes=packed)
+        plan, unpacks = one.plan, True
+        if one.name == "forward" and plan is not None and takes(base, problem.M):
+            from fastlora.routes.architecture import architecture_of
+            from fastlora.routes.plan import few_rows_plan
+
+            gpu, device = plain.gpu, layer.weight.device
+            architecture = architecture_of(device) if gpu is None else GPUS[gpu].architecture
+            plan, unpacks = few_rows_plan(architecture, problem, dropout), False
+        cost = one.cost._replace(moved=one.cost.moved + packed + (whole if unpacks else -whole))
+        floor = None if plain.gpu is None else _floor(cost, problem.dtype, plain.gpu)
+        passes.append(replace(one, plan=plan, cost=cost, floor_us=floor, unpacks=unpacks))
+    return replace(plain, passes=tuple(passes), base=layer.format.about, packed_bytes=packed)
 
 
 def _rows_of(x_shape: object, K: int) -> tuple[int, ...]:
@@ -241,7 +259,8 @@ def explain_problem(
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
         plan = None
         if route.is_fused:  # the tile table is read only if it is needed
-            from fastlora.routes.plan import architecture_of, plan_for
+            from fastlora.routes.architecture import architecture_of
+            from fastlora.routes.plan import plan_for
 
             plan = plan_for(
                 name,

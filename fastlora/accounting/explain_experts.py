@@ -11,12 +11,13 @@ from fastlora.accounting.gpus import GPUS, rate_of
 from fastlora.arguments import dtype_name
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import DOWN
-from fastlora.formula.cost import Cost
+from fastlora.formula.cost import Cost, Problem
+from fastlora.routes.decide import Route
+from fastlora.segments.decide import decide_for
 from fastlora.tables import as_html
 
 _P_BYTES: Final = 4
 _INT_BYTES: Final = 8
-_ROUTE: Final = "run by run, by torch's products"
 
 
 class ExpertsProblem(NamedTuple):
@@ -78,13 +79,13 @@ class ExpertsExplanation:
 
     Attributes:
         problem: Shapes and dtypes.
-        path: Which code computes it.
+        path: Which code computes both passes, and why.
         gpu: The GPU of `floors_us`, or None.
         floors_us: {pass: least microseconds there}; empty without a GPU.
     """
 
     problem: ExpertsProblem
-    path: str
+    path: Route
     gpu: str | None
     floors_us: dict[str, float]
 
@@ -96,7 +97,7 @@ class ExpertsExplanation:
             "shape": dict(zip(self.problem._fields, sizes, strict=False)),
             "dtype": dtype_name(dtype),
             "adapter_dtype": dtype_name(adapter_dtype),
-            "path": self.path,
+            "path": self.path._asdict(),
             "gpu": self.gpu,
             "passes": [
                 {"name": name, "flops": c.flops, "bytes": c.moved, "floor_us": self.floors_us.get(name)}
@@ -108,7 +109,7 @@ class ExpertsExplanation:
         o = self.problem
         x = f"x [{o.x_rows}, {o.K}] {dtype_name(o.dtype)} at {o.places} places of {o.experts} experts"
         y = f"y [{o.y_rows}, {o.N}], rank {o.r} each in {dtype_name(o.adapter_dtype)}"
-        lines = [f"{x} -> {y}", f"path: {self.path}"]
+        lines = [f"{x} -> {y}", f"path: {self.path.name} ({self.path.why})"]
         for name, cost in (("forward", o.forward()), ("backward", o.backward())):
             line = f"{name}: {cost.flops / 1e9:,.3f} GFLOP, {cost.moved / 1e6:,.3f} MB"
             if name in self.floors_us:
@@ -124,15 +125,19 @@ class ExpertsExplanation:
         return as_html(str(self).splitlines())
 
 
-def explain_experts(rows: int, layer: FusedLoRAExperts, gpu: str | None) -> ExpertsExplanation:
+def explain_experts(
+    rows: int, layer: FusedLoRAExperts, gpu: str | None, *, named: bool = True
+) -> ExpertsExplanation:
     """Explain a layer of experts on so many rows of x; the experts of a token are its config's number.
 
     Args:
         rows: Rows of x: tokens for the first projection, tokens times their experts for the last.
         layer: With a part in the adapter in use.
         gpu: A key of `gpus.GPUS`, or None.
+        named: Whether to decide for that GPU, and not for the layer's device.
 
     Raises:
+        BackendError: If the backend is set to "triton" and cannot run there.
         ValueError: If the config does not tell how many experts a token has.
     """
     top_k = getattr(layer.stack.experts.config, "num_experts_per_tok", None)
@@ -158,4 +163,7 @@ def explain_experts(rows: int, layer: FusedLoRAExperts, gpu: str | None) -> Expe
             "forward": problem.forward().floor_us(*rates),
             "backward": problem.backward().floor_us(*rates),
         }
-    return ExpertsExplanation(problem, _ROUTE, gpu, floors)
+    shape = Problem(places, problem.K, problem.N, problem.r, problem.dtype, problem.adapter_dtype)
+    target = {"gpu": gpu, "architecture": GPUS[gpu].architecture} if named and gpu is not None else {}
+    path = decide_for(shape, layer.weight.device, **target)
+    return ExpertsExplanation(problem, path, gpu, floors)

@@ -14,6 +14,7 @@ from fastlora.accounting.budget import Budget, training_budget
 from fastlora.accounting.transformers_config import ConfigError, find_config, in_short
 from fastlora.arguments import check_rank
 from fastlora.config import LoRAConfig
+from fastlora.model.apply import apply_lora
 
 _LAYER: Final = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+),(\d+)(?:\*(\d+))?")
 
@@ -84,6 +85,27 @@ def blueprint_budget(
         raise BlueprintError(
             f"model, batch and tokens must make tensors that can be counted; {in_short(error)}"
         ) from error
+
+
+def blueprint_with_lora(spec: str, config: LoRAConfig, dtype: torch.dtype) -> nn.Module:
+    """A model with LoRA from its description, for reading shapes: its tensors are fake.
+
+    Args:
+        spec: As for `blueprint_budget`.
+        config: As for `apply_lora`.
+        dtype: The dtype of the model's weights.
+
+    Raises:
+        BlueprintError: If the spec is none of these, or the model cannot be built.
+        ImportError: As `blueprint_budget`.
+        OSError: As `blueprint_budget`.
+        TypeError: As `apply_lora`.
+        ValueError: As `apply_lora`.
+    """
+    build = _from_layers if "," in spec else _from_transformers
+    with FakeTensorMode():
+        model, _ = build(spec, dtype)(_Batch(1, 1))
+        return apply_lora(model, config)
 
 
 _Forward = Callable[[nn.Module], object]

@@ -15,7 +15,7 @@ from fastlora.adapter_files.experts import places_by_name, shape_of
 from fastlora.adapter_files.keys import plain_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
-from fastlora.layer.base_weights import check_original_weights
+from fastlora.layer.base_weights import check_original_weights, stored_weight
 from fastlora.model.experts_targets import Place
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.modules_to_save import check_trainable, saved_modules
@@ -188,7 +188,7 @@ def _check_untied(model: nn.Module, layers: Mapping[str, Any]) -> None:
     for path, layer in layers.items():
         if isinstance(layer, (Stack, FusedLoRAExperts)):
             continue  # PEFT ties linear layers and embeddings alone
-        others = [name for name in owners[id(layer.weight)] if name != path]
+        others = [name for name in owners[id(stored_weight(layer))] if name != path]
         if others:
             raise AdapterError(
                 f"ensure_weight_tying is not supported where a layer with LoRA is tied; {path!r} shares its "
@@ -211,8 +211,8 @@ def _check_kinds(layers: Mapping[str, Any], contents: Contents) -> None:
     """Raise AdapterError where one of file and model has an embedding and the other a linear layer."""
     for path, layer in layers.items():
         if isinstance(layer, nn.Embedding) != (path in contents.embeddings):
-            kind = "embedding" if path in contents.embeddings else "linear layer"
-            raise AdapterError(f"{path!r} must be a {kind}, as in the file; it is a {type(layer).__name__}")
+            kind = "an embedding" if path in contents.embeddings else "a linear layer"
+            raise AdapterError(f"{path!r} must be {kind}, as in the file; it is a {type(layer).__name__}")
 
 
 def check_base(model: nn.Module, contents: Contents) -> None:

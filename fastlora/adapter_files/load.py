@@ -16,6 +16,7 @@ from fastlora.adapter_files.keys import magnitude_key, plain_key
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
+from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
@@ -174,11 +175,12 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
     dtype = adapter_dtype_over(header.dtype)
     if isinstance(layer, LORA_LAYERS) and name in layer.adapters:
         dtype = layer.adapters[name].lora_A.dtype
-    A, B = (contents.file.read(key, layer.weight.device, dtype) for key in contents.keys_of(path))
+    device = stored_weight(layer).device
+    A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
     A, B = from_file(A, B, header.experts)
     if not header.options.dora:
         return _Update(header.options, (A, B))
-    m = contents.file.read(magnitude_key(path), layer.weight.device, dtype)
+    m = contents.file.read(magnitude_key(path), device, dtype)
     return _Update(header.options, (A, B, m))
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastlora.autograd.operators import dequantized, needs_operator
 from fastlora.autograd.quantized import converted, quantized_linear
 from fastlora.formula import oracle
+from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import (
     BaseWeight,
@@ -25,6 +26,8 @@ from fastlora.formula.operands import (
 from fastlora.formula.oracle import Piece
 from fastlora.formula.runs import Runs
 from fastlora.routes import mixed
+from fastlora.routes.backend import backend_of_mask, get_backend
+from fastlora.routes.decide import Route, decide_runs
 from fastlora.routes.mixed import Factors, Mixed
 
 
@@ -36,37 +39,41 @@ class MixedLoRAFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, o: Mixed, *factors: Tensor) -> Tensor:
-        """x [M, K] -> y [M, N]; `factors` holds the A and B of `o` in turn, which autograd must see."""
-        y, ps = mixed.forward(o._replace(base=_whole(o.base, x)))
+    def forward(ctx: Any, x: Tensor, o: Mixed, setting: str, *factors: Tensor) -> Tensor:
+        """x [M, K] -> y [M, N]; `factors` holds the A and B of `o` in turn, which autograd must see.
+
+        The backward pass takes the code that `setting`, a backend setting, decides here.
+        """
+        is_fused = _decided(o, setting).is_fused
+        y, ps = _passes(is_fused).forward(o._replace(base=_whole(o.base, x)))
         ctx.save_for_backward(x, o.b, o.seeds, *o.base.tensors, *factors, *ps)
         scalars = [None if found is None else (found.s, found.dropout) for found in o.adapters]
-        ctx.rest = (o.base._replace(tensors=()), len(o.base.tensors), o.parts, scalars)
-        return y
+        ctx.rest = (o.base._replace(tensors=()), len(o.base.tensors), o.parts, o.runs, scalars, is_fused)
+        return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [M, N] -> gradients in the order of forward's arguments; None if not needed."""
         x, b, seeds, *tensors = ctx.saved_tensors
-        base, count, parts, scalars = ctx.rest
+        base, count, parts, runs, scalars, is_fused = ctx.rest
         base, tensors = base._replace(tensors=tuple(tensors[:count])), tensors[count:]
         here = [place for place, one in enumerate(scalars) if one is not None]
         factors, ps = tensors[: 2 * len(here)], tensors[2 * len(here) :]
         adapters: list[Factors | None] = [None] * len(scalars)
         for place, A, B in zip(here, factors[::2], factors[1::2], strict=True):
             adapters[place] = Factors(A, B, *scalars[place])
-        needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]
         if needs[0] or torch.is_grad_enabled():  # else nothing reads W
             base = _whole(base, dy)
-        o = Mixed(x, base, b, adapters, parts, seeds)
+        o = Mixed(x, base, b, adapters, parts, seeds, runs)
         if torch.is_grad_enabled():
-            return _differentiable(o, dy, factors, needs)
+            return _differentiable(o, dy, factors, needs, is_fused)
         each = [Needs(needs[0], False, False)] * len(adapters)
         for nth, place in enumerate(here):
             each[place] = Needs(needs[0], *needs[1 + 2 * nth : 3 + 2 * nth])
         with torch.autocast(x.device.type, enabled=False):
-            dx, dA, dB = mixed.backward(o, dy, ps, each)
-        return dx, None, *(one for place in here for one in (dA[place], dB[place]))
+            dx, dA, dB = _passes(is_fused).backward(o, dy, ps, each)
+        return dx, None, None, *(one for place in here for one in (dA[place], dB[place]))
 
 
 def mixed_lora_linear(
@@ -123,10 +130,31 @@ def _computed(
         parts = runs.parts(M, x.device)
         drops = any(found is not None and found.dropout > 0 for found in adapters)
         seeds = torch.randint(2**62, (len(parts),), device=x.device) if drops else None
-        o = Mixed(rows, base, b, adapters, parts, seeds)
+        o = Mixed(rows, base, b, adapters, parts, seeds, runs.scaled(M))
         factors = [factor for found in adapters if found is not None for factor in found[:2]]
-        y = cast(Tensor, MixedLoRAFunction.apply(rows, o, *factors))  # type: ignore[no-untyped-call]
+        setting = backend_of_mask() if drops else get_backend()
+        y = cast(Tensor, MixedLoRAFunction.apply(rows, o, setting, *factors))  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], base.N)
+
+
+def _decided(o: Mixed, setting: str) -> Route:
+    """The code of a call, by its operands and a backend setting."""
+    taken = [one.A for one in o.taken().values()]
+    r, adapter = max((A.shape[0] for A in taken), default=0), taken[0].dtype if taken else o.base.dtype
+    problem = Problem(o.x.shape[0], o.base.K, o.base.N, r, o.base.dtype, adapter)
+    route = decide_runs(problem, o.x.device, setting, runs=len(o.runs))
+    if route.is_fused and any(A.dtype != adapter for A in taken):
+        return Route("torch", "the batch's adapters differ in dtype")
+    return route
+
+
+def _passes(is_fused: bool) -> Any:
+    """The module whose `forward` and `backward` compute a call; Triton is imported when it first runs."""
+    if is_fused:
+        from fastlora.routes import mixed_fused
+
+        return mixed_fused
+    return mixed
 
 
 def _whole(base: BaseWeight, after: Tensor) -> BaseWeight:
@@ -143,16 +171,18 @@ def _pieces(runs: Runs, M: int, adapters: Sequence[Factors | None]) -> list[Piec
 
 
 def _differentiable(
-    o: Mixed, dy: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
+    o: Mixed, dy: Tensor, factors: Sequence[Tensor], needs: Sequence[bool], is_fused: bool
 ) -> tuple[Tensor | None, ...]:
     """The gradients as functions of x, A, B and dy, for derivatives of them: by the formula in torch ops."""
     (W,) = o.base.tensors
     y = o.x.new_empty(o.x.shape[0], o.base.N)
+    drops = any(one is not None and one.dropout > 0 for one in o.adapters)
+    kept = _passes(is_fused).kept(o).to(o.x.dtype) if is_fused and drops else None
     for part, found, seed in o.each():
         rows = o.x[part.rows]
         piece = Piece(0, rows.shape[0])
         if found is not None:
-            mask = mixed.mask_of(rows.detach(), found.dropout, seed)
+            mask = mixed.mask_of(rows.detach(), found.dropout, seed) if kept is None else kept[part.rows]
             scale = dropout_constants(found.dropout)[1]
             piece = Piece(0, rows.shape[0], *found, None if mask is None else mask * scale)
         indices = part.rows if isinstance(part.rows, Tensor) else torch.arange(o.x.shape[0])[part.rows]
@@ -160,4 +190,4 @@ def _differentiable(
     wanted = [one for one, need in zip((o.x, *factors), needs, strict=True) if need]
     found_gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     dx, *others = (next(found_gradients) if need else None for need in needs)
-    return dx, None, *others
+    return dx, None, None, *others

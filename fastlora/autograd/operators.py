@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands, accumulation_dtype, plain
-from fastlora.routes import cpu, vendor
+from fastlora.routes import cpu, few_rows, vendor
 from fastlora.routes.decide import Decision, decide
 from fastlora.routes.dequantize import dequantize
 
@@ -55,6 +55,16 @@ def forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, De
     (W,) = o.base.tensors
     y, p = lora_forward(o.x, W, o.b, o.A, o.B, o.s, o.dropout, o.seed, setting)
     return y, p, None
+
+
+def packed_forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, Decision | None]:
+    """As `forward`, over a packed W: unpacked inside the product where rows are few, else beforehand."""
+    if not needs_operator(o.x) and (decision := few_rows.decision_of(o, needs, setting)) is not None:
+        from fastlora.routes import fused
+
+        y, p = fused.few_rows(o)
+        return y, p, decision
+    return forward(o._replace(base=plain(dequantized(o.base, o.x))), needs, setting)
 
 
 def backward(
@@ -115,6 +125,10 @@ def _run_forward(o: Operands, decision: Decision) -> tuple[Tensor, Tensor]:
         from fastlora.routes import fused
 
         return fused.forward(o)
+    if decision.forward.name == "vendor":
+        from fastlora.routes import vendor_beside_kernels
+
+        return vendor_beside_kernels.forward(o)
     return cpu.forward(o) if o.x.is_cpu else vendor.forward(o)
 
 
@@ -123,6 +137,10 @@ def _run_backward(o: Operands, dy: Tensor, p: Tensor, needs: Needs, decision: De
         from fastlora.routes import fused
 
         return fused.backward(o, dy, p, needs)
+    if decision.backward.name == "vendor":
+        from fastlora.routes import vendor_beside_kernels
+
+        return vendor_beside_kernels.backward(o, dy, p, needs)
     return cpu.backward(o, dy, p, needs) if o.x.is_cpu else vendor.backward(o, dy, p, needs)
 
 

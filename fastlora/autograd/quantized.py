@@ -34,9 +34,8 @@ class QuantizedLoRAFunction(torch.autograd.Function):
         """x [..., K] -> y [..., N]; `o` holds the same x, A, B and packed tensors."""
         base = o.base
         rows = as_rows(x)
-        W = operators.dequantized(base, rows)
         needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
-        y, p, decision = operators.forward(Operands(rows, plain(W), *o[2:]), needs, setting)
+        y, p, decision = operators.packed_forward(Operands(rows, *o[1:]), needs, setting)
         ctx.save_for_backward(x, A, B, p, o.seed, *packed)
         ctx.rest = (base.format, base.N, base.K, base.dtype, base.statics, o.s, o.dropout, setting, decision)
         return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], base.N)))

@@ -8,12 +8,16 @@ import click
 
 from fastlora.accounting.gpus import GPUS
 from fastlora.cli.budget import budget
+from fastlora.cli.finetune import finetune
+from fastlora.cli.generate import generate
 from fastlora.cli.group import Commands
 from fastlora.cli.info import DTYPES, InfoOptionError, answer
+from fastlora.cli.merge import merge
 from fastlora.cli.mlp import mlp
 from fastlora.cli.mnist import mnist
 from fastlora.cli.reporting import reported
 from fastlora.cli.svd import svd
+from fastlora.cli.tune import tune
 from fastlora.routes.backend import BackendError, get_backend
 from fastlora.version import __version__
 
@@ -47,5 +51,5 @@ def info(**chosen: Any) -> None:
     click.echo(text)
 
 
-for command in (budget, mlp, mnist, svd):
+for command in (budget, finetune, generate, merge, mlp, mnist, svd, tune):
     fastlora.add_command(command)

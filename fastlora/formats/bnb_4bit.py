@@ -104,6 +104,21 @@ class Bnb4bit(Format):
             enable_fp_fusion=False,
         )
 
+    def as_operand(self, base: BaseWeight, columns: int) -> dict[str, Any] | None:
+        """Where no byte is in two rows."""
+        if base.K % 2:
+            return None
+        packed, code, scales, *nested = base.tensors
+        block, block2, _ = base.statics
+        return {
+            "W": (packed, code, scales, *(nested or (None, None, None))),
+            "factor": 1.0,
+            "KIND": "4 bits",
+            "BLOCK": block,
+            "BLOCK2": block2,
+            "BY_ROW": base.K % block == 0 and block % columns == 0,
+        }
+
     def packed_bytes(self, N: int, K: int) -> int:
         """With nested scales, as Transformers' and Unsloth's loaders are used."""
         blocks = -(-N * K // 64)

@@ -19,6 +19,7 @@ class Format(ABC):
         name: In `BaseWeight.format`, in operators and in reports.
         about: The library and its format, as words to show.
         library: The package that makes such layers; only models that hold one need it.
+        parameter: The layer's parameter that holds the packed values.
         keeps_dtype: Whether a layer remembers the dtype of the W that was packed; if not, `values_dtype`
             guesses.
     """
@@ -26,6 +27,7 @@ class Format(ABC):
     name: str
     about: str
     library: str
+    parameter: str = "weight"
     keeps_dtype: bool = True
 
     @abstractmethod
@@ -55,6 +57,13 @@ class Format(ABC):
     @abstractmethod
     def launch(self, base: BaseWeight, out: Tensor) -> None:
         """As `dequantize`, by one Triton kernel, into a contiguous `out` [N, K]."""
+
+    def as_operand(self, base: BaseWeight, columns: int) -> dict[str, Any] | None:
+        """What the kernel of few rows reads W by, in tiles of so many columns; None if it cannot.
+
+        That is `W`, a tuple of pointers, and the constants `KIND`, `BLOCK`, `BLOCK2`, `BY_ROW` and `factor`.
+        """
+        return None
 
     @abstractmethod
     def packed_bytes(self, N: int, K: int) -> int:

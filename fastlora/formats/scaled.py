@@ -87,6 +87,25 @@ class Scaled(Format):
             enable_fp_fusion=False,
         )
 
+    def as_operand(self, base: BaseWeight, columns: int) -> dict[str, Any] | None:
+        """Where a row's part in a tile has one scale."""
+        q, scale, *zero = base.tensors
+        rows, block = base.statics
+        if block < base.K and block % columns:
+            return None
+        return {
+            "W": (
+                q.contiguous().view(torch.uint8),
+                scale.contiguous(),
+                zero[0].contiguous() if zero else None,
+            ),
+            "factor": self.factor,
+            "KIND": _KINDS[q.dtype],
+            "BLOCK": rows if rows < base.N else 0,
+            "BLOCK2": block if block < base.K else 0,
+            "BY_ROW": True,
+        }
+
 
 def _along_rows(scale: Tensor, rows: int, base: BaseWeight) -> Tensor:
     """[N or 1, blocks of columns], so that it broadcasts over the rows of W."""

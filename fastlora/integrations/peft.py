@@ -23,6 +23,7 @@ from typing import Any, Final, cast
 
 from torch import nn
 
+from fastlora.arguments import check_bool
 from fastlora.experts.stacks import stacks_of
 from fastlora.formats.registry import format_of
 from fastlora.integrations.peft_experts import (
@@ -32,7 +33,8 @@ from fastlora.integrations.peft_experts import (
     updates_of,
     why_experts_kept,
 )
-from fastlora.integrations.peft_layer import COUNTS, FastLinear, Fused, fast_class, pefts_class
+from fastlora.integrations.peft_groups import Grouping
+from fastlora.integrations.peft_layer import ADDED, FastLinear, Fused, fast_class, pefts_class
 from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraModel, ParamWrapper
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
@@ -40,6 +42,7 @@ from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all
 from fastlora.layer.replacement import check_own_forward
+from fastlora.model.groups import GroupReport, group_layers
 from fastlora.tables import Part, Shown
 
 __all__ = [
@@ -64,11 +67,13 @@ class SwapReport(Shown):
         fused: Layers that were swapped and, in their present state, run the fused forward.
         stock: Layers that were swapped but, in their present state, run PEFT's own forward, and why.
         kept: Layers that were not swapped, and why.
+        groups: Which layers are computed together, where that was asked for.
     """
 
     fused: tuple[str, ...]
     stock: dict[str, str]
     kept: dict[str, str]
+    groups: GroupReport | None = None
 
     def parts(self) -> Iterator[Part]:
         """The number of fused layers, then every other layer with its reason."""
@@ -83,10 +88,12 @@ class SwapReport(Shown):
                 yield f"{len(reasons)} {what}:"
                 for name, why in reasons.items():
                     yield f"  {name or '(the model)'}: {why}"
+        if self.groups is not None:
+            yield from self.groups.parts()
 
 
 @exclusive
-def accelerate_peft(model: nn.Module) -> SwapReport:
+def accelerate_peft(model: nn.Module, *, group: bool = False) -> SwapReport:
     """Give PEFT's LoRA layers over plain and packed linear layers and experts the fused forward, in place.
 
     The class of each layer that is exactly a peft.tuners.lora.Linear over exactly an nn.Linear or a Conv1D
@@ -100,6 +107,8 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
 
     Args:
         model: What get_peft_model or PeftModel.from_pretrained returned, or any module with PEFT's layers.
+        group: Whether projections that share x are computed together, as by `fastlora.group_projections`;
+            `fastlora.group_counts` and `fastlora.ungroup_projections` take the model too.
 
     Returns:
         Which layers were swapped, which not, and why. A second call changes nothing and reports the same.
@@ -109,6 +118,7 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
         ValueError: If it has none of PEFT's layers.
     """
     _check_model(model)
+    check_bool(group, "group")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     if not layers:
         raise ValueError(
@@ -116,15 +126,19 @@ def accelerate_peft(model: nn.Module) -> SwapReport:
         )
     kept = {name: why for name, layer in layers.items() if (why := _why_kept(layer)) is not None}
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
+    groups = None
     with commit() as changing:
         for layer in swapped.values():
             changing.assign(layer, "__class__", _ours(type(layer)))
         for layer in swapped.values():
             if isinstance(layer, ParamWrapper):
                 note_inner(layer)
+        if group:
+            linear = {layer: name for name, layer in swapped.items() if isinstance(layer, Fused)}
+            groups = group_layers(model, linear, None, changing)
     found = _states(swapped)
     stock = {name: why for name, why in found.items() if isinstance(why, str)}
-    return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept)
+    return SwapReport(tuple(name for name in swapped if name not in stock), stock, kept, groups)
 
 
 def _states(swapped: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,11 +175,11 @@ def undo(model: nn.Module) -> None:
     with commit() as changing:
         for layer in layers.values():
             changing.assign(layer, "__class__", _theirs(type(layer)))
-            changing.drop(vars(layer), COUNTS)
-            changing.drop(vars(layer), INNER)
+            for name in (*ADDED, INNER):
+                changing.drop(vars(layer), name)
 
 
-def register(config: LoraConfig) -> LoraConfig:
+def register(config: LoraConfig, *, group: bool = False) -> LoraConfig:
     """Have PEFT make a fast layer wherever, by this config, it adapts exactly an nn.Linear or a packed layer.
 
     And a `FastParamWrapper` around experts' weights, if their module takes Transformers' hook for experts.
@@ -173,6 +187,10 @@ def register(config: LoraConfig) -> LoraConfig:
     A warning names the layers of nn.Linear's kind that it leaves to PEFT, and why. This includes layers that
     PEFT makes later by this config. PEFT does not save the choice with the config, so call `accelerate_peft`
     on a model that is loaded from files.
+
+    Args:
+        config: What get_peft_model takes.
+        group: As of `accelerate_peft`.
 
     Returns:
         The same config: `get_peft_model(model, register(LoraConfig(...)))`.
@@ -182,8 +200,9 @@ def register(config: LoraConfig) -> LoraConfig:
     """
     if not isinstance(config, LoraConfig):
         raise TypeError(f"config must be a peft.LoraConfig; got {type(config).__name__}")
+    make = Grouping(_make_layer) if check_bool(group, "group") else _make_layer
     # PEFT asks for the first class alone, so one stands for all.
-    config._register_custom_module({nn.Module: _make_layer})  # type: ignore[dict-item]
+    config._register_custom_module({nn.Module: make})  # type: ignore[dict-item]
     return config
 
 

@@ -14,15 +14,20 @@ from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.function import lora_linear
 from fastlora.autograd.mixed import mixed_lora_linear
 from fastlora.autograd.quantized import quantized_lora_linear
+from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight
 from fastlora.formula.runs import Runs
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of, why_not_fused
+from fastlora.layer import groups, sharing
+from fastlora.layer.conv1d import is_conv1d
+from fastlora.layer.groups import Membership
 from fastlora.routes.mixed import Factors
 
 FUSED = "fused"
-# The only attribute that FastLinear adds to those of PEFT's layer.
+# What FastLinear adds to the attributes of PEFT's layer.
 COUNTS = "forward_counts"
+ADDED = (COUNTS, groups.MEMBERSHIP)
 
 
 # PEFT's own classes of layers over packed layers, whose forward is Linear's formula.
@@ -45,11 +50,16 @@ class Fused(nn.Module):
     """
 
     forward_counts: Counter[str]
+    # The group that it is computed with, if any.
+    _group: Membership | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., K] -> [..., N]: fused if that is exactly the same, else by PEFT's own forward."""
         if kwargs.get("adapter_names") is not None:
             return self._mixed(x, *args, **kwargs)
+        if self._group is not None and not (args or kwargs) and (taken := sharing.take(self, x)) is not None:
+            count(self, FUSED)
+            return taken
         operands = operands_of(self, x)
         if isinstance(operands, str):
             return self._stock_forward(operands, x, *args, **kwargs)
@@ -79,6 +89,24 @@ class Fused(nn.Module):
     def _get_name(self) -> str:
         """PEFT's name for its layer, which its users print and compare."""
         return pefts_class(type(self)).__name__
+
+    def _projection(self, x: Tensor) -> Projection | str:
+        """What the layer computes for x, for its group; or why it must compute alone."""
+        operands = operands_of(self, x)
+        if isinstance(operands, str):
+            return operands
+        if (obstacle := why_not_fused(operands, x, (), {})) is not None:
+            return obstacle
+        if operands.m is not None or operands.trains_biases or is_conv1d(self.base_layer):
+            return "DoRA, a trained bias or a Conv1D is computed alone"
+        if isinstance(operands.s, Tensor):
+            return "the scaling is a tensor"
+        return Projection(*operands[:4], float(operands.s), operands.dropout)
+
+    def __setstate__(self, state: Any) -> None:
+        """As nn.Module's; a copied or unpickled layer joins the copy of its group."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        groups.rejoin(self)
 
     def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
         """Rows of x that take different adapters."""

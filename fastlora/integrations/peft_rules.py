@@ -138,8 +138,14 @@ def _of_adapter(layer: Any, name: str, x: Tensor | None) -> Operands | str:
     m = None if variant is None else _magnitude(layer, name, p)
     if isinstance(m, str):
         return m
-    operands = Operands(W, base.bias, lora_A.weight, lora_B.weight, s, p, m, lora_B.bias)
+    operands = Operands(W, _bias_of(base), lora_A.weight, lora_B.weight, s, p, m, lora_B.bias)
     return _tensor_obstacle(operands) or operands
+
+
+def _bias_of(base: Any) -> Tensor | None:
+    """The bias; HQQ's is no parameter, and may hang on that of the layer it was made from."""
+    b: Tensor | None = base.bias
+    return b if b is None or isinstance(b, nn.Parameter) else b.detach()
 
 
 def why_not_fused(

@@ -13,6 +13,7 @@ from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS, Adapter, Adapters
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.division import Split
+from fastlora.layer.groups import MEMBERSHIP, Membership, rejoin
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.writable import check_own_writable
 
@@ -46,7 +47,9 @@ class Adapted(nn.Module):
     holds_transposed = False  # see conv1d.py
     # The batch of mixed adapters in force, or that one just ended: see adapter_batch.py.
     _batch: AdapterBatch | None = None
-    _own_attributes = (REFERENCE, BATCH, "enabled", "start_scaling", "split", "applied_as")
+    # The group that it is computed with: see groups.py.
+    _group: Membership | None = None
+    _own_attributes = (REFERENCE, BATCH, MEMBERSHIP, "enabled", "start_scaling", "split", "applied_as")
 
     lora_A, lora_B, lora_magnitude_vector = (OfAdapterInUse() for _ in range(3))
     r, alpha, dropout, rslora, init, dora, scaling = (OfAdapterInUse() for _ in range(7))
@@ -74,6 +77,7 @@ class Adapted(nn.Module):
         """As nn.Module's; the copied or unpickled layer gets the training warnings of a new one."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         vars(self).pop(BATCH, None)
+        rejoin(self)
         training_warnings.watch(self)
 
     @property

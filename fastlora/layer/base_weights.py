@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
@@ -33,12 +33,18 @@ def packed_format(layer: Any) -> Format | None:
     return format_of(layer) if name is None else FORMATS[name]
 
 
+def stored_weight(layer: Any) -> Any:
+    """The parameter that holds the W of a layer, packed or not, or of a stack of experts."""
+    format = packed_format(layer) if isinstance(layer, nn.Module) else None
+    return layer.weight if format is None else getattr(layer, format.parameter)
+
+
 def like_weight(layer: Any) -> Tensor:
     """A tensor with W's shape, dtype and device: W itself, or a stand-in without values for a packed W."""
     format = packed_format(layer)
     if format is None:
         return turned(layer, layer.weight)
-    kind: dict[str, Any] = {"device": layer.weight.device, "dtype": format.values_dtype(layer)}
+    kind: dict[str, Any] = {"device": stored_weight(layer).device, "dtype": format.values_dtype(layer)}
     return torch.empty((), **kind).expand(layer.out_features, layer.in_features)
 
 

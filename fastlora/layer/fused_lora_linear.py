@@ -16,12 +16,14 @@ from fastlora.arguments import check_size
 from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.function import lora_linear
 from fastlora.formula import oracle
+from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import autocasts, checked_base
-from fastlora.layer import commits, training_warnings
+from fastlora.layer import commits, sharing, training_warnings
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, Options, new_adapter
 from fastlora.layer.commits import commit
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.merging import MergeableLinear
+from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_plain_linear, linear_as
 from fastlora.layer.state import Stored
 
@@ -190,6 +192,8 @@ class FusedLoRALinear(Stored, MergeableLinear):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
+        if self._group is not None and (taken := sharing.take(self, x)) is not None:
+            return taken
         # Compiled code needs no check: its guards hold it to one state. And as `moved` would become a guard,
         # every commit would cause a recompilation.
         if is_compiling():
@@ -204,6 +208,10 @@ class FusedLoRALinear(Stored, MergeableLinear):
             if commits.moved == moved and not moved & 1:
                 return y
         return commits.undisturbed(self._computed, x)
+
+    def _projection(self, x: Tensor) -> Projection | str:
+        """What the layer computes, for its group; or why it must compute alone."""
+        return projection_of(self)
 
     def _computed(self, x: Tensor) -> Tensor:
         own: dict[str, Any] = self._parameters  # read directly, as __getattr__ takes 0.6 us for each

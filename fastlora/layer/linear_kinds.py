@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import arguments
-from fastlora.formats.unsupported import instead_of
+from fastlora.formats.unsupported import instead_of, is_compressed
 from fastlora.layer.base_weights import packed_format
 from fastlora.layer.conv1d import is_conv1d
 
@@ -63,7 +63,7 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
         return f"{kind}, a subclass of Conv1D, which may compute something else"
     if packed_format(module) is not None:
         return None
-    if _is_quantized(module):
+    if is_compressed(module) or _is_quantized(module):
         return f"{kind}, which is quantized{instead_of(module)}"
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Linear) and weight is not None and (why := odd_tensor(weight)):
@@ -75,7 +75,7 @@ def other_linear_kind(name: str, module: nn.Module) -> str | None:
     ]
     # Other 3-D parameters are not linear maps: position embeddings, the weight of a convolution.
     if stacked and "expert" in f"{name.rpartition('.')[2]} {kind}".lower():
-        return f"{kind}, whose experts are 3-D parameters ({', '.join(stacked)})"
+        return f"{kind}, whose experts are 3-D parameters ({', '.join(stacked)}){instead_of(module)}"
     return None
 
 

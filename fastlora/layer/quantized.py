@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
+from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
@@ -26,6 +28,7 @@ from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, embedding_layer_around, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.sharding import all_finite
 from fastlora.routes.dequantize import dequantize
@@ -54,8 +57,10 @@ class QuantizedLoRALinear(FusedLoRALinear):
         format = check_packed("linear", linear)
         adapter_dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
         checked = Options.checked(**options)
-        layer = linear_as(linear, _class_over(type(linear)))
+        layer = linear_as(linear, _class_over(type(linear), format.parameter))
         vars(layer)[FORMAT] = format.name
+        if isinstance(b := vars(layer).get("bias"), Tensor):  # HQQ's, which is no parameter
+            vars(layer)["bias"] = b.detach()
         norms = row_norms(linear) if checked.dora else None
         layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype, norms))
         return layer
@@ -70,10 +75,51 @@ class QuantizedLoRALinear(FusedLoRALinear):
         """W as it is packed, in the dtype that the library packed it from."""
         return self.format.base_of(self, self.format.values_dtype(self))
 
-    def _computed(self, x: Tensor) -> Tensor:
+    @property
+    def keeper(self) -> tuple[nn.Module, str]:
+        """This layer, and the name of its parameter that holds the packed W."""
+        return self, self.format.parameter
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As the library's, and the adapters, which a library that writes its own keys leaves out."""
+        state = super().state_dict(*args, **options)
+        if _has_its_own_state(self._library_class):
+            self.adapters.state_dict(
+                destination=options.get("destination", state),
+                prefix=options.get("prefix", "") + _ADAPTERS,
+                keep_vars=options.get("keep_vars", False),
+            )
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As the library's, and the adapters, which a library that reads its own keys does not know."""
+        if not _has_its_own_state(self._library_class):
+            return super().load_state_dict(state_dict, strict, assign)
+        updates = {name: value for name, value in state_dict.items() if name.startswith(_ADAPTERS)}
+        if updates:
+            self.adapters.load_state_dict(
+                {name.removeprefix(_ADAPTERS): value for name, value in updates.items()}, strict, assign
+            )
+        # A copy, as the library takes the values out of it.
+        rest = {name: value for name, value in state_dict.items() if name not in updates}
+        return super().load_state_dict(rest, strict, assign)
+
+    def _base_for(self, x: Tensor) -> BaseWeight:
+        """W as it is packed, in the dtype that an x is multiplied in."""
+        format = self.format
         autocast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
-        format, b, active = self.format, self._parameters["bias"], self._active
-        base = format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
+        return format.base_of(self, format.compute_dtype(self, x.dtype, autocast))
+
+    def _projection(self, x: Tensor) -> Projection | str:
+        try:
+            return projection_of(self, self._base_for(x))
+        except ValueError as error:  # the tensors do not hold W now
+            return str(error)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        base, b, active = self._base_for(x), self.bias, self._active
         if self._batch is not None and self._batch.applies(self):
             return self._batch.computed(self, x, base, b)
         if active is None or not self.enabled:
@@ -175,10 +221,11 @@ class QuantizedLoRALinear(FusedLoRALinear):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by the library's class, which can be found by its name."""
         _, _, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
-        return _blank, (self._library_class,), *rest
+        return _blank, (self._library_class, self.format.parameter), *rest
 
 
 _MADE: dict[type, type[QuantizedLoRALinear]] = {}
+_ADAPTERS = "adapters."
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -235,16 +282,33 @@ def bytes_of(base: BaseWeight) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in base.tensors)
 
 
-def _class_over(library: type) -> type[QuantizedLoRALinear]:
-    """The LoRA class over a library's class: a subclass of both, so that its state is the library's."""
+def _class_over(library: type, parameter: str = "weight") -> type[QuantizedLoRALinear]:
+    """The LoRA class over a library's class: a subclass of both, so that its state is the library's.
+
+    Class methods stay the library's own: HQQ's choose the forward of the class that they are called on.
+    """
     if library not in _MADE:
         bases = (QuantizedLoRALinear,) if library is nn.Linear else (QuantizedLoRALinear, library)
-        about = {"__module__": __name__, "__doc__": QuantizedLoRALinear.__doc__, "_library_class": library}
+        about: dict[str, Any] = {
+            "__module__": __name__,
+            "__doc__": QuantizedLoRALinear.__doc__,
+            "_library_class": library,
+        }
+        for name, value in vars(library).items():
+            if isinstance(value, classmethod):
+                about[name] = staticmethod(getattr(library, name))
+        if parameter != "weight":
+            about["weight"] = property(attrgetter(parameter))
         _MADE[library] = type(f"FusedLoRA{library.__name__}", bases, about)
     return _MADE[library]
 
 
-def _blank(library: type) -> QuantizedLoRALinear:
+def _has_its_own_state(library: Any) -> bool:
+    """Whether the library's class writes and reads the keys of its state_dict itself, as HQQ's does."""
+    return library.state_dict is not nn.Module.state_dict
+
+
+def _blank(library: type, parameter: str = "weight") -> QuantizedLoRALinear:
     """An empty layer, for copy and pickle to fill."""
-    cls = _class_over(library)
+    cls = _class_over(library, parameter)
     return cls.__new__(cls)

@@ -45,7 +45,7 @@ class Stored(Mergeable):
         merged_from = (prefix + "weight", *(prefix + saved_name(str(self.adapter), slot) for slot in slots))
         if any(name in state_dict for name in merged_from):
             self.unmerge()
-        if _of_plain_layer(state_dict, prefix):
+        if _of_plain_layer(state_dict, prefix, self.keeper[1]):
             # The adapters' own values are put in, so that each adapter loads what it has.
             self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
         with commit():
@@ -60,7 +60,7 @@ def _name_as_now(state_dict: dict[str, Any], prefix: str) -> None:
             state_dict[now] = state_dict.pop(prefix + slot)
 
 
-def _of_plain_layer(state_dict: dict[str, Any], prefix: str) -> bool:
+def _of_plain_layer(state_dict: dict[str, Any], prefix: str, parameter: str) -> bool:
     """Whether a state_dict is a plain layer's: it has W and no tensor of LoRA."""
     ours = (prefix + "lora_", prefix + "adapters.")
-    return prefix + "weight" in state_dict and not any(name.startswith(ours) for name in state_dict)
+    return prefix + parameter in state_dict and not any(name.startswith(ours) for name in state_dict)

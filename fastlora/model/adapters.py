@@ -25,6 +25,7 @@ from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
+from fastlora.model.groups import group_projections
 from fastlora.model.modules_to_save import (
     find_modules_to_save,
     inside,
@@ -98,7 +99,11 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     targets = find_targets(model, config, adapted=known, trained=inside(saved), heads=heads)
     made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
-    return give_adapter(model, name, made, make_layers(model, plain, name), first)
+    with commit():
+        model = give_adapter(model, name, made, make_layers(model, plain, name), first)
+        if config.group:
+            group_projections(model)
+    return model
 
 
 @exclusive

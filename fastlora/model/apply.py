@@ -25,6 +25,7 @@ from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.find_layers import LoRALayer, check_model, existing_layers, lora_layers
 from fastlora.model.freezing import freeze
+from fastlora.model.groups import group_projections
 from fastlora.model.merging import check_mergeable, fold
 from fastlora.model.modules_to_save import (
     find_modules_to_save,
@@ -90,6 +91,8 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         freeze(applied)
         buffers.note(applied, changing)
         transformers_saving.install(applied, changing)
+        if config.group:
+            group_projections(applied)
     return cast(_Model, applied)
 
 
@@ -157,7 +160,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     for name, layer in layers.items():
         check_own_forward(f"layer {name!r}", layer)
         check_own(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
-        if isinstance(layer, FusedLoRALinear):
+        if isinstance(layer, FusedLoRALinear) and "bias" not in vars(layer):  # where HQQ's is
             check_own(layer, ("bias",), f"layer {name!r}")
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastlora.layer.base_weights import like_weight, packed_format
+from fastlora.layer.base_weights import like_weight, packed_format, stored_weight
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.versions import idle_versions
 from fastlora.tables import Part, Shown, Table
@@ -100,7 +100,7 @@ def parameter_report(model: nn.Module) -> ParameterReport:
     idle = {id(tensor) for tensor in idle_versions(model)}
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in idle]
     modules = [module for module in model.modules() if packed_format(module) is not None]
-    packed = {id(module.weight): like_weight(module).numel() for module in modules}
+    packed = {id(stored_weight(module)): like_weight(module).numel() for module in modules}
     return ParameterReport(
         base=sum(packed.get(id(p), p.numel()) for p in parameters if id(p) not in own),
         lora=sum(p.numel() for p in parameters if id(p) in own),

@@ -19,7 +19,7 @@ from fastlora.routes.products import ACCUMULATED, gram, grow, scaled_product, sh
 # Xeon and 1.4 times on an AMD EPYC, for W of 768 x 768 to 4096 x 1024, fp32. Between these sizes it is faster
 # on the Xeon only: 10 rows take up to 2.4 times as long on the EPYC.
 _FEW_ROWS = (16, 32, 48)
-_LARGE = 2**19
+LARGE = 2**19
 _MKL = torch.backends.mkl.is_available()
 
 
@@ -39,7 +39,7 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
     else:
         p = shrink(x_d, A.t())
         y = grow(p, B.t(), x.dtype, s, b)
-    if base.N * base.K >= _LARGE and _is_faster_transposed(x):
+    if base.N * base.K >= LARGE and is_faster_transposed(x):
         return y.add_(torch.mm(W, x.t()).t()), p
     return y.addmm_(x, W.t()), p
 
@@ -77,5 +77,6 @@ def backward(
     return dx, dA, dB
 
 
-def _is_faster_transposed(x: Tensor) -> bool:
+def is_faster_transposed(x: Tensor) -> bool:
+    """Whether W xᵀ, transposed back, is faster than x Wᵀ where W is `LARGE`."""
     return x.shape[0] in _FEW_ROWS and x.dtype == torch.float32 and x.is_cpu and _MKL

@@ -21,13 +21,18 @@ KERNEL_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 _OLDEST_CUDA: Final = (8, 0)
 # TMA addresses memory in units of 16 bytes.
 _TMA_ALIGNMENT: Final = 16
+# A run of rows has tiles of p and q of its own, of up to 128 rows: runs shorter than a quarter of that would
+# cost more than they save, unless there are few.
+_SHORT_RUN: Final = 32
+_FEW_RUNS: Final = 64
 
 
 class Route(NamedTuple):
     """The code that computes a pass.
 
     Attributes:
-        name: "triton", "interpreter" (the same kernels on a CPU) or "torch".
+        name: "triton", "interpreter" (the same kernels on a CPU), "vendor" (the vendor's base products beside
+            kernels for what is low-rank) or "torch".
         why: The reason, as a phrase to show.
     """
 
@@ -37,7 +42,7 @@ class Route(NamedTuple):
     @property
     def is_fused(self) -> bool:
         """Whether this code is the fused kernels."""
-        return self.name != "torch"
+        return self.name in ("triton", "interpreter")
 
 
 class Decision(NamedTuple):
@@ -126,23 +131,39 @@ def _decided(
     if 0 in problem[:4]:
         empty = Route("torch", "an operand is empty")
         return Decision(empty, empty)
-    if setting == "triton" or dropped:
+    if setting == "triton":
         return Decision(route, route)
-    from fastlora.routes.plan import architecture_of, vendor_won
+    passes = ("forward", "backward") if needs == EVERYTHING else ("forward",)
+    measured = {
+        direction: _measured(direction, problem, device, dropped, aligned, gpu, architecture, route)
+        for direction in passes
+    }
+    return Decision(measured["forward"], measured.get("backward", route))
+
+
+def _measured(
+    direction: str,
+    problem: Problem,
+    device: torch.device,
+    dropped: bool,
+    aligned: bool,
+    gpu: str | None,
+    architecture: str,
+    route: Route,
+) -> Route:
+    """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
+    from fastlora.routes.architecture import architecture_of
+    from fastlora.routes.choices import chosen, why
+    from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
-    measured = {
-        direction: vendor_won(direction, architecture, problem, aligned=aligned)
-        for direction in ("forward", "backward")
-        if direction == "forward" or needs == EVERYTHING
-    }
-    forward, backward = (
-        Route("torch", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
-        if (won := measured.get(direction))
-        else route
-        for direction in ("forward", "backward")
-    )
-    return Decision(forward, backward)
+    if gpu is None:
+        choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
+        if choice is not None:
+            return Route("vendor" if choice.tile is None else route.name, why(choice))
+    if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
+        return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
+    return route
 
 
 def route_on(
@@ -181,6 +202,38 @@ def route_on(
         return Route("torch", "on a CPU torch is faster than Triton's interpreter")
     is_rocm = architecture.startswith("gfx") if gpu is not None else torch.version.hip is not None
     return _UNPROVEN_ON_ROCM if is_rocm and route.is_fused else route
+
+
+def decide_runs(
+    problem: Problem,
+    device: torch.device,
+    setting: str | None = None,
+    *,
+    runs: int = 0,
+    gpu: str | None = None,
+    architecture: str = "",
+) -> Route:
+    """The code, for both passes, of a call whose rows choose their operands.
+
+    Args:
+        problem: Shape and dtypes; M is all rows, r the largest rank, 0 where no update applies.
+        device: Device of x.
+        setting: As in `decide`.
+        runs: The number of runs that rows are in as they come; 0 where they are sorted.
+        gpu: As in `decide_for`.
+        architecture: As in `decide_for`.
+
+    Raises:
+        ValueError: As in `decide`.
+        BackendError: As in `decide`.
+    """
+    setting = get_backend() if setting is None else setting
+    route = route_on(device, problem.dtype, setting, gpu=gpu, architecture=architecture)
+    if route.is_fused and setting != "triton" and runs > max(_FEW_RUNS, problem.M // _SHORT_RUN):
+        return Route("torch", f"{problem.M} rows in {runs} runs are too short for a tile of p and q each")
+    if route.is_fused and 0 in problem[:4]:
+        return Route("torch", "no update applies" if problem.r == 0 else "an operand is empty")
+    return route
 
 
 def problem_of(o: Operands) -> Problem:

@@ -14,11 +14,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands
+from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned, problem_of
-from fastlora.routes.plan import Plan, architecture_of, plan_for
+from fastlora.routes.few_rows import as_operand
+from fastlora.routes.plan import Plan, few_rows_plan, plan_for
+from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
+from fastlora_kernels.few_rows import few_rows_kernel
 from fastlora_kernels.forward import forward_kernel
+from fastlora_kernels.masked_update import masked_update_kernel
 
 
 def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
@@ -31,17 +36,32 @@ def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     Returns:
         y [M, N] in x's dtype and p [M, r] in fp32.
     """
+    y = o.x.new_empty(o.x.shape[0], o.base.N)
+    return y, _launch_forward(o, plan, y)
+
+
+def project(o: Operands, y: Tensor) -> Tensor:
+    """p = x_d Aᵀ [M, r] in fp32 alone: those programs of the forward pass that draw the first tickets.
+
+    Args:
+        o: As in `forward`.
+        y: [M, N] in x's dtype, which is not written.
+    """
+    return _launch_forward(o, None, y, "p")
+
+
+def _launch_forward(o: Operands, plan: Plan | None, y: Tensor, only: str | None = None) -> Tensor:
+    """Launch the programs, or `only` those of one kind of tile, which must come first; return p."""
     x, (W,), b, A, B, s, seed = o.x, o.base.tensors, o.b, o.A, o.B, o.s, o.seed
     M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
     threshold, kept_scale = dropout_constants(o.dropout)
     aligned = is_aligned(x) and is_aligned(W)
     plan = plan or _plan("forward", o, EVERYTHING, aligned)
     tile = plan.tile
-    y = torch.empty(M, N, device=x.device, dtype=x.dtype)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     tma = plan.tma and aligned
     with _on_device(x):
-        forward_kernel[(plan.num_tasks,)](
+        forward_kernel[(plan.tasks[only] if only else plan.num_tasks,)](
             x=_read(x, (tile.block_m, tile.block_k), tma),
             W=_read(W, (tile.block_n, tile.block_k), tma),
             b_ptr=None if b is None else b.contiguous(),
@@ -69,7 +89,7 @@ def forward(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
             PRECISION=plan.precision,
             **plan.options,
         )
-    return y, p
+    return p
 
 
 def backward(
@@ -93,6 +113,55 @@ def backward(
     """
     if not any(needs):
         return None, None, None
+    return _launch_backward(o, dy, p, needs, plan)[:3]
+
+
+def gradients(
+    o: Operands, dy: Tensor, p: Tensor, needs: Needs
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """dA and dB, None if not needed, and q = s dy B [M, r] in fp32, in one launch.
+
+    Args:
+        o: As in `backward`.
+        dy: As in `backward`.
+        p: As in `backward`.
+        needs: Which gradients to compute; dx among them means that q is.
+    """
+    # q is computed for dx or dA. Where dA is not needed, it costs little.
+    _, dA, dB, q = _launch_backward(o, dy, p, Needs(False, needs.dx or needs.dA, needs.dB), None)
+    return dA if needs.dA else None, dB, q
+
+
+def masked_update(o: Operands, q: Tensor) -> Tensor:
+    """D * (q A) [M, K] in x's dtype, D the mask that `forward` drew and its scale, in one launch."""
+    x, A = o.x, o.A
+    M, K = x.shape
+    threshold, kept_scale = dropout_constants(o.dropout)
+    dx = torch.empty(M, K, device=x.device, dtype=x.dtype)
+    blocks = triton.cdiv(M, masked.BLOCK_M) * triton.cdiv(K, masked.BLOCK_K)
+    with _on_device(x):
+        masked_update_kernel[(blocks,)](
+            q_ptr=q,
+            A=_read(A),
+            dx_ptr=dx,
+            seed_ptr=o.seed,
+            threshold=threshold,
+            kept_scale=kept_scale,
+            M=M,
+            K=K,
+            r=A.shape[0],
+            BLOCK_M=masked.BLOCK_M,
+            BLOCK_K=masked.BLOCK_K,
+            PRECISION=fp32_precision(),
+            num_warps=masked.WARPS,
+        )
+    return dx
+
+
+def _launch_backward(
+    o: Operands, dy: Tensor, p: Tensor, needs: Needs, plan: Plan | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """dx, dA and dB, None if not needed, and q."""
     x, (W,), A, B, s, seed = o.x, o.base.tensors, o.A, o.B, o.s, o.seed
     M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
     threshold, kept_scale = dropout_constants(o.dropout)
@@ -142,7 +211,52 @@ def backward(
             PRECISION=plan.precision,
             **plan.options,
         )
-    return dx, dA, dB
+    return dx, dA, dB, q
+
+
+def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
+    """As `forward`, over a packed W that is unpacked inside the product.
+
+    Args:
+        o: Operands that `few_rows.takes`.
+        plan: A launch plan by `few_rows_plan`; None means that of x's device.
+    """
+    x, b, s = o.x, o.b, o.s
+    M, K, N, r = x.shape[0], o.base.K, o.base.N, o.A.shape[0]
+    threshold, kept_scale = dropout_constants(o.dropout)
+    plan = plan or few_rows_plan(architecture_of(x.device), problem_of(o), o.dropout)
+    tile = plan.tile
+    y = torch.empty(M, N, device=x.device, dtype=x.dtype)
+    p = torch.empty(M, r, device=x.device, dtype=torch.float32)
+    with _on_device(x):
+        few_rows_kernel[(plan.num_tasks,)](
+            x=_read(x),
+            b_ptr=None if b is None else b.contiguous(),
+            A=_read(o.A),
+            B=_read(o.B),
+            y=y,
+            p_ptr=p,
+            scratch_ptrs=(_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
+            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
+            seed_ptr=o.seed if threshold else None,
+            threshold=threshold,
+            kept_scale=kept_scale,
+            s=s,
+            M=M,
+            N=N,
+            K=K,
+            r=r,
+            split_p=plan.split_k["p"],
+            split_y=plan.split_k["y"],
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            BLOCK_R=plan.block_r,
+            PRECISION=plan.precision,
+            **(as_operand(o.base) or {}),
+            **plan.options,
+        )
+    return y, p
 
 
 def unpack(base: BaseWeight, W: Tensor) -> None:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fastlora.formula.masks import draw_mask, dropout_constants
 from fastlora.formula.operands import BaseWeight, Needs, accumulation_dtype
-from fastlora.formula.runs import Part
+from fastlora.formula.runs import Part, Run
 from fastlora.routes.products import gram, grow, shrink, without_gaps
+
+Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
 
 
 class Factors(NamedTuple):
@@ -36,7 +38,9 @@ class Mixed(NamedTuple):
         b: [N] in x's dtype, or None.
         adapters: Those of the batch; None where the layer has no part in one.
         parts: Every row of x once.
-        seeds: [parts] int64, the seeds of the parts' masks; None without dropout.
+        seeds: [parts] int64, the seeds of the parts' masks; None without dropout. The fused kernels draw all
+            masks from the first.
+        runs: Every row of x once, in order: what the parts were made of.
     """
 
     x: Tensor
@@ -45,6 +49,12 @@ class Mixed(NamedTuple):
     adapters: Sequence[Factors | None]
     parts: Sequence[Part]
     seeds: Tensor | None = None
+    runs: Sequence[Run] = ()
+
+    def taken(self) -> dict[int, Factors]:
+        """The adapters that rows take, by their place."""
+        places = {run.adapter for run in self.runs if run.begin < run.end}
+        return {place: one for place, one in enumerate(self.adapters) if one is not None and place in places}
 
     def each(self) -> Iterator[tuple[Part, Factors | None, Tensor | None]]:
         """Each part, its adapter if any, and the seed of its mask."""
@@ -78,9 +88,7 @@ def forward(o: Mixed) -> tuple[Tensor, list[Tensor]]:
     return y.addmm_(x, W.t()), ps
 
 
-def backward(
-    o: Mixed, dy: Tensor, ps: Sequence[Tensor], needs: Sequence[Needs]
-) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+def backward(o: Mixed, dy: Tensor, ps: Sequence[Tensor], needs: Sequence[Needs]) -> Gradients:
     """dx [M, K], and dA [r, K] and dB [N, r] of each adapter; None if not needed.
 
     Args:

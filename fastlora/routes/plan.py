@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -15,9 +15,15 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs, outranges_fp16
+from fastlora.routes.architecture import architecture_of, fp32_precision
+from fastlora.routes.choices import chosen, forget_choices
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.tables import Entry, Table, Tile, load_table
+
+# Up to so many rows a packed W is unpacked inside the product, and in tiles of so many columns.
+PACKED_ROWS: Final = configs.PACKED_ROWS
+PACKED_COLUMNS: Final = configs.PACKED_TILE.block_k
 
 
 class Plan(NamedTuple):
@@ -76,6 +82,7 @@ def plan_for(
     *,
     dropout: float = 0.0,
     aligned: bool = True,
+    measured: bool = True,
 ) -> Plan:
     """The plan for an architecture of the tile tables, which need not be this machine's.
 
@@ -84,12 +91,22 @@ def plan_for(
         architecture: The table's name.
         problem: Shape and dtypes.
         needs: Which gradients a backward pass computes.
-        tile: A tile to use; None means the table's.
+        tile: A tile to use; None means the one that `fastlora tune` chose here, else the table's.
         dropout: Probability of dropping an entry of x_d.
         aligned: Whether TMA can address the operands.
+        measured: Whether what was measured on this machine counts.
     """
     dropped = dropout_constants(dropout)[0] > 0
-    return _cached_plan(direction, architecture, problem, needs, tile, dropped, _precision(), aligned)
+    rest = needs, tile, dropped, fp32_precision(), aligned, measured
+    return _cached_plan(direction, architecture, problem, *rest)
+
+
+def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> Plan:
+    """The plan of a forward pass with few rows over a packed W, which is unpacked inside the product."""
+    plan = plan_for(
+        "forward", architecture, problem, tile=configs.PACKED_TILE, dropout=dropout, aligned=False
+    )
+    return plan._replace(options={**plan.options, "enable_fp_fusion": False})
 
 
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:
@@ -97,16 +114,12 @@ def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: 
 
     Measurements are without dropout and with every gradient needed. One counts only for its dtypes and rank.
     """
-    name, entry, _ = _entry_of(direction, architecture, problem, _precision(), aligned)
+    name, entry, _ = entry_of(direction, architecture, problem, fp32_precision(), aligned)
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     return name if configs.beaten(entry, direction, *dtypes, problem.r) else None
 
 
-def _precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _entry_of(
+def entry_of(
     direction: str, architecture: str, problem: Problem, precision: str, aligned: bool
 ) -> tuple[str, Entry, str]:
     """(shape class of the output, its entry in the table, element kind)."""
@@ -129,12 +142,16 @@ def _cached_plan(
     dropped: bool,
     precision: str,
     aligned: bool,
+    measured: bool,
 ) -> Plan:
-    name, entry, kind = _entry_of(direction, architecture, problem, precision, aligned)
+    name, entry, kind = entry_of(direction, architecture, problem, precision, aligned)
     table = configs.table_of(architecture)
     x, adapter = problem.dtype, problem.adapter_dtype
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms
+    if tile is None and measured:
+        choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
+        tile = None if choice is None else choice.tile
     tile = tile or getattr(entry, direction)
     block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters, tf32_terms)
     make_tasks = _forward_tasks if direction == "forward" else _backward_tasks
@@ -189,21 +206,9 @@ def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, ne
     return _Tasks(split_k, programs, end, tasks.backward_counters(tiles).end)
 
 
-@functools.lru_cache(maxsize=64)
-def architecture_of(device: torch.device) -> str:
-    """The name of the tile table for a device; "interpreter" for the CPU."""
-    if device.type == "cpu":
-        return "interpreter"
-    properties = torch.cuda.get_device_properties(device)
-    return configs.nearest_architecture(
-        backend="hip" if torch.version.hip else "cuda",
-        capability=(properties.major, properties.minor),
-        shared_memory=getattr(properties, "shared_memory_per_block_optin", 0),
-    )
-
-
 def forget_plans() -> None:
-    """Have the tile tables read again."""
+    """Have the tile tables and the choices read again."""
     load_table.cache_clear()
     architecture_of.cache_clear()
+    forget_choices()
     _cached_plan.cache_clear()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastlora.routes.backend import backend_of_mask, get_backend
 from fastlora.segments import operators
 from fastlora.segments.operands import RunNeeds, RunOperands
 from fastlora.segments.plan import Plan
@@ -24,7 +25,7 @@ class RunsFunction(torch.autograd.Function):
         y, p = operators.runs_forward(*operators.flat(o))
         # All tensors are saved here, and none on ctx, so that saved-tensor hooks and checkpointing see them.
         ctx.save_for_backward(x, o.W, o.b, A, B, p, o.plan.offsets, o.plan.order, weights, o.seed)
-        ctx.rest = (o.s, o.plan.copies, o.gathers, o.dropout)
+        ctx.rest = (o.s, o.plan.copies, o.gathers, o.dropout, o.setting)
         return y  # type: ignore[no-any-return]
 
     @staticmethod
@@ -32,8 +33,9 @@ class RunsFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients in the order of forward's arguments; None if not needed."""
         x, W, b, A, B, p, offsets, order, weights, seed = ctx.saved_tensors
-        s, copies, gathers, dropout = ctx.rest
-        o = RunOperands(x, W, b, A, B, s, Plan(offsets, order, copies), gathers, weights, dropout, seed)
+        s, copies, gathers, dropout, setting = ctx.rest
+        plan = Plan(offsets, order, copies)
+        o = RunOperands(x, W, b, A, B, s, plan, gathers, weights, dropout, seed, setting)
         needs = RunNeeds(*ctx.needs_input_grad[:4])
         found = operators.runs_backward(dy, p, *needs, *operators.flat(o))
         return (*(one if needed else None for one, needed in zip(found, needs, strict=True)), None)
@@ -41,6 +43,8 @@ class RunsFunction(torch.autograd.Function):
 
 def linear_by_runs(o: RunOperands) -> Tensor:
     """y of the operands, differentiable once in x, A, B and the weights; W and b are frozen.
+
+    The backend setting in force decides the code of both passes, whatever `o.setting` is.
 
     Returns:
         [S, N] sorted by run; [T, N] with weights.
@@ -50,6 +54,7 @@ def linear_by_runs(o: RunOperands) -> Tensor:
         ValueError: If shapes do not fit together.
     """
     _check(o)
+    o = o._replace(setting=backend_of_mask() if o.dropout > 0 else get_backend())
     y: Tensor = RunsFunction.apply(o.x, o.A, o.B, o.weights, o)  # type: ignore[no-untyped-call]
     return y
 

@@ -24,11 +24,15 @@ _UNIT: Final = 16
 def takes(o: RunOperands) -> bool:
     """Whether torch has grouped products for these operands on their device."""
     x, W, A = o.x, o.W, o.A
-    if not x.is_cuda or x.dtype != torch.bfloat16:
+    if not x.is_cuda:
         return False
-    sizes = (*W.shape[1:], *(() if A is None else (A.shape[1],)))
-    aligned = all(size * x.element_size() % _UNIT == 0 for size in sizes)
-    return aligned and W.data_ptr() % _UNIT == 0 and 1 in W.stride()[1:]
+    fit = takes_sizes(x.dtype, *W.shape[1:], 0 if A is None else A.shape[1])
+    return fit and W.data_ptr() % _UNIT == 0 and 1 in W.stride()[1:]
+
+
+def takes_sizes(dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether a GPU's grouped products take rows of this dtype and these lengths: N, K and r."""
+    return dtype == torch.bfloat16 and all(size * dtype.itemsize % _UNIT == 0 for size in sizes)
 
 
 def forward(o: RunOperands) -> tuple[Tensor, Tensor]:
@@ -47,10 +51,8 @@ def forward(o: RunOperands) -> tuple[Tensor, Tensor]:
 
 def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradients:
     """As `by_runs.backward`."""
-    x, weights, w = sorted_rows(o), o.weights, None
-    if weights is not None:
-        dy = dy.index_select(0, o.plan.rows())
-        w = weights.reshape(-1).index_select(0, o.plan.order).to(p.dtype)[:, None]
+    x = sorted_rows(o)
+    dy, w = sorted_gradient(o, dy, p.dtype)
     dy = dy.contiguous()
     dx = dA = dB = dw = q = None
     if needs.dB and o.B is not None:
@@ -65,19 +67,42 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
             update = _product(o, q, o.A.to(x.dtype))
             dx = dx + (update if o.dropout == 0 else _masked(o, x, update))
         dx = _inside(o, dx)
-    if needs.dweights and weights is not None and dx is not None:
-        wide = accumulation_dtype(x.dtype)
-        found = torch.linalg.vecdot(dx.to(wide), x.to(wide))
-        if o.b is not None:
-            found = found + torch.linalg.vecdot(dy.to(wide), o.b.index_select(0, _operand_of(o)).to(wide))
-        dw = back_in_order(o, _inside(o, found).to(weights.dtype)).view(weights.shape)
-    if not needs.dx or dx is None:
-        return None, dA, dB, dw
-    if w is not None:
-        dx = dx * w.to(dx.dtype)
+    if needs.dweights and o.weights is not None and dx is not None:
+        dw = weight_gradient(o, x, dx, dy)
+    return (input_gradient(o, dx, w) if needs.dx and dx is not None else None), dA, dB, dw
+
+
+def weight_gradient(o: RunOperands, x: Tensor, g: Tensor, dy: Tensor) -> Tensor:
+    """The gradient of the factors of y, in their shape and dtype: dy · y = g · x + dy · b_e.
+
+    Args:
+        o: The operands, with weights.
+        x: [S, K], sorted by run.
+        g: [S, K], the gradient of x without the factors.
+        dy: [S, N], sorted by run.
+    """
+    wide = accumulation_dtype(x.dtype)
+    found: Tensor = torch.linalg.vecdot(g.to(wide), x.to(wide))
+    if o.b is not None:
+        found = found + torch.linalg.vecdot(dy.to(wide), o.b.index_select(0, _operand_of(o)).to(wide))
+    found = back_in_order(o, _inside(o, found))
+    return found if o.weights is None else found.to(o.weights.dtype).view(o.weights.shape)
+
+
+def input_gradient(o: RunOperands, g: Tensor, w: Tensor | None) -> Tensor:
+    """dx in x's shape, of g [S, K] without the factors and of these, w [S, 1]."""
+    dx = g if w is None else g * w.to(g.dtype)
     if o.gathers:
         dx = back_in_order(o, dx).view(o.x.shape[0], o.plan.copies, dx.shape[1]).sum(1)
-    return dx, dA, dB, dw
+    return dx
+
+
+def sorted_gradient(o: RunOperands, dy: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """(dy [S, N] sorted by run, the factors of its rows [S, 1] in this dtype or None)."""
+    if o.weights is None:
+        return dy, None
+    w = o.weights.reshape(-1).index_select(0, o.plan.order).to(dtype)[:, None]
+    return dy.index_select(0, o.plan.rows()), w
 
 
 def _product(o: RunOperands, rows: Tensor, factors: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class RunOperands(NamedTuple):
             None means 1 and y [S, N], sorted by run.
         dropout: As in `formula.operands.Operands`.
         seed: [1] int64, the seed of the mask; None without dropout. Each place has entries of its own.
+        setting: The backend setting that decides the code of both passes: "auto", "triton" or "torch".
     """
 
     x: Tensor
@@ -38,6 +39,7 @@ class RunOperands(NamedTuple):
     weights: Tensor | None = None
     dropout: float = 0.0
     seed: Tensor | None = None
+    setting: str = "auto"
 
 
 class RunNeeds(NamedTuple):

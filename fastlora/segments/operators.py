@@ -1,7 +1,8 @@
 """The torch operators `torch.ops.fastlora.runs_forward` and `runs_backward`.
 
 As torch.compile, fake tensors and dispatch modes see them: each pass is one operator, whose loop over runs
-depends on the numbers of rows and stays inside.
+depends on the numbers of rows and stays inside. A backward pass decides its code as its forward pass did,
+from the same operands and backend setting. Triton is imported when a kernel first runs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from fastlora.formula.operands import accumulation_dtype
 from fastlora.segments import by_runs, grouped
+from fastlora.segments.decide import GROUPED, decide
 from fastlora.segments.operands import RunNeeds, RunOperands
 from fastlora.segments.plan import Plan
 
 _OPERANDS = (
     "Tensor x, Tensor W, Tensor? b, Tensor? A, Tensor? B, float s, Tensor offsets, Tensor order, int copies, "
-    "bool gathers, Tensor? weights, float dropout, Tensor? seed"
+    "bool gathers, Tensor? weights, float dropout, Tensor? seed, str setting"
 )
 _library = torch.library.Library("fastlora", "FRAGMENT")
 _library.define(f"runs_forward({_OPERANDS}) -> (Tensor, Tensor)")
@@ -40,7 +42,17 @@ def bundled(*flat: Any) -> RunOperands:
 
 def _forward(*operands: Any) -> tuple[Tensor, Tensor]:
     o = bundled(*operands)
-    return grouped.forward(o) if grouped.takes(o) else by_runs.forward(o)
+    return _passes_of(o).forward(o)  # type: ignore[no-any-return]
+
+
+def _passes_of(o: RunOperands) -> Any:
+    """The module whose `forward` and `backward` compute a call."""
+    route = decide(o)
+    if route.is_fused:
+        from fastlora.segments import fused
+
+        return fused
+    return grouped if route.name == GROUPED else by_runs
 
 
 def _forward_fake(*operands: Any) -> tuple[Tensor, Tensor]:
@@ -53,8 +65,7 @@ def _forward_fake(*operands: Any) -> tuple[Tensor, Tensor]:
 def _backward(dy: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """dx, dA, dB and dweights; one that is not needed is an empty tensor of shape [0]."""
     o = bundled(*rest[4:])
-    passes = grouped if grouped.takes(o) else by_runs
-    found = passes.backward(o, dy, p, RunNeeds(*rest[:4]))
+    found = _passes_of(o).backward(o, dy, p, RunNeeds(*rest[:4]))
     return tuple(dy.new_empty(0) if one is None else one for one in found)
 
 

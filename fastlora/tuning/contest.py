@@ -1,4 +1,4 @@
-"""One contest: every tile is checked against fp64 on one pass and shape, then all are timed in turn."""
+"""One contest: tiles are checked against fp64 on one pass of one problem, then all are timed in turn."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fastlora.formula.cost import Problem
-from fastlora.formula.operands import EVERYTHING
+from fastlora.formula.masks import dropout_constants
+from fastlora.formula.operands import EVERYTHING, plain
+from fastlora.formula.oracle import Piece, mixed
 from fastlora.measuring.devices import describe_device, number_of_sets
-from fastlora.measuring.errors import assert_within_budget, gradients, oracle
+from fastlora.measuring.errors import assert_within_budget, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.measuring.timing import (
     WHOLE,
@@ -25,11 +27,11 @@ from fastlora.measuring.timing import (
     timer_for,
     warm_up,
 )
-from fastlora.routes import cpu, vendor
-from fastlora.routes.plan import Plan, architecture_of, plan_for
+from fastlora.routes.architecture import architecture_of
+from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels.tables import Tile
 
-# The vendor's product with the low-rank part accumulated onto it, among the tiles.
+# The vendor's products beside kernels for what is low-rank, among the tiles.
 LIBRARY: Final = "library"
 
 # Of every contest.
@@ -77,59 +79,81 @@ def dtype_of(device: torch.device) -> torch.dtype:
 
 
 class Contest:
-    """A pass of one shape in `dtype_of` the device, on inputs that miss the cache.
+    """A pass of one problem, on inputs that miss the cache.
 
     Args:
         device: Where.
         direction: "forward" or "backward".
-        shape: (M, K, N).
+        problem: Shape and dtypes.
         num_sets: Input sets; None for as many as miss the cache.
+        dropout: Of x on the low-rank branch.
+        bias: Whether there is a b.
     """
 
     def __init__(
         self,
         device: torch.device,
         direction: str,
-        shape: tuple[int, int, int],
+        problem: Problem,
         num_sets: int | None = None,
+        *,
+        dropout: float = 0.0,
+        bias: bool = False,
     ) -> None:
         self.device = device
         self.direction = direction
-        self.shape = shape
-        self.dtype = dtype_of(device)
-        M, K, N = shape
+        self.problem = problem
+        self.dropout = dropout
+        M, K, N, r, dtype, adapter_dtype = problem
         if num_sets is None:
-            base_bytes = self.dtype.itemsize * (M * K + N * K + M * N)
+            base_bytes = dtype.itemsize * (M * K + N * K + M * N)
             num_sets = number_of_sets(base_bytes, describe_device(device)["l2_bytes"])
         self.sets = [
-            random_inputs(M, K, N, RANK, dtype=self.dtype, bias=False, device=device) for _ in range(num_sets)
+            random_inputs(M, K, N, r, dtype=dtype, adapter_dtype=adapter_dtype, bias=bias, device=device)
+            for _ in range(num_sets)
         ]
-        self.ps = [inputs.x.float() @ inputs.A.float().t() for inputs in self.sets]
+        self.seed = torch.tensor([2026], device=device) if dropout else None
+        D = self._kept() if dropout else None
+        self.ps = [_dropped(one.x, D).float() @ one.A.float().t() for one in self.sets]
+        self._truth = _results_of(self.sets[0].to(torch.float64), D)
+        self._torchs = _results_of(self.sets[0], D)
+
+    def check(self, candidate: Tile | str, repeats: int = 1) -> None:
+        """Raise AssertionError unless its results are right, and have the same bits each time."""
+        plan, extra = self._plan_of(candidate), split_eps(self.sets[0])
+        first = self._results(plan, self.sets[0], self.ps[0])
+        for name, result in first.items():
+            assert_within_budget(name, result, self._torchs[name], self._truth[name], extra=extra)
+        for nth in range(1, repeats):
+            for name, result in self._results(plan, self.sets[0], self.ps[0]).items():
+                if not torch.equal(result, first[name]):
+                    raise AssertionError(f"{name}: run {nth + 1} of {repeats} has other bits than the first")
 
     def run(self, tiles: Sequence[Tile]) -> Outcome:
         """Check and time the tiles and the library."""
         failures: list[str] = []
-        truth, torchs = oracle(self.sets[0]), gradients(self.sets[0])
-        calls: dict[Tile | str, Call] = {}
+        sound: list[Tile | str] = []
         for tile in tiles:
             try:
-                for name, result in self._results(self._plan(tile), self.sets[0], self.ps[0]).items():
-                    assert_within_budget(name, result, torchs[name], truth[name])
-                calls[tile] = self._call(self._plan(tile))
+                self.check(tile)
+                sound.append(tile)
             except Exception as error:  # a tile may fail in any way; the others are tried
                 first_line = str(error).split("\n", 1)[0]
                 failures.append(
-                    f"{self.direction} {self.shape}, {tile}: {type(error).__name__}: {first_line}"
+                    f"{self.direction} {self.problem[:3]}, {tile}: {type(error).__name__}: {first_line}"
                 )
-        calls[LIBRARY] = self._call(None)
+        return Outcome(self.problem[:3], self.times([*sound, LIBRARY]), failures)
+
+    def times(self, candidates: Sequence[Tile | str]) -> dict[Tile | str, list[float]]:
+        """Microseconds of each tile, and of LIBRARY, one for each round; they are timed in turn."""
+        calls = {one: self._call(self._plan_of(one)) for one in candidates}
         if self.device.type == "cuda":
             calls = {name: captured(call) for name, call in calls.items()}
         timer = timer_for(self.device)
         works = {name: Work.of(call) for name, call in calls.items()}
         warm_up(works, _WARM_UP_ROUNDS, timer)
         times = interleaved(works, _ROUNDS, timer)
-        per_call = {name: [time / len(self.sets) for time in times[name][WHOLE]] for name in works}
-        return Outcome(self.shape, per_call, failures)
+        return {name: [time / len(self.sets) for time in times[name][WHOLE]] for name in works}
 
     def try_once(self, tile: Tile) -> bool:
         """Run a tile once, so that it is compiled; whether it ran."""
@@ -141,23 +165,68 @@ class Contest:
             return False
         return True
 
-    def _plan(self, tile: Tile) -> Plan:
-        problem = Problem(*self.shape, RANK, self.dtype, self.dtype)
-        return plan_for(self.direction, architecture_of(self.device), problem, tile=tile)
+    def _plan(self, tile: Tile | None, direction: str = "") -> Plan:
+        return plan_for(
+            direction or self.direction,
+            architecture_of(self.device),
+            self.problem,
+            tile=tile,
+            dropout=self.dropout,
+            measured=False,
+        )
+
+    def _plan_of(self, candidate: Tile | str) -> Plan | None:
+        return None if isinstance(candidate, str) else self._plan(candidate)
 
     def _call(self, plan: Plan | None) -> Call:
         """The pass on every input set, by the kernels, or by the library where there is no plan."""
         return lambda: [self._results(plan, inputs, p) for inputs, p in zip(self.sets, self.ps, strict=True)]
 
     def _results(self, plan: Plan | None, of: Inputs, p: Tensor) -> dict[str, Tensor]:
-        from fastlora.routes import fused  # Triton reads TRITON_INTERPRET when it is imported
+        # Triton reads TRITON_INTERPRET when it is imported.
+        from fastlora.routes import fused, vendor_beside_kernels
 
-        torchs = cpu if self.device.type == "cpu" else vendor
+        o = of.call(self.dropout, self.seed)
         if self.direction == "forward":
-            y, p = torchs.forward(of.call()) if plan is None else fused.forward(of.call(), plan)
+            y, p = vendor_beside_kernels.forward(o) if plan is None else fused.forward(o, plan)
             return {"y": y, "p": p}
-        given = (of.call(), of.dy, p, EVERYTHING)
-        found = torchs.backward(*given) if plan is None else fused.backward(*given, plan)
+        given = (o, of.dy, p, EVERYTHING)
+        found = vendor_beside_kernels.backward(*given) if plan is None else fused.backward(*given, plan)
         return {
             name: value for name, value in zip(("dx", "dA", "dB"), found, strict=True) if value is not None
         }
+
+    def _kept(self) -> Tensor:
+        """[M, K] in fp64: 0 where the table's tile drops an entry of x, else what it is scaled by.
+
+        With W zero, dx is the update's alone, so that it is zero just where the mask is.
+        """
+        from fastlora.routes import fused
+
+        o = self.sets[0].call(self.dropout, self.seed)
+        o = o._replace(base=plain(torch.zeros_like(o.base.tensors[0])))
+        dx, _, _ = fused.backward(
+            o,
+            self.sets[0].dy,
+            o.x.new_zeros(o.x.shape[0], o.A.shape[0]).float(),
+            EVERYTHING,
+            self._plan(None, "backward"),
+        )
+        if dx is None:
+            raise AssertionError("the backward pass gave no dx")
+        return (dx != 0).double() * dropout_constants(self.dropout)[1]
+
+
+def _dropped(x: Tensor, D: Tensor | None) -> Tensor:
+    return x if D is None else x * D.to(x.dtype)
+
+
+def _results_of(inputs: Inputs, D: Tensor | None) -> dict[str, Tensor]:
+    """y, p, dx, dA and dB of unfused torch, x_d = D * x, in the operands' own dtypes."""
+    x, A, B = (t.detach().clone().requires_grad_() for t in (inputs.x, inputs.A, inputs.B))
+    D = None if D is None else D.to(x.dtype)
+    y = mixed(x, inputs.W, inputs.b, [Piece(0, x.shape[0], A, B, inputs.s, 0.0, D)])
+    dx, dA, dB = torch.autograd.grad(y, (x, A, B), inputs.dy)
+    with torch.no_grad():
+        p = _dropped(x, D).to(A.dtype) @ A.t()
+    return {"y": y.detach(), "p": p, "dx": dx, "dA": dA, "dB": dB}

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fastlora.arguments import dtype_name
-from fastlora.routes.plan import architecture_of
+from fastlora.formula.cost import Problem
+from fastlora.routes.architecture import architecture_of
 from fastlora.tuning.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
 from fastlora.tuning.contest import LIBRARY, RANK, Contest, Outcome, dtype_of
 from fastlora_kernels.configs import shape_class, table_of
@@ -78,7 +79,10 @@ def tune(device: torch.device, out: Path, seconds: float, here: Mapping[str, Any
     for field in fields(table, dry=device.type == "cpu"):
         if time.monotonic() - start > seconds:
             break
-        outcomes = [Contest(device, field.direction, shape).run(field.tiles) for shape in field.shapes]
+        outcomes = [
+            Contest(device, field.direction, problem_of(device, shape)).run(field.tiles)
+            for shape in field.shapes
+        ]
         best, library, unfit = fitting_winner(architecture, field, outcomes)
         table = with_choice(table, field, best, library=library, dtype=dtype)
         better += best != field.tiles[0]
@@ -100,6 +104,12 @@ def tune(device: torch.device, out: Path, seconds: float, here: Mapping[str, Any
         "failures": failures,
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def problem_of(device: torch.device, shape: tuple[int, int, int]) -> Problem:
+    """The problem of a contest for a tile table."""
+    dtype = dtype_of(device)
+    return Problem(*shape, RANK, dtype, dtype)
 
 
 def _write(out: Path, architecture: str, table: Table, content: Mapping[str, Any]) -> None:
@@ -184,5 +194,6 @@ def compile_share(device: torch.device, number: int, of: int) -> dict[str, Any]:
     todo = [(field, tile) for field in fields(table, dry=device.type == "cpu") for tile in field.tiles]
     ran = 0
     for field, tile in todo[number::of]:
-        ran += Contest(device, field.direction, field.shapes[0], num_sets=1).try_once(tile)
+        problem = problem_of(device, field.shapes[0])
+        ran += Contest(device, field.direction, problem, num_sets=1).try_once(tile)
     return {"passed": True, "summary": f"{ran} candidates ran", "ran": ran}

@@ -10,10 +10,10 @@ from fastlora_kernels.split_k import Split, split_range, sum_of_splits
 from fastlora_kernels.tickets import grouped_order, on_device, take_ticket
 from fastlora_kernels.tile_ops import (
     add_low_rank,
+    add_masked_low_rank,
     halves,
     load_tile,
     store_tile,
-    store_with_masked_low_rank,
 )
 
 backward_tiles = on_device(tasks.backward_tiles)
@@ -58,15 +58,15 @@ def finish_dx(
         for side in tl.static_range(2):
             quarters = halves(left if side == 0 else right, BLOCK_M, HALF)
             for i in tl.static_range(2):
-                store_with_masked_low_rank(
-                    dx,
+                first = column + side * HALF + i * QUARTER
+                quarter = add_masked_low_rank(
                     quarters[i],
                     q_ptr,
                     A,
                     mask,
                     s=kept_scale,
                     row=row,
-                    column=column + side * HALF + i * QUARTER,
+                    column=first,
                     M=M,
                     C=K,
                     r=r,
@@ -76,6 +76,7 @@ def finish_dx(
                     DTYPE=DTYPE,
                     PRECISION=PRECISION,
                 )
+                store_tile(dx, quarter, row, first, M, K, BLOCK_M, QUARTER)
 
 
 # As in the forward kernel.

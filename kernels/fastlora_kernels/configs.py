@@ -16,6 +16,11 @@ FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
 
+# Up to so many rows a packed W is unpacked inside the product (few_rows.py), above by a launch of its own. W
+# is the left operand there, so that its tile stays in registers: 64 rows of it are what wgmma takes.
+PACKED_ROWS: Final = 16
+PACKED_TILE: Final = tile_of("forward", PACKED_ROWS, 64, 64, 1, 4, 3)
+
 # The largest block of ranks; more ranks are processed in several blocks, so that registers do not grow with
 # the rank. fp32 elements take twice the registers for each rank. So do adapters in a wider dtype than x; they
 # take four times if the matrix units read operands from registers (mma.sync) instead of from shared memory
@@ -166,6 +171,32 @@ def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_t
         return 16
     most = _RANKS_WIDE_ADAPTERS[architecture] if wide_adapters else _RANKS if kind == "half" else _RANKS_FP32
     return min(max(16, 1 << (r - 1).bit_length()), most)
+
+
+def group_rank_block(block_r: int, tf32_terms: bool) -> int:
+    """Ranks in a block of projections that share x, from a layer's: a p tile holds three of them at once."""
+    return 16 if tf32_terms else min(block_r, 32)
+
+
+def takes_group(few: bool, wide_adapters: bool) -> bool:
+    """Whether the kernel of projections that share x fits into registers.
+
+    With few rows the blocks of K are long; for three p tiles with wide adapters Triton 3.9.0 then spilled 24
+    to 56 bytes on sm_90.
+
+    Args:
+        few: Whether the shape class is "few".
+        wide_adapters: Whether the adapters are in another dtype than x.
+    """
+    return not (few and wide_adapters)
+
+
+def segment_rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool) -> int:
+    """As `rank_block`, in the kernels for rows that choose their operands.
+
+    They keep a tile's table entries in registers too: blocks of 64 ranks spilled 24 bytes (sm_90, bf16).
+    """
+    return min(rank_block(r, architecture, kind, wide_adapters, tf32_terms), 32)
 
 
 def store_columns(tile: Tile, direction: str, dropout: bool) -> int:

@@ -78,6 +78,61 @@ def project_tile(
 
 
 @triton.jit
+def add_gradient(
+    acc,  # [BLOCK_C, BLOCK_R] fp32
+    source,  # [M, C]: dy or x
+    small_ptr,  # [M, r] contiguous fp32: p or q
+    weights_ptr,  # [M] fp32, factors of the rows of small; None for 1
+    mask,  # (seed, threshold) of the dropout mask on source, or None
+    start,
+    stop,
+    column,
+    rank,
+    M,
+    C,
+    r,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    ADAPTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """acc + sourceᵀ small over the rows [start, stop) in their order, at (column, rank)."""
+    offs_r = rank + tl.arange(0, BLOCK_R)
+    for row in range(start, stop, BLOCK_M):
+        block = load_tile(source, row, column, M, C, BLOCK_M, BLOCK_C)
+        if mask is not None:
+            block = drop(block, mask[0], mask[1], row, column, BLOCK_M, BLOCK_C)
+        offs_m = row + tl.arange(0, BLOCK_M)
+        small = load_handed_over(small_ptr, offs_m, offs_r, M, r)
+        if weights_ptr is not None:
+            small *= tl.load(weights_ptr + offs_m, mask=offs_m < M, other=0.0)[:, None]
+        acc = dot_adapter(tl.trans(block), small, acc, ADAPTER, PRECISION)
+    return acc
+
+
+@triton.jit
+def store_gradient(
+    out,  # [C, r], as (pointer, strides): dB or dAᵀ
+    acc,  # [BLOCK_C, BLOCK_R] fp32
+    s,
+    column,
+    rank,
+    C,
+    r,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """out[column:, rank:] = s acc, in out's dtype."""
+    out_ptr, stride_c, stride_r = out
+    offs_c = column + tl.arange(0, BLOCK_C)
+    offs_r = rank + tl.arange(0, BLOCK_R)
+    offsets = offs_c.to(tl.int64)[:, None] * stride_c + offs_r.to(tl.int64)[None, :] * stride_r
+    inside = (offs_c < C)[:, None] & (offs_r < r)[None, :]
+    tl.store(out_ptr + offsets, (acc * s).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def gradient_tile(
     source,  # [M, C]: dy or x
     small_ptr,  # [M, r] contiguous fp32: p or q
@@ -98,17 +153,25 @@ def gradient_tile(
     """out[column:, rank:] = s sourceᵀ small, accumulated in fp32 in the order of the rows."""
     start, stop = split_range(M, split, BLOCK_M)
     acc = tl.zeros((BLOCK_C, BLOCK_R), dtype=tl.float32)
-    out_ptr, stride_c, stride_r = out
-    offs_r = rank + tl.arange(0, BLOCK_R)
-    for row in range(start, stop, BLOCK_M):
-        block = load_tile(source, row, column, M, C, BLOCK_M, BLOCK_C)
-        if mask is not None:
-            block = drop(block, mask[0], mask[1], row, column, BLOCK_M, BLOCK_C)
-        small = load_handed_over(small_ptr, row + tl.arange(0, BLOCK_M), offs_r, M, r)
-        acc = dot_adapter(tl.trans(block), small, acc, out_ptr.dtype.element_ty, PRECISION)
+    acc = add_gradient(
+        acc,
+        source,
+        small_ptr,
+        None,
+        mask,
+        start,
+        stop,
+        column,
+        rank,
+        M,
+        C,
+        r,
+        BLOCK_M,
+        BLOCK_C,
+        BLOCK_R,
+        out[0].dtype.element_ty,
+        PRECISION,
+    )
     has_sum, acc = sum_of_splits(acc, split, BLOCK_C, BLOCK_R)
     if has_sum:
-        offs_c = column + tl.arange(0, BLOCK_C)
-        offsets = offs_c.to(tl.int64)[:, None] * stride_c + offs_r.to(tl.int64)[None, :] * stride_r
-        inside = (offs_c < C)[:, None] & (offs_r < r)[None, :]
-        tl.store(out_ptr + offsets, (acc * s).to(out_ptr.dtype.element_ty), mask=inside)
+        store_gradient(out, acc, s, column, rank, C, r, BLOCK_C, BLOCK_R)

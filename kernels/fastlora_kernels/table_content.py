@@ -124,12 +124,12 @@ def read_content(content: object) -> Table:
     Raises:
         ContentError: If a value is missing, unknown, or out of its range.
     """
-    table = _fields("the table", content, ("multiprocessors", "shared_memory", "measured", "entries"))
-    kinds = _fields("entries", table["entries"], KINDS)
+    table = fields("the table", content, ("multiprocessors", "shared_memory", "measured", "entries"))
+    kinds = fields("entries", table["entries"], KINDS)
     entries = {
         kind: {
             name: _entry(f"entries.{kind}.{name}", entry)
-            for name, entry in _fields(f"entries.{kind}", classes, ("square",), CLASSES).items()
+            for name, entry in fields(f"entries.{kind}", classes, ("square",), CLASSES).items()
         }
         for kind, classes in kinds.items()
     }
@@ -138,39 +138,40 @@ def read_content(content: object) -> Table:
         isinstance(measured, dict) and all(isinstance(value, str) for value in measured.values())
     ):
         raise ContentError(f"measured must map names to texts or be null; got {measured!r}")
-    multiprocessors = _number("multiprocessors", table["multiprocessors"], _MULTIPROCESSORS)
+    multiprocessors = number("multiprocessors", table["multiprocessors"], _MULTIPROCESSORS)
     return Table(
-        multiprocessors, _number("shared_memory", table["shared_memory"], _SHARED_MEMORY), measured, entries
+        multiprocessors, number("shared_memory", table["shared_memory"], _SHARED_MEMORY), measured, entries
     )
 
 
 def _entry(place: str, content: object) -> Entry:
-    entry = _fields(place, content, ("forward", "backward"), ("library",))
+    entry = fields(place, content, ("forward", "backward"), ("library",))
     wins = entry.get("library", [])
     if not isinstance(wins, list):
         raise ContentError(f"{place}.library must be a list; got {wins!r}")
-    forward, backward = (_tile(place, name, entry[name]) for name in ("forward", "backward"))
+    forward, backward = (tile(f"{place}.{name}", name, entry[name]) for name in ("forward", "backward"))
     return Entry(forward, backward, tuple(_win(f"{place}.library", win) for win in wins))
 
 
-def _tile(place: str, direction: str, content: object) -> Tile:
-    place = f"{place}.{direction}"
-    values = _fields(place, content, Tile._fields)
+def tile(place: str, direction: str, content: object) -> Tile:
+    """The tile of a "forward" or a "backward" pass; `place` says where it stands, for the error."""
+    values = fields(place, content, Tile._fields)
     allowed = _ALLOWED | _ALLOWED_COLUMNS[direction]
-    return Tile(*(_number(f"{place}.{name}", values[name], allowed[name]) for name in Tile._fields))
+    return Tile(*(number(f"{place}.{name}", values[name], allowed[name]) for name in Tile._fields))
 
 
 def _win(place: str, content: object) -> Win:
-    win = _fields(place, content, Win._fields)
+    win = fields(place, content, Win._fields)
     for name, known in (("direction", ("forward", "backward")), ("dtype", DTYPES)):
         if win[name] not in known:
             raise ContentError(f"{place}.{name} must be one of {', '.join(known)}; got {win[name]!r}")
-    return Win(win["direction"], win["dtype"], _number(f"{place}.r", win["r"], _RANKS))
+    return Win(win["direction"], win["dtype"], number(f"{place}.r", win["r"], _RANKS))
 
 
-def _fields(
+def fields(
     place: str, content: object, needed: tuple[str, ...], allowed: tuple[str, ...] = ()
 ) -> Mapping[str, Any]:
+    """The content of an object that has the fields that are needed, and no others than those allowed too."""
     if not isinstance(content, dict):
         raise ContentError(f"{place} must be an object; got {content!r}")
     for name in needed:
@@ -182,7 +183,8 @@ def _fields(
     return content
 
 
-def _number(place: str, value: object, allowed: range | tuple[int, ...]) -> int:
+def number(place: str, value: object, allowed: range | tuple[int, ...]) -> int:
+    """A whole number that is allowed."""
     # Not isinstance or ==: they would accept True and 16.0.
     if type(value) is int and value in allowed:
         return value

@@ -131,6 +131,19 @@ def forward_tiles(M: int, N: int, r: int, BLOCK_M: int, BLOCK_N: int, BLOCK_R: i
     return ForwardTiles(rows=rows, columns=columns, ranks=ranks, p=rows * ranks, y=rows * columns)
 
 
+def group_forward_tiles(
+    M: int, N0: int, N1: int, N2: int, r: int, BLOCK_M: int, BLOCK_N: int, BLOCK_R: int
+) -> ForwardTiles:
+    """The ForwardTiles of projections that share x: p tiles for all at once, columns one after the other.
+
+    r is the largest of their ranks; N2 is 0 for two projections.
+    """
+    rows = (M + BLOCK_M - 1) // BLOCK_M
+    columns = (N0 + BLOCK_N - 1) // BLOCK_N + (N1 + BLOCK_N - 1) // BLOCK_N + (N2 + BLOCK_N - 1) // BLOCK_N
+    ranks = (r + BLOCK_R - 1) // BLOCK_R
+    return ForwardTiles(rows=rows, columns=columns, ranks=ranks, p=rows * ranks, y=rows * columns)
+
+
 def forward_tickets(tiles: ForwardTiles, split_p: int, split_y: int) -> ForwardTickets:
     """The ForwardTickets of these tiles; split_p programs share a p tile, split_y programs a y tile."""
     y = tiles.p * split_p
@@ -171,6 +184,39 @@ def backward_tiles(
         dx=rows * columns if need_dx else 0,
         dB=(N + BLOCK_N - 1) // BLOCK_N * ranks if need_dB else 0,
         dA=(K + BLOCK_K_DA - 1) // BLOCK_K_DA * ranks if need_dA else 0,
+    )
+
+
+def group_backward_tiles(
+    M: int,
+    N0: int,
+    N1: int,
+    N2: int,
+    K: int,
+    r: int,
+    members: int,
+    BLOCK_M: int,
+    BLOCK_N: int,
+    BLOCK_K: int,
+    BLOCK_R: int,
+    BLOCK_K_DA: int,
+) -> BackwardTiles:
+    """The BackwardTiles of projections that share x: dx tiles for all at once, of the others each its own.
+
+    r is the largest of their ranks; N2 is 0 for two projections.
+    """
+    rows = (M + BLOCK_M - 1) // BLOCK_M
+    ranks = (r + BLOCK_R - 1) // BLOCK_R
+    blocks = (N0 + BLOCK_N - 1) // BLOCK_N + (N1 + BLOCK_N - 1) // BLOCK_N + (N2 + BLOCK_N - 1) // BLOCK_N
+    columns = (K + BLOCK_K - 1) // BLOCK_K
+    return BackwardTiles(
+        rows=rows,
+        columns=columns,
+        ranks=ranks,
+        q=rows * ranks * members,
+        dx=rows * columns,
+        dB=blocks * ranks,
+        dA=(K + BLOCK_K_DA - 1) // BLOCK_K_DA * ranks * members,
     )
 
 

@@ -31,11 +31,17 @@ def load_tile(source, row, column, num_rows, num_columns, ROWS: tl.constexpr, CO
 
 
 @triton.jit
-def load_handed_over(small_ptr, offs_m, offs_r, M, r):
-    """p or q at these rows and ranks, zero outside [M, r]; bypasses L1, which is not coherent."""
+def load_handed_over(small_ptr, offs_m, offs_r, M, r, begin=None):
+    """p or q at these rows and ranks, zero outside [M, r] and before row `begin`.
+
+    Bypasses L1, which is not coherent.
+    """
+    inside = offs_m < M
+    if begin is not None:
+        inside = inside & (offs_m >= begin)
     return tl.load(
         small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
-        mask=(offs_m < M)[:, None] & (offs_r < r)[None, :],
+        mask=inside[:, None] & (offs_r < r)[None, :],
         other=0.0,
         cache_modifier=".cg",
     )
@@ -57,6 +63,7 @@ def add_low_rank(
     STEP: tl.constexpr,  # ranks at a time
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+    begin=None,  # nothing is added to rows before this one
 ):
     """acc + s small right at (row, column); the caller has waited for the rows of small.
 
@@ -75,7 +82,7 @@ def add_low_rank(
     offs_m = row + tl.arange(0, BLOCK_M)
     # One or two iterations at usual ranks, so there is nothing to pipeline.
     for rank in tl.range(0, r, STEP, num_stages=1):
-        small = load_handed_over(small_ptr, offs_m, rank + tl.arange(0, STEP), M, r)
+        small = load_handed_over(small_ptr, offs_m, rank + tl.arange(0, STEP), M, r, begin)
         right_tile = load_tile(right, rank, column, r, C, STEP, BLOCK_C)
         if s is not None:
             small *= s
@@ -117,8 +124,7 @@ def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def store_with_masked_low_rank(
-    out,  # [M, C]
+def add_masked_low_rank(
     acc,  # [BLOCK_M, BLOCK_C] fp32
     small_ptr,  # [M, r] fp32: q
     right,  # [r, C], as (pointer, strides): A
@@ -134,11 +140,12 @@ def store_with_masked_low_rank(
     STEP: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+    begin=None,  # as in add_low_rank
 ):
-    """out[row:, column:] = acc + D * (s small right), with D the 0/1 mask; s includes the mask's scale."""
+    """acc + D * (s small right), with D the 0/1 mask; s includes the mask's scale."""
     zero = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
     update = add_low_rank(
-        zero, small_ptr, right, s, row, column, M, C, r, BLOCK_M, BLOCK_C, STEP, DTYPE, PRECISION
+        zero, small_ptr, right, s, row, column, M, C, r, BLOCK_M, BLOCK_C, STEP, DTYPE, PRECISION, begin
     )
     keep = keep_mask(mask[0], mask[1], row, column, BLOCK_M, BLOCK_C)
-    store_tile(out, acc + tl.where(keep, update, 0.0), row, column, M, C, BLOCK_M, BLOCK_C)
+    return acc + tl.where(keep, update, 0.0)

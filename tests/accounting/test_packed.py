@@ -49,8 +49,8 @@ def test_the_budget_of_a_plan_takes_the_format_that_it_is_to_be_loaded_in():
 
 def test_explain_names_the_format_and_counts_the_unpacking():
     layer = apply_lora(net(dtype=torch.bfloat16)[0], LoRAConfig(r=2))
-    found = explain((5, 64), layer, gpu="H200")
-    plain = Problem(5, 64, 32, 2, torch.bfloat16, torch.float32)
+    found = explain((17, 64), layer, gpu="H200")
+    plain = Problem(17, 64, 32, 2, torch.bfloat16, torch.float32)
     more = bytes_of(layer.base) + 2 * 64 * 32
     assert [one.cost.moved for one in found.passes] == [
         plain.forward().moved + more,
@@ -62,6 +62,18 @@ def test_explain_names_the_format_and_counts_the_unpacking():
     assert told["base"] == {"format": "bitsandbytes NF4 or FP4", "bytes": bytes_of(layer.base)}
     assert [one["launches"] for one in told["passes"]] == [2, 2]
     assert explain((5, 64), apply_lora(nn.Linear(64, 32), LoRAConfig())).base is None
+
+
+def test_explain_counts_one_launch_where_few_rows_are_multiplied_by_the_packed_weight():
+    layer = apply_lora(net(dtype=torch.bfloat16)[0], LoRAConfig(r=2))
+    found = explain((16, 64), layer, gpu="H200")
+    plain = Problem(16, 64, 32, 2, torch.bfloat16, torch.float32)
+    forward, backward = found.passes
+    assert forward.cost.moved == plain.forward().moved + bytes_of(layer.base) - 2 * 64 * 32
+    assert backward.cost.moved == plain.backward().moved + bytes_of(layer.base) + 2 * 64 * 32
+    assert forward.plan.tile.block_m == 16
+    assert [one["launches"] for one in found.as_dict()["passes"]] == [1, 2]
+    assert "unpacked inside the forward product, else by one more launch" in str(found)
 
 
 def test_info_lists_the_formats_and_their_libraries():

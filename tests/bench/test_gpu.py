@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -29,6 +30,10 @@ KINDS = {
 NULL = {"peak_bytes", "model", "optimizer"}
 
 
+# What torchao says, which Transformers imports where it is installed.
+OTHERS = re.compile(r"torchao/_C|Enum subclass and is now natively supported")
+
+
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
     """(folder, process) of one dry run, as a user would run it where torch sees no GPU."""
@@ -53,7 +58,7 @@ def test_a_dry_run_writes_results_tables_picture_and_log(dry):
     summary = (out / "summary.txt").read_text()
     assert summary.strip() in done.stdout
     assert summary.count("not measured") == 15
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if not OTHERS.search(line)] == []
 
 
 @pytest.mark.exhaustive

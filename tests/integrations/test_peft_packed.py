@@ -52,7 +52,7 @@ def run(layer, inputs, context=None):
 def test_the_fused_forward_is_as_right_as_pefts(format, dtype, loaded):
     if loaded and format not in LOADED:
         pytest.skip("PEFT tells this base by its type")
-    inputs = small_inputs(dtype)
+    inputs = small_inputs(dtype, format)
     stock = peft_layer(inputs, format, loaded)
     fast = copy.deepcopy(stock)
     assert accelerate_peft(fast).fused == ("",)

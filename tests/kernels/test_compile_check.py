@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from fastlora_kernels.compile_check import few_rows, unpacking
 from fastlora_kernels.compile_check.compiler import Resources
 from fastlora_kernels.compile_check.rules import faults as faults_of
 from fastlora_kernels.compile_check.variants import TARGETS, Case, Variant, cases
@@ -36,7 +37,8 @@ def test_the_entries_that_most_shapes_take_compile_within_the_rules(architecture
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f" {3 * len(TARGETS[architecture])} kernels within the rules" in done.stdout
+    # Each of three variants as the plain kernel, for experts, and for adapters.
+    assert f" {3 * 3 * len(TARGETS[architecture])} kernels within the rules" in done.stdout
 
 
 def test_the_check_takes_every_entry_of_every_table_for_every_target():
@@ -97,3 +99,34 @@ def test_a_sound_kernel_has_no_fault():
 )
 def test_a_faulty_kernel_is_named(changed, fault):
     assert any(fault in found for found in faults(**changed))
+
+
+def faults_of_packed(monkeypatch, module, compile, check, cases, **changed):
+    """What the check finds in the first kernel that reads a packed W, if it compiles to this."""
+    made = Resources(1024, registers=128, spill=0, assembly=PACKED_PTX, arguments=hand_over.ARGUMENTS)
+    monkeypatch.setattr(module, compile, lambda case: made._replace(**changed))
+    return check(next(cases(["sm_90"], every_variant=True)))[1]  # of rank 16, as the PTX is
+
+
+UNPACKING = (unpacking, "compile_unpacking", unpacking.check_unpacking, unpacking.unpacking_cases)
+FEW_ROWS = (few_rows, "compile_few_rows", few_rows.check_few_rows, few_rows.few_rows_cases)
+PACKED_PTX = PTX + "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%r1, %r2}, {%r3}, %rd1, %p1, 1, 1;"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changed", "fault"),
+    [
+        (UNPACKING, {"spill": 8}, "spills 8 bytes"),
+        # A nested scale's product and sum must round apart, as the library's do.
+        (UNPACKING, {"assembly": PACKED_PTX + "fma.rn.f32 %f1, %f2, %f3, %f4;"}, "fuses a product and a sum"),
+        (FEW_ROWS, {"spill": 8}, "spills 8 bytes"),
+        (FEW_ROWS, {"shared": 1 << 20}, "takes 1048576 bytes of shared memory"),
+        (FEW_ROWS, {"assembly": PACKED_PTX + "fma.rn.f32 %f1, %f2, %f3, %f4;"}, "fuses a product and a sum"),
+        (FEW_ROWS, {"assembly": PACKED_PTX.replace("{%r3}", "%rd3")}, "has no wgmma with W in registers"),
+        (FEW_ROWS, {"assembly": PACKED_PTX.replace("gpu.release", "gpu.relaxed")}, "does not publish"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_kernel_over_a_packed_weight_is_held_to_its_rules(kernel, changed, fault, monkeypatch):
+    assert faults_of_packed(monkeypatch, *kernel) == []
+    assert any(fault in found for found in faults_of_packed(monkeypatch, *kernel, **changed))

@@ -16,16 +16,18 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.ptx.driver.cases import Case, all_cases, quick_cases
-from tests.ptx.driver.check import Verdict, check
+from tests.ptx.driver.check import Verdict
 from tests.ptx.driver.compiled import triton_version
+from tests.ptx.driver.segment_cases import SegmentCase, segment_cases
+from tests.ptx.driver.segments import check_case
 
 
-def line_of(case: Case) -> str:
+def line_of(case: Case | SegmentCase) -> str:
     """What a case is, in columns: target, variant, shape."""
     return f"sm_{case.target:<3} {case.variant:58} {case.shape:20}"
 
 
-def row_of(case: Case, verdict: Verdict) -> str:
+def row_of(case: Case | SegmentCase, verdict: Verdict) -> str:
     """A row of the table."""
     splits = ",".join(f"{name}:{count}" for name, count in verdict.splits.items())
     judged = "right" if not verdict.wrong else "WRONG: " + "; ".join(verdict.wrong)
@@ -51,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
-    cases = quick_cases() if options.quick else list(dict.fromkeys(all_cases()))
+    cases: list[Case | SegmentCase] = [*quick_cases()]
+    if not options.quick:
+        cases = [*dict.fromkeys([*all_cases(), *segment_cases()])]
     chosen = [case for case in cases if options.only in " ".join(line_of(case).split())]
     if options.every < 1 or options.jobs < 1:
         parser.error("--every and --jobs must be at least 1")
@@ -62,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(HEADER, flush=True)
     wrong = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for case, verdict in zip(chosen, pool.map(check, chosen), strict=True):
+        for case, verdict in zip(chosen, pool.map(check_case, chosen), strict=True):
             wrong += bool(verdict.wrong)
             print(row_of(case, verdict), flush=True)
     print(f"{len(chosen) - wrong} cases right, {wrong} wrong")

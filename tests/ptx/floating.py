@@ -14,10 +14,12 @@ from tests.ptx.table import instruction
 
 @instruction("add", "sub", "mul", "div", "rem", "min", "max")
 def arithmetic(i: Instruction, program: Program) -> Code:
-    """9.7.3.3 to 9.7.3.5, 9.7.3.11, 9.7.3.12 for fp32, rounded to nearest even; integers elsewhere."""
+    """9.7.3.3 to 9.7.3.5, 9.7.3.11, 9.7.3.12 for fp32, rounded to nearest even; other kinds elsewhere."""
     name, kind = i.opcode[0], i.opcode[-1]
     if kind[0] in "us":
         return integer_arithmetic(i)
+    if kind in ("bf16", "bf16x2"):
+        return _in_bf16(i)
     if kind != "f32" or set(i.opcode[1:-1]) - {"rn"}:
         raise UnknownInstruction(i.text)
     put, a, b = write(i.operands[0], 32), read(i.operands[1], 32), read(i.operands[2], 32)
@@ -30,6 +32,22 @@ def arithmetic(i: Instruction, program: Program) -> Code:
         "max": np.fmax,
     }[name]
     return lambda g: put(g, bits(function(a(g).view(np.float32), b(g).view(np.float32))))
+
+
+def _in_bf16(i: Instruction) -> Code:
+    """9.7.4.1 to 9.7.4.3: by fp32, whose second rounding moves no bit, as it has twice the digits and two."""
+    if i.opcode[:2] not in (("add", "rn"), ("sub", "rn"), ("mul", "rn")) or len(i.opcode) != 3:
+        raise UnknownInstruction(i.text)
+    function = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[i.opcode[0]]
+    width = 32 if i.opcode[-1] == "bf16x2" else 16
+    put, a, b = write(i.operands[0], width), read(i.operands[1], width), read(i.operands[2], width)
+
+    def code(g: Group) -> None:
+        halves = (np.ascontiguousarray(x(g)).view(np.uint16) for x in (a, b))
+        done = bf16_bits(function(*map(bf16_value, halves)))
+        put(g, np.ascontiguousarray(done).view(np.uint32 if width == 32 else np.uint16))
+
+    return code
 
 
 @instruction("fma")

@@ -72,7 +72,8 @@ def _product(i: Instruction, *, add: bool) -> Code:
     width = bits_of(kind)
     wide = np.int64 if kind[0] == "s" else np.uint64
     out = 2 * width if part == "wide" else width
-    if part not in ("lo", "hi", "wide") or (part != "lo" and width != 32) or (part == "hi" and add):
+    widths = {"lo": (width,), "hi": (32,) * (not add), "wide": (16, 32)}
+    if width not in widths.get(part, ()):
         raise UnknownInstruction(i.text)
     put, a, b = write(i.operands[0], out), read(i.operands[1], width), read(i.operands[2], width)
     c = read(i.operands[3], out) if add else None
@@ -85,6 +86,8 @@ def _product(i: Instruction, *, add: bool) -> Code:
             result = bits(x.astype(wide) * y.astype(wide))
             if part == "hi":
                 result = (result >> np.uint64(32)).astype(np.uint32)
+            elif width == 16:
+                result = result.astype(np.uint32)
         put(g, result if c is None else result + c(g))
 
     return code

@@ -8,7 +8,7 @@ from tests.ptx.faults import Fault, UnknownInstruction
 from tests.ptx.machine import ASLEEP, Code, Group
 from tests.ptx.memory import Access
 from tests.ptx.parse import Immediate, Instruction, Parameter, Program, Register, Vector
-from tests.ptx.registers import UNSIGNED, address, bits_of, read, write
+from tests.ptx.registers import SIGNED, UNSIGNED, address, bits_of, read, write
 from tests.ptx.table import instruction
 
 _MODIFIERS = {
@@ -41,19 +41,27 @@ def _is_shared(i: Instruction) -> bool:
     return not i.has("global")
 
 
+def _with_sign(value: np.ndarray, width: int, wide: int) -> np.ndarray:
+    """9.4.1: a signed value in a wider register."""
+    return value.astype(UNSIGNED[width]).view(SIGNED[width]).astype(SIGNED[wide]).view(UNSIGNED[wide])
+
+
 @instruction("ld")
 def load(i: Instruction, program: Program) -> Code:
     """9.7.9.8: read memory; .acquire learns what was released to the value that it reads."""
     width, parts, size = _shape(i, i.operands[0])
     # A destination may be wider than what is loaded (9.4.1); only unsigned bytes occur.
     into = [max(one.bits, width) if isinstance(one, Register) else width for one in parts]
-    if i.opcode[-1][0] == "s" and set(into) != {width}:
+    widens = i.opcode[-1][0] == "s" and set(into) != {width}
+    if widens and not i.has("param"):
         raise UnknownInstruction(i.text)
     puts = [write(one, wide) for one, wide in zip(parts, into, strict=True)]
     if i.has("param"):
         base = i.operands[1].base
         assert isinstance(base, Parameter)
         value = read(base, width)
+        if widens:
+            return lambda g: puts[0](g, _with_sign(np.asarray(value(g)), width, into[0]))
         return lambda g: puts[0](g, value(g))
     at, shared = address(i.operands[1]), _is_shared(i)
     strong, acquires = i.has("acquire", "relaxed", "volatile"), i.has("acquire")

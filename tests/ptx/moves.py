@@ -88,6 +88,11 @@ def convert(i: Instruction, program: Program) -> Code:
     to, source = i.opcode[-2:]
     if to[0] in "us" and source[0] in "us":
         return _integers(i, to, source)
+    if to == "f32" and source[0] in "us" and i.opcode == ("cvt", "rn", to, source):
+        put, a = write(i.operands[0], 32), read(i.operands[1], bits_of(source))
+        return lambda g: put(g, bits(typed(a(g), source).astype(np.float32)))
+    if to == "bf16" and source in ("u16", "u32") and "rn" in i.opcode:
+        return _bf16_of_whole(i, bits_of(source))
     if to in ("bf16x2", "f16x2"):
         return _pairs(i, to)
     if (to == "f32" or "rn" in i.opcode or (to, source) == ("tf32", "f32")) and (to, source) in _FLOATS:
@@ -117,9 +122,24 @@ _FLOATS = {
 def _integers(i: Instruction, to: str, source: str) -> Code:
     if len(i.opcode) != 3:
         raise UnknownInstruction(i.text)
-    put, a = write(i.operands[0], bits_of(to)), read(i.operands[1], bits_of(source))
-    kind = (SIGNED if to[0] == "s" else UNSIGNED)[bits_of(to)]
-    return lambda g: put(g, bits(typed(a(g), source).astype(kind)))
+    # There are no registers of 8 bits: the result is extended by its own sign.
+    width = 16 if bits_of(to) == 8 else bits_of(to)
+    put, a = write(i.operands[0], width), read(i.operands[1], bits_of(source))
+    kinds = SIGNED if to[0] == "s" else UNSIGNED
+    return lambda g: put(g, bits(typed(a(g), source).astype(kinds[bits_of(to)]).astype(kinds[width])))
+
+
+def _bf16_of_whole(i: Instruction, width: int) -> Code:
+    """By fp32, which holds the numbers below 2^24; larger ones would be rounded twice."""
+    put, a = write(i.operands[0], 16), read(i.operands[1], width)
+
+    def code(g: Group) -> None:
+        number = a(g)
+        if (number >= 2**24).any():
+            raise UnknownInstruction(f"{i.text}, of 2^24 or more")
+        put(g, floating.bf16_bits(number.astype(np.float32)))
+
+    return code
 
 
 def _pairs(i: Instruction, to: str) -> Code:

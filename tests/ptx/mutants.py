@@ -14,9 +14,10 @@ import argparse
 import os
 import sys
 
-from tests.ptx.driver.check import check
 from tests.ptx.driver.mutants import CASES, MUTANTS
 from tests.ptx.driver.plant import SEEDS, run_mutant
+from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
+from tests.ptx.driver.segments import check_case
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,12 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
-    chosen = [mutant for mutant in MUTANTS if any(one in mutant.name for one in options.only)]
+    all_of_them, cases = (*MUTANTS, *SEGMENT_MUTANTS), CASES | SEGMENT_CASES
+    chosen = [mutant for mutant in all_of_them if any(one in mutant.name for one in options.only)]
     if not chosen:
         parser.error(f"--only {options.only!r}: no mutant's name holds this")
     seeds, bad = SEEDS[: options.schedules], 0
     for name in dict.fromkeys(mutant.case for mutant in chosen):
-        wrong = check(CASES[name]._replace(seeds=seeds)).wrong
+        wrong = check_case(cases[name]._replace(seeds=seeds)).wrong
         bad += bool(wrong)
         print(f"{'control: ' + name:55} {'; '.join(wrong) or 'right, with equal bits'}", flush=True)
     for mutant in chosen:

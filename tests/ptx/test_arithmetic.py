@@ -52,6 +52,9 @@ def test_integers(line, inputs, expected):
 def test_a_wide_product_keeps_all_bits_and_the_sign():
     a, b = np.array([-3, 2**31 - 1], I32), np.array([5, 2**31 - 1], I32)
     assert apply("mul.wide.s32 d, a, b;", a, b, out=np.int64).tolist() == [-15, (2**31 - 1) ** 2]
+    assert apply("mul.wide.u16 d, a, b;", np.array([65535], U16), np.array([65535], U16)).tolist() == [
+        65535**2
+    ]
     c = np.array([100, 1], np.int64)
     assert apply("mad.wide.s32 d, a, b, c;", a, b, c, out=np.int64).tolist() == [85, (2**31 - 1) ** 2 + 1]
 
@@ -61,6 +64,13 @@ def test_conversions_extend_by_the_sign_of_the_source():
     assert apply("cvt.s64.s32 d, a;", a, out=np.int64).tolist() == [-2]
     assert apply("cvt.u64.u32 d, a;", a, out=U64).tolist() == [0xFFFFFFFE]
     assert apply("cvt.u32.u64 d, a;", np.array([0x100000005], U64)).tolist() == [5]
+
+
+def test_eight_bits_are_cut_off_and_extended_in_a_wider_register():
+    a = np.array([0x1FE, 0x7F], U32)
+    assert apply("cvt.s8.s32 d, a;", a, out=U16).tolist() == [0xFFFE, 0x7F]
+    assert apply("cvt.u8.u32 d, a;", a, out=U16).tolist() == [0xFE, 0x7F]
+    assert apply("cvt.rn.f32.s32 d, a;", np.array([-(2**24) - 1], I32), out=F32).tolist() == [-(2.0**24)]
 
 
 def test_comparisons_know_signs_and_nan():
@@ -146,3 +156,16 @@ def test_an_unknown_instruction_is_an_error_that_names_it():
     for line in ("frobnicate.b32 %r2, %r0;", "add.sat.s32 %r2, %r0, %r0;", "cvt.rz.bf16.f32 %rs1, %r0;"):
         with pytest.raises(UnknownInstruction, match=line.split()[0].replace(".", r"\.")):
             run_kernel(line)
+
+
+def test_bf16_is_rounded_once_in_both_halves():
+    a, b = np.array([0x3F800000 | 0x4040], U32), np.array([0x3B803B80], U32)  # 1 and 3; 2^-8
+    assert apply("add.rn.bf16x2 d, a, b;", a, b)[0] == 0x3F804040  # ties go to even
+    assert apply("mul.rn.bf16x2 d, a, b;", a, b)[0] == 0x3B803C40
+    assert apply("sub.rn.bf16x2 d, a, b;", a, np.array([0x3F804000], U32))[0] == 0x00003F80
+
+
+def test_whole_numbers_become_bf16_and_too_large_ones_are_refused():
+    assert apply("cvt.rn.bf16.u32 d, a;", np.array([255, 257], U32), out=U16)[:2].tolist() == [0x437F, 0x4380]
+    with pytest.raises(UnknownInstruction, match=r"2\^24"):
+        apply("cvt.rn.bf16.u32 d, a;", np.array([2**24], U32), out=U16)

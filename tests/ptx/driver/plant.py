@@ -13,8 +13,10 @@ from typing import Final
 from triton.runtime.jit import JITFunction
 
 import fastlora_kernels
-from tests.ptx.driver.check import check
+from tests.ptx.driver.cases import Case
 from tests.ptx.driver.mutants import CASES, Mutant
+from tests.ptx.driver.segment_mutants import SEGMENT_CASES
+from tests.ptx.driver.segments import check_case
 from tests.ptx.parse import parse
 
 SEEDS: Final = (None, 0, 1, 2, 3)
@@ -43,9 +45,10 @@ _PLAIN: dict[str, dict[str, list[tuple]]] = {}  # by case, the PTX of the kernel
 
 def run_mutant(mutant: Mutant, seeds: tuple[int | None, ...] = SEEDS) -> Finding:
     """Run a mutant's case under each schedule; results must agree with fp64 and with the first schedule's."""
-    case = CASES[mutant.case]
+    case = (CASES | SEGMENT_CASES)[mutant.case]
     plain, changed, finding = {}, {}, Finding()
-    check(case._replace(M=1, seeds=(None,)), _keeping(plain))
+    small = case._replace(M=1) if isinstance(case, Case) else case
+    check_case(small._replace(seeds=(None,)), _keeping(plain))
     before = _PLAIN.setdefault(mutant.case, {name: _meaning(ptx) for name, ptx in plain.items()})
     assert all(before[name] == _meaning(ptx) for name, ptx in plain.items()), (
         "an earlier mutant is still there"
@@ -53,7 +56,7 @@ def run_mutant(mutant: Mutant, seeds: tuple[int | None, ...] = SEEDS) -> Finding
     with planted(mutant):
         for seed in seeds[1:] if mutant.needs_two else seeds:
             chosen = case._replace(seeds=(None, seed) if mutant.needs_two else (seed,))
-            verdict = check(chosen, _keeping(changed, mutant))
+            verdict = check_case(chosen, _keeping(changed, mutant))
             finding.caught.append("; ".join(verdict.wrong))
     finding.differs = any(_meaning(changed[name]) != _meaning(plain[name]) for name in changed)
     return finding

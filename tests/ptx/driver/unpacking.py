@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.operands import BaseWeight
-from fastlora_kernels import dequantize_bnb_4bit, dequantize_scaled
+from fastlora_kernels import dequantize_bnb_4bit, dequantize_fp4, dequantize_hqq, dequantize_scaled
 from tests.ptx.driver.compiled import compiled
 from tests.ptx.machine import Machine
 from tests.ptx.memory import Memory
@@ -42,6 +42,23 @@ def eight_bits() -> BaseWeight:
     """fp8 in blocks of 4 x 32."""
     q = torch.randint(127, (N, K), dtype=torch.uint8).view(torch.float8_e4m3fn)
     return BaseWeight("fp8", (q, torch.randn(4, 4)), N, K, torch.bfloat16, (4, 32))
+
+
+def three_bits() -> BaseWeight:
+    """HQQ's layout in groups of ten entries, with rows of padding."""
+    rows = N * K // 10
+    words = torch.randint(2**30, (rows // 10 + 1, 10), dtype=torch.int32)
+    scale, zero = torch.randn(2, rows, 1).bfloat16()
+    return BaseWeight("hqq", (words, scale, zero), N, K, torch.bfloat16, (3, rows, 10, *[0] * 6))
+
+
+def four_bit_floats(name: str) -> BaseWeight:
+    """W [13, 96] in NVFP4 or MXFP4, with swizzled scales."""
+    block = 16 if name == "torchao-nvfp4" else 32
+    q = torch.randint(256, (N, 48), dtype=torch.uint8)
+    scale = torch.randint(64, 127, (32, -(-96 // block // 4) * 16), dtype=torch.uint8)
+    tensors = (q, scale, torch.tensor(0.3)) if block == 16 else (q, scale)
+    return BaseWeight(name, tensors, N, 96, torch.bfloat16, (block, 1))
 
 
 class _Launcher:
@@ -83,11 +100,17 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def main() -> int:
-    """Run both kernels; 1 if a bit differs from the host's."""
+    """Run the kernels; 1 if a bit differs from the host's."""
     torch.manual_seed(20261122)
     wrong = 0
-    for base, module in ((four_bits(), dequantize_bnb_4bit), (eight_bits(), dequantize_scaled)):
-        kernel, out = module.dequantize_kernel, torch.empty(N, K, dtype=base.dtype)
+    for base, module in (
+        (four_bits(), dequantize_bnb_4bit),
+        (eight_bits(), dequantize_scaled),
+        (three_bits(), dequantize_hqq),
+        (four_bit_floats("torchao-nvfp4"), dequantize_fp4),
+        (four_bit_floats("torchao-mxfp4"), dequantize_fp4),
+    ):
+        kernel, out = module.dequantize_kernel, torch.empty(base.N, base.K, dtype=base.dtype)
         module.dequantize_kernel = _Launcher(kernel, 90)
         try:
             FORMATS[base.format].launch(base, out)

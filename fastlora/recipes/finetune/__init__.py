@@ -1,0 +1,1 @@
+"""The fine-tuning job: a language model trained by TRL's SFTTrainer, talked to, and merged."""

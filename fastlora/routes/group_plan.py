@@ -1,0 +1,121 @@
+"""The launch plan of projections that share x: the tile of their columns together, and the group's tasks."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from fastlora.formula.cost import Problem
+from fastlora.formula.grouped import Grouped
+from fastlora.formula.operands import outranges_fp16
+from fastlora.routes.plan import Plan, plan_for
+from fastlora_kernels import configs, tasks
+from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.tables import Table, Tile
+
+
+class GroupPlan(NamedTuple):
+    """How one launch computes a pass of all of them.
+
+    Attributes:
+        single: The plan of a layer with their columns together, whose tile and options are taken.
+        block_r: Ranks in a block.
+        split_k: How many programs share one tile: "p" and "y" forward; "q", "dx" and "gradients" backward.
+        scratch: fp32 elements of scratch for the splits, by the same names; 0 if none is split.
+        num_tasks: Programs of the launch.
+        workspace: Number of int32 counters that the programs share.
+    """
+
+    single: Plan
+    block_r: int
+    split_k: dict[str, int]
+    scratch: dict[str, int]
+    num_tasks: int
+    workspace: int
+
+
+def fits(o: Grouped) -> bool:
+    """Whether the kernel has the registers for these operands."""
+    wide = any(one.A is not None and one.A.dtype != o.x.dtype for one in o.members)
+    return configs.takes_group(o.x.shape[0] <= configs.FEW_ROWS, wide)
+
+
+@functools.lru_cache(maxsize=8192)
+def group_plan(
+    direction: str,
+    architecture: str,
+    problem: Problem,
+    columns: tuple[int, ...],
+    aligned: bool,
+    precision: str,
+    tile: Tile | None = None,
+) -> GroupPlan:
+    """The plan of a pass that needs every gradient.
+
+    Args:
+        direction: "forward" or "backward".
+        architecture: The tile table's name.
+        problem: Of all: N is the sum of their columns, r the largest of their ranks.
+        columns: N of each.
+        aligned: Whether TMA can address the operands.
+        precision: torch's float32 matmul precision, by which `plan_for` chooses.
+        tile: A tile to use; None means the table's.
+    """
+    single = plan_for(direction, architecture, problem, tile=tile, aligned=aligned)
+    table = configs.table_of(architecture)
+    return (_forward_plan if direction == "forward" else _backward_plan)(single, table, problem, columns)
+
+
+def _forward_plan(single: Plan, table: Table, problem: Problem, columns: tuple[int, ...]) -> GroupPlan:
+    tile = single.tile
+    block_r = configs.group_rank_block(single.block_r, outranges_fp16(problem.adapter_dtype, problem.dtype))
+    N0, N1, N2 = (*columns, 0)[:3]
+    tiles = tasks.group_forward_tiles(problem.M, N0, N1, N2, problem.r, tile.block_m, tile.block_n, block_r)
+    steps = num_blocks(problem.K, tile.block_k)
+    split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("p", "y")}
+    sizes = {
+        "p": (tiles.p, 3 * tile.block_m * block_r),
+        "y": (tiles.y, tile.block_m * tile.block_n),
+    }
+    return GroupPlan(
+        single=single,
+        block_r=block_r,
+        split_k=split_k,
+        scratch=_scratch(split_k, sizes),
+        num_tasks=tasks.forward_tickets(tiles, split_k["p"], split_k["y"]).end,
+        workspace=tasks.forward_counters(tiles).end,
+    )
+
+
+def _backward_plan(single: Plan, table: Table, problem: Problem, columns: tuple[int, ...]) -> GroupPlan:
+    tile, block_r = single.tile, single.block_r
+    N0, N1, N2 = (*columns, 0)[:3]
+    blocks = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
+    tiles = tasks.group_backward_tiles(problem.M, N0, N1, N2, problem.K, problem.r, len(columns), *blocks)
+    steps = {
+        "q": num_blocks(max(columns), tile.block_n),
+        "dx": sum(num_blocks(N, tile.block_n) for N in columns),
+        "gradients": num_blocks(problem.M, tile.block_m),
+    }
+    sizes = {
+        "q": (tiles.q, tile.block_m * block_r),
+        "dx": (tiles.dx, tile.block_m * tile.block_k),
+        "gradients": (tiles.dB + tiles.dA, tile.block_n * block_r),
+    }
+    split_k = {name: configs.split_k(table, sizes[name][0], count) for name, count in steps.items()}
+    return GroupPlan(
+        single=single,
+        block_r=block_r,
+        split_k=split_k,
+        scratch=_scratch(split_k, sizes),
+        num_tasks=tasks.backward_tickets(tiles, *split_k.values()).end,
+        workspace=tasks.backward_counters(tiles).end,
+    )
+
+
+def _scratch(split_k: dict[str, int], sizes: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Elements for the splits of so many tiles of such a size."""
+    return {
+        name: split_k[name] * tiles * size if split_k[name] > 1 else 0
+        for name, (tiles, size) in sizes.items()
+    }

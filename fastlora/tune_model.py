@@ -1,0 +1,151 @@
+"""`fastlora.tune`: which code is the fastest for a model's layers on this GPU, measured and kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Final, cast
+
+import torch
+from torch import nn
+
+from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
+from fastlora.arguments import check_path, check_rank, shown
+from fastlora.formula.cost import Problem
+from fastlora.layer.adapter import Adapter
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.quantized import QuantizedLoRALinear
+from fastlora.model.find_layers import existing_layers
+from fastlora.routes.decide import KERNEL_DTYPES, route_on
+from fastlora.tuning.machine import Machine
+from fastlora.tuning.report import Progress, Request, TuneReport
+
+ROWS: Final = (512, 2048, 8192)
+
+# M, K, N and r of a dry run.
+_DRY_SIZES: Final = (24, 24, 16, 4)
+
+
+def tune(
+    model: nn.Module,
+    *,
+    rows: Sequence[int] = ROWS,
+    dtype: torch.dtype | None = None,
+    minutes: float = 5.0,
+    path: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Measure which code is the fastest for a model's LoRA layers on its GPU, and take that from now on.
+
+    Each kind of layer, forward and backward, is a contest between tiles of the kernels and the vendor's
+    matrix products. A candidate is first proven, in a process of its own: its results against fp64, 200 runs
+    with the same bits, in buffers filled with NaN. One that fails or hangs is never used. Then all are timed
+    in turn, on inputs that miss the cache. The choices go into one file for this kind of GPU, which this
+    process and later ones read; see docs/tuning.md.
+
+    Args:
+        model: A model with LoRA layers, on the GPU or not: only their shapes are read.
+        rows: Numbers of rows M that x has: tokens of a batch.
+        dtype: What the layers compute in, where it is not the dtype of W: autocast's.
+        minutes: No contest begins later.
+        path: The file; None means the user's cache folder, or FASTLORA_TUNE_FILE. A dry run writes only a
+            file that is named.
+        dry_run: Whether to take every step on the CPU at tiny sizes; its choices mean nothing.
+        progress: Is called with the contests done, all contests, and what comes next.
+
+    Returns:
+        What was measured; its `str()` is a table. After Ctrl-C it holds what had been measured.
+
+    Raises:
+        OSError: If the file cannot be written.
+        TypeError: If `model` is not an nn.Module.
+        ValueError: If it has no LoRA layers that the kernels can compute, there is no GPU that runs them, or
+            rows or minutes are not positive.
+    """
+    requests = requests_of(model, rows, dtype)
+    return tune_requests(requests, minutes=minutes, path=path, dry_run=dry_run, progress=progress)
+
+
+def requests_of(model: nn.Module, rows: Sequence[int], dtype: torch.dtype | None = None) -> list[Request]:
+    """Each kind of LoRA layer with each number of rows; experts take other code and are left out.
+
+    Args:
+        model: A model with LoRA layers.
+        rows: Numbers of rows of x.
+        dtype: What the layers compute in; None means the dtype of W.
+
+    Raises:
+        ValueError: If there is no LoRA layer, or a number of rows is not positive.
+    """
+    layers = [one for one in existing_layers(model).values() if isinstance(one, FusedLoRALinear)]
+    kinds = dict.fromkeys(
+        (
+            (layer.in_features, layer.out_features, adapter.r),
+            (dtype or _dtype_of(layer), adapter.lora_A.dtype),
+            adapter.dropout > 0,
+        )
+        for layer in layers
+        for adapter in cast(Iterable[Adapter], layer.adapters.values())
+    )
+    return [
+        Request(Problem(M, *sizes, *dtypes), dropout)
+        for M, (sizes, dtypes, dropout) in product([check_rank(M, "rows") for M in rows], kinds)
+    ]
+
+
+def tune_requests(
+    requests: Iterable[Request],
+    *,
+    minutes: float = 5.0,
+    path: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """As `tune`, for layers and batches given by their shapes."""
+    if not minutes > 0:
+        raise ValueError(f"minutes must be above 0; got {shown(minutes)}")
+    if path is not None:
+        check_path("path", path)
+    wanted = [one for one in requests if one.problem.dtype in KERNEL_DTYPES]
+    if not wanted:
+        raise ValueError("there must be a layer in fp16, bf16 or fp32, and a number of rows; there is none")
+    from fastlora.tuning.tuner import tune_for  # `import fastlora` reads no tile table
+
+    # Where most is to be gained comes first.
+    wanted.sort(key=lambda one: one.problem.forward().flops, reverse=True)
+    return tune_for(
+        [_dry(one) for one in wanted] if dry_run else wanted,
+        Machine(torch.device("cpu"), "dry run") if dry_run else _this_machine(),
+        minutes=minutes,
+        path=None if path is None else Path(path),
+        dry=dry_run,
+        progress=progress or (lambda done, total, text: None),
+    )
+
+
+def _dtype_of(layer: FusedLoRALinear) -> torch.dtype:
+    return layer.base.dtype if isinstance(layer, QuantizedLoRALinear) else layer.weight.dtype
+
+
+def _dry(request: Request) -> Request:
+    """Tiny, and in dtypes that the interpreter multiplies rightly."""
+    dtypes = (torch.float16 if one == torch.bfloat16 else one for one in request.problem[4:])
+    return Request(Problem(*_DRY_SIZES, *dtypes), request.dropout)
+
+
+def _this_machine() -> Machine:
+    if not torch.cuda.is_available():
+        raise ValueError("tuning needs a GPU, and torch sees none; a dry run takes every step without one")
+    device = torch.device("cuda", torch.cuda.current_device())
+    route = route_on(device, torch.float16, "auto")
+    if not route.is_fused:
+        raise ValueError(f"tuning needs a GPU that runs the kernels: {route.why}")
+    name = torch.cuda.get_device_name(device)
+    known = find_gpu(name)
+    if known is None:
+        return Machine(device, name)
+    rates = {dtype: rate_of(GPUS[known], dtype) for dtype in KERNEL_DTYPES}
+    return Machine(device, name, (rates, GPUS[known].bandwidth))
