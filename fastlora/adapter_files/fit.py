@@ -211,8 +211,8 @@ def _check_kinds(layers: Mapping[str, Any], contents: Contents) -> None:
     """Raise AdapterError where one of file and model has an embedding and the other a linear layer."""
     for path, layer in layers.items():
         if isinstance(layer, nn.Embedding) != (path in contents.embeddings):
-            kind = "embedding" if path in contents.embeddings else "linear layer"
-            raise AdapterError(f"{path!r} must be a {kind}, as in the file; it is a {type(layer).__name__}")
+            kind = "an embedding" if path in contents.embeddings else "a linear layer"
+            raise AdapterError(f"{path!r} must be {kind}, as in the file; it is a {type(layer).__name__}")
 
 
 def check_base(model: nn.Module, contents: Contents) -> None:

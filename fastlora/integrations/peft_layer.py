@@ -20,6 +20,7 @@ from fastlora.formula.runs import Runs
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of, why_not_fused
 from fastlora.layer import groups, sharing
+from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.groups import Membership
 from fastlora.routes.mixed import Factors
 
@@ -85,6 +86,10 @@ class Fused(nn.Module):
             return quantized_lora_linear(x, W, b, A, B, s, dropout=dropout)
         return lora_linear(x, W, b, A, B, s, dropout=dropout)
 
+    def _get_name(self) -> str:
+        """PEFT's name for its layer, which its users print and compare."""
+        return pefts_class(type(self)).__name__
+
     def _projection(self, x: Tensor) -> Projection | str:
         """What the layer computes for x, for its group; or why it must compute alone."""
         operands = operands_of(self, x)
@@ -92,22 +97,16 @@ class Fused(nn.Module):
             return operands
         if (obstacle := why_not_fused(operands, x, (), {})) is not None:
             return obstacle
+        if operands.m is not None or operands.trains_biases or is_conv1d(self.base_layer):
+            return "DoRA, a trained bias or a Conv1D is computed alone"
         if isinstance(operands.s, Tensor):
             return "the scaling is a tensor"
-        if operands.m is not None:
-            return "it is DoRA"
-        if operands.b_B is not None:
-            return "its B has a bias"
         return Projection(*operands[:4], float(operands.s), operands.dropout)
 
     def __setstate__(self, state: Any) -> None:
         """As nn.Module's; a copied or unpickled layer joins the copy of its group."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         groups.rejoin(self)
-
-    def _get_name(self) -> str:
-        """PEFT's name for its layer, which its users print and compare."""
-        return pefts_class(type(self)).__name__
 
     def _mixed(self, x: Tensor, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Tensor:
         """Rows of x that take different adapters."""

@@ -31,12 +31,10 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
         b = layer.bias
     if layer._batch is not None:
         return "in an adapter_batch, or just after one"
+    if layer.holds_transposed:
+        return "a Conv1D's weight is [K, N]"
     if layer.split is not None:
         return "divided among processes"
-    if layer.holds_transposed:
-        return "W lies transposed"
-    if active is not None and active.dora:
-        return "DoRA scales its columns"
     if (packed is None and type(W) not in _PLAIN) or not (b is None or type(b) in _PLAIN):
         return f"W is a {type(W).__name__}, not a plain parameter"
     if (packed is None and W.requires_grad) or (b is not None and b.requires_grad):
@@ -47,6 +45,8 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
             return "switched off, over a W that initialize has changed"
         training_warnings.suspect(layer)
         return Projection(W if kept is None or layer.enabled else kept, b)
+    if active.dora:
+        return "DoRA scales its columns"
     if active._forward_pre_hooks or "forward" in active.__dict__:
         return "hooks fetch A and B"
     A, B = active._parameters.get("lora_A"), active._parameters.get("lora_B")

@@ -206,6 +206,16 @@ def test_what_peft_saves_and_we_do_not_run_is_refused_by_its_key(options, key, t
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
 
+def test_an_embeddings_adapter_is_no_linear_layers(tmp_path):
+    base = nn.ModuleDict({"tokens": nn.Embedding(7, 4), "fc": nn.Linear(4, 4)})
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["tokens", "fc"]))
+    model.save_pretrained(tmp_path)
+    fresh = nn.ModuleDict({"tokens": nn.Linear(7, 4), "fc": nn.Linear(4, 4)})
+    with pytest.raises(AdapterError, match="'tokens' must be an embedding, as in the file; it is a Linear"):
+        load_pretrained(fresh, tmp_path)
+    assert type(fresh["fc"]) is nn.Linear
+
+
 def test_a_convolutions_adapter_is_refused(tmp_path):
     base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4))
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, target_modules=["0", "2"]))

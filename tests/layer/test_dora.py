@@ -115,7 +115,7 @@ def test_plain_lora_and_dora_stand_side_by_side_and_switching_switches_m():
     ],
 )
 def test_a_packed_layer_gets_it_over_the_unpacked_weight(format):
-    inputs = small_inputs()
+    inputs = small_inputs(format=format)
     layer = QuantizedLoRALinear.from_linear(packed(inputs, format), r=3, alpha=inputs.s * 3, dora=True)
     W = frozen_weight(layer).float()
     assert_within_budget(
