@@ -215,7 +215,8 @@ def test_a_layer_that_is_not_adapted_counts_as_the_frozen_one_it_is():
 def test_a_gpu_run_begins_with_the_headline_shape_in_every_method_and_mode():
     first = MEASUREMENTS[0]
     assert first.case[:4] == (8192, 4096, 4096, 16)
-    assert set(first.methods) == set(METHODS) - {"fastlora-p0"}
+    # A group needs more layers than one.
+    assert set(first.methods) == set(METHODS) - {"fastlora-p0", "grouped"}
     assert (first.modes, first.launches) == (("eager", "graph"), True)
 
 

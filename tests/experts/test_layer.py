@@ -120,7 +120,7 @@ def test_starts_from_w_and_analysis_are_refused_by_name():
     from fastlora.analysis.updates import layers_with
 
     with (
-        pytest.warns(UserWarning, match="updates of experts are not analyzed"),
+        pytest.warns(UserWarning, match="updates of experts and embeddings are not analyzed"),
         pytest.raises(ValueError, match="must be linear to be analyzed"),
     ):
         layers_with(net, None)
