@@ -66,12 +66,17 @@ def group_plan(
     # What `fastlora tune` measured is a single layer.
     single = plan_for(direction, architecture, problem, tile=tile, aligned=aligned, measured=False)
     table = configs.table_of(architecture)
-    return (_forward_plan if direction == "forward" else _backward_plan)(single, table, problem, columns)
+    if direction == "forward":
+        terms = outranges_fp16(problem.adapter_dtype, problem.dtype)
+        block_r = configs.group_rank_block(single.block_r, architecture, terms)
+        return _forward_plan(single, table, problem, columns, block_r)
+    return _backward_plan(single, table, problem, columns)
 
 
-def _forward_plan(single: Plan, table: Table, problem: Problem, columns: tuple[int, ...]) -> GroupPlan:
+def _forward_plan(
+    single: Plan, table: Table, problem: Problem, columns: tuple[int, ...], block_r: int
+) -> GroupPlan:
     tile = single.tile
-    block_r = configs.group_rank_block(single.block_r, outranges_fp16(problem.adapter_dtype, problem.dtype))
     N0, N1, N2 = (*columns, 0)[:3]
     tiles = tasks.group_forward_tiles(problem.M, N0, N1, N2, problem.r, tile.block_m, tile.block_n, block_r)
     steps = num_blocks(problem.K, tile.block_k)

@@ -47,8 +47,10 @@ class GroupCase(NamedTuple):
     def block_r(self) -> int:
         """Ranks in a block."""
         one = self.single.variant
-        block = rank_block(one.r, self.single.architecture, one.kind, one.wide_adapters, one.tf32_terms)
-        return group_rank_block(block, one.tf32_terms) if self.single.direction == "forward" else block
+        architecture = self.single.architecture
+        block = rank_block(one.r, architecture, one.kind, one.wide_adapters, one.tf32_terms)
+        forward = self.single.direction == "forward"
+        return group_rank_block(block, architecture, one.tf32_terms) if forward else block
 
     @property
     def target(self) -> GPUTarget:

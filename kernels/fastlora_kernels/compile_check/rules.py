@@ -11,7 +11,7 @@ from fastlora_kernels.tables import load_table
 
 
 def faults(
-    case: Case, made: Resources, block_r: int | None = None, members: int = 1, rows: str = ""
+    case: Case, made: Resources, block_r: int | None = None, members: int = 1, *, rows: str = ""
 ) -> list[str]:
     """The rules that a compiled kernel breaks, as phrases; empty if it may be shipped.
 

@@ -56,7 +56,7 @@ def check_segments(one: SegmentCase) -> tuple[str, list[str]]:
     except Exception as error:
         return f"{one}: {type(error).__name__}", [str(error).splitlines()[0]]
     line = f"{one}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
-    return line, faults(one.case, made, one.rows)
+    return line, faults(one.case, made, rows=one.rows)
 
 
 def compile_segments(one: SegmentCase) -> Resources:
