@@ -37,7 +37,10 @@ def _cached_tile(
     rows = num_blocks(problem.M, max(runs, 1))
     M = rows if rows <= configs.LOW_ROWS else problem.M
     # Without TMA nothing takes wide tiles: these kernels spilled 24 to 192 bytes with them (sm_90).
-    name, entry, kind = entry_of(direction, architecture, problem._replace(M=M), precision, False)
+    name, _, kind = entry_of(direction, architecture, problem._replace(M=M), precision, False)
+    wide_adapters = problem.adapter_dtype.itemsize > problem.dtype.itemsize
+    name = configs.segment_class(name, architecture, direction, wide_adapters)
+    entry = configs.table_of(architecture).entries[kind][name]
     tma = aligned and configs.takes_tma(architecture, kind)
     return name, getattr(entry, direction), tma
 

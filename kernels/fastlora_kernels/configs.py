@@ -199,6 +199,17 @@ def takes_group(direction: str, shape_class: str, wide_adapters: bool, tf32_term
     return not (shape_class == "few" and wide_adapters)
 
 
+def segment_class(shape_class: str, architecture: str, direction: str, wide_adapters: bool) -> str:
+    """The class whose tile the kernels for rows that choose their operands take.
+
+    Square tiles backward, with adapters in a wider dtype than x, spilled 8 bytes where matrix units read
+    operands from registers (sm_80, bf16, Triton 3.6.0).
+    """
+    from_registers = architecture in ("sm_80", "sm_86")
+    spills = shape_class == "square" and direction == "backward" and wide_adapters and from_registers
+    return "low" if spills else shape_class
+
+
 def segment_rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool) -> int:
     """As `rank_block`, in the kernels for rows that choose their operands.
 

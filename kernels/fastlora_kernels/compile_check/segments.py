@@ -17,7 +17,7 @@ from fastlora_kernels.compile_check.compiler import (
 )
 from fastlora_kernels.compile_check.rules import faults
 from fastlora_kernels.compile_check.variants import Case, representative_cases
-from fastlora_kernels.configs import segment_rank_block
+from fastlora_kernels.configs import segment_class, segment_rank_block
 from fastlora_kernels.segment_backward import segment_backward_kernel
 from fastlora_kernels.segment_forward import segment_forward_kernel
 
@@ -38,7 +38,9 @@ def segment_cases(architectures: list[str], *, every_variant: bool) -> Iterator[
     """The kernels to compile: those of representative variants, or of all."""
     seen = set()
     for case in representative_cases(architectures, every_variant=every_variant):
-        if case.shape_class == "wide":  # which these kernels never take
+        wide = case.variant.wide_adapters
+        taken = segment_class(case.shape_class, case.architecture, case.direction, wide)
+        if case.shape_class == "wide" or taken != case.shape_class:  # which these kernels never take
             continue
         # y and dx are stored by pointers.
         case = case._replace(variant=case.variant._replace(tma_store=False))
