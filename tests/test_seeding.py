@@ -141,6 +141,7 @@ def test_a_worker_is_seeded_by_torchs_seed_alone():
     assert draws()[:2] == first
 
 
+@pytest.mark.exhaustive
 def test_without_numpy_the_rest_is_seeded():
     code = """
 import random, torch

@@ -101,6 +101,7 @@ def gpt3():
     return blueprint_budget(GPT3, config, tokens=2048, dtype=torch.float16)
 
 
+@pytest.mark.exhaustive
 def test_gpt3_has_ten_thousand_times_fewer_trainable_parameters(gpt3):
     """Hu et al., arXiv 2106.09685, section 4.2: from 350 GB to 35 MB with r = 4 on q and v.
 
@@ -114,6 +115,7 @@ def test_gpt3_has_ten_thousand_times_fewer_trainable_parameters(gpt3):
     assert gpt3.lora.saved / 2**20 == 36
 
 
+@pytest.mark.exhaustive
 def test_gpt3_takes_three_times_less_memory(gpt3):
     """The same section: from 1.2 TB to 350 GB, for the optimizer holds nothing of frozen parameters.
 

@@ -110,6 +110,7 @@ def test_the_sound_directory_loads(copied):
     assert loads_or_leaves(copied()) == [True, True]
 
 
+@pytest.mark.exhaustive
 @FUZZ
 @given(data=st.data())
 def test_bytes_changed_anywhere_in_either_file(copied, data):

@@ -62,6 +62,7 @@ def edit(folder, **values):
     os.utime(folder / CONFIG, (later, later))
 
 
+@pytest.mark.exhaustive
 def test_a_save_that_was_stopped_between_its_files_is_no_adapter_and_the_next_one_is(tmp_path):
     stopped_between(tmp_path)
     with pytest.raises(AdapterError, match=r"do not belong together.*Save the adapter again"):
@@ -81,6 +82,7 @@ def test_a_load_waits_for_the_second_file(tmp_path, monkeypatch):
     assert numbers(load_pretrained(mlp(), tmp_path / "old")) == (7, 7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("form", ["directory", "file"])
 def test_a_load_beside_savers_has_one_adapter_whole(tmp_path, form):
     models = [made(alpha) for alpha in (3, 7)]

@@ -88,6 +88,7 @@ def test_a_mask_is_the_same_forward_and_backward():
     assert (y[:70] != call(x, torch.zeros_like(W), None, ids, factors, dropout=0.3)[:70]).any()
 
 
+@pytest.mark.exhaustive
 def test_gradients_can_be_differentiated_again():
     ids = [0, 1, 0, -1, 1]
     x, W, b, factors, _ = inputs(ids, torch.float64)

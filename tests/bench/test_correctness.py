@@ -64,6 +64,7 @@ def test_a_process_leaves_status_and_output():
     assert (ended.status, ended.output) == (3, "out\n")
 
 
+@pytest.mark.exhaustive
 def test_a_program_that_prints_no_result_has_not_passed_and_says_why():
     found = run_child("bench.soak:sideways", [], CPU, 60)
     assert (found["passed"], found["finished"]) == (False, True)

@@ -95,6 +95,7 @@ def test_each_way_to_compute_adam_is_measured_beside_the_others(tmp_path):
     assert len(comparable(steps)) == 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("default")
 def test_a_llama_is_measured_in_each_mode(tmp_path):
     pytest.importorskip("transformers")

@@ -132,6 +132,7 @@ def test_a_number_beyond_all_sense_is_a_usage_error(arguments, message):
     assert message in done.output
 
 
+@pytest.mark.exhaustive
 def test_a_reader_that_leaves_is_no_error():
     """As in `fastlora info | head -1`."""
     reading, writing = os.pipe()

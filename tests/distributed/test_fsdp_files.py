@@ -40,6 +40,7 @@ def torch_base():
         return Net()
 
 
+@pytest.mark.exhaustive
 @two.test
 def test_a_full_state_dict_is_the_plain_models(folder):
     model, _ = trained_in_parts()

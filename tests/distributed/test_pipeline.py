@@ -1,5 +1,6 @@
 """Two pipeline stages of torch.distributed.pipelining."""
 
+import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
@@ -50,6 +51,7 @@ def trains_as_one_process(schedule_of):
     assert_updates_alike(stage.submod, *map(trained, stages))
 
 
+@pytest.mark.exhaustive
 @two.test
 def test_gpipe_trains_as_one_process_does(folder):
     trains_as_one_process(ScheduleGPipe)

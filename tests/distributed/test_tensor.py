@@ -26,6 +26,9 @@ from tests.distributed.runs import (
 from tests.distributed.sharding import divided, everyone, saves_and_reads
 from tests.distributed.traffic import Traffic
 
+# FSDP2 and DDP have quick tests.
+pytestmark = pytest.mark.exhaustive
+
 two, four = Processes(2), Processes(4)
 
 

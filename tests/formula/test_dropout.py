@@ -79,6 +79,7 @@ def exact_scale():
     return 1 / (1 - round(RATE * 2**16) / 2**16)
 
 
+@pytest.mark.exhaustive
 def test_the_rate_and_the_scale_keep_the_expectation():
     D = read_mask(128, 256, torch.float32, torch.tensor([9], device=DEVICE))
     bound = 5 * math.sqrt(RATE * (1 - RATE) / D.numel())

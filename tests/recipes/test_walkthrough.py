@@ -133,6 +133,7 @@ def test_both_libraries_are_printed_beside_each_other(run):
         assert text in output
 
 
+@pytest.mark.exhaustive
 def test_without_a_peer_there_is_no_second_column(tmp_path):
     done = invoke("--device", "cpu", "--out", tmp_path)
     assert done.exit_code == 0, done.output
@@ -187,6 +188,7 @@ def test_a_library_that_breaks_a_promise_is_found_out(tmp_path, library, broken)
     assert {name for name, holds in proofs.items() if not holds} == broken
 
 
+@pytest.mark.exhaustive
 def test_a_proof_that_fails_makes_the_exit_status_1(monkeypatch, tmp_path):
     monkeypatch.setattr(job, "FASTLORA", ForgetsToMerge())
     done = invoke("--out", tmp_path)

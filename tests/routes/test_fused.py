@@ -86,6 +86,7 @@ def shapes_that_nobody_listed(count):
     return holds
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", quick([3, 20], 3))
 def test_shapes_that_nobody_listed_are_within_the_budget_too(count):
     shapes_that_nobody_listed(count)()

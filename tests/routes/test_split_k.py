@@ -79,6 +79,7 @@ def test_few_rows_of_a_long_contraction_are_split_by_themselves():
     assert_matches_fp64(ops, forward, backward)
 
 
+@pytest.mark.exhaustive
 def test_splits_are_added_in_the_same_order_every_time():
     ops = random_inputs(40, 140, 136, 20, dtype=torch.float16, device=DEVICE)
     forward, backward = plans(ops)

@@ -76,6 +76,7 @@ def test_mixed_dtypes_and_autocast_give_eagers_bits(dtype, adapter_dtype, autoca
         assert same_bits(gradients_of(model, x, ours), gradients_of(model, x))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from Inductor's own imports
 @pytest.mark.parametrize("dropout", quick([0.0, 0.3], 0.0))
 def test_inductor_keeps_the_error_budget(dropout):

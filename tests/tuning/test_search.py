@@ -84,6 +84,7 @@ def test_every_class_of_a_large_gpu_has_shapes_in_both_directions():
     assert found[0] == ("wide", "forward")
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_writes_measurements_and_a_table_that_can_be_used(tmp_path, monkeypatch):
     # What is timed means nothing here, and the interpreter takes long over it.
     monkeypatch.setattr(contest, "number_of_sets", lambda *_: 1)
