@@ -61,8 +61,8 @@ def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
 
 
 def compared(runs: Mapping[str, Run]) -> list[Column]:
-    """What the table and the picture compare: levels but the start, which has sentences; layers first."""
-    levels = sorted(runs.keys() - {"startup"}, key=lambda level: (level != "linear", level))
+    """What the table and the picture compare: levels that have no sentences of their own; layers first."""
+    levels = sorted(runs.keys() - {"startup", "mixed"}, key=lambda level: (level != "linear", level))
     return list(columns(row for level in levels for row in _rows(runs, level)))
 
 
@@ -100,7 +100,8 @@ def _figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
     yield ""
     yield f"![How many times fastlora's time each method takes]({picture.as_posix()})"
     yield ""
-    if lines := [*_floor(_rows(runs, "linear")), *_start(_rows(runs, "startup"))]:
+    sentences = _floor(_rows(runs, "linear")), _mixed(_rows(runs, "mixed")), _start(_rows(runs, "startup"))
+    if lines := [line for each in sentences for line in each]:
         yield from [*lines, ""]
     yield from _origin(runs, picture.parent)
 
@@ -131,6 +132,17 @@ def _is_large(group: Group) -> bool:
     row = group.any_row
     large = all(row.shape[name] >= least for name, least in _LARGE.items())
     return large and row.shape["r"] == 16 and not row.dropout
+
+
+def _mixed(rows: list[Row]) -> Iterator[str]:
+    """What it costs that the rows of a batch take different adapters."""
+    by_rows: dict[int, list[str]] = {}
+    for group in comparable(rows):
+        row, ratio = group.any_row, group.over(OURS, "one")
+        if ratio is not None:
+            by_rows.setdefault(row.shape["M"], []).append(f"{row.mode.split()[0]}: {ratio.median:.2f}")
+    for M, found in by_rows.items():
+        yield f"- adapters mixed in a batch of {M:,} rows, over one for all, {OURS}: {', '.join(found)}."
 
 
 def _start(rows: list[Row]) -> Iterator[str]:
