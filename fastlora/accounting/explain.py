@@ -268,6 +268,7 @@ def explain_problem(
                 problem,
                 dropout=dropout,
                 aligned=aligned and all(map(is_aligned, rows)),
+                measured=not named,
             )
         cost: Cost = getattr(problem, name)()
         floor = None if gpu is None else _floor(cost, problem.dtype, gpu)

@@ -26,8 +26,8 @@ from fastlora.routes.choices import (
     read_file,
     write_choices,
 )
-from fastlora.routes.decide import decide_for, reload_tables
-from fastlora.routes.plan import plan_for
+from fastlora.routes.decide import reload_tables
+from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
 from fastlora.tuning.contest import LIBRARY, Contest
 from fastlora.tuning.machine import Machine
@@ -166,13 +166,12 @@ def _contest(
 
 
 def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candidate, list[Candidate]]:
-    """The default, and all candidates, it first."""
+    """The default, which is what would be taken without a file of choices, and all candidates, it first."""
     problem, dropout = request.problem, DROPOUT if request.dropout else 0.0
     architecture = architecture_of(machine.device)
     plan = plan_for(direction, architecture, problem, dropout=dropout, measured=False)
     tiles = candidates(plan.shape_class, direction, plan.tile)
-    decision = decide_for(problem, machine.device, setting="auto", dropout=dropout)
-    by_vendor = getattr(decision, direction).name == "vendor"
+    by_vendor = not request.dropout and vendor_won(direction, architecture, problem) is not None
     return (LIBRARY, [LIBRARY, *tiles]) if by_vendor else (tiles[0], [*tiles, LIBRARY])
 
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from fastlora import FusedLoRALinear, explain
 from fastlora.formula.cost import Problem
 from fastlora.parallel.same_choices import check_same_choices
 from fastlora.routes import choices, decide
@@ -69,6 +70,16 @@ def test_the_kernels_take_the_chosen_tile_at_rows_of_its_bucket_alone(path):
         assert plan_for("backward", "interpreter", PROBLEM._replace(**other)).tile != TILE, other
     assert plan_for("forward", "interpreter", PROBLEM, dropout=0.5).tile != TILE
     assert plan_for("forward", "interpreter", PROBLEM, aligned=False).tile != TILE
+
+
+def test_another_gpu_is_explained_without_what_was_measured_here(path, on_a_gpu):
+    write_choices(file_of(), path)
+    layer = FusedLoRALinear(
+        PROBLEM.K, PROBLEM.N, r=PROBLEM.r, dtype=torch.float16, adapter_dtype=torch.float16
+    )
+    assert plan_for("forward", "sm_90", PROBLEM).tile == TILE
+    for one in explain((PROBLEM.M, PROBLEM.K), layer, gpu="H200").passes:
+        assert one.plan.tile != TILE
 
 
 def test_buckets_cover_every_number_of_rows():

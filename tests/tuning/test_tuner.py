@@ -14,6 +14,7 @@ import fastlora
 from fastlora import FusedLoRALinear
 from fastlora.cli.commands import fastlora as command
 from fastlora.formula.cost import Problem
+from fastlora.routes import decide
 from fastlora.routes.choices import key_of, read_file
 from fastlora.routes.decide import reload_tables
 from fastlora.tune_model import requests_of
@@ -78,6 +79,17 @@ def test_the_vendors_products_are_kept_where_they_are_the_fastest(tmp_path):
     tune_for([Request(PROBLEM, dropout=True)], HERE, path=tmp_path / "b.json", means=fast)
     (forward, backward) = read_file(tmp_path / "b.json").entries.values()
     assert forward.code == backward.code == "vendor"
+
+
+def test_the_default_is_the_tables_whatever_was_chosen_before(tmp_path, monkeypatch):
+    default, _ = tuner._entrants(Request(PROBLEM), "forward", HERE)
+    monkeypatch.setenv("FASTLORA_TUNE_FILE", str(tmp_path / "a.json"))
+    # On a GPU a choice decides the route as well as the tile.
+    monkeypatch.setattr(decide, "route_on", lambda *_, **__: decide.Route("triton", "it is a GPU"))
+    run(tmp_path / "a.json", means(lambda place, one: 50.0 if one == LIBRARY else 100.0))
+    assert decide.decide_for(PROBLEM, CPU, setting="auto").forward.name == "vendor"
+    again, entrants = tuner._entrants(Request(PROBLEM), "forward", HERE)
+    assert again == entrants[0] == default
 
 
 def test_what_is_wrong_is_listed_and_never_chosen_even_the_default(tmp_path):
