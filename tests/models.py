@@ -94,3 +94,27 @@ class Shared(nn.Module):
 def trainable(model):
     """Names of the parameters that take a gradient."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def moved(model):
+    """The model with B away from zero, and DoRA's m from where it started."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+            elif "magnitude" in name:
+                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
+    return model
+
+
+class NetWithHead(nn.Module):
+    """A body, a batch norm with buffers, and a head of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.score = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.score(self.norm(self.body(x)))

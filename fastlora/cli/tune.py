@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -57,18 +58,7 @@ _LAYERS = "4096,4096 4096,1024 4096,14336 14336,4096"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def tune(
-    model: str | None,
-    shapes: Sequence[str],
-    rows: str,
-    rank: int,
-    dtype: str,
-    adapter_dtype: str | None,
-    dropout: bool,
-    minutes: float,
-    dry_run: bool,
-    out: Path | None,
-    export: Path | None,
-    as_json: bool,
+    minutes: float, dry_run: bool, out: Path | None, export: Path | None, as_json: bool, **asked: Any
 ) -> None:
     """Measure which code is the fastest on this GPU, and have later runs take it.
 
@@ -80,7 +70,7 @@ def tune(
         if export is not None:
             click.echo(f"this GPU's choices are in {_exported(export)}")
             return
-        requests = _requests(model, shapes, rows, rank, dtype, adapter_dtype, dropout)
+        requests = _requests(**asked)
         with _bar() as progress:
             report = tune_requests(requests, minutes=minutes, path=out, dry_run=dry_run, progress=progress)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else str(report))

@@ -25,6 +25,7 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.architecture import architecture_of, kind_of
 from fastlora_kernels.choice_content import Choice, Choices, Key, as_content, bucket, read_choices
+from fastlora_kernels.tables import text_of
 
 # Files by kind of GPU that people measured and sent.
 SHIPPED: Final = Path(__file__).parent / "choices_of_gpus"
@@ -162,14 +163,8 @@ def read_file(path: Path) -> Choices:
         ValueError: If it is no such file.
         OSError: If it cannot be read.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     try:
-        return read_choices(json.loads(content.decode("utf-8")))
+        return read_choices(json.loads(text_of(path, _MOST_BYTES)))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

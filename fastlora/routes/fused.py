@@ -52,42 +52,19 @@ def project(o: Operands, y: Tensor) -> Tensor:
 
 def _launch_forward(o: Operands, plan: Plan | None, y: Tensor, only: str | None = None) -> Tensor:
     """Launch the programs, or `only` those of one kind of tile, which must come first; return p."""
-    x, (W,), b, A, B, s, seed = o.x, o.base.tensors, o.b, o.A, o.B, o.s, o.seed
-    M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
-    threshold, kept_scale = dropout_constants(o.dropout)
+    x, (W,) = o.x, o.base.tensors
     aligned = is_aligned(x) and is_aligned(W)
     plan = plan or _plan("forward", o, EVERYTHING, aligned)
     tile = plan.tile
-    p = torch.empty(M, r, device=x.device, dtype=torch.float32)
+    p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
     tma = plan.tma and aligned
     with _on_device(x):
         forward_kernel[(plan.tasks[only] if only else plan.num_tasks,)](
             x=_read(x, (tile.block_m, tile.block_k), tma),
             W=_read(W, (tile.block_n, tile.block_k), tma),
-            b_ptr=None if b is None else b.contiguous(),
-            A=_read(A),
-            B=_read(B),
             y=_written(y, (tile.block_m, plan.store_columns), plan.tma),
-            p_ptr=p,
-            scratch_ptrs=(_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
-            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
-            seed_ptr=seed if threshold else None,
-            threshold=threshold,
-            kept_scale=kept_scale,
-            s=s,
-            M=M,
-            N=N,
-            K=K,
-            r=r,
-            split_p=plan.split_k["p"],
-            split_y=plan.split_k["y"],
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            BLOCK_R=plan.block_r,
             GROUP=tile.group,
-            PRECISION=plan.precision,
-            **plan.options,
+            **_forward_arguments(o, plan, p),
         )
     return p
 
@@ -221,42 +198,44 @@ def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
         o: Operands that `few_rows.takes`.
         plan: A launch plan by `few_rows_plan`; None means that of x's device.
     """
-    x, b, s = o.x, o.b, o.s
-    M, K, N, r = x.shape[0], o.base.K, o.base.N, o.A.shape[0]
-    threshold, kept_scale = dropout_constants(o.dropout)
+    x = o.x
     plan = plan or few_rows_plan(architecture_of(x.device), problem_of(o), o.dropout)
-    tile = plan.tile
-    y = torch.empty(M, N, device=x.device, dtype=x.dtype)
-    p = torch.empty(M, r, device=x.device, dtype=torch.float32)
+    y = torch.empty(x.shape[0], o.base.N, device=x.device, dtype=x.dtype)
+    p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
     with _on_device(x):
         few_rows_kernel[(plan.num_tasks,)](
-            x=_read(x),
-            b_ptr=None if b is None else b.contiguous(),
-            A=_read(o.A),
-            B=_read(o.B),
-            y=y,
-            p_ptr=p,
-            scratch_ptrs=(_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
-            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
-            seed_ptr=o.seed if threshold else None,
-            threshold=threshold,
-            kept_scale=kept_scale,
-            s=s,
-            M=M,
-            N=N,
-            K=K,
-            r=r,
-            split_p=plan.split_k["p"],
-            split_y=plan.split_k["y"],
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            BLOCK_R=plan.block_r,
-            PRECISION=plan.precision,
-            **(as_operand(o.base) or {}),
-            **plan.options,
+            x=_read(x), y=y, **(as_operand(o.base) or {}), **_forward_arguments(o, plan, p)
         )
     return y, p
+
+
+def _forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
+    """The arguments of a forward pass that do not depend on how W lies."""
+    x, threshold, kept_scale = o.x, *dropout_constants(o.dropout)
+    return {
+        "b_ptr": None if o.b is None else o.b.contiguous(),
+        "A": _read(o.A),
+        "B": _read(o.B),
+        "p_ptr": p,
+        "scratch_ptrs": (_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
+        "workspace_ptr": torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
+        "seed_ptr": o.seed if threshold else None,
+        "threshold": threshold,
+        "kept_scale": kept_scale,
+        "s": o.s,
+        "M": x.shape[0],
+        "N": o.base.N,
+        "K": o.base.K,
+        "r": o.A.shape[0],
+        "split_p": plan.split_k["p"],
+        "split_y": plan.split_k["y"],
+        "BLOCK_M": plan.tile.block_m,
+        "BLOCK_N": plan.tile.block_n,
+        "BLOCK_K": plan.tile.block_k,
+        "BLOCK_R": plan.block_r,
+        "PRECISION": plan.precision,
+        **plan.options,
+    }
 
 
 def unpack(base: BaseWeight, W: Tensor) -> None:

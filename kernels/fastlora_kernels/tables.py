@@ -57,19 +57,26 @@ def read_table(path: Path) -> Table:
         ValueError: If the file is no tile table.
     """
     try:
-        return read_content(json.loads(_text_of(path)))
+        return read_content(json.loads(text_of(path, _MOST_BYTES)))
     except (ValueError, OSError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ContentError) else str(error)
         raise ValueError(f"{_short(str(path))} is no tile table: {_short(why)}") from error
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path, most_bytes: int) -> str:
+    """The text of a file that may be a stranger's.
+
+    Raises:
+        ContentError: If it is no regular file, or larger.
+        OSError: If it cannot be read.
+        ValueError: If it is not UTF-8.
+    """
     if path.exists() and not path.is_file():
         raise ContentError("it is no regular file")
     with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ContentError(f"it has more than {_MOST_BYTES:,} bytes")
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ContentError(f"it has more than {most_bytes:,} bytes")
     return content.decode("utf-8")
 
 

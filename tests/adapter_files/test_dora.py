@@ -20,22 +20,13 @@ from fastlora import (
     save_pretrained,
 )
 from fastlora.layer.magnitude import row_norms
+from tests.models import moved
 
 X = torch.randn(4, 6)
 
 
 def base():
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).requires_grad_(False)
-
-
-def moved(model):
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-            elif "magnitude" in name:
-                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
-    return model
 
 
 def ours(net, **options):

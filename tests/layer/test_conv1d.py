@@ -26,6 +26,7 @@ from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import random_inputs
 from tests.integrations.peft_models import run
+from tests.models import moved
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to")
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
@@ -34,16 +35,6 @@ X = torch.randn(4, 6)
 
 def net():
     return nn.Sequential(Conv1D(5, 6), nn.ReLU(), nn.Linear(5, 3)).requires_grad_(False)
-
-
-def moved(model):
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-            elif "magnitude" in name:
-                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
-    return model
 
 
 def ours(base, **options):

@@ -20,25 +20,12 @@ from fastlora import (
     set_adapter,
 )
 from fastlora.model.modules_to_save import saved_modules
-from tests.models import TiedLM, adapted, mlp, with_update
-
-
-class Net(nn.Module):
-    """A body, a batch norm with buffers, and a head that is fresh."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(6, 5)
-        self.norm = nn.BatchNorm1d(5)
-        self.score = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
-
-    def forward(self, x):
-        return self.score(self.norm(self.body(x)))
+from tests.models import NetWithHead, TiedLM, adapted, mlp, with_update
 
 
 def trained(base=None, steps=3, **options):
     """A net with LoRA on its body, its norm and its head trained in full; and the net it was made from."""
-    base = base or Net()
+    base = base or NetWithHead()
     config = {"r": 2, "target_modules": ["body"], "modules_to_save": ["norm", "score"], **options}
     model = with_update(apply_lora(copy.deepcopy(base), LoRAConfig(**config)))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -64,7 +51,7 @@ def test_they_are_trained_with_the_updates_and_nothing_else_is():
 
 
 def test_all_linear_leaves_them_out():
-    model = apply_lora(Net(), LoRAConfig(r=2, modules_to_save=["score"]))
+    model = apply_lora(NetWithHead(), LoRAConfig(r=2, modules_to_save=["score"]))
     assert [name for name, _ in lora_layers(model)] == ["body"]
 
 
@@ -123,10 +110,10 @@ def test_a_further_adapter_has_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (Net, {"modules_to_save": ["scor"]}, "modules_to_save: 'scor' must match a module"),
-        (Net, {"modules_to_save": ["score.1"]}, r"modules with parameters; 'score.1' has none"),
+        (NetWithHead, {"modules_to_save": ["scor"]}, "modules_to_save: 'scor' must match a module"),
+        (NetWithHead, {"modules_to_save": ["score.1"]}, r"modules with parameters; 'score.1' has none"),
         (
-            Net,
+            NetWithHead,
             {"target_modules": ["score.0"], "modules_to_save": ["score"]},
             r"target_modules and modules_to_save must not overlap; both mean 'score.0'",
         ),
@@ -159,25 +146,25 @@ def test_unsound_names_are_refused(names):
 
 
 def wider():
-    net = Net()
+    net = NetWithHead()
     net.score[2] = nn.Linear(4, 2)
     return net
 
 
 def without_bias():
-    net = Net()
+    net = NetWithHead()
     net.score[0] = nn.Linear(5, 4, bias=False)
     return net
 
 
 def with_more():
-    net = Net()
+    net = NetWithHead()
     net.score.append(nn.Linear(3, 3))
     return net
 
 
 def headless():
-    net = Net()
+    net = NetWithHead()
     del net.score
     return net
 
@@ -212,7 +199,7 @@ def test_a_file_with_an_update_inside_a_module_to_save_is_refused_and_changes_no
     tensors["base_model.model.score.0.lora_A.weight"] = torch.ones(2, 5)
     tensors["base_model.model.score.0.lora_B.weight"] = torch.ones(4, 2)
     save_file(tensors, file)
-    model = Net()
+    model = NetWithHead()
     before = list(model.modules())
     with pytest.raises(AdapterError, match=r"model's tensors alone; 'score.0.lora_A.weight' is none"):
         load_pretrained(model, tmp_path)

@@ -6,7 +6,6 @@ import pickle
 import peft
 import pytest
 import torch
-from torch import nn
 
 from fastlora import (
     LoRAConfig,
@@ -23,22 +22,9 @@ from fastlora import (
     use_adapter,
 )
 from fastlora.model.versions import CHILD, idle_versions, state_of
-from tests.models import with_update
+from tests.models import NetWithHead, with_update
 
 X = torch.randn(7, 6)
-
-
-class Net(nn.Module):
-    """A body, a batch norm with buffers, and a head of two layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(6, 5)
-        self.norm = nn.BatchNorm1d(5)
-        self.score = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
-
-    def forward(self, x):
-        return self.score(self.norm(self.body(x)))
 
 
 def step(model):
@@ -53,7 +39,7 @@ def step(model):
 def two(base=None):
     """A net with the adapters "default", in use, and "fr", each trained with its own norm and head."""
     options = {"r": 2, "target_modules": ["body"]}
-    model = apply_lora(base or Net(), LoRAConfig(modules_to_save=["norm", "score"], **options))
+    model = apply_lora(base or NetWithHead(), LoRAConfig(modules_to_save=["norm", "score"], **options))
     add_adapter(model, "fr", LoRAConfig(**options))
     with_update(model)
     step(model)
@@ -106,7 +92,7 @@ def test_states_and_copies_keep_all_whichever_is_in_use():
 
 def test_files_hold_each_adapters_own_and_are_loaded_as_such(tmp_path):
     torch.manual_seed(0)
-    base = Net().eval()
+    base = NetWithHead().eval()
     model = two(copy.deepcopy(base))
     wanted = outputs(model)
     save_pretrained(model, tmp_path)
@@ -124,7 +110,7 @@ def test_files_hold_each_adapters_own_and_are_loaded_as_such(tmp_path):
 
 def test_an_adapter_may_be_the_first_to_train_a_module(tmp_path):
     torch.manual_seed(0)
-    base = Net().eval()
+    base = NetWithHead().eval()
     options = {"r": 2, "target_modules": ["body"]}
     model = with_update(apply_lora(copy.deepcopy(base), LoRAConfig(**options)))
     add_adapter(model, "fr", LoRAConfig(modules_to_save=["score"], **options))
@@ -147,7 +133,7 @@ def test_an_adapter_may_be_the_first_to_train_a_module(tmp_path):
 
 def test_deleting_and_removing_take_them_away():
     model = two()
-    heads = sum(p.numel() for p in Net().parameters())
+    heads = sum(p.numel() for p in NetWithHead().parameters())
     assert parameter_report(model).base == heads
     unfreeze(model)
     assert not any(p.requires_grad for p in idle_versions(model))
@@ -157,7 +143,7 @@ def test_deleting_and_removing_take_them_away():
     y = model(X)
     remove_lora(model, merge=True)
     assert not [name for name, _ in model.named_modules() if CHILD in name]
-    assert model.state_dict().keys() == Net().state_dict().keys()
+    assert model.state_dict().keys() == NetWithHead().state_dict().keys()
     torch.testing.assert_close(model(X), y)
 
 
