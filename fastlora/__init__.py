@@ -1,6 +1,7 @@
 """fastlora: LoRA linear layers whose forward and backward each run as one fused Triton kernel."""
 
-from fastlora.accounting.explain import Explanation, explain
+from fastlora.accounting.explain import explain
+from fastlora.accounting.explanation import Explanation
 from fastlora.adapter_files import (
     AdapterError,
     from_pretrained,

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 import torch
 
-from fastlora.accounting.explain import Explanation, explain_problem
+from fastlora.accounting.explain import explain_problem
+from fastlora.accounting.explanation import Explanation
 from fastlora.arguments import adapter_dtype_over, check_dtype
 from fastlora.formula.cost import Problem
 from fastlora.info import collect_info

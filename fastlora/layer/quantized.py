@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, cast
@@ -23,9 +22,6 @@ from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.commits import exclusive
-from fastlora.layer.conv1d import is_conv1d
-from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
-from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, embedding_layer_around, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.projection import projection_of
@@ -252,34 +248,6 @@ def check_packed(name: str, module: Any) -> Format:
     check_own_forward(name, module)
     format.base_of(module, format.values_dtype(module))
     return format
-
-
-def lora_layer_around(linear: nn.Module, **options: Any) -> FusedLoRALinear | FusedLoRAEmbedding:
-    """A LoRA layer around a layer of any kind that is known, unchanged; the caller freezes W and b."""
-    if is_embedding(linear):
-        return embedding_layer_around(linear, **options)
-    cls: type[FusedLoRALinear] = FusedLoRAConv1D if is_conv1d(linear) else FusedLoRALinear
-    cls = cls if format_of(linear) is None else QuantizedLoRALinear
-    return cls._from_linear_unfrozen(cast(nn.Linear, linear), **options)
-
-
-def warn_of_rounding(layers: Mapping[str, tuple[QuantizedLoRALinear, nn.Linear]]) -> None:
-    """Say what merging packed layers into plain ones does to their memory and their values."""
-    shares = {name: layer.rounding(plain.weight.dtype) for name, (layer, plain) in layers.items()}
-    worst = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name])
-    packed = sum(bytes_of(layer.base) for layer, _ in layers.values())
-    whole = sum(plain.weight.nbytes for _, plain in layers.values())
-    warnings.warn(
-        f"merging {len(layers)} packed layers makes them plain: {whole / 1e6:,.1f} MB of weights instead of "
-        f"{packed / 1e6:,.1f} MB. Rounding W + s B A to its dtype moves it by at most {shares[worst]:.1%} of "
-        f"the update (layer {worst!r}); pack the merged model anew and the update may drown in that rounding",
-        stacklevel=4,
-    )
-
-
-def bytes_of(base: BaseWeight) -> int:
-    """Bytes of the tensors that hold W."""
-    return sum(tensor.numel() * tensor.itemsize for tensor in base.tensors)
 
 
 def _class_over(library: type, parameter: str = "weight") -> type[QuantizedLoRALinear]:

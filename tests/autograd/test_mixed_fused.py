@@ -10,7 +10,7 @@ from fastlora.formula.masks import dropout_constants
 from fastlora.formula.runs import Run, Runs
 from fastlora.measuring.errors import assert_within_budget
 from fastlora.routes import mixed_fused
-from fastlora.routes.decide import decide_runs
+from fastlora.routes.decide_runs import decide_runs
 from fastlora.routes.mixed import Factors
 from fastlora.routes.run_tables import tables_of
 from tests.autograd.test_mixed import BATCHES, K, N, call, inputs, test_each_row_is_computed_as_alone
