@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
 from fastlora.arguments import check_path, check_rank, shown
+from fastlora.formats.registry import format_of
 from fastlora.formula.cost import Problem
 from fastlora.layer.adapter import Adapter
+from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.layer.quantized import QuantizedLoRALinear
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import check_model, existing_layers
 from fastlora.routes.decide import KERNEL_DTYPES, route_on
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Progress, Request, TuneReport
@@ -47,7 +48,7 @@ def tune(
     process and later ones read; see docs/tuning.md.
 
     Args:
-        model: A model with LoRA layers, on the GPU or not: only their shapes are read.
+        model: A model with LoRA layers, ours or PEFT's, on the GPU or not: only their shapes are read.
         rows: Numbers of rows M that x has: tokens of a batch.
         dtype: What the layers compute in, where it is not the dtype of W: autocast's.
         minutes: No contest begins later.
@@ -73,27 +74,45 @@ def requests_of(model: nn.Module, rows: Sequence[int], dtype: torch.dtype | None
     """Each kind of LoRA layer with each number of rows; experts take other code and are left out.
 
     Args:
-        model: A model with LoRA layers.
+        model: A model with LoRA layers, ours or PEFT's.
         rows: Numbers of rows of x.
         dtype: What the layers compute in; None means the dtype of W.
 
     Raises:
         ValueError: If there is no LoRA layer, or a number of rows is not positive.
     """
-    layers = [one for one in existing_layers(model).values() if isinstance(one, FusedLoRALinear)]
-    kinds = dict.fromkeys(
-        (
-            (layer.in_features, layer.out_features, adapter.r),
-            (dtype or _dtype_of(layer), adapter.lora_A.dtype),
-            adapter.dropout > 0,
-        )
-        for layer in layers
-        for adapter in cast(Iterable[Adapter], layer.adapters.values())
-    )
+    check_model(model)
+    kinds = list(dict.fromkeys(_pefts_kinds(model))) or list(dict.fromkeys(_own_kinds(model)))
     return [
-        Request(Problem(M, *sizes, *dtypes), dropout)
-        for M, (sizes, dtypes, dropout) in product([check_rank(M, "rows") for M in rows], kinds)
+        Request(Problem(M, K, N, r, dtype or base, adapter), dropout)
+        for M, (K, N, r, base, adapter, dropout) in product([check_rank(M, "rows") for M in rows], kinds)
     ]
+
+
+# K, N, r, the dtypes of W and of A, and whether there is dropout.
+_Kind = tuple[int, int, int, torch.dtype, torch.dtype, bool]
+
+
+def _own_kinds(model: nn.Module) -> Iterator[_Kind]:
+    for layer in existing_layers(model).values():
+        if isinstance(layer, FusedLoRALinear):
+            for adapter in cast(Iterable[Adapter], layer.adapters.values()):
+                sizes = layer.in_features, layer.out_features, adapter.r
+                yield *sizes, _dtype_of(layer), adapter.lora_A.dtype, adapter.dropout > 0
+
+
+def _pefts_kinds(model: nn.Module) -> Iterator[_Kind]:
+    """Those of a PEFT model's linear layers, fused by `accelerate_peft` or `register`; read without PEFT."""
+    for layer in model.modules():
+        parts: Mapping[str, Any] = layer._modules
+        base, factors = parts.get("base_layer"), parts.get("lora_A")
+        if not isinstance(factors, nn.ModuleDict) or not (is_conv1d(base) or hasattr(base, "in_features")):
+            continue
+        for name in factors:
+            A: Tensor = parts["lora_A"][name].weight
+            B: Tensor = parts["lora_B"][name].weight
+            dropout = getattr(parts["lora_dropout"][name], "p", 0.0) > 0
+            yield A.shape[1], B.shape[0], A.shape[0], _dtype_of(base), A.dtype, dropout
 
 
 def tune_requests(
@@ -126,8 +145,11 @@ def tune_requests(
     )
 
 
-def _dtype_of(layer: FusedLoRALinear) -> torch.dtype:
-    return layer.base.dtype if isinstance(layer, QuantizedLoRALinear) else layer.weight.dtype
+def _dtype_of(layer: Any) -> torch.dtype:
+    """What W stands for."""
+    format = format_of(layer)
+    found: torch.dtype = layer.weight.dtype if format is None else format.values_dtype(layer)
+    return found
 
 
 def _dry(request: Request) -> Request:

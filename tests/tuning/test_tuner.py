@@ -5,6 +5,7 @@ import json
 import sys
 import time
 
+import peft
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ import fastlora
 from fastlora import FusedLoRALinear
 from fastlora.cli.commands import fastlora as command
 from fastlora.formula.cost import Problem
+from fastlora.integrations.peft import accelerate_peft
 from fastlora.routes import decide
 from fastlora.routes.choices import key_of, read_file
 from fastlora.routes.decide import reload_tables
@@ -26,6 +28,7 @@ from fastlora.tuning.trial import Job
 from fastlora.tuning.tuner import Means, tune_for
 from fastlora_kernels.tables import Tile
 from tests.cases import quick_rows
+from tests.packed import linear_4bit
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(24, 24, 16, 4, torch.float16, torch.float32)
@@ -225,6 +228,26 @@ def test_a_models_layers_are_tuned_for_once_each(monkeypatch):
     assert Request(Problem(64, 24, 16, 4, torch.bfloat16, torch.float32)) in found
     assert Request(Problem(128, 16, 8, 2, torch.float32, torch.float32), True) in found
     assert {one.problem.dtype for one in requests_of(net, [64], torch.float16)} == {torch.float16}
+
+
+def test_pefts_layers_are_tuned_for_too_fused_or_not_and_over_packed_bases():
+    base = nn.ModuleDict({"q": nn.Linear(24, 16), "k": nn.Linear(24, 16), "v": nn.Linear(16, 8)}).half()
+    config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["q", "k", "v"], rank_pattern={"v": 2})
+    model = peft.get_peft_model(base, config)
+    wanted = {
+        Request(Problem(64, 24, 16, 4, torch.float16, torch.float32), True),
+        Request(Problem(64, 16, 8, 2, torch.float16, torch.float32), True),
+    }
+    found = requests_of(model, [64])
+    assert len(found) == 2
+    assert set(found) == wanted
+    accelerate_peft(model)
+    assert set(requests_of(model, [64])) == wanted
+    packed = peft.get_peft_model(
+        nn.ModuleDict({"q": linear_4bit(torch.randn(16, 24))}), peft.LoraConfig(r=4, target_modules=["q"])
+    )
+    (one,) = requests_of(packed, [64])
+    assert one.problem == Problem(64, 24, 16, 4, torch.float32, torch.float32)
 
 
 @pytest.mark.parametrize(
