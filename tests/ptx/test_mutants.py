@@ -1,9 +1,12 @@
 """Faults planted in the kernels are found; `python -m tests.ptx.mutants` plants all of them."""
 
+import inspect
+
 import pytest
 
 from tests.ptx.children import run_command
 from tests.ptx.driver.mutants import CASES, MUTANTS
+from tests.ptx.driver.plant import source_changes
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
 
 # One in the source and one in the PTX, on either architecture.
@@ -33,3 +36,13 @@ def test_each_mutant_has_a_name_of_its_own_and_a_case():
     mutants = (*MUTANTS, *SEGMENT_MUTANTS)
     assert len({mutant.name for mutant in mutants}) == len(mutants)
     assert {mutant.case for mutant in mutants} <= set(CASES | SEGMENT_CASES)
+
+
+def test_each_fault_still_has_its_place_in_the_kernels():
+    gone = [
+        (mutant.name, place, old)
+        for mutant in (*MUTANTS, *SEGMENT_MUTANTS)
+        for place, function, old, _ in source_changes(mutant)
+        if old not in inspect.getsource(function.fn)  # `.src` is missing under the interpreter
+    ]
+    assert not gone

@@ -148,7 +148,7 @@ MUTANTS: Final = (
     Mutant(
         "the dropout mask of dA is a row off",
         "dropout",
-        (("low_rank_products.gradient_tile", _DROP, _DROP.replace("row,", "row + 1,")),),
+        (("low_rank_products.add_gradient", _DROP, _DROP.replace("row,", "row + 1,")),),
     ),
     Mutant(
         "the dropout mask has one column off",

@@ -106,11 +106,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
     """Inside, the kernels have the fault."""
     kept = {}
     try:
-        for place, old, new in mutant.changes:
-            if place == "ptx" or place.startswith("barriers"):
-                continue
-            module, name = place.split(".")
-            function = getattr(importlib.import_module(f"fastlora_kernels.{module}"), name)
+        for place, function, old, new in source_changes(mutant):
             kept.setdefault(place, (function, function.src))
             assert old in function.src, f"{place} has no {old!r}"
             function._unsafe_update_src(function.src.replace(old, new))
@@ -120,6 +116,14 @@ def planted(mutant: Mutant) -> Iterator[None]:
         for function, source in kept.values():
             function._unsafe_update_src(source)
         _forget_hashes()
+
+
+def source_changes(mutant: Mutant) -> Iterator[tuple[str, JITFunction, str, str]]:
+    """Those of its changes that are made in the kernels' source: where, in which function, what by what."""
+    for place, old, new in mutant.changes:
+        if place != "ptx" and not place.startswith("barriers"):
+            module, name = place.split(".")
+            yield place, getattr(importlib.import_module(f"fastlora_kernels.{module}"), name), old, new
 
 
 def _forget_hashes() -> None:
