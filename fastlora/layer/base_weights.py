@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
 from fastlora.formula import oracle
+from fastlora.formula.operands import unaffected_by_autocast
 from fastlora.layer.adapter import Options, adapters_of
 from fastlora.layer.conv1d import turned
 from fastlora.routes.dequantize import dequantize
@@ -56,6 +57,7 @@ def frozen_weight(layer: Any) -> Tensor:
     return turned(layer, layer.weight if kept is None else kept)
 
 
+@unaffected_by_autocast
 def original_weight(layer: Any) -> Tensor:
     """A copy of W₀ [N, K], exact to one rounding; of W, exactly, if the layer was not initialized from it."""
     W = frozen_weight(layer).detach()
