@@ -66,6 +66,12 @@ def original_weight(layer: Any) -> Tensor:
     return oracle.effective_weight(W, layer.start_A, layer.start_B, layer.start_scaling)
 
 
+@unaffected_by_autocast
+def left_of(layer: Any, W: Tensor) -> Tensor:
+    """What `initialize` leaves of a W₀ [N, K], for the start that it has taken out: W₀ - s₀ B₀ A₀."""
+    return oracle.effective_weight(W, layer.start_A, layer.start_B, -layer.start_scaling)
+
+
 @torch.no_grad()
 def adapters_for_original(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """As `adapters_of`, with every update relative to W₀; without `initialize`, the same tensors."""
