@@ -64,7 +64,8 @@ class Stored(Mergeable):
         what `initialize` took out of the old W is taken out of it.
         """
         self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
-        given, W = state_dict[prefix + self.keeper[1]], self.weight
+        given: Any = state_dict[prefix + self.keeper[1]]
+        W: Any = self.weight
         plain = (given, W)
         if packed_format(self) is not None or any(each.is_meta or is_dtensor(each) for each in plain):
             return
