@@ -64,15 +64,15 @@ class Stored(Mergeable):
         what `initialize` took out of the old W is taken out of it.
         """
         self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
-        given: Any = state_dict[prefix + self.keeper[1]]
-        W: Any = self.weight
+        given, W = state_dict[prefix + self.keeper[1]], self.weight
         plain = (given, W)
         if packed_format(self) is not None or any(each.is_meta or is_dtensor(each) for each in plain):
             return
         if given.shape != W.shape:  # which torch refuses
             return
         given = given.to(W)
-        for name, adapter in self.adapters.items():
+        for name in self.adapters:
+            adapter = self.adapters[name]
             if adapter.dora and is_at_start(self, adapter):
                 m = norms_of(turned(self, given)).to(adapter.lora_magnitude_vector)
                 state_dict[prefix + saved_name(name, MAGNITUDE)] = m
