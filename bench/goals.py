@@ -12,7 +12,7 @@ import torch
 from bench.cases import Case
 from bench.counts import FILL
 from bench.groups import OURS, Group, comparable, subject
-from bench.methods import GROUPED, METHODS, UNDROPPED
+from bench.methods import METHODS, OWN, UNDROPPED
 from bench.results import Results
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
 
@@ -104,7 +104,7 @@ def _fastest_other(groups: Sequence[Group]) -> Finding:
         (value, name, group)
         for name in others
         for group, value in _ratios(groups, name, OURS, _STEP)
-        if name not in (OURS, UNDROPPED.name, GROUPED.name)
+        if name not in OWN
     ]
     if not found:
         return Finding(what, "least of 0", reach=reach)

@@ -122,8 +122,12 @@ def tune_requests(
     path: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    in_order: bool = False,
 ) -> TuneReport:
-    """As `tune`, for layers and batches given by their shapes."""
+    """As `tune`, for layers and batches given by their shapes.
+
+    They are taken in their order with `in_order`, else the largest first.
+    """
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0; got {shown(minutes)}")
     if path is not None:
@@ -133,8 +137,8 @@ def tune_requests(
         raise ValueError("there must be a layer in fp16, bf16 or fp32, and a number of rows; there is none")
     from fastlora.tuning.tuner import tune_for  # `import fastlora` reads no tile table
 
-    # Where most is to be gained comes first.
-    wanted.sort(key=lambda one: one.problem.forward().flops, reverse=True)
+    if not in_order:
+        wanted.sort(key=lambda one: one.problem.forward().flops, reverse=True)
     return tune_for(
         [_dry(one) for one in wanted] if dry_run else wanted,
         Machine(torch.device("cpu"), "dry run") if dry_run else _this_machine(),

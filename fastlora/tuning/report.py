@@ -39,6 +39,7 @@ class Found:
         best_us: Its median time.
         gain: The default's time over the best's, the median of paired rounds.
         floor_us: The least time by the GPU's datasheet; None for an unknown GPU.
+        times_us: The median time of each candidate that was right, in words; microseconds.
     """
 
     problem: Problem
@@ -49,6 +50,7 @@ class Found:
     best_us: float
     gain: float
     floor_us: float | None
+    times_us: dict[str, float]
 
 
 @dataclass
@@ -105,6 +107,7 @@ class TuneReport(Shown):
                     "best_us": one.best_us,
                     "gain": one.gain,
                     "floor_us": one.floor_us,
+                    "times_us": one.times_us,
                 }
                 for one in self.found
             ],

@@ -158,6 +158,7 @@ def _contest(
             medians[best],
             gain,
             machine.floor_us(cost, request.problem.dtype),
+            {_name(one): round(medians[one], 3) for one in sound},
         )
     )
     if isinstance(best, str):

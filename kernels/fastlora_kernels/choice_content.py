@@ -13,6 +13,7 @@ SCHEMA: Final = 1
 DIRECTIONS: Final = ("forward", "backward")
 KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
+CODES: Final = (KERNELS, VENDOR)
 
 _SIZES: Final = range(1, 2**31)
 _LONGEST_TEXT: Final = 200
@@ -49,7 +50,7 @@ class Choice(NamedTuple):
     """The code that was taken, and by what measurement.
 
     Attributes:
-        code: KERNELS or VENDOR.
+        code: One of CODES.
         tile: Of the kernels; None for the vendor's products.
         us: Its median time in microseconds.
         gain: The default's time over its own, the median of paired rounds.
@@ -118,7 +119,7 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
         ("kind", KINDS),
         ("dtype", DTYPES),
         ("adapter_dtype", DTYPES),
-        ("code", (KERNELS, VENDOR)),
+        ("code", CODES),
         ("dropout", (True, False)),
     ):
         if values[name] not in known or type(values[name]) is not type(known[0]):

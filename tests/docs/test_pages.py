@@ -93,6 +93,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "index.html").is_file()
+    for page in tmp_path.rglob("*.html"):
+        paragraphs = re.findall(r"<p>(.*?)</p>", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert not [text for text in paragraphs if "\n- " in text], f"{page}: a list runs on in a paragraph"
 
 
 @pytest.mark.exhaustive
