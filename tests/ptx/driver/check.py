@@ -59,7 +59,7 @@ def check(case: Case, change: Callable[[str, str], str] | None = None) -> Verdic
                 results = _call(case, inputs, verdict)
             if not first:
                 first = results
-                _hold(case, inputs, results, verdict)
+                hold(case, inputs, results, verdict)
             for name, result in results.items():
                 if not torch.equal(result.view(torch.uint8), first[name].view(torch.uint8)):
                     verdict.wrong.append(f"schedule {seed} gives {name} other bits")
@@ -184,7 +184,7 @@ def _p_of(case: Case, i: Inputs) -> Tensor:
     return unfused(i.to(torch.float64), mask_of(case))["p"]
 
 
-def _hold(case: Case, i: Inputs, results: dict[str, Tensor], verdict: Verdict) -> None:
+def hold(case: Case, i: Inputs, results: dict[str, Tensor], verdict: Verdict) -> None:
     """Each result to its error budget, and each element to its bound."""
     D = mask_of(case)
     truth = unfused(i.to(torch.float64), D)
