@@ -1,7 +1,7 @@
-"""Host side of the persistent kernels for sm_90 (`fastlora_kernels.hopper`): operands for TMA, one launch a pass.
+"""Host side of the persistent kernels for sm_90 (`fastlora_kernels.hopper`): one launch a pass.
 
-A and B are taken as they are where they have x's dtype and rows on 16 bytes; else small copies are made first,
-those of fp32 adapters on bf16 as two terms.
+TMA reads A and B too. Where they have x's dtype and rows on 16 bytes they are taken as they are. Else small
+copies are made first, those of fp32 adapters on bf16 as two terms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fastlora.routes.decide import is_aligned
 from fastlora.routes.fused import _on_device
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.hopper import blocks as hopper
+from fastlora_kernels.hopper.backward import hopper_backward_kernel
 from fastlora_kernels.hopper.blocks import Blocks, blocks_for
 from fastlora_kernels.hopper.forward import hopper_forward_kernel
 
@@ -60,6 +61,50 @@ def forward(o: Operands, blocks: Blocks | None = None, programs: int | None = No
     return y, p
 
 
+def backward(
+    o: Operands, dy: Tensor, p: Tensor, blocks: Blocks | None = None, programs: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx = dy W + q A, dA = qᵀ x and dB = s dyᵀ p, with q = s dy B.
+
+    Args:
+        o: As in `forward`.
+        dy: [M, N] in x's dtype, rows on 16 bytes.
+        p: [M, r] as `forward` returned it.
+        blocks: As in `forward`.
+        programs: As in `forward`.
+
+    Returns:
+        dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype.
+    """
+    x, (W,), A, B, r = o.x, o.base.tensors, o.A, o.B, o.A.shape[0]
+    (M, K), N = x.shape, o.base.N
+    blocks = blocks or blocks_for(r, _is_wide(o))
+    dx, q = torch.empty(M, K, device=x.device, dtype=x.dtype), torch.empty_like(p)
+    dA = torch.empty(r, K, device=x.device, dtype=A.dtype)
+    dB = torch.empty(N, r, device=x.device, dtype=B.dtype)
+    rows, columns = num_blocks(M, blocks.m), num_blocks(K, blocks.c)
+    tickets = rows * columns + sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
+    padded = num_blocks(N, blocks.step) * blocks.step
+    with _on_device(x):
+        hopper_backward_kernel[(programs or min(tickets, _multiprocessors(x)),)](
+            dy=_blocks_of(dy, blocks.m, blocks.step),
+            x=_blocks_of(x, blocks.m, blocks.step),
+            W=_blocks_of(W, blocks.step, blocks.c),
+            A=_blocks_of(_for_tma(A, x.dtype), blocks.step, blocks.c),
+            B=_blocks_of(_for_tma(B, x.dtype, blocks.terms, padded), blocks.step, blocks.r),
+            dx=_blocks_of(dx, blocks.m // 2, blocks.store),
+            p_ptr=p,
+            q_ptr=q,
+            dA_ptr=dA,
+            dB_ptr=dB,
+            s=float(o.s),
+            N=N,
+            BUFFERS=blocks.buffers,
+            **_arguments(x, K, r, blocks, 2 + 2 * rows),
+        )
+    return dx, dA, dB
+
+
 def _arguments(x: Tensor, K: int, r: int, blocks: Blocks, counters: int) -> dict[str, Any]:
     """The arguments that both passes have."""
     return {
@@ -96,7 +141,7 @@ def _scales(o: Operands) -> tuple[float, float | None, float | None]:
 
 
 def _for_tma(matrix: Tensor, dtype: torch.dtype, terms: int = 1, pitch: int = 0) -> Tensor:
-    """A or B for TMA, in a dtype: itself, a copy, or two terms of it, the second `pitch` rows below the first."""
+    """A or B for TMA, in a dtype: itself, a copy, or two terms, the second `pitch` rows below the first."""
     if terms == 1 and matrix.dtype == dtype and is_aligned(matrix):
         return matrix
     rows, columns = matrix.shape

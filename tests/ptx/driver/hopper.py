@@ -20,10 +20,12 @@ from fastlora.measuring.inputs import Inputs
 from fastlora.routes import hopper
 from fastlora_kernels.hopper.blocks import blocks_for
 from tests.ptx.driver.cases import Case
-from tests.ptx.driver.check import Verdict, hold, inputs_of
+from tests.ptx.driver.check import Verdict, hold, inputs_of, mask_of
 from tests.ptx.driver.device import Settings, running_on
+from tests.ptx.driver.reference import unfused
 from tests.ptx.faults import Fault, UnknownInstruction
 
+_PASSES: Final = ("forward", "backward")
 SMALL: Final = 128  # columns of a tile that is quick to run
 
 
@@ -59,22 +61,24 @@ QUICK: Final = _case(schedules=(Schedule(1, 2, 2),), M=130, K=72, N=136)
 
 
 def all_cases() -> list[HopperCase]:
-    """Dtypes, ranks, ragged edges, a tile or many, no bias, small and full tiles."""
-    two = (Schedule(None, 2, 2), Schedule(5, 2, 2))
-    return [
-        QUICK,
+    """Dtypes, ranks, ragged edges, a tile or many, no bias, small and full tiles, each pass for itself."""
+    full = (Schedule(None, 2, 2), Schedule(5, 2, 2))
+    many = tuple(Schedule(seed, 5, 1 + seed % 5) for seed in range(8))
+    calls = [
         _case(),
         _case(dtype="fp16", values="beyond fp16"),
         _case(adapter="fp32", r=24),
         _case(r=5, K=200, bias=False),
         _case(r=64, K=72),
-        _case(r=32, K=8, N=8, M=3),
-        _case(r=1, K=64, N=520, M=70),
-        _case(M=700, K=72, N=392, schedules=tuple(Schedule(seed, 5, 1 + seed % 5) for seed in range(8))),
-        _case(256, two, M=200, K=200, N=520),
-        _case(256, two, M=200, K=136, N=264, r=64),
-        _case(256, two, M=130, K=136, N=264, r=32, adapter="fp32"),
+        _case(r=32, M=3, K=8, N=8),
+        _case(r=1, M=70, K=64, N=520),
+        _case(schedules=many, M=700, K=264, N=392),
+        _case(256, full, M=200, K=264, N=520),
+        _case(256, full, M=200, K=264, N=264, r=64),
+        _case(256, full, M=130, K=264, N=264, r=32, adapter="fp32"),
     ]
+    both = [one._replace(call=one.call._replace(passes=(name,))) for one in calls for name in _PASSES]
+    return [QUICK, *both]
 
 
 def check_hopper(case: HopperCase, change: Callable[[str, str], str] | None = None) -> Verdict:
@@ -104,9 +108,12 @@ def check_hopper(case: HopperCase, change: Callable[[str, str], str] | None = No
 def _results(case: HopperCase, i: Inputs, programs: int) -> dict[str, Tensor]:
     call = case.call
     blocks = blocks_for(call.r, (call.adapter or call.dtype) != call.dtype, c=case.columns)
-    results = {}
+    o, results = i.call(0.0, None), {}
     if "forward" in call.passes:
-        results["y"], results["p"] = hopper.forward(i.call(0.0, None), blocks, programs)
+        results["y"], results["p"] = hopper.forward(o, blocks, programs)
+    if "backward" in call.passes:
+        p = unfused(i.to(torch.float64), mask_of(call))["p"].float()
+        results |= zip(("dx", "dA", "dB"), hopper.backward(o, i.dy, p, blocks, programs), strict=True)
     return results
 
 
