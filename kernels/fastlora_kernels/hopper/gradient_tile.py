@@ -21,7 +21,9 @@ from fastlora_kernels.hopper.ring import step_back, step_on
 
 
 @gluon.jit
-def block_of(ring, slot, HALF: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_C: gl.constexpr, STEP: gl.constexpr):
+def block_of(
+    ring, slot, HALF: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_C: gl.constexpr, STEP: gl.constexpr
+):
     """A group's [BLOCK_M, STEP] block of a slot."""
     source_ring, W_ring, shrink_ring, full, empty = ring
     if HALF == 0:
