@@ -125,6 +125,10 @@ def _run_forward(o: Operands, decision: Decision) -> tuple[Tensor, Tensor]:
         from fastlora.routes import fused
 
         return fused.forward(o)
+    if decision.forward.name == "persistent":
+        from fastlora.routes import hopper
+
+        return hopper.forward(o)
     if decision.forward.name == "vendor":
         from fastlora.routes import vendor_beside_kernels
 
@@ -137,6 +141,10 @@ def _run_backward(o: Operands, dy: Tensor, p: Tensor, needs: Needs, decision: De
         from fastlora.routes import fused
 
         return fused.backward(o, dy, p, needs)
+    if decision.backward.name == "persistent":
+        from fastlora.routes import hopper
+
+        return hopper.backward_or_plain(o, dy, p, needs)
     if decision.backward.name == "vendor":
         from fastlora.routes import vendor_beside_kernels
 

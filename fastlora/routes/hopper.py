@@ -14,7 +14,8 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fastlora.formula.operands import Operands
+from fastlora.formula.operands import EVERYTHING, Needs, Operands
+from fastlora.routes import fused as plain
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.fused import _on_device
 from fastlora_kernels.configs import num_blocks
@@ -103,6 +104,15 @@ def backward(
             **_arguments(x, K, r, blocks, 2 + 2 * rows),
         )
     return dx, dA, dB
+
+
+def backward_or_plain(
+    o: Operands, dy: Tensor, p: Tensor, needs: Needs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As `backward`; by the plain kernel where a gradient is not needed, or TMA cannot address dy."""
+    if needs == EVERYTHING and is_aligned(dy):
+        return backward(o, dy, p)
+    return plain.backward(o, dy, p, needs)
 
 
 def _arguments(x: Tensor, K: int, r: int, blocks: Blocks, counters: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ SCHEMA: Final = 1
 DIRECTIONS: Final = ("forward", "backward")
 KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
+PERSISTENT: Final = "persistent"
 
 _SIZES: Final = range(1, 2**31)
 _LONGEST_TEXT: Final = 200
@@ -49,8 +50,8 @@ class Choice(NamedTuple):
     """The code that was taken, and by what measurement.
 
     Attributes:
-        code: KERNELS or VENDOR.
-        tile: Of the kernels; None for the vendor's products.
+        code: KERNELS, VENDOR, or PERSISTENT for the persistent kernels of sm_90.
+        tile: Of the kernels; None for any other code.
         us: Its median time in microseconds.
         gain: The default's time over its own, the median of paired rounds.
         runner_up: The fastest of the others, in words.
@@ -118,7 +119,7 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
         ("kind", KINDS),
         ("dtype", DTYPES),
         ("adapter_dtype", DTYPES),
-        ("code", (KERNELS, VENDOR)),
+        ("code", (KERNELS, VENDOR, PERSISTENT)),
         ("dropout", (True, False)),
     ):
         if values[name] not in known or type(values[name]) is not type(known[0]):
@@ -128,9 +129,9 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
     sizes = {name: number(f"{place}.{name}", values[name], _SIZES) for name in ("K", "N", "r", "rows")}
     if sizes["rows"] != bucket(sizes["rows"]):
         raise ContentError(f"{place}.rows must be a power of two; got {sizes['rows']}")
-    if values["code"] == VENDOR:
+    if values["code"] != KERNELS:
         if values["tile"] is not None:
-            raise ContentError(f"{place}.tile must be null where the code is {VENDOR!r}")
+            raise ContentError(f"{place}.tile must be null where the code is {values['code']!r}")
         chosen = None
     else:
         chosen = tile(place, values["direction"], values["tile"])

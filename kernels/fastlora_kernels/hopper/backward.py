@@ -8,7 +8,7 @@ from fastlora_kernels.hopper.gradient_tile import gradient_tile, load_gradient_t
 from fastlora_kernels.hopper.handover import wait_for
 from fastlora_kernels.hopper.order import ALL_ROWS, backward_task, place_of
 from fastlora_kernels.hopper.output_tile import load_output_tile, output_tile
-from fastlora_kernels.hopper.ring import hand_out, make_mail, make_ring_barriers, take
+from fastlora_kernels.hopper.ring import Ring, hand_out, make_mail, make_ring_barriers, take
 
 
 @gluon.jit
@@ -162,7 +162,7 @@ def hopper_backward_kernel(
     stages = gl.allocate_shared_memory(dy.dtype, [2, ROWS, STORE], dx.layout)
     full, empty = make_ring_barriers(STAGES)
     mail = make_mail()
-    ring = (dy_ring, W_ring, B_ring, full, empty)
+    ring = Ring(dy_ring, W_ring, B_ring, full, empty)
     gradients = (p_ptr, q_ptr, dA_ptr, dB_ptr)
     sizes = (M, N, K, r)
     gl.warp_specialize(

@@ -1,8 +1,7 @@
-"""Blocks, tickets and counters of the launches for sm_90, and what these kernels can take; pure Python.
+"""The blocks of the kernels for sm_90, and which calls they take; it imports nothing of Triton's.
 
 Tickets of a forward pass: the y tiles of the first column, which make p too, then the others. Of a backward
-pass: the dx tiles of the first column, which make q too, then half of the others, the tiles of dB and dA, the other
-half. Host and device count by the same functions, as with `fastlora_kernels.tasks`.
+pass: the dx tiles of the first column, which make q too, half of the others, tiles of dB and dA, the rest.
 """
 
 from typing import Final, NamedTuple
@@ -19,6 +18,7 @@ LOAD_REGISTERS: Final = 24
 # Bytes of shared memory that a program may take on sm_90.
 SHARED_MEMORY: Final = 232_448
 
+_DTYPES: Final = (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16"))
 _MOST_RANKS: Final = 64
 _MOST_WIDE_RANKS: Final = 32
 
@@ -57,35 +57,25 @@ def blocks_for(r: int, wide_adapters: bool, m: int = BLOCK_M, c: int = BLOCK_C) 
 
 
 def refusal(
-    dtype: str,
-    adapter: str,
-    r: int,
-    *,
-    aligned: bool,
-    dropout: bool,
-    capability: tuple[int, int] | None = None,
+    architecture: str, dtype: str, adapter: str, r: int, *, aligned: bool = True, dropout: bool = False
 ) -> str | None:
     """Why these kernels do not take a call, as a phrase; None if they do.
 
     Args:
+        architecture: The tile table's name; "sm_90" stands for compute capability 9.0 alone.
         dtype: Of x and W, such as "bfloat16".
         adapter: Of A and B.
         r: The rank.
-        aligned: Whether TMA can address x, W, y, dy and dx.
+        aligned: Whether TMA can address x, W, y and dx.
         dropout: Whether there is dropout.
-        capability: The GPU's; None where it is known to be right.
     """
-    if capability is not None and capability != (9, 0):
-        return f"it is written for compute capability 9.0, and this is {capability[0]}.{capability[1]}"
-    if (dtype, adapter) not in (
-        ("float16", "float16"),
-        ("bfloat16", "bfloat16"),
-        ("bfloat16", "float32"),
-    ):
-        return f"it takes fp16 and bf16, and fp32 adapters on bf16, not {adapter} on {dtype}"
+    if architecture != "sm_90":
+        return f"they are written for sm_90, not for {architecture}"
+    if (dtype, adapter) not in _DTYPES:
+        return f"they take bf16 and fp16, and fp32 adapters on bf16, not {adapter} on {dtype}"
     most = _MOST_WIDE_RANKS if adapter == "float32" else _MOST_RANKS
     if r > most:
-        return f"it takes ranks up to {most}, not {r}"
+        return f"they take ranks up to {most}, not {r}"
     if dropout:
-        return "it has no dropout"
-    return None if aligned else "rows of x, W, y, dy or dx do not start on 16 bytes"
+        return "they have no dropout"
+    return None if aligned else "rows of x, W, y or dx do not start on 16 bytes"

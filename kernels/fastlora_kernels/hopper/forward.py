@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from fastlora_kernels.hopper.order import place_of
 from fastlora_kernels.hopper.output_tile import load_output_tile, output_tile
-from fastlora_kernels.hopper.ring import hand_out, make_mail, make_ring_barriers, take
+from fastlora_kernels.hopper.ring import Ring, hand_out, make_mail, make_ring_barriers, take
 
 
 @gluon.jit
@@ -25,7 +25,7 @@ def load_forward(
     STAGES: gl.constexpr,
 ):
     """The loading warp: draw tickets, and fill the ring with what their tiles take."""
-    M, N, K, r = sizes
+    M, N, K = sizes
     num_rows = gl.cdiv(M, BLOCK_M)
     num_columns = gl.cdiv(N, BLOCK_C)
     slot = 0
@@ -50,8 +50,8 @@ def multiply_forward(
     workspace_ptr,
     p_ptr,
     b_ptr,
-    scales,
-    sizes,
+    scales,  # s, power and inverse
+    sizes,  # M, N, K, r
     HALF: gl.constexpr,
     ROWS: gl.constexpr,
     BLOCK_C: gl.constexpr,
@@ -63,9 +63,8 @@ def multiply_forward(
     STAGES: gl.constexpr,
 ):
     """A multiplying group: its half of each tile."""
-    M, N, K, r = sizes
-    num_rows = gl.cdiv(M, 2 * ROWS)
-    num_columns = gl.cdiv(N, BLOCK_C)
+    num_rows = gl.cdiv(sizes[0], 2 * ROWS)
+    num_columns = gl.cdiv(sizes[1], BLOCK_C)
     slot = 0
     phase = 0
     count = 0
@@ -91,7 +90,7 @@ def multiply_forward(
 def hopper_forward_kernel(
     x,  # descriptor of [M, K], blocks of [BLOCK_M, STEP]
     W,  # descriptor of [N, K], blocks of [BLOCK_C, STEP]
-    A,  # descriptor of TERMS matrices [BLOCK_R, K] of x's dtype, one below the other, in blocks [BLOCK_R, STEP]
+    A,  # descriptor of TERMS matrices [BLOCK_R, K] in x's dtype, one below the other; blocks [BLOCK_R, STEP]
     B,  # descriptor of [N, r] in x's dtype, blocks as W's
     y,  # descriptor of [M, N], blocks of [BLOCK_M / 2, STORE]
     b_ptr,  # [N], or None
@@ -123,7 +122,7 @@ def hopper_forward_kernel(
     stages = gl.allocate_shared_memory(x.dtype, [2, ROWS, STORE], y.layout)
     full, empty = make_ring_barriers(STAGES)
     mail = make_mail()
-    ring = (x_ring, W_ring, A_ring, full, empty)
+    ring = Ring(x_ring, W_ring, A_ring, full, empty)
     sizes = (M, N, K, r)
     scales = (s, power, inverse)
     gl.warp_specialize(
@@ -137,7 +136,7 @@ def hopper_forward_kernel(
                 1, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, GROUP, STAGES,
             )),
             (load_forward, (
-                (x, W, A, B), ring, mail, workspace_ptr, sizes,
+                (x, W, A, B), ring, mail, workspace_ptr, (M, N, K),
                 BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
             )),
         ],

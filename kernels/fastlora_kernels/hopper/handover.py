@@ -1,4 +1,4 @@
-"""The hand-over of p and q, as in `fastlora_kernels.handover`, between the multiplying groups of all programs."""
+"""The hand-over of p and q between the multiplying groups, as in `fastlora_kernels.handover`."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

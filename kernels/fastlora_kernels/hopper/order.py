@@ -21,7 +21,7 @@ def grouped_order(tile, num_rows, num_columns, GROUP: gl.constexpr):
 
 @gluon.jit
 def place_of(tile, num_rows, num_columns, GROUP: gl.constexpr):
-    """(row, column) of the tile-th output tile: those of the first column, then the others in groups of rows."""
+    """(row, column) of the tile-th output tile: those of the first column, then the others in bands."""
     m = tile
     c = 0
     if tile >= num_rows:

@@ -1,8 +1,8 @@
 """A tile of y or dx: the loads of the loading warp, and a multiplying group's half of it.
 
-Both directions are one: small = source shrink, out = source W + small grow. Forward, source is x, W is [C, inner]
-as it lies, shrink is A, grow is B, small is p and out is y. Backward, source is dy, W is [inner, C], shrink is B,
-grow is A, small is q and out is dx. `inner` is what is summed over, K or N, and C are the columns of out.
+Both directions are one: small = source shrink, out = source W + small grow. Forward, source is x, W lies as
+[C, inner], shrink is A, grow is B, small is p and out is y. Backward, source is dy, W lies as [inner, C], shrink
+is B, grow is A, small is q and out is dx. The sum is over `inner`, K or N, and C are the columns of out.
 """
 
 from triton.experimental import gluon
@@ -40,23 +40,30 @@ def load_output_tile(
 ):
     """Fill the ring with what a tile takes: a slot for each step, and one with grow."""
     source, W, shrink, grow = operands
-    source_ring, W_ring, shrink_ring, full, empty = ring
     is_first = c == 0
     # The terms of shrink lie one below the other. What lies beyond a matrix is read as zero.
     pitch = BLOCK_R if FORWARD else gl.cdiv(inner, STEP) * STEP
     for k in range(0, inner, STEP):
-        mbarrier.wait(empty.index(slot), phase)
-        mbarrier.expect(full.index(slot), (BLOCK_M + BLOCK_C) * STEP * 2, pred=c > 0)
-        mbarrier.expect(full.index(slot), (BLOCK_M + BLOCK_C + TERMS * BLOCK_R) * STEP * 2, pred=is_first)
-        load_async(source, [m * BLOCK_M, k], full.index(slot), source_ring.index(slot))
-        load_async(W, [c * BLOCK_C, k] if FORWARD else [k, c * BLOCK_C], full.index(slot), W_ring.index(slot))
+        mbarrier.wait(ring.empty.index(slot), phase)
+        mbarrier.expect(ring.full.index(slot), (BLOCK_M + BLOCK_C) * STEP * 2, pred=c > 0)
+        mbarrier.expect(
+            ring.full.index(slot), (BLOCK_M + BLOCK_C + TERMS * BLOCK_R) * STEP * 2, pred=is_first
+        )
+        load_async(source, [m * BLOCK_M, k], ring.full.index(slot), ring.source.index(slot))
+        load_async(
+            W, [c * BLOCK_C, k] if FORWARD else [k, c * BLOCK_C], ring.full.index(slot), ring.W.index(slot)
+        )
         for term in gl.static_range(TERMS):
             place = [term * pitch, k] if FORWARD else [term * pitch + k, 0]
-            load_async(shrink, place, full.index(slot), shrink_ring.index(slot * TERMS + term), pred=is_first)
+            load_async(
+                shrink, place, ring.full.index(slot), ring.shrink.index(slot * TERMS + term), pred=is_first
+            )
         slot, phase = step_on(slot, phase, STAGES)
-    mbarrier.wait(empty.index(slot), phase)
-    mbarrier.expect(full.index(slot), BLOCK_C * STEP * 2)
-    load_async(grow, [c * BLOCK_C, 0] if FORWARD else [0, c * BLOCK_C], full.index(slot), W_ring.index(slot))
+    mbarrier.wait(ring.empty.index(slot), phase)
+    mbarrier.expect(ring.full.index(slot), BLOCK_C * STEP * 2)
+    load_async(
+        grow, [c * BLOCK_C, 0] if FORWARD else [0, c * BLOCK_C], ring.full.index(slot), ring.W.index(slot)
+    )
     return step_on(slot, phase, STAGES)
 
 
@@ -64,9 +71,8 @@ def load_output_tile(
 def inner_first(tile, TRANSPOSED: gl.constexpr):
     """[inner, C] of a tile that lies as [C, inner] where TRANSPOSED."""
     if TRANSPOSED:
-        return tile.permute((1, 0))
-    else:
-        return tile
+        tile = tile.permute((1, 0))
+    return tile
 
 
 @gluon.jit
@@ -89,26 +95,25 @@ def multiply(
 
     The last products are left running, and their slot is not released.
     """
-    source_ring, W_ring, shrink_ring, full, empty = ring
     warps: gl.constexpr = [gl.num_warps(), 1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], warps, [16, BLOCK_C, 16])
     small_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], warps, [16, BLOCK_R, 16])
     acc = gl.zeros([ROWS, BLOCK_C], gl.float32, layout)
     small = gl.zeros([ROWS, BLOCK_R], gl.float32, small_layout)
     for k in range(0, inner, STEP):
-        mbarrier.wait(full.index(slot), phase)
-        source_tile = source_ring.index(slot).slice(HALF * ROWS, ROWS)
+        mbarrier.wait(ring.full.index(slot), phase)
+        source_tile = ring.source.index(slot).slice(HALF * ROWS, ROWS)
         if FIRST:
             for term in gl.static_range(TERMS):
-                shrink_tile = inner_first(shrink_ring.index(slot * TERMS + term), FORWARD)
+                shrink_tile = inner_first(ring.shrink.index(slot * TERMS + term), FORWARD)
                 small = warpgroup_mma(source_tile, shrink_tile, small, is_async=True)
-        acc = warpgroup_mma(source_tile, inner_first(W_ring.index(slot), FORWARD), acc, is_async=True)
+        acc = warpgroup_mma(source_tile, inner_first(ring.W.index(slot), FORWARD), acc, is_async=True)
         if FIRST:
             acc, small = warpgroup_mma_wait(1 + TERMS, deps=[acc, small])
         else:
             acc = warpgroup_mma_wait(1, deps=[acc])
         # The products of the step before are done, and this step's run on.
-        mbarrier.arrive(empty.index(step_back(slot, STAGES)), count=1, pred=k > 0)
+        mbarrier.arrive(ring.empty.index(step_back(slot, STAGES)), count=1, pred=k > 0)
         slot, phase = step_on(slot, phase, STAGES)
     return acc, small, slot, phase
 
@@ -155,7 +160,6 @@ def output_tile(
     FORWARD: gl.constexpr,
 ):
     """A group's half of a tile; FIRST makes the same rows of small, and publishes them."""
-    source_ring, W_ring, shrink_ring, full, empty = ring
     s, power, inverse = scales
     M, C, inner, r = sizes
     acc, small, slot, phase = multiply(
@@ -187,15 +191,15 @@ def output_tile(
         if FORWARD:
             small *= s
         left = small.to(out.dtype)
-    mbarrier.wait(full.index(slot), phase)
+    mbarrier.wait(ring.full.index(slot), phase)
     if inverse is not None:
         acc = warpgroup_mma_wait(0, deps=[acc])
         acc *= inverse
-    grow_tile = inner_first(W_ring.index(slot), FORWARD).slice(0, BLOCK_R)
+    grow_tile = inner_first(ring.W.index(slot), FORWARD).slice(0, BLOCK_R)
     acc = warpgroup_mma(left, grow_tile, acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
-    mbarrier.arrive(empty.index(step_back(slot, STAGES)), count=1)
-    mbarrier.arrive(empty.index(slot), count=1)
+    mbarrier.arrive(ring.empty.index(step_back(slot, STAGES)), count=1)
+    mbarrier.arrive(ring.empty.index(slot), count=1)
     slot, phase = step_on(slot, phase, STAGES)
     if power is not None:
         acc *= power

@@ -1,9 +1,11 @@
 """The ring of stages between the loading warp and the multiplying groups, and the mailbox of tickets.
 
-Each slot of the ring has two mbarriers: `full` completes when its bytes have come, `empty` when both groups have
-released it. The ring runs on from tile to tile, so that loads of the next one are under way in an epilogue. The
-mailbox has two slots, filled and drained in the same way: the loading warp draws tickets ahead.
+Each slot of the ring has two mbarriers: `full` completes when its bytes have come, `empty` when both groups
+have released it. The ring runs on from tile to tile, so that loads of the next one are under way in an
+epilogue. The mailbox has two slots, filled and drained in the same way: the loading warp draws tickets ahead.
 """
+
+from typing import NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -11,6 +13,24 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 GROUPS = gl.constexpr(2)  # that multiply
 _LETTERS = gl.constexpr(2)
+
+
+class Ring(NamedTuple):
+    """The ring in shared memory.
+
+    Attributes:
+        source: [STAGES, BLOCK_M, STEP] of x or dy.
+        W: [STAGES, BLOCK_C, STEP], backward [STAGES, STEP, BLOCK_C].
+        shrink: [STAGES * TERMS, BLOCK_R, STEP] of A; backward [STAGES * TERMS, STEP, BLOCK_R] of B.
+        full: An mbarrier for each slot.
+        empty: The same.
+    """
+
+    source: object
+    W: object
+    shrink: object
+    full: object
+    empty: object
 
 
 @gluon.jit

@@ -22,8 +22,8 @@ _RING: Final = "hopper.ring."
 _TILE: Final = "hopper.output_tile."
 _GRADIENT: Final = "hopper.gradient_tile.gradient_tile"
 _FORWARD_KERNEL: Final = "hopper.forward.hopper_forward_kernel"
-_RELEASE_LAST: Final = "    mbarrier.arrive(empty.index(step_back(slot, STAGES)), count=1)\n"
-_RELEASE_GROW: Final = "    mbarrier.arrive(empty.index(slot), count=1)\n"
+_RELEASE_LAST: Final = "    mbarrier.arrive(ring.empty.index(step_back(slot, STAGES)), count=1)\n"
+_RELEASE_GROW: Final = "    mbarrier.arrive(ring.empty.index(slot), count=1)\n"
 _PUBLISH: Final = "        publish(flag_ptr)\n"
 _STORE_SMALL: Final = "        gl.store(pointers, small, mask=inside)\n"
 _FLAG: Final = "FLAGS + 2 * m + HALF"
@@ -49,8 +49,8 @@ _PARITIES: Final = (
     _mutant(
         "wrong parity of the wait for B",
         f"{_TILE}output_tile",
-        "mbarrier.wait(full.index(slot), phase)",
-        "mbarrier.wait(full.index(slot), phase ^ 1)",
+        "mbarrier.wait(ring.full.index(slot), phase)",
+        "mbarrier.wait(ring.full.index(slot), phase ^ 1)",
     ),
     _mutant("wrong parity of the mailbox", f"{_RING}take", "(count >> 1) & 1)", "((count >> 1) & 1) ^ 1)"),
 )
@@ -64,8 +64,8 @@ _ARRIVALS: Final = (
     _mutant(
         "a slot is released while its product runs",
         f"{_TILE}multiply",
-        "empty.index(step_back(slot, STAGES)), count=1, pred=k > 0",
-        "empty.index(slot), count=1",
+        "ring.empty.index(step_back(slot, STAGES)), count=1, pred=k > 0",
+        "ring.empty.index(slot), count=1",
     ),
 )
 
@@ -172,8 +172,8 @@ _GRADIENTS: Final = (
     _mutant(
         "a gradient's slot is released too early",
         _GRADIENT,
-        "empty.index(step_back(slot, STAGES)), count=1, pred=row > 0",
-        "empty.index(slot), count=1",
+        "ring.empty.index(step_back(slot, STAGES)), count=1, pred=row > 0",
+        "ring.empty.index(slot), count=1",
         "persistent backward, many rows",
     ),
     _mutant(
