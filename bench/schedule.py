@@ -31,7 +31,7 @@ EVERY: Final = tuple(name for name in METHODS if name not in (UNDROPPED.name, GR
 EVERY_WITH_DROPOUT: Final = (*EVERY, UNDROPPED.name)
 # Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
 # parametrization loses by its design: they are measured where every method is.
-COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", "fastlora")
+COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", "fastlora", "persistent")
 _DROPOUT: Final = ("frozen", "full", "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
 
 # Training waits for the GPU, so graphs are what matters; eager shows what Python costs where it shows.

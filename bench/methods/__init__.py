@@ -16,12 +16,22 @@ from bench.methods.libraries import (
 )
 from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Method
+from bench.methods.persistent import PERSISTENT
 
 _FIRST = (FROZEN, FULL, UNFUSED, COMPILED, ADDMM, PEFT, LORALIB, PARAMETRIZED)
 
 METHODS: Final[dict[str, Method]] = {
     one.name: one
-    for one in (*_FIRST, ACCELERATED, LORAFUSION, TRANSFORMER_ENGINE, FASTLORA, GROUPED, UNDROPPED)
+    for one in (
+        *_FIRST,
+        ACCELERATED,
+        LORAFUSION,
+        TRANSFORMER_ENGINE,
+        FASTLORA,
+        PERSISTENT,
+        GROUPED,
+        UNDROPPED,
+    )
 }
 
 # Those that are made for whole nets.

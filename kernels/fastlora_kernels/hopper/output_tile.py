@@ -1,8 +1,8 @@
 """A tile of y or dx: the loads of the loading warp, and a multiplying group's half of it.
 
 Both directions are one: small = source shrink, out = source W + small grow. Forward, source is x, W lies as
-[C, inner], shrink is A, grow is B, small is p and out is y. Backward, source is dy, W lies as [inner, C], shrink
-is B, grow is A, small is q and out is dx. The sum is over `inner`, K or N, and C are the columns of out.
+[C, inner], shrink is A, grow is B, small is p, out is y. Backward, source is dy, W as [inner, C], shrink is
+B, grow A, small q and out dx. The sum is over `inner`, K or N, and C are the columns of out.
 """
 
 from triton.experimental import gluon

@@ -158,8 +158,8 @@ _GRADIENTS: Final = (
     _mutant(
         "no barrier before a gradient's product",
         _GRADIENT,
-        "        meet()\n        small",
-        "        small",
+        "        meet()\n        if AHEAD",
+        "        if AHEAD",
         "persistent backward",
     ),
     _mutant(
