@@ -25,11 +25,13 @@ from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
 from bench.measure import present
 from bench.methods import METHODS, OWN, Method
+from bench.methods.routes import PERSISTENT, why_unproven
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
 from bench.settings import DRY, GPU
 from bench.tables import print_header, print_tables, wide_console
+from fastlora.formula.cost import Problem
 
 # Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
 _DRY_SURROUNDINGS: Final = {
@@ -88,6 +90,10 @@ def present_methods(steps: Steps) -> list[Method]:
     if hung := steps.hung():
         why = f"{', '.join(hung)} did not finish: a kernel may hang"
         results.absent |= dict.fromkeys(OWN, why)
+    if PERSISTENT.name not in results.absent:
+        case = setting.cases[0]
+        if (unproven := why_unproven(Problem(*case[:4], case.dtype, case.adapter_dtype))) is not None:
+            results.absent[PERSISTENT.name] = unproven
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bench.methods.method import Method, bare
+from bench.methods.method import Method, Update, bare
 from fastlora import BackendError
+from fastlora.formula.cost import Problem
 from fastlora.formula.operands import Needs, Operands, plain
+from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import route_on
 from fastlora.routes.passes import Passes, passes_of
-from fastlora_kernels.choice_content import CODES, KERNELS
+from fastlora.routes.persistent import refusal, refusal_here
+from fastlora.tuning.proofs import prove
+from fastlora.tuning.trial import Job
+from fastlora_kernels import choice_content
+
+_REPEATS: Final = 20
 
 
 class ByRoute(torch.autograd.Function):
@@ -65,14 +72,41 @@ def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if route.is_fused else route.why
 
 
-# Those beside the fused kernels, which are fastlora's own method.
-BY_ROUTE: Final = tuple(
-    Method(
-        f"fastlora-{code}",
-        f"the route {code!r} of fastlora, both passes, in a bare function",
-        bare(partial(by_route, code)),
-        why_absent=_no_kernels,
-    )
-    for code in CODES
-    if code != KERNELS
+def _no_persistent_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
+    return "it needs a GPU" if device.type != "cuda" else refusal_here(architecture_of(device))
+
+
+def _not_persistent(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
+    K, N = layer
+    problem = Problem(1, K, N, update.r, dtype, update.adapter_dtype)
+    return refusal("sm_90", problem, dropout=update.dropout > 0)
+
+
+def why_unproven(problem: Problem) -> str | None:
+    """Why the persistent kernels are not to be trusted on this machine's GPU; None if both passes are right.
+
+    Each is proven in a process of its own, so that a kernel that hangs costs its time alone.
+    """
+    for direction in choice_content.DIRECTIONS:
+        (why,) = prove(Job("cuda", direction, problem, False, _REPEATS), [choice_content.PERSISTENT])
+        if why is not None:
+            return f"{direction}: {why}"
+    return None
+
+
+BY_VENDOR: Final = Method(
+    f"fastlora-{choice_content.VENDOR}",
+    f"the route {choice_content.VENDOR!r} of fastlora, both passes, in a bare function",
+    bare(partial(by_route, choice_content.VENDOR)),
+    why_absent=_no_kernels,
 )
+PERSISTENT: Final = Method(
+    f"fastlora-{choice_content.PERSISTENT}",
+    "fastlora's persistent kernels for sm_90, both passes, in a bare function",
+    bare(partial(by_route, choice_content.PERSISTENT)),
+    why_absent=_no_persistent_kernels,
+    why_not=_not_persistent,
+    drops=False,
+)
+# Those beside the fused kernels, which are fastlora's own method: each of choice_content.CODES.
+BY_ROUTE: Final = (BY_VENDOR, PERSISTENT)

@@ -31,4 +31,8 @@ def passes_of(route: str) -> Passes | None:
         from fastlora.routes import vendor_beside_kernels
 
         return vendor_beside_kernels
+    if route == "persistent":
+        from fastlora.routes import hopper
+
+        return hopper
     return None

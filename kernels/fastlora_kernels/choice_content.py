@@ -13,7 +13,8 @@ SCHEMA: Final = 1
 DIRECTIONS: Final = ("forward", "backward")
 KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
-CODES: Final = (KERNELS, VENDOR)
+PERSISTENT: Final = "persistent"
+CODES: Final = (KERNELS, VENDOR, PERSISTENT)
 
 _SIZES: Final = range(1, 2**31)
 _LONGEST_TEXT: Final = 200
@@ -51,7 +52,7 @@ class Choice(NamedTuple):
 
     Attributes:
         code: One of CODES.
-        tile: Of the kernels; None for the vendor's products.
+        tile: Of the kernels; None for any other code.
         us: Its median time in microseconds.
         gain: The default's time over its own, the median of paired rounds.
         runner_up: The fastest of the others, in words.
