@@ -7,11 +7,13 @@ loading fails at once, with a message on what to load instead.
 
 This does not help if the caller passes a config. With PEFT installed, the adapter is then loaded too; without
 it, Transformers loads the base and reports all LoRA keys as unexpected. The full state is saved as well,
-because Trainer resumes from it.
+because Trainer resumes from it. It has the names that the model has in memory: under those of the published
+files, which mixtures and models for images have, Trainer would find neither updates nor trained modules.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -32,6 +34,9 @@ _HAS_ADAPTERS = "_hf_peft_config_loaded"
 
 # Transformers reads the file `transformers_weights` instead of model.safetensors.
 _NO_MODEL = {"transformers_weights": "LoRA, not a model: load the base, then adapter_config.json.safetensors"}
+
+# Transformers' option to save under the names of the published files.
+_PUBLISHED_NAMES = "save_original_format"
 
 # Called with (model, directory, state_dict, is_main_process). adapter_files adds its writer here, because it
 # may import this module, but not the reverse.
@@ -79,6 +84,8 @@ class SavePretrained:
             directory.mkdir(parents=True, exist_ok=True)
         for write in writers:
             write(model, directory, state_dict, is_main_process)
+        if _takes(original, _PUBLISHED_NAMES):
+            options.setdefault(_PUBLISHED_NAMES, False)
         config, own = vars(model.config), vars(model)
         told = own.pop(_HAS_ADAPTERS, None)
         config[_NAME] = _write_no_model
@@ -88,6 +95,11 @@ class SavePretrained:
             del config[_NAME]
             if told is not None:
                 own[_HAS_ADAPTERS] = told
+
+
+def _takes(function: Callable[..., Any], option: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return option in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
