@@ -129,7 +129,7 @@ DRY: Final = Setting(
     ),
     sanitizer_seconds=60,
     tune_seconds=60,
-    choose_seconds=60,
+    choose_seconds=200,
     compilers=1,
     compile_seconds=300,
 )
