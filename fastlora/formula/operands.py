@@ -8,6 +8,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -108,6 +109,14 @@ def autocasts(x: Tensor) -> bool:
         return False
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def transforms_active() -> bool:
+    """Whether torch.func's transforms or forward-mode differentiation are at work.
+
+    They need separate torch operations, not a Python function with a derivative of its own.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def unaffected_by_autocast(function: Callable[_P, _T]) -> Callable[_P, _T]:

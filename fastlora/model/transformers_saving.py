@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from fastlora.layer.commits import Commit, exclusive
 from fastlora.model.find_layers import lora_layers
+from fastlora.model.transformers_resizing import NAME as RESIZE
+from fastlora.model.transformers_resizing import ResizeTokenEmbeddings
 
 _NAME = "save_pretrained"
 
@@ -109,20 +111,22 @@ def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> No
 
 
 def install(model: nn.Module, changing: Commit) -> None:
-    """Give each Transformers model with LoRA layers, this one or any inside, a `SavePretrained`."""
+    """Give each Transformers model with LoRA layers, this one or any inside, both methods of ours."""
     for found in _models(model):
         if any(True for _ in lora_layers(found)):
             changing.put(vars(found), _NAME, SavePretrained(found))
+            changing.put(vars(found), RESIZE, ResizeTokenEmbeddings(found))
             if getattr(found, "is_quantized", False):
                 changing.put(vars(found), _HAS_ADAPTERS, True)
 
 
 def uninstall(model: nn.Module, changing: Commit) -> None:
-    """Remove every `SavePretrained`, so that the class's `save_pretrained` is used again."""
+    """Remove them, so that the class's methods are used again."""
     for found in _models(model):
         if isinstance(vars(found).get(_NAME), SavePretrained):
             changing.drop(vars(found), _NAME)
             changing.drop(vars(found), _HAS_ADAPTERS)
+            changing.drop(vars(found), RESIZE)
 
 
 def _models(model: nn.Module) -> Iterator[nn.Module]:
