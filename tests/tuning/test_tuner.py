@@ -12,18 +12,18 @@ from click.testing import CliRunner
 from torch import nn
 
 import fastlora
-from fastlora import FusedLoRALinear
+from fastlora import FusedLoRALinear, LoRAConfig, apply_lora
 from fastlora.cli.commands import fastlora as command
 from fastlora.formula.cost import Problem
 from fastlora.integrations.peft import accelerate_peft
 from fastlora.routes import decide
 from fastlora.routes.choices import key_of, read_file
 from fastlora.routes.decide import reload_tables
-from fastlora.tune_model import requests_of
+from fastlora.tune_model import requests_of, untuned
 from fastlora.tuning import machine, proofs, tuner
 from fastlora.tuning.contest import Contest
 from fastlora.tuning.machine import Machine
-from fastlora.tuning.report import Request
+from fastlora.tuning.report import Request, TuneReport
 from fastlora.tuning.trial import Job
 from fastlora.tuning.tuner import Means, tune_for
 from fastlora_kernels.choice_content import VENDOR
@@ -249,6 +249,26 @@ def test_pefts_layers_are_tuned_for_too_fused_or_not_and_over_packed_bases():
     )
     (one,) = requests_of(packed, [64])
     assert one.problem == Problem(64, 24, 16, 4, torch.float32, torch.float32)
+
+
+def test_layers_that_take_other_code_are_named_ours_and_pefts(monkeypatch):
+    def mixture():
+        return nn.ModuleDict({"q": nn.Linear(24, 16), "e": nn.Embedding(9, 24)})
+
+    ours = apply_lora(mixture(), LoRAConfig(r=2, target_modules=["q", "e"]))
+    assert untuned(ours) == ["1 FusedLoRAEmbedding: e"]
+    pefts = peft.get_peft_model(mixture(), peft.LoraConfig(r=2, target_modules=["q", "e"]))
+    assert untuned(pefts) == ["1 Embedding: base_model.model.e"]
+    monkeypatch.setattr("fastlora.tune_model.tune_requests", lambda *_, **__: TuneReport("a test"))
+    assert "  1 FusedLoRAEmbedding: e" in str(fastlora.tune(ours))
+
+
+@pytest.mark.exhaustive
+def test_experts_are_named():
+    from tests.integrations.architectures import tiny  # imports Transformers
+
+    model = apply_lora(tiny("Mixtral"), LoRAConfig(r=2))
+    assert [line.split(":")[0] for line in untuned(model)] == ["4 FusedLoRAExperts"]
 
 
 @pytest.mark.parametrize(
