@@ -160,7 +160,7 @@ def test_the_mask_read_back_is_the_one_that_was_drawn(method):
 
 
 def test_cases_are_taken_by_those_who_can():
-    others = {"compiled", "lorafusion", "transformer-engine"}
+    others = {"compiled", "lorafusion", "transformer-engine", "persistent"}
     assert set(present(CASES[0])) | {"peft", "loralib"} == set(METHODS) - others
     assert "no dropout" in CASES[3].why_not(ADDMM)
     assert "nothing to drop" in CASES[3].why_not(PARAMETRIZED)
