@@ -82,7 +82,7 @@ class Explanation:
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
                     "path": one.path._asdict(),
-                    "launches": None if one.plan is None else 1 + one.unpacks,
+                    "launches": 1 + one.unpacks if one.plan or one.path.name == "persistent" else None,
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes
@@ -109,7 +109,7 @@ class Explanation:
             if one.plan is not None:
                 lines += _launch_lines(one.plan)
             elif one.path != self.path:
-                lines.append(f"  torch: {one.path.why}")
+                lines.append(f"  {one.path.name}: {one.path.why}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -6,6 +6,7 @@ copies are made first, those of fp32 adapters on bf16 as two terms.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -45,7 +46,7 @@ def forward(o: Operands, blocks: Blocks | None = None, programs: int | None = No
     rows, tiles = num_blocks(M, blocks.m), num_blocks(M, blocks.m) * num_blocks(N, blocks.c)
     s, power, inverse = _scales(o)
     with _on_device(x):
-        hopper_forward_kernel[(programs or min(tiles, _multiprocessors(x)),)](
+        hopper_forward_kernel[(programs or min(tiles, _multiprocessors(x.device)),)](
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.c, blocks.step),
             A=_blocks_of(_for_tma(o.A, x.dtype, blocks.terms, blocks.r), blocks.r, blocks.step),
@@ -87,7 +88,7 @@ def backward_of_all(
     tickets = rows * columns + sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
     padded = num_blocks(N, blocks.step) * blocks.step
     with _on_device(x):
-        hopper_backward_kernel[(programs or min(tickets, _multiprocessors(x)),)](
+        hopper_backward_kernel[(programs or min(tickets, _multiprocessors(x.device)),)](
             dy=_blocks_of(dy, blocks.m, blocks.step),
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.step, blocks.c),
@@ -169,5 +170,7 @@ def _blocks_of(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(matrix, [rows, columns], layout)
 
 
-def _multiprocessors(x: Tensor) -> int:
-    return torch.cuda.get_device_properties(x.device).multi_processor_count
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

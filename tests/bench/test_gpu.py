@@ -87,7 +87,7 @@ def test_its_file_follows_the_schema_and_nobody_can_take_its_times_for_results(d
 @pytest.mark.exhaustive
 def test_every_method_is_checked_and_timed_in_every_phase(dry):
     found = content(dry[0])
-    absent = {"lorafusion", "transformer-engine"}
+    absent = {"lorafusion", "transformer-engine", "persistent"}
     absent |= {name for name in ("peft", "loralib") if find_spec(name) is None}
     here = set(METHODS) - absent
     assert set(found["absent"]) == set(METHODS) - here
