@@ -18,6 +18,11 @@ _DORA = (
     "torch sums the norms of W + s B A in a forward pass, which reads W once more, and scales the columns of "
     "y, and of dy before its products, in passes of their own"
 )
+_FUSED_DORA = (
+    "one more launch sums the norms of W + s B A in a forward pass, which reads W once more; one in a "
+    "backward pass m's gradient; the kernels scale columns of y where they store it, and of dy where they "
+    "read it"
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ class Explanation:
             where = f"inside the {inside[0]} product, else" if inside else "in each pass"
             lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked {where} by {by}")
         if self.dora:
-            lines.append(f"DoRA: {_DORA}")
+            fused = all(one.path.is_fused for one in self.passes)
+            lines.append(f"DoRA: {_FUSED_DORA if fused else _DORA}")
         for one in self.passes:
             lines.append(f"{one.name}: {one.cost.flops / 1e9:,.3f} GFLOP, {one.cost.moved / 1e6:,.3f} MB")
             if one.floor_us is not None:

@@ -1,8 +1,8 @@
 """The differentiable formula of DoRA: y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows.
 
 The products are LoRA's own, on whatever route those take. Where that is the kernels, they scale columns of y
-and dy themselves (`routes.fused_dora`); elsewhere torch scales what the products give, and dy before they take
-it (`routes.dora`).
+and dy themselves (`routes.fused_dora`); elsewhere torch scales what the products give, and dy before they
+take it (`routes.dora`).
 """
 
 from __future__ import annotations

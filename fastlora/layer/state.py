@@ -9,9 +9,10 @@ and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.base_weights import left_of, packed_format
@@ -64,7 +65,7 @@ class Stored(Mergeable):
         what `initialize` took out of the old W is taken out of it.
         """
         self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
-        given, W = state_dict[prefix + self.keeper[1]], self.weight
+        given, W = state_dict[prefix + self.keeper[1]], cast(Tensor, self.weight)
         plain = (given, W)
         if packed_format(self) is not None or any(each.is_meta or is_dtensor(each) for each in plain):
             return

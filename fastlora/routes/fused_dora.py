@@ -1,9 +1,8 @@
-"""Host side of what DoRA launches: the kernels with columns that are scaled, the norms, and the sums for dm."""
+"""Host side of what DoRA launches: the kernels with columns that are scaled, the norms, and dm's sums."""
 
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from fastlora.formula.operands import Needs, Operands
@@ -11,6 +10,7 @@ from fastlora.routes import fused
 from fastlora.routes.fused import _on_device, _read
 from fastlora.routes.plan import Plan
 from fastlora_kernels import magnitudes
+from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.magnitudes import column_sums_kernel, row_norms_kernel
 
 
@@ -65,7 +65,7 @@ def row_norms(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     (N, K), r = W.shape, A.shape[0]
     n = torch.empty(N, device=W.device, dtype=torch.float32)
     with _on_device(W):
-        row_norms_kernel[(triton.cdiv(N, magnitudes.NORM_ROWS),)](
+        row_norms_kernel[(num_blocks(N, magnitudes.NORM_ROWS),)](
             W=_read(W),
             A=_read(A),
             B=_read(B),
@@ -83,12 +83,17 @@ def row_norms(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
 
 
 def column_sums(dy: Tensor, z: Tensor) -> Tensor:
-    """Σ dy z by columns [N] in fp32, of two [M, N] that are not empty, any strides: a launch and a sum of strips."""
+    """Σ dy z by columns [N] in fp32: a launch that sums strips of rows, and torch's sum of those.
+
+    Args:
+        dy: [M, N] in fp16, bf16 or fp32, any strides, not empty.
+        z: [M, N], as dy.
+    """
     M, N = dy.shape
-    strips = triton.cdiv(M, magnitudes.SUM_STRIP)
+    strips = num_blocks(M, magnitudes.SUM_STRIP)
     sums = torch.empty(strips, N, device=dy.device, dtype=torch.float32)
     with _on_device(dy):
-        column_sums_kernel[(strips * triton.cdiv(N, magnitudes.SUM_COLUMNS),)](
+        column_sums_kernel[(strips * num_blocks(N, magnitudes.SUM_COLUMNS),)](
             dy=_read(dy),
             z=_read(z),
             sums_ptr=sums,

@@ -117,8 +117,8 @@ def backward_kernel(
 ):
     """q = s dy B;  dB = s dyᵀ p;  dA = qᵀ (D * x);  dx = dy W + D * (q A), with D the mask or 1.
 
-    With DoRA c dy stands for dy. q takes c from B's rows and dB in its result, so neither rounds c dy; dx takes
-    dy scaled in registers, which can be the left operand of every matrix unit.
+    With DoRA c dy stands for dy. q takes c from B's rows and dB in its result, so neither rounds c dy; dx
+    takes dy scaled in registers, from which matrix units take a left operand.
     """
     # dB and dA tiles share scratch and counters.
     tl.static_assert(BLOCK_K_DA == BLOCK_N)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from fastlora_kernels.tile_ops import load_tile
 
-# A program of the norms takes whole rows of W, in tiles of NORM_ROWS x NORM_COLUMNS and at most NORM_RANKS ranks.
+# A program of the norms takes NORM_ROWS rows of W, in tiles of NORM_COLUMNS and at most NORM_RANKS ranks.
 NORM_ROWS = 32
 NORM_COLUMNS = 64
 NORM_RANKS = 32

@@ -140,6 +140,8 @@ def test_fp32_arithmetic_is_rounded_once():
     # (1 + e)^2 - 1 - 2 e = e^2 is lost if the product is rounded first.
     c = np.array([-(1 + 2.0**-22)], F32)
     assert apply("fma.rn.f32 d, a, b, c;", x, x, c, out=F32).tolist() == [2.0**-46]
+    # The root of 1 + 2 e is 1 + e less e^2 / 2.
+    assert apply("sqrt.rn.f32 d, a;", np.array([1 + 2.0**-22], F32), out=F32).tolist() == [1 + 2.0**-23]
 
 
 def test_a_sum_that_rounding_twice_would_get_wrong():

@@ -15,8 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
-from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.dora_sums import check_sums, sum_cases
+from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.persistent import check_persistent, persistent_cases

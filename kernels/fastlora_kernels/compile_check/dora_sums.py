@@ -33,7 +33,7 @@ class Sum(NamedTuple):
 
 
 def sum_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Sum]:
-    """The norms with fp32 adapters over bf16, for each target of the architectures; or both in every dtype."""
+    """The norms with fp32 adapters over bf16, for each target of the architectures; or all of both."""
     targets = [target for architecture in architectures for target in TARGETS[architecture]]
     pairs = [("bf16", "fp32"), ("bf16", "bf16"), ("fp16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")]
     for target, (element, adapter) in itertools.product(targets, pairs if every_variant else pairs[:1]):

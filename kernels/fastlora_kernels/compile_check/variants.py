@@ -118,7 +118,10 @@ def representative_cases(architectures: list[str], *, every_variant: bool) -> It
 
 
 def dora_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
-    """As `cases`, with columns that are scaled: fp32 adapters on bf16 in large tiles of sm_80 and sm_90, or all."""
+    """As `cases`, with columns that are scaled, which makes two kernels of each.
+
+    Without `every_variant` only fp32 adapters on bf16 in the largest tiles of sm_80 and sm_90.
+    """
     for case in cases(architectures, every_variant=every_variant):
         dtypes = case.variant.element, case.variant.adapter
         chosen = dtypes == ("bf16", "fp32") and case.shape_class in ("square", "wide")

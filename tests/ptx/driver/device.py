@@ -24,7 +24,9 @@ from tests.ptx.scheduler import run
 
 # What a pass writes and does not read before it has written it.
 _RESULTS = {
-    "forward_kernel": ("y", "p_ptr", "scratch_ptrs"),
+    "forward_kernel": ("y", "z", "p_ptr", "scratch_ptrs"),
+    "row_norms_kernel": ("n_ptr",),
+    "column_sums_kernel": ("sums_ptr",),
     "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
     "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
     "hopper_forward_kernel": ("y", "p_ptr"),
