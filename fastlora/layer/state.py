@@ -74,8 +74,8 @@ class Stored(Mergeable):
         given = given.to(W)
         for name, adapter in self.adapters.items():
             if adapter.dora and is_at_start(self, adapter):
-                m = norms_of(turned(self, given)).to(adapter.lora_magnitude_vector)
-                state_dict[prefix + saved_name(name, MAGNITUDE)] = m
+                m = cast(Tensor, adapter.lora_magnitude_vector)
+                state_dict[prefix + saved_name(name, MAGNITUDE)] = norms_of(turned(self, given)).to(m)
         if self.start_A is not None and self.start_B is not None:
             state_dict |= {prefix + slot: getattr(self, slot) for slot in ("start_A", "start_B")}
             state_dict[prefix + "weight"] = left_of(self, given)
