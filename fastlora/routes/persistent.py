@@ -19,6 +19,7 @@ from fastlora_kernels.hopper import blocks
 # Gluon is experimental: its names change from version to version.
 _OLDEST_TRITON: Final = (3, 6)
 _NEWEST_TRITON: Final = (3, 9)
+_OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
 
 
 def refusal(
@@ -45,12 +46,18 @@ def refusal_here(architecture: str) -> str | None:
     return why or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
 
 
+def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
+    """As `told`, of one call; arguments as in `refusal`."""
+    why = refusal(architecture, problem, dropout=dropout, aligned=aligned)
+    return f"not for this call: {why}" if why else _OFFERED
+
+
 def told(device: torch.device) -> str:
     """Of a GPU, whether the persistent kernels are offered there, as a phrase to show."""
     from fastlora.routes.architecture import architecture_of
 
     why = refusal_here(architecture_of(device))
-    return f"not here: {why}" if why else "where `fastlora tune` has measured them to be the fastest"
+    return f"not here: {why}" if why else _OFFERED
 
 
 @functools.cache

@@ -149,6 +149,9 @@ def test_explain_says_which_code_runs_and_why(on_sm_90):
     told = explain((PROBLEM.M, PROBLEM.K), layer)
     assert [one["launches"] for one in told.as_dict()["passes"]] == [1, 1]
     assert "  persistent: `fastlora tune` measured the persistent kernels to be the fastest" in str(told)
+    assert "persistent kernels: where `fastlora tune` has measured them" in str(told)
+    other = explain((PROBLEM.M, PROBLEM.K), layer, gpu="B200")
+    assert "persistent kernels: not for this call: they are written for sm_90, not for sm_100" in str(other)
 
 
 @pytest.mark.parametrize("wide", [False, True])
