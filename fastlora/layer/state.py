@@ -9,9 +9,10 @@ and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.base_weights import left_of, packed_format
