@@ -1,7 +1,8 @@
 """The differentiable formula of DoRA: y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows.
 
-The products are LoRA's own, on whatever route those take; c scales columns of what they give, and of dy
-before they take it. See `routes.dora`.
+The products are LoRA's own, on whatever route those take. Where that is the kernels, they scale columns of y
+and dy themselves (`routes.fused_dora`); elsewhere torch scales what the products give, and dy before they
+take it (`routes.dora`).
 """
 
 from __future__ import annotations
@@ -32,17 +33,25 @@ from fastlora.formula.operands import (
 )
 from fastlora.routes import dora
 from fastlora.routes.backend import backend_of_mask, get_backend
-from fastlora.routes.decide import Decision
+from fastlora.routes.decide import Decision, decide, route_on
 
 _library = torch.library.Library("fastlora", "FRAGMENT")
-_library.define("row_norms(Tensor W, Tensor A, Tensor B, float s) -> Tensor")
-_library.impl("row_norms", dora.row_norms, "CompositeExplicitAutograd")
+_library.define("row_norms(Tensor W, Tensor A, Tensor B, float s, str? backend=None) -> Tensor")
 
 
-def _row_norms_fake(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+def _row_norms(W: Tensor, A: Tensor, B: Tensor, s: float, backend: str | None = None) -> Tensor:
+    if W.numel() and route_on(W.device, W.dtype, backend).is_fused:
+        from fastlora.routes import fused_dora
+
+        return fused_dora.row_norms(W, A, B, s)
+    return dora.row_norms(W, A, B, s)
+
+
+def _row_norms_fake(W: Tensor, A: Tensor, B: Tensor, s: float, backend: str | None = None) -> Tensor:
     return W.new_empty(W.shape[0], dtype=accumulation_dtype(W.dtype))
 
 
+_library.impl("row_norms", _row_norms, "CompositeExplicitAutograd")
 torch.library.register_fake("fastlora::row_norms", _row_norms_fake, lib=_library)
 
 
@@ -67,12 +76,11 @@ class DoRAFunction(torch.autograd.Function):
         """x [..., K] -> y [..., N]; `o` holds the same x, A, B and tensors of W, which autograd must see."""
         rows, base = as_rows(x), o.base
         W = _whole(base, rows)
-        n = _row_norms(W, A, B, o.s)
+        n = _norms(W, A, B, o.s, setting)
         needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
-        z, p, decision = operators.forward(o._replace(x=rows, base=plain(W), b=None), needs, setting)
-        c = dora.over_norms(m, n)
-        y = _scaled(z, c, o.b, in_place=not keeps_z)
-        ctx.save_for_backward(x, A, B, m, o.b, p, n, z if keeps_z else None, o.seed, *weight)
+        on_rows = o._replace(x=rows, base=plain(W))
+        y, z, p, decision = _forward(on_rows, dora.over_norms(m, n), needs, setting, keeps_z)
+        ctx.save_for_backward(x, A, B, m, o.b, p, n, z, o.seed, *weight)
         ctx.rest = (base._replace(tensors=()), o.s, o.dropout, setting, decision)
         return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], base.N)))
 
@@ -90,7 +98,7 @@ class DoRAFunction(torch.autograd.Function):
             return *_differentiable(o, x, m, n, dy, ctx.needs_input_grad[:4], setting), *rest
         dm = None
         if z is not None and ctx.needs_input_grad[3]:
-            dm = dora.over_norms(_column_sums(rows, z, n.dtype), n).to(m.dtype)
+            dm = dora.over_norms(_column_sums(rows, z, n.dtype, decision), n).to(m.dtype)
         dx, dA, dB = _gradients(o._replace(b=None), rows, p, dora.over_norms(m, n), needs, setting, decision)
         return None if dx is None else dx.view(x.shape), dA, dB, dm, *rest
 
@@ -160,10 +168,23 @@ def _whole(base: BaseWeight, after: Tensor) -> Tensor:
     return dequantized(base, after) if base.is_packed else base.tensors[0]
 
 
-def _row_norms(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+def _norms(W: Tensor, A: Tensor, B: Tensor, s: float, setting: str) -> Tensor:
     if needs_operator(W):
-        return cast(Tensor, torch.ops.fastlora.row_norms.default(W, A, B, s))
-    return dora.row_norms(W, A, B, s)
+        return cast(Tensor, torch.ops.fastlora.row_norms.default(W, A, B, s, setting))
+    return _row_norms(W, A, B, s, setting)
+
+
+def _forward(
+    o: Operands, c: Tensor, needs: Needs, setting: str, keeps_z: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Decision | None]:
+    """y, z where it is kept, p, and the decision for the backward pass."""
+    if not needs_operator(o.x) and (decision := decide(o, needs, setting)).forward.is_fused:
+        from fastlora.routes import fused_dora
+
+        return *fused_dora.forward(o, c, keeps_z), decision
+    z, p, taken = operators.forward(o._replace(b=None), needs, setting)
+    y = _scaled(z, c, o.b, in_place=not keeps_z)
+    return y, z if keeps_z else None, p, taken
 
 
 def _scaled(rows: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool = False) -> Tensor:
@@ -174,14 +195,24 @@ def _scaled(rows: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool 
     return wide.to(rows.dtype)
 
 
-def _column_sums(dy: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-    return (dy.to(dtype) * z).sum(0) if needs_operator(dy) else dora.column_sums(dy, z, dtype)
+def _column_sums(dy: Tensor, z: Tensor, dtype: torch.dtype, decision: Decision | None) -> Tensor:
+    if needs_operator(dy):
+        return (dy.to(dtype) * z).sum(0)
+    if decision is not None and decision.backward.name != "torch":
+        from fastlora.routes import fused_dora
+
+        return fused_dora.column_sums(dy, z)
+    return dora.column_sums(dy, z, dtype)
 
 
 def _gradients(
     o: Operands, dy: Tensor, p: Tensor, c: Tensor, needs: Needs, setting: str, decision: Decision | None
 ) -> Gradients:
     """dx, dA and dB: LoRA's of c dy, and where A is wider than dy, dA and dB without rounding that."""
+    if decision is not None and decision.backward.is_fused and not needs_operator(dy):
+        from fastlora.routes import fused_dora
+
+        return fused_dora.backward(o, dy, p, c, needs)
     if o.A.dtype.itemsize <= dy.dtype.itemsize:
         return operators.backward(o, _scaled(dy, c), p, needs, setting, decision)
     dx = dA = dB = None

@@ -50,19 +50,32 @@ def project(o: Operands, y: Tensor) -> Tensor:
     return _launch_forward(o, None, y, "p")
 
 
-def _launch_forward(o: Operands, plan: Plan | None, y: Tensor, only: str | None = None) -> Tensor:
-    """Launch the programs, or `only` those of one kind of tile, which must come first; return p."""
+def _launch_forward(
+    o: Operands,
+    plan: Plan | None,
+    y: Tensor,
+    only: str | None = None,
+    *,
+    c: Tensor | None = None,
+    z: Tensor | None = None,
+) -> Tensor:
+    """Launch the programs, or `only` those of one kind of tile, which must come first; return p.
+
+    c and z are DoRA's, as in `fused_dora.forward`.
+    """
     x, (W,) = o.x, o.base.tensors
     aligned = is_aligned(x) and is_aligned(W)
     plan = plan or _plan("forward", o, EVERYTHING, aligned)
     tile = plan.tile
     p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
-    tma = plan.tma and aligned
+    tma, stored = plan.tma and aligned, (tile.block_m, plan.store_columns)
     with _on_device(x):
         forward_kernel[(plan.tasks[only] if only else plan.num_tasks,)](
             x=_read(x, (tile.block_m, tile.block_k), tma),
             W=_read(W, (tile.block_n, tile.block_k), tma),
-            y=_written(y, (tile.block_m, plan.store_columns), plan.tma),
+            c_ptr=c,
+            y=_written(y, stored, plan.tma),
+            z=None if z is None else _written(z, stored, plan.tma),
             GROUP=tile.group,
             **_forward_arguments(o, plan, p),
         )
@@ -136,9 +149,9 @@ def masked_update(o: Operands, q: Tensor) -> Tensor:
 
 
 def _launch_backward(
-    o: Operands, dy: Tensor, p: Tensor, needs: Needs, plan: Plan | None
+    o: Operands, dy: Tensor, p: Tensor, needs: Needs, plan: Plan | None, c: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
-    """dx, dA and dB, None if not needed, and q."""
+    """dx, dA and dB, None if not needed, and q; c is DoRA's, as in `fused_dora.backward`."""
     x, (W,), A, B, s, seed = o.x, o.base.tensors, o.A, o.B, o.s, o.seed
     M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
     threshold, kept_scale = dropout_constants(o.dropout)
@@ -157,6 +170,7 @@ def _launch_backward(
             W=_read(W, (tile.block_n, tile.block_k), tma),
             A=_read(A),
             B=_read(B),
+            c_ptr=c,
             p_ptr=p,
             q_ptr=q,
             dx=None if dx is None else _written(dx, (tile.block_m, plan.store_columns), plan.tma),

@@ -13,6 +13,7 @@ from fastlora_kernels.tile_ops import (
     add_masked_low_rank,
     halves,
     load_tile,
+    scale_columns,
     store_tile,
 )
 
@@ -87,6 +88,7 @@ def backward_kernel(
     W,  # [N, K]: a descriptor of [BLOCK_N, BLOCK_K] blocks, or (pointer, strides)
     A,  # [r, K], as (pointer, strides)
     B,  # [N, r], as (pointer, strides)
+    c_ptr,  # [N] fp32, DoRA's factors of dy's columns; None for 1
     p_ptr,  # [M, r] contiguous fp32
     q_ptr,  # [M, r] contiguous fp32, scratch
     dx,  # [M, K]: a descriptor of the blocks that are stored, or a pointer to contiguous rows
@@ -113,7 +115,11 @@ def backward_kernel(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """q = s dy B;  dB = s dyᵀ p;  dA = qᵀ (D * x);  dx = dy W + D * (q A), with D the mask or 1."""
+    """q = s dy B;  dB = s dyᵀ p;  dA = qᵀ (D * x);  dx = dy W + D * (q A), with D the mask or 1.
+
+    With DoRA c dy stands for dy. q takes c from B's rows and dB in its result, so neither rounds c dy; dx
+    takes dy scaled in registers, from which matrix units take a left operand.
+    """
     # dB and dA tiles share scratch and counters.
     tl.static_assert(BLOCK_K_DA == BLOCK_N)
     NEED_DX: tl.constexpr = dx is not None
@@ -134,7 +140,22 @@ def backward_kernel(
             row, rank = m * BLOCK_M, (tile % tiles.ranks) * BLOCK_R
             split = Split(tile, ticket % split_q, split_q, scratch_ptrs[0], workspace_ptr + counters.q)
             is_stored = project_tile(
-                dy, B, q_ptr, split, None, s, row, rank, M, N, r, BLOCK_M, BLOCK_N, BLOCK_R, PRECISION
+                dy,
+                B,
+                q_ptr,
+                split,
+                None,
+                s,
+                row,
+                rank,
+                M,
+                N,
+                r,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_R,
+                PRECISION,
+                c_ptr,
             )
             if is_stored:
                 publish(workspace_ptr + counters.flags + m)
@@ -148,7 +169,22 @@ def backward_kernel(
                 column, rank = (tile // tiles.ranks) * BLOCK_N, (tile % tiles.ranks) * BLOCK_R
                 dB = (dB_ptr, r, 1)
                 gradient_tile(
-                    dy, p_ptr, dB, split, None, s, column, rank, M, N, r, BLOCK_M, BLOCK_N, BLOCK_R, PRECISION
+                    dy,
+                    p_ptr,
+                    dB,
+                    split,
+                    None,
+                    s,
+                    column,
+                    rank,
+                    M,
+                    N,
+                    r,
+                    BLOCK_M,
+                    BLOCK_N,
+                    BLOCK_R,
+                    PRECISION,
+                    c_ptr,
                 )
         else:
             if NEED_DA:
@@ -189,6 +225,8 @@ def backward_kernel(
         acc = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
         for n in range(start, stop, BLOCK_N):
             dy_tile = load_tile(dy, row, n, M, N, BLOCK_M, BLOCK_N)
+            if c_ptr is not None:
+                dy_tile = scale_columns(dy_tile, c_ptr, n, N, BLOCK_N)
             W_tile = load_tile(W, n, column, N, K, BLOCK_N, BLOCK_K)
             acc = tl.dot(dy_tile, W_tile, acc, input_precision=PRECISION)
         has_sum = True

@@ -8,7 +8,7 @@ from fastlora_kernels.handover import publish, wait_for
 from fastlora_kernels.low_rank_products import project_tile
 from fastlora_kernels.split_k import Split, split_range, sum_of_splits
 from fastlora_kernels.tickets import grouped_order, on_device, take_ticket
-from fastlora_kernels.tile_ops import add_low_rank, load_tile, store_tile
+from fastlora_kernels.tile_ops import add_low_rank, load_tile, scale_columns, store_tile
 
 forward_tiles = on_device(tasks.forward_tiles)
 forward_tickets = on_device(tasks.forward_tickets)
@@ -23,9 +23,11 @@ def forward_kernel(
     x,  # [M, K]: a descriptor of [BLOCK_M, BLOCK_K] blocks, or (pointer, strides)
     W,  # [N, K]: a descriptor of [BLOCK_N, BLOCK_K] blocks, or (pointer, strides)
     b_ptr,  # [N], or None
+    c_ptr,  # [N] fp32, DoRA's factors of the columns; None for 1
     A,  # [r, K], as (pointer, strides)
     B,  # [N, r], as (pointer, strides)
     y,  # [M, N]: a descriptor of [BLOCK_M, BLOCK_N] blocks, or a pointer to contiguous rows
+    z,  # [M, N], as y: what c scales, which DoRA's backward pass reads; None where nobody needs it
     p_ptr,  # [M, r] contiguous fp32
     scratch_ptrs,  # fp32, for the splits of (p, y); y's is None if no y tile is split
     workspace_ptr,  # int32, zero at launch: tasks.ForwardCounters
@@ -46,7 +48,7 @@ def forward_kernel(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """p = (D * x) Aᵀ;  y = x Wᵀ + s p Bᵀ + b, with D the dropout mask or 1.
+    """p = (D * x) Aᵀ;  z = x Wᵀ + s p Bᵀ;  y = c z + b, with D the dropout mask or 1, and c = 1 but for DoRA.
 
     A program that computes a y tile needs p only after its main loop.
     """
@@ -95,6 +97,10 @@ def forward_kernel(
             acc = add_low_rank(
                 acc, p_ptr, B_t, s, row, column, M, N, r, BLOCK_M, BLOCK_N, STEP, DTYPE, PRECISION
             )
+            if z is not None:
+                store_tile(z, acc, row, column, M, N, BLOCK_M, BLOCK_N)
+            if c_ptr is not None:
+                acc = scale_columns(acc, c_ptr, column, N, BLOCK_N)
             if b_ptr is not None:
                 offs_n = column + tl.arange(0, BLOCK_N)
                 acc += tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]

@@ -10,7 +10,7 @@ import triton.language as tl
 from fastlora_kernels.dropout import drop
 from fastlora_kernels.fp16_range import round_to_tf32
 from fastlora_kernels.split_k import split_range, sum_of_splits
-from fastlora_kernels.tile_ops import load_handed_over, load_tile
+from fastlora_kernels.tile_ops import load_handed_over, load_tile, scale_rows
 
 
 @triton.jit
@@ -55,6 +55,7 @@ def project_tile(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
+    c_ptr=None,  # [C] fp32, factors of right's rows; None for 1
 ):
     """out[row:, rank:] = s source right for BLOCK_M rows and BLOCK_R ranks.
 
@@ -67,6 +68,8 @@ def project_tile(
         if mask is not None:
             block = drop(block, mask[0], mask[1], row, c, BLOCK_M, BLOCK_C)
         v = load_tile(right, c, rank, C, r, BLOCK_C, BLOCK_R)
+        if c_ptr is not None:
+            v = scale_rows(v, c_ptr, c, C, BLOCK_C)
         acc = dot_adapter(block, v, acc, v.dtype, PRECISION)
     has_sum, acc = sum_of_splits(acc, split, BLOCK_M, BLOCK_R)
     if has_sum:
@@ -149,6 +152,7 @@ def gradient_tile(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
+    c_ptr=None,  # [C] fp32, factors of the result's rows; None for 1
 ):
     """out[column:, rank:] = s sourceᵀ small, accumulated in fp32 in the order of the rows."""
     start, stop = split_range(M, split, BLOCK_M)
@@ -174,4 +178,6 @@ def gradient_tile(
     )
     has_sum, acc = sum_of_splits(acc, split, BLOCK_C, BLOCK_R)
     if has_sum:
+        if c_ptr is not None:
+            acc = scale_rows(acc, c_ptr, column, C, BLOCK_C)
         store_gradient(out, acc, s, column, rank, C, r, BLOCK_C, BLOCK_R)

@@ -118,6 +118,22 @@ def store_tile(
 
 
 @triton.jit
+def scale_rows(tile, c_ptr, row, num_rows, ROWS: tl.constexpr):
+    """A tile, in its dtype, times the entries of c [num_rows] fp32 from `row` on, one a row."""
+    offs_row = row + tl.arange(0, ROWS)
+    c = tl.load(c_ptr + offs_row, mask=offs_row < num_rows, other=0.0)
+    return (tile.to(tl.float32) * c[:, None]).to(tile.dtype)
+
+
+@triton.jit
+def scale_columns(tile, c_ptr, column, num_columns, COLUMNS: tl.constexpr):
+    """A tile, in its dtype, times the entries of c [num_columns] fp32 from `column` on, one a column."""
+    offs_column = column + tl.arange(0, COLUMNS)
+    c = tl.load(c_ptr + offs_column, mask=offs_column < num_columns, other=0.0)
+    return (tile.to(tl.float32) * c[None, :]).to(tile.dtype)
+
+
+@triton.jit
 def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The left and the right half of a [ROWS, COLUMNS] tile, without going through memory."""
     return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))

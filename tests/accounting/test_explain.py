@@ -23,7 +23,9 @@ def layer(**options):
 def test_dora_is_told_beside_the_route_of_its_products():
     found = explain((5, 64), FusedLoRALinear(64, 32, dora=True), gpu="H200")
     assert found.dora
-    assert "DoRA: torch sums the norms of W + s B A" in str(found)
+    assert "DoRA: one more launch sums the norms of W + s B A" in str(found)
+    on_a_cpu = explain((5, 64), FusedLoRALinear(64, 32, dora=True))
+    assert "DoRA: torch sums the norms of W + s B A" in str(on_a_cpu)
     assert found.as_dict()["dora"] is True
     assert "DoRA" not in str(explain((5, 64), FusedLoRALinear(64, 32), gpu="H200"))
 

@@ -13,6 +13,7 @@ from fastlora.formula import oracle
 from fastlora.measuring.errors import assert_within_budget, dora_gradients, split_eps
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import dora
+from tests.cases import quick_rows
 
 exhaustive = pytest.mark.exhaustive
 FP64, FP32, BF16, FP16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -67,10 +68,25 @@ def test_chunks_of_rows_make_no_difference(monkeypatch):
     assert_right(random_inputs(37, 29, 43, 5))
 
 
-@exhaustive
-def test_the_kernels_multiply_on_their_path():
+@pytest.mark.parametrize(
+    ("shape", "dtype", "adapter_dtype"),
+    quick_rows(
+        [
+            ((19, 21, 23, 3), FP16, FP32),
+            ((19, 21, 23, 3), FP16, FP16),
+            ((70, 37, 90, 24), FP32, FP32),
+            ((5, 9, 7, 1), FP32, FP32),
+            ((20, 40, 520, 5), FP16, FP32),
+        ],
+        ((19, 21, 23, 3), FP16, FP32),
+    ),
+    ids=str,
+)
+def test_the_kernels_scale_columns_themselves(shape, dtype, adapter_dtype, monkeypatch):
+    for name in ("scaled", "column_sums", "row_norms"):
+        monkeypatch.delattr(dora, name)
     with set_backend("triton"):
-        assert_right(random_inputs(19, 21, 23, 3, dtype=FP16, adapter_dtype=FP32))
+        assert_right(random_inputs(*shape, dtype=dtype, adapter_dtype=adapter_dtype))
 
 
 @pytest.mark.parametrize("removed", [pytest.param(0.9, marks=exhaustive), 0.999])

@@ -34,6 +34,15 @@ def arithmetic(i: Instruction, program: Program) -> Code:
     return lambda g: put(g, bits(function(a(g).view(np.float32), b(g).view(np.float32))))
 
 
+@instruction("sqrt")
+def square_root(i: Instruction, program: Program) -> Code:
+    """9.7.3.14: rounded to nearest even."""
+    if i.opcode != ("sqrt", "rn", "f32"):
+        raise UnknownInstruction(i.text)
+    put, a = write(i.operands[0], 32), read(i.operands[1], 32)
+    return lambda g: put(g, bits(np.sqrt(a(g).view(np.float32))))
+
+
 def _in_bf16(i: Instruction) -> Code:
     """9.7.4.1 to 9.7.4.3: by fp32, whose second rounding moves no bit, as it has twice the digits and two."""
     if i.opcode[:2] not in (("add", "rn"), ("sub", "rn"), ("mul", "rn")) or len(i.opcode) != 3:

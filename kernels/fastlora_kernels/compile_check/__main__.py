@@ -15,22 +15,27 @@ from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
+from fastlora_kernels.compile_check.dora_sums import check_sums, sum_cases
 from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
+from fastlora_kernels.compile_check.persistent import check_persistent, persistent_cases
 from fastlora_kernels.compile_check.rules import check
 from fastlora_kernels.compile_check.segments import check_segments, segment_cases
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
-from fastlora_kernels.compile_check.variants import TARGETS, cases
+from fastlora_kernels.compile_check.variants import TARGETS, cases, dora_cases
 
 # The kernels of each kind to compile, and what compiles one.
 _CHECKS = (
     (cases, check),
+    (dora_cases, check),
+    (sum_cases, check_sums),
     (group_cases, check_group),
     (update_cases, check_update),
     (unpacking_cases, check_unpacking),
     (few_rows_cases, check_few_rows),
     (segment_cases, check_segments),
+    (persistent_cases, check_persistent),
 )
 
 

@@ -128,11 +128,13 @@ def _parameters(name: str, kind: Any) -> Iterator[str]:
 def forward_kinds(architecture: str, tile: Tile, variant: Variant) -> dict[str, Any]:
     """The kind of every argument of the forward kernel."""
     M, N, K = tile.block_m, tile.block_n, tile.block_k
+    y = _written(variant, M, store_columns(tile, "forward", variant.dropout))
     return kinds_of_both(architecture, tile, variant) | {
         "x": kind_read(variant, M, K),
         "W": kind_read(variant, N, K),
         "b_ptr": f"*{variant.element}" if variant.bias else Constant(None),
-        "y": _written(variant, M, store_columns(tile, "forward", variant.dropout)),
+        "y": y,
+        "z": y if variant.dora else Constant(None),
         "scratch_ptrs": ("*fp32", "*fp32" if variant.split_k else Constant(None)),
         "split_p": "i32",
         "split_y": "i32",
@@ -164,6 +166,7 @@ def kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, 
     return {
         "A": adapter,
         "B": adapter,
+        "c_ptr": "*fp32" if variant.dora else Constant(None),
         "p_ptr": "*fp32",
         "workspace_ptr": "*i32",
         "seed_ptr": "*i64" if variant.dropout else Constant(None),

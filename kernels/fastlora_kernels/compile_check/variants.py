@@ -31,6 +31,7 @@ class Variant(NamedTuple):
         bias: Whether there is a bias; for the forward kernel only.
         split_k: Whether several programs share a y or dx tile.
         tma_store: Whether y and dx are stored through tensor descriptors; None means as `tma`.
+        dora: Whether columns are scaled, and z is stored.
     """
 
     element: str = "bf16"
@@ -42,6 +43,7 @@ class Variant(NamedTuple):
     bias: bool = True
     split_k: bool = False
     tma_store: bool | None = None
+    dora: bool = False
 
     @property
     def stores_through_tma(self) -> bool:
@@ -81,7 +83,7 @@ class Case(NamedTuple):
             f"{self.target.arch} {self.kind} {self.shape_class}, {self.direction}, {variant.element} with "
             f"{variant.adapter} adapters, r={variant.r}, {_way(variant)}"
             f"{', dropout' if variant.dropout else ''}{', bias' if variant.bias else ''}"
-            f"{', split-K' if variant.split_k else ''}"
+            f"{', split-K' if variant.split_k else ''}{', DoRA' if variant.dora else ''}"
         )
 
 
@@ -113,6 +115,18 @@ def representative_cases(architectures: list[str], *, every_variant: bool) -> It
         chosen = dtypes == ("bf16", "fp32") or (case.kind, case.shape_class) == ("tf32", "square")
         if every_variant or (chosen and case.target.arch in (80, 90)):
             yield case
+
+
+def dora_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Case]:
+    """As `cases`, with columns that are scaled, which makes two kernels of each.
+
+    Without `every_variant` only fp32 adapters on bf16 in the largest tiles of sm_80 and sm_90.
+    """
+    for case in cases(architectures, every_variant=every_variant):
+        dtypes = case.variant.element, case.variant.adapter
+        chosen = dtypes == ("bf16", "fp32") and case.shape_class in ("square", "wide")
+        if every_variant or (chosen and case.target.arch in (80, 90)):
+            yield case._replace(variant=case.variant._replace(dora=True))
 
 
 def tile_cases(

@@ -31,6 +31,10 @@ class Case(NamedTuple):
         resident: CTAs at a time; 0 means as many as there is room for.
         reads_mask: Whether operands are such that p, or dx and dA, are the dropout mask itself.
         values: Where p and q lie: "beyond fp16", "below fp16", or "" for near 1.
+        persistent: Columns of a tile of the persistent kernels for sm_90, which then run; 0 means the plain
+            ones.
+        programs: Of a launch of those.
+        dora: Whether columns are scaled.
     """
 
     architecture: str
@@ -53,6 +57,9 @@ class Case(NamedTuple):
     resident: int = 0
     reads_mask: bool = False
     values: str = ""
+    persistent: int = 0
+    programs: int = 3
+    dora: bool = False
 
     @property
     def target(self) -> int:
@@ -65,6 +72,7 @@ class Case(NamedTuple):
         adapter = f"/{self.adapter}" if self.adapter not in ("", self.dtype) else ""
         words = [f"{self.dtype}{adapter}" + f" {self.precision}" * (self.dtype == "fp32")]
         words += [self.shape_class] * bool(self.shape_class)
+        words += [f"persistent, {self.persistent} columns"] * bool(self.persistent)
         words += [f"dropout {self.dropout}"] * bool(self.dropout) + ["no bias"] * (not self.bias)
         if self.needs != EVERYTHING:
             words.append("only " + " ".join(name for name, need in self.needs._asdict().items() if need))
@@ -72,6 +80,7 @@ class Case(NamedTuple):
         words += [one for one in self.passes if len(self.passes) == 1]
         words += [f"{self.resident} resident"] * bool(self.resident)
         words += ["the mask itself"] * self.reads_mask + [self.values] * bool(self.values)
+        words += ["DoRA"] * self.dora
         return ", ".join(words)
 
     @property
@@ -135,6 +144,7 @@ def all_cases() -> Iterator[Case]:
         yield from _tiny(architecture)
         yield from _masks(architecture)
         yield from _schedules(architecture)
+        yield from _dora(architecture)
     for architecture, capability in (("sm_80", 80), ("sm_86", 86), ("sm_86", 89), ("sm_90", 90)):
         yield from _table(architecture, capability)
 
@@ -218,6 +228,13 @@ def _schedules(architecture: str) -> Iterator[Case]:
     seeds = (None, 0, 1, 2, 3, 4)
     for resident in (0, 1, 2):
         yield _small(architecture, KINDS[1], seeds=seeds, resident=resident, r=100, M=150, K=584, N=72)
+
+
+def _dora(architecture: str) -> Iterator[Case]:
+    for kind in KINDS:
+        yield _small(architecture, kind, dora=True, **RAGGED)
+        yield _small(architecture, kind, dora=True, dropout=0.25, bias=False, seeds=(None, 1), **ALIGNED)
+    yield _small(architecture, KINDS[1], dora=True, **SPLIT)
 
 
 def _table(architecture: str, capability: int) -> Iterator[Case]:

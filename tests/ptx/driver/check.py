@@ -14,12 +14,20 @@ from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.errors import budget_of, relative_error, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
-from fastlora.routes import fused
+from fastlora.routes import fused, fused_dora, hopper
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.plan import Plan, plan_for
 from tests.ptx.driver.cases import Case
 from tests.ptx.driver.device import Settings, running_on
-from tests.ptx.driver.reference import element_bounds, philox_mask, tf32_product, unfused
+from tests.ptx.driver.persistent import call_persistent
+from tests.ptx.driver.reference import (
+    dora_bounds,
+    element_bounds,
+    philox_mask,
+    tf32_product,
+    unfused,
+    unfused_dora,
+)
 from tests.ptx.faults import Fault, UnknownInstruction
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -55,7 +63,7 @@ def check(case: Case, change: Callable[[str, str], str] | None = None) -> Verdic
     try:
         for seed in case.seeds:
             settings = Settings(case.architecture, case.target, seed, case.resident or None, change)
-            with running_on(settings):
+            with running_on(settings, hopper if case.persistent else fused):
                 results = _call(case, inputs, verdict)
             if not first:
                 first = results
@@ -139,6 +147,8 @@ def laid_out(tensor: Tensor, how: str) -> Tensor:
 
 def _call(case: Case, i: Inputs, verdict: Verdict) -> dict[str, Tensor]:
     o = i.call(case.dropout, torch.tensor([MASK_SEED]) if case.dropout else None)
+    if case.persistent:
+        return call_persistent(case, o, i.dy, _p_of(case, i).float())
     aligned = is_aligned(i.x) and is_aligned(i.W)
     results = {}
 
@@ -158,18 +168,32 @@ def _call(case: Case, i: Inputs, verdict: Verdict) -> dict[str, Tensor]:
         return made
 
     p = _p_of(case, i).float()
+    c = scales_of(case).float()
     if "forward" in case.passes:
-        y, p = fused.forward(o, plan("forward", aligned))
+        made = plan("forward", aligned)
+        if case.dora:
+            y, results["z"], p = fused_dora.forward(o, c, True, made)
+        else:
+            y, p = fused.forward(o, made)
         results |= {"y": y, "p": p}
     if "backward" in case.passes:
         made = plan("backward", aligned and is_aligned(i.dy))
-        gradients = fused.backward(o, i.dy, p, case.needs, made)
+        if case.dora:
+            gradients = fused_dora.backward(o, i.dy, p, c, case.needs, made)
+        else:
+            gradients = fused.backward(o, i.dy, p, case.needs, made)
         for name, gradient, need in zip(("dx", "dA", "dB"), gradients, case.needs, strict=True):
             if (gradient is not None) != need:
                 verdict.wrong.append(f"{name} is {'missing' if need else 'there'}")
             elif gradient is not None:
                 results[name] = gradient
     return results
+
+
+def scales_of(case: Case) -> Tensor:
+    """[N] in fp64, of values that fp32 has: DoRA's c, of both signs."""
+    numbers = torch.Generator().manual_seed(case.N)
+    return (0.5 + torch.rand(case.N, generator=numbers)).double() * (-1) ** torch.arange(case.N)
 
 
 def mask_of(case: Case) -> Tensor:
@@ -187,9 +211,14 @@ def _p_of(case: Case, i: Inputs) -> Tensor:
 def _hold(case: Case, i: Inputs, results: dict[str, Tensor], verdict: Verdict) -> None:
     """Each result to its error budget, and each element to its bound."""
     D = mask_of(case)
-    truth = unfused(i.to(torch.float64), D)
-    torchs = unfused(i, D, tf32_product if case.precision == "tf32" else torch.matmul)
-    bounds = element_bounds(i, D, case.precision)
+    product = tf32_product if case.precision == "tf32" else torch.matmul
+    if case.dora:
+        c = scales_of(case)
+        truth, torchs = unfused_dora(i.to(torch.float64), c, D), unfused_dora(i, c, D, product)
+        bounds = dora_bounds(i, c, D, case.precision)
+    else:
+        truth, torchs = unfused(i.to(torch.float64), D), unfused(i, D, product)
+        bounds = element_bounds(i, D, case.precision)
     for name, result in results.items():
         if not torch.isfinite(result).all():
             verdict.wrong.append(f"{name} is not finite, or was not written everywhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -64,6 +65,37 @@ def unfused(
     q = product(dy_s, i.B)
     dx = product(i.dy, i.W) + product(q, i.A).to(kind) * D.to(kind)
     return {"y": y, "p": p, "dx": dx, "dA": product(q.t(), x_d), "dB": product(dy_s.t(), p)}
+
+
+def with_scaled_rows(i: Inputs, c: Tensor) -> Inputs:
+    """Operands that give without DoRA what these give with it: rows of W and B times c [N] in fp64."""
+    W, B = ((c[:, None] * one.double()).to(one.dtype) for one in (i.W, i.B))
+    return dataclasses.replace(i, W=W, B=B)
+
+
+def unfused_dora(
+    i: Inputs, c: Tensor, D: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+) -> dict[str, Tensor]:
+    """As `unfused`, with y = c z + b; and z."""
+    found = unfused(with_scaled_rows(i, c), D, product)
+    z = unfused(dataclasses.replace(i, b=None), D, product)["y"]
+    return found | {"dB": (c[:, None] * found["dB"]).to(i.B.dtype), "z": z}
+
+
+def dora_bounds(i: Inputs, c: Tensor, D: Tensor, precision: str) -> dict[str, Tensor]:
+    """As `element_bounds`; q takes c B rounded to B's dtype, and dx takes c dy rounded to dy's."""
+    scaled = with_scaled_rows(i, c)
+    bounds = element_bounds(scaled, D, precision)
+    u, u_adapter = (torch.finfo(one).eps / 2 for one in (i.x.dtype, i.A.dtype))
+    z = scaled.to(torch.float64)
+    x, W, A, B, dy = (one.abs() for one in (z.x, z.W, z.A, z.B, z.dy))
+    e_q = abs(i.s) * (dy @ B) * u_adapter
+    return bounds | {
+        "dx": bounds["dx"] + (dy @ W) * u + D * (e_q @ A),
+        "dA": bounds["dA"] + e_q.t() @ (x * D),
+        "dB": bounds["dB"] * c.abs()[:, None],
+        "z": element_bounds(dataclasses.replace(i, b=None), D, precision)["y"],
+    }
 
 
 def element_bounds(i: Inputs, D: Tensor, precision: str) -> dict[str, Tensor]:
