@@ -6,11 +6,12 @@ and B for it applies W alone; the adapter "has no part" in this layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastlora.arguments import check_choice, check_dtype
 from fastlora.config import LoRAConfig
@@ -181,25 +182,39 @@ def set_adapter(model: nn.Module, name: str) -> None:
 def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """Put an adapter in use for a `with` block, and the previous one again afterwards.
 
+    The previous one has its gradients again then, so that they may be accumulated around the block.
+
     Raises:
         ValueError: As by `set_adapter`.
         TypeError: As by `set_adapter`.
     """
-    before = active_adapter(model)
+    before, gradients = active_adapter(model), _gradients(model)
     try:
         try:
             set_adapter(model, name)
             yield
         finally:
-            _put_back(model, before)
+            _put_back(model, before, gradients)
     finally:  # a second time, as Ctrl-C may have come just before the first call
-        _put_back(model, before)
+        _put_back(model, before, gradients)
+
+
+def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters of the adapter in use and its modules to save, and their gradients."""
+    adapters = (layer.active for layer in existing_layers(model).values() if layer.active is not None)
+    own = chain(adapters, (module for _, module in saved_modules(model)))
+    return [(p, p.grad) for module in own for p in module.parameters() if p.grad is not None]
 
 
 @exclusive
-def _put_back(model: nn.Module, name: str) -> None:
-    if active_adapter(model) != name:
+def _put_back(model: nn.Module, name: str, gradients: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    if active_adapter(model) == name:
+        return
+    with commit() as changing:
         set_adapter(model, name)
+        for parameter, gradient in gradients:
+            if parameter.grad is None and parameter.requires_grad:
+                changing.assign(parameter, "grad", gradient)
 
 
 @exclusive

@@ -25,7 +25,7 @@ from fastlora import (
 )
 from fastlora.layer import adapter
 from fastlora.layer.adapter import adapters_of
-from tests.models import Block, TiedLM, adapted, mlp
+from tests.models import Block, NetWithHead, TiedLM, adapted, mlp
 from tests.several_adapters import alone, filled, same_state, two
 
 
@@ -108,6 +108,25 @@ def test_unfreezing_leaves_idle_adapters_frozen():
     unfreeze(model)
     idle = [model[0].adapters["default"], model[2].adapters["default"]]
     assert not any(p.requires_grad for each in idle for p in each.parameters())
+
+
+def test_another_adapter_for_a_block_leaves_the_gradients_that_are_accumulated():
+    torch.manual_seed(0)
+    config = {"r": 2, "target_modules": ["body"]}
+    model = apply_lora(NetWithHead(), LoRAConfig(modules_to_save=["score"], **config))
+    filled(model, "default")
+    add_adapter(model, "fr", LoRAConfig(**config))
+    twin, x = copy.deepcopy(model), torch.randn(4, 6)
+    for each in (model, twin):
+        each(x).sum().backward()
+        if each is model:
+            with use_adapter(model, "fr"):
+                assert not any(p.grad is not None for p in model.parameters())
+                model(x).sum().backward()
+                model.zero_grad()
+        each(x).square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(map(torch.equal, gradients, [p.grad for p in twin.parameters() if p.requires_grad]))
 
 
 def test_the_context_manager_puts_the_adapter_back_also_after_an_error():
