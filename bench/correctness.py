@@ -86,6 +86,7 @@ def _soak(how: str, setting: Setting, folder: Path) -> dict[str, Any]:
 CANDIDATES: Final = "candidates"
 
 TUNING: Final = "tuning"
+CHOICES: Final = "choices"
 COMPILE: Final = "compile"
 
 # In these a kernel that waits for ever shows as a step that did not finish.
@@ -149,6 +150,16 @@ class Steps:
         # One that ran out of time leaves the table of the classes that it came to.
         if (folder / "tables").is_dir():
             os.environ["FASTLORA_TABLES"] = str((folder / "tables").resolve())
+            reload_tables()
+
+    def choose(self) -> None:
+        """Prove and time every route that `fastlora tune` knows, and go on with the tiles that won."""
+        folder, limit = self.path.parent, self.setting.choose_seconds
+        if not self._passed(CHOICES):
+            arguments = [str(folder), limit]
+            self._note(CHOICES, run_child("bench.tuning:choose", arguments, self.setting.device, 2 * limit))
+        if (folder / "choices.json").is_file():
+            os.environ["FASTLORA_TUNE_FILE"] = str((folder / "choices.json").resolve())
             reload_tables()
 
     def compile(self) -> None:

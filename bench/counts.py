@@ -46,7 +46,7 @@ def host_peak_bytes(work: Work) -> int:
     """As `peak_bytes` on the CPU, from the profiler's list of what was allocated and freed."""
     work()
     work.before()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         for run in work.parts.values():
             run()
     changes = [
@@ -89,7 +89,7 @@ def device_events(work: Work, device: torch.device) -> list[tuple[str, str]]:
     work()  # compiles, and sets up libraries
     work.before()
     synchronize(device)
-    with profile(activities=activities) as recorded:
+    with profile(activities=activities, acc_events=True) as recorded:
         for run in work.parts.values():
             run()
         synchronize(device)

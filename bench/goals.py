@@ -12,7 +12,8 @@ import torch
 from bench.cases import Case
 from bench.counts import FILL
 from bench.groups import OURS, Group, comparable, subject
-from bench.methods import GROUPED, METHODS, UNDROPPED
+from bench.methods import METHODS, OWN, UNDROPPED
+from bench.methods.routes import PERSISTENT
 from bench.results import Results
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
 
@@ -55,6 +56,8 @@ GOALS: Final = (
     Goal("fastlora over frozen, forward", OURS, "frozen", "forward", most=1.04, limit="1.00"),
     Goal("fastlora over frozen, forward+backward", OURS, "frozen", most=1.07, limit="1.01"),
     Goal("full over fastlora, forward+backward", "full", OURS, least=1.40, limit="1.50"),
+    Goal("persistent over frozen, forward", PERSISTENT.name, "frozen", "forward", most=1.04, limit="1.00"),
+    Goal("persistent over frozen, forward+backward", PERSISTENT.name, "frozen", most=1.07, limit="1.01"),
     Goal("peft over fastlora, fp32 adapters", "peft", OURS, case=_WIDE, least=1.45),
     Goal("peft over fastlora, bf16 adapters", "peft", OURS, least=1.25),
     Goal(
@@ -104,7 +107,7 @@ def _fastest_other(groups: Sequence[Group]) -> Finding:
         (value, name, group)
         for name in others
         for group, value in _ratios(groups, name, OURS, _STEP)
-        if name not in (OURS, UNDROPPED.name, GROUPED.name)
+        if name not in OWN
     ]
     if not found:
         return Finding(what, "least of 0", reach=reach)

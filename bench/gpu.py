@@ -1,7 +1,8 @@
 """Everything a GPU is needed for, in one command: `python -m bench.gpu --out DIR`.
 
-Correctness first, then the search for tiles, then the device's ceilings and every method in turn with the
-tiles that were found, the cases of most worth first. The results file is written after each step, so a run
+Correctness first, then the search for tiles, then what `fastlora tune` does for the layers that come: each
+route and tile is proven and timed. Then the device's ceilings and every method in turn with the tiles that
+were found, the cases of most worth first. The results file is written after each step, so a run
 that is ended leaves what it measured, and the next one with the same --out goes on there.
 """
 
@@ -23,12 +24,14 @@ from bench.goals import findings
 from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
 from bench.measure import present
-from bench.methods import FASTLORA, GROUPED, METHODS, UNDROPPED, Method
+from bench.methods import METHODS, OWN, Method
+from bench.methods.routes import PERSISTENT, why_unproven
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
 from bench.settings import DRY, GPU
 from bench.tables import print_header, print_tables, wide_console
+from fastlora.formula.cost import Problem
 
 # Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
 _DRY_SURROUNDINGS: Final = {
@@ -67,6 +70,7 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
         steps.check_correctness(then_tune="tuning" in asked)
     if "tuning" in asked:
         steps.tune()
+        steps.choose()
     if "measure" in asked:
         steps.compile()
         with fastlora.set_backend("triton"):
@@ -85,7 +89,11 @@ def present_methods(steps: Steps) -> list[Method]:
     methods, results.absent = present(METHODS, setting.device, setting.cases[0].dtype)
     if hung := steps.hung():
         why = f"{', '.join(hung)} did not finish: a kernel may hang"
-        results.absent |= dict.fromkeys((FASTLORA.name, GROUPED.name, UNDROPPED.name), why)
+        results.absent |= dict.fromkeys(OWN, why)
+    if PERSISTENT.name not in results.absent:
+        case = setting.cases[0]
+        if (unproven := why_unproven(Problem(*case[:4], case.dtype, case.adapter_dtype))) is not None:
+            results.absent[PERSISTENT.name] = unproven
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]

@@ -13,11 +13,12 @@ from bench.cases import Case, Measurement
 from bench.counts import synchronize
 from bench.layer import build_layer
 from bench.measure import on_record
-from bench.methods import METHODS
+from bench.methods import BY_ROUTE, METHODS
 from bench.process import run_shares
 from bench.settings import Setting
 
-_COMPILING = ("fastlora", "compiled", "lorafusion")
+_KERNELS = ("fastlora", *(one.name for one in BY_ROUTE))
+_COMPILING = (*_KERNELS, "compiled", "lorafusion")
 
 
 def variants(measurements: Iterable[Measurement]) -> list[tuple[str, Case]]:
@@ -31,7 +32,7 @@ def variants(measurements: Iterable[Measurement]) -> list[tuple[str, Case]]:
         for name in _COMPILING:
             if name in methods:
                 sizes: tuple[object, ...] = case[:3]
-                if name == "fastlora":
+                if name in _KERNELS:
                     sizes = tuple((size.bit_length(), size % 16 == 0) for size in case[:3])
                 found.setdefault((name, *sizes, *case[3:]), (name, case))
     return list(found.values())

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 
 from bench.cases import Case, Measurement
-from bench.methods import GROUPED, METHODS, UNDROPPED
+from bench.methods import BY_ROUTE, GROUPED, METHODS, UNDROPPED
 
 HEADLINE: Final = (4096, 4096)
 # (K, N) of the linear layers; the headline shape is one of them.
@@ -31,8 +31,9 @@ EVERY: Final = tuple(name for name in METHODS if name not in (UNDROPPED.name, GR
 EVERY_WITH_DROPOUT: Final = (*EVERY, UNDROPPED.name)
 # Everything that is worth its time in many shapes. torch.compile takes seconds a shape, the weight-space
 # parametrization loses by its design: they are measured where every method is.
-COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", "fastlora")
-_DROPOUT: Final = ("frozen", "full", "unfused", "peft", "lorafusion", "fastlora", "fastlora-p0")
+_ROUTES: Final = ("fastlora", *(one.name for one in BY_ROUTE))
+COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", *_ROUTES)
+_DROPOUT: Final = ("frozen", "full", "unfused", "peft", "lorafusion", *_ROUTES, UNDROPPED.name)
 
 # Training waits for the GPU, so graphs are what matters; eager shows what Python costs where it shows.
 _BOTH: Final = ("eager", "graph")

@@ -51,6 +51,7 @@ class Setting(NamedTuple):
     sanitized: tuple[Case, ...]
     sanitizer_seconds: float
     tune_seconds: float
+    choose_seconds: float
     compilers: int
     compile_seconds: float
 
@@ -98,6 +99,7 @@ GPU: Final = Setting(
     ),
     sanitizer_seconds=70,
     tune_seconds=90,
+    choose_seconds=60,
     compilers=10,
     compile_seconds=150,
 )
@@ -127,6 +129,7 @@ DRY: Final = Setting(
     ),
     sanitizer_seconds=60,
     tune_seconds=60,
+    choose_seconds=200,
     compilers=1,
     compile_seconds=300,
 )

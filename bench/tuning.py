@@ -1,8 +1,9 @@
-"""Search tiles for this GPU: `python -m bench.tuning --device cuda --out DIR`.
+"""Search tiles for this GPU: `python -m bench.tuning --device cuda --out DIR`; and choose among routes.
 
 The candidates are compiled in several processes, then `fastlora.tuning` times them in this one. DIR gets
 tuning.json with every measurement, and tables/ARCHITECTURE.json: to be committed in the place of the
-package's own, or used from where it is with FASTLORA_TABLES=DIR/tables.
+package's own, or used from where it is with FASTLORA_TABLES=DIR/tables. `choose` is `fastlora tune` for the
+layers that a run measures.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import click
 import torch
 
 from bench.environment import environment
-from bench.process import run_shares
+from bench.process import outcome, run_shares
 from bench.settings import SETTINGS, Setting
+from fastlora.formula.cost import Problem
 
 _COMPILE_SECONDS = 120
 
@@ -43,6 +46,33 @@ def tune(setting: Setting, out: str, seconds: float, commit: str | None) -> dict
     torch.manual_seed(0)
     here = environment(setting.device, commit)._asdict()
     return search.tune(setting.device, Path(out), seconds, here)
+
+
+def choose(setting: Setting, folder: str, seconds: float) -> dict[str, Any]:
+    """Hold every route that `fastlora tune` knows to fp64, and time it, for the layers that will be measured.
+
+    Leaves choices.json, which FASTLORA_TUNE_FILE may name, and choices-times.json, which has every
+    candidate's time. A correctness step's result: a candidate that failed is out, and no failure of the step.
+    """
+    from fastlora.tune_model import tune_requests
+    from fastlora.tuning.report import Request
+
+    start = time.monotonic()
+    cases = [case for case in setting.cases if not case.base]
+    problems = [Request(Problem(*case[:6]), case.dropout > 0) for case in cases]
+    report = tune_requests(
+        problems,
+        minutes=seconds / 60,
+        path=Path(folder) / "choices.json",
+        dry_run=setting.device.type == "cpu",
+        in_order=True,
+    )
+    text = json.dumps(report.as_dict(), indent=1) + "\n"
+    (Path(folder) / "choices-times.json").write_text(text, encoding="utf-8")
+    better = sum(one.gain > 1 for one in report.found)
+    summary = f"{len(report.found)} passes, {better} by another code; {len(report.skipped)} left out"
+    summary += f"; {len(report.failures)} candidates failed"
+    return outcome(bool(report.found), summary, time.monotonic() - start, failures=report.failures)
 
 
 @click.command(help=__doc__)

@@ -48,6 +48,7 @@ class Device:
         memory_bytes: Of a GPU; None for the CPU.
         paths: One entry for each dtype.
         choices: Of a GPU, what `fastlora tune` measured on it, or why nothing of it is used.
+        persistent: Of a GPU, when its persistent kernels are taken, or why they are not.
     """
 
     device: str
@@ -56,6 +57,7 @@ class Device:
     memory_bytes: int | None
     paths: tuple[PathTaken, ...]
     choices: str | None = None
+    persistent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Info(Shown):
             yield Table(("dtype", "path", "why"), [(p.dtype, p.path, p.why) for p in device.paths], 3)
             if device.choices is not None:
                 yield f"tuned: {device.choices}"
+            if device.persistent is not None:
+                yield f"persistent kernels: {device.persistent}"
         yield ""
         rows = [(about, version or "not installed") for about, version in self.formats.items()]
         yield Table(("packed W", "its library"), rows, 2)
@@ -148,8 +152,8 @@ def _gpu(index: int) -> Device:
     if torch.version.hip is not None:
         capability = properties.gcnArchName
     device = torch.device("cuda", index)
-    paths, choices = _paths(device), _choices(device)
-    return Device(str(device), properties.name, capability, properties.total_memory, paths, choices)
+    facts = str(device), properties.name, capability, properties.total_memory
+    return Device(*facts, _paths(device), _choices(device), _persistent(device))
 
 
 def _choices(device: torch.device) -> str:
@@ -162,6 +166,14 @@ def _choices(device: torch.device) -> str:
     if found.choices is None:
         return f"not used: {found.why}" if found.path else found.why
     return f"{len(found.choices.entries)} passes, {found.why}, in {found.path}"
+
+
+def _persistent(device: torch.device) -> str:
+    if _version_of("triton") is None:
+        return "not here: triton is not installed"
+    from fastlora.routes.persistent import told
+
+    return told(device)
 
 
 def _paths(device: torch.device) -> tuple[PathTaken, ...]:

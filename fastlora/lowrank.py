@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlora.arguments import check_rank
-from fastlora.formula.operands import accumulation_dtype
+from fastlora.formula.operands import accumulation_dtype, unaffected_by_autocast
 
 # Random columns in addition to the r wanted; Halko et al., section 4.2, take 5 to 10.
 _OVERSAMPLING = 10
@@ -37,6 +37,7 @@ class Factors(NamedTuple):
         """The number of columns of B and of rows of A; the rank of B A is at most this."""
         return self.A.shape[0]
 
+    @unaffected_by_autocast
     def product(self) -> Tensor:
         """B A [N, K]."""
         return self.B @ self.A
@@ -103,6 +104,7 @@ def decompose(W: Tensor) -> Spectrum:
     return Spectrum(*torch.linalg.svd(_checked(W), full_matrices=False))
 
 
+@unaffected_by_autocast
 def decompose_product(B: Tensor, A: Tensor) -> Spectrum:
     """The singular value decomposition of B A [N, K], with k = min(N, r, K), without forming B A.
 
@@ -121,6 +123,7 @@ def decompose_product(B: Tensor, A: Tensor) -> Spectrum:
     return Spectrum(Q_B @ U, S, Vt @ Q_A.t())
 
 
+@unaffected_by_autocast
 def decompose_randomized(W: Tensor, r: int, *, iterations: int = 2) -> Spectrum:
     """The first r singular values and vectors of a large W [N, K], approximated by random projection.
 

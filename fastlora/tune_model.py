@@ -18,7 +18,7 @@ from fastlora.formula.cost import Problem
 from fastlora.layer.adapter import Adapter
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.model.find_layers import check_model, existing_layers
+from fastlora.model.find_layers import check_model, existing_layers, lora_layers
 from fastlora.routes.decide import KERNEL_DTYPES, route_on
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Progress, Request, TuneReport
@@ -67,7 +67,9 @@ def tune(
             rows or minutes are not positive.
     """
     requests = requests_of(model, rows, dtype)
-    return tune_requests(requests, minutes=minutes, path=path, dry_run=dry_run, progress=progress)
+    report = tune_requests(requests, minutes=minutes, path=path, dry_run=dry_run, progress=progress)
+    report.untuned = untuned(model)
+    return report
 
 
 def requests_of(model: nn.Module, rows: Sequence[int], dtype: torch.dtype | None = None) -> list[Request]:
@@ -89,6 +91,17 @@ def requests_of(model: nn.Module, rows: Sequence[int], dtype: torch.dtype | None
     ]
 
 
+def untuned(model: nn.Module) -> list[str]:
+    """The LoRA layers that `requests_of` leaves out, each class of them with its number and first name."""
+    others = [(name, layer) for name, layer in lora_layers(model) if not isinstance(layer, FusedLoRALinear)]
+    pefts = [(name, layer) for name, layer in model.named_modules() if _is_pefts(layer)]
+    others += [(name, layer) for name, layer in pefts if not _is_pefts_linear(layer)]
+    names: dict[str, list[str]] = {}
+    for name, layer in others:
+        names.setdefault(type(layer).__name__, []).append(name)
+    return [f"{len(found)} {kind}: {found[0]}{', ...' * (len(found) > 1)}" for kind, found in names.items()]
+
+
 # K, N, r, the dtypes of W and of A, and whether there is dropout.
 _Kind = tuple[int, int, int, torch.dtype, torch.dtype, bool]
 
@@ -104,15 +117,24 @@ def _own_kinds(model: nn.Module) -> Iterator[_Kind]:
 def _pefts_kinds(model: nn.Module) -> Iterator[_Kind]:
     """Those of a PEFT model's linear layers, fused by `accelerate_peft` or `register`; read without PEFT."""
     for layer in model.modules():
-        parts: Mapping[str, Any] = layer._modules
-        base, factors = parts.get("base_layer"), parts.get("lora_A")
-        if not isinstance(factors, nn.ModuleDict) or not (is_conv1d(base) or hasattr(base, "in_features")):
+        if not _is_pefts_linear(layer):
             continue
-        for name in factors:
+        parts: Mapping[str, Any] = layer._modules
+        base = parts["base_layer"]
+        for name in parts["lora_A"]:
             A: Tensor = parts["lora_A"][name].weight
             B: Tensor = parts["lora_B"][name].weight
             dropout = getattr(parts["lora_dropout"][name], "p", 0.0) > 0
             yield A.shape[1], B.shape[0], A.shape[0], _dtype_of(base), A.dtype, dropout
+
+
+def _is_pefts(layer: nn.Module) -> bool:
+    return isinstance(layer._modules.get("lora_A"), nn.ModuleDict) and "base_layer" in layer._modules
+
+
+def _is_pefts_linear(layer: nn.Module) -> bool:
+    base = layer._modules.get("base_layer")
+    return _is_pefts(layer) and (is_conv1d(base) or hasattr(base, "in_features"))
 
 
 def tune_requests(
@@ -122,8 +144,12 @@ def tune_requests(
     path: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
+    in_order: bool = False,
 ) -> TuneReport:
-    """As `tune`, for layers and batches given by their shapes."""
+    """As `tune`, for layers and batches given by their shapes.
+
+    They are taken in their order with `in_order`, else the largest first.
+    """
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0; got {shown(minutes)}")
     if path is not None:
@@ -133,8 +159,8 @@ def tune_requests(
         raise ValueError("there must be a layer in fp16, bf16 or fp32, and a number of rows; there is none")
     from fastlora.tuning.tuner import tune_for  # `import fastlora` reads no tile table
 
-    # Where most is to be gained comes first.
-    wanted.sort(key=lambda one: one.problem.forward().flops, reverse=True)
+    if not in_order:
+        wanted.sort(key=lambda one: one.problem.forward().flops, reverse=True)
     return tune_for(
         [_dry(one) for one in wanted] if dry_run else wanted,
         Machine(torch.device("cpu"), "dry run") if dry_run else _this_machine(),

@@ -19,6 +19,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"^\{figures: (\w+)\}$", lambda found: figures(found[1]), markdown, flags=re.MULTILINE)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """The page's HTML with the options of commands marked, which its style sheet keeps on one line."""
+    return re.sub(
+        r"<code>[^<]*</code>",
+        lambda code: re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', code[0]),
+        html,
+    )
+
+
 def on_files(files: Any, config: Any) -> Any:
     """The site's files, and the pictures of the benchmarks."""
     from mkdocs.structure.files import File

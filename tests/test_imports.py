@@ -35,7 +35,16 @@ TABLE_READERS = (
     "routes.group_plan",
     "routes.plan_runs",
     "routes.choices",
+    "routes.persistent",
     "routes.architecture",
+)
+# What launches kernels.
+KERNEL_ROUTES = (
+    "routes.fused",
+    "routes.fused_dora",
+    "routes.group_fused",
+    "routes.fused_runs",
+    "routes.hopper",
 )
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
 
@@ -94,7 +103,7 @@ def test_imports_make_no_circle():
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_importing_a_module_needs_torch_alone(path):
     allowed = {"torch", "fastlora"}
-    if dotted(path) in ("routes.fused", "routes.fused_dora", "routes.group_fused", "routes.fused_runs"):
+    if dotted(path) in KERNEL_ROUTES:
         allowed |= {"triton", "fastlora_kernels"}
     if dotted(path) in TABLE_READERS or room(path) == "tuning":
         allowed |= {"fastlora_kernels"}
@@ -111,12 +120,11 @@ def test_the_oracle_knows_torch_alone():
 
 def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
     knows = {name: {dotted(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
-    assert knows["triton"] <= {"routes.fused", "routes.fused_runs"}
+    assert knows["triton"] <= {"routes.fused", "routes.fused_runs", "routes.hopper"}
     # A format launches the kernel that unpacks it.
     rooms = ("tuning.", "formats.")
     known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
-    fused = {"routes.fused", "routes.fused_dora", "routes.group_fused", "routes.fused_runs"}
-    assert known <= fused | {*TABLE_READERS}
+    assert known <= {*KERNEL_ROUTES, *TABLE_READERS}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)

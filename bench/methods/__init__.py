@@ -16,13 +16,17 @@ from bench.methods.libraries import (
 )
 from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Method
+from bench.methods.routes import BY_ROUTE
 
 _FIRST = (FROZEN, FULL, UNFUSED, COMPILED, ADDMM, PEFT, LORALIB, PARAMETRIZED)
+_LIBRARIES = (ACCELERATED, LORAFUSION, TRANSFORMER_ENGINE)
 
 METHODS: Final[dict[str, Method]] = {
-    one.name: one
-    for one in (*_FIRST, ACCELERATED, LORAFUSION, TRANSFORMER_ENGINE, FASTLORA, GROUPED, UNDROPPED)
+    one.name: one for one in (*_FIRST, *_LIBRARIES, FASTLORA, *BY_ROUTE, GROUPED, UNDROPPED)
 }
+
+# Those whose code is ours.
+OWN: Final = (FASTLORA.name, *(one.name for one in BY_ROUTE), GROUPED.name, UNDROPPED.name)
 
 # Those that are made for whole nets.
 IN_NETS: Final = ("frozen", "full", "parametrized", "unfused", "loralib", "peft", "fastlora")

@@ -169,7 +169,14 @@ def explain_problem(
         floor = None if gpu is None else _floor(cost, problem.dtype, gpu)
         passes.append(PassExplanation(name, route, plan, cost, floor))
     path = route_on(device, problem.dtype, gpu=gpu if named else None, architecture=architecture)
-    return Explanation(problem, path, gpu, tuple(passes))
+    persistent = None
+    if path.name == "triton":
+        from fastlora.routes.architecture import architecture_of
+        from fastlora.routes.persistent import told_of
+
+        where = architecture or architecture_of(device)
+        persistent = told_of(where, problem, dropout=dropout > 0, aligned=aligned and is_aligned(x))
+    return Explanation(problem, path, gpu, tuple(passes), persistent=persistent)
 
 
 def _floor(cost: Cost, dtype: torch.dtype, gpu: str) -> float:

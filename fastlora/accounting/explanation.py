@@ -59,6 +59,7 @@ class Explanation:
         packed_bytes: Bytes of a packed W. Each pass reads these, and writes W once where it unpacks
             W beforehand; its cost includes both.
         dora: Whether columns are scaled by DoRA's c, which is no part of the cost.
+        persistent: On a GPU, whether the persistent kernels for sm_90 take the call, or why not.
     """
 
     problem: Problem
@@ -68,6 +69,7 @@ class Explanation:
     base: str | None = None
     packed_bytes: int = 0
     dora: bool = False
+    persistent: str | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The explanation in JSON's types."""
@@ -79,6 +81,7 @@ class Explanation:
             "path": self.path._asdict(),
             "gpu": self.gpu,
             "dora": self.dora,
+            "persistent": self.persistent,
             "base": None if self.base is None else {"format": self.base, "bytes": self.packed_bytes},
             "passes": [
                 {
@@ -87,7 +90,7 @@ class Explanation:
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
                     "path": one.path._asdict(),
-                    "launches": None if one.plan is None else 1 + one.unpacks,
+                    "launches": 1 + one.unpacks if one.plan or one.path.name == "persistent" else None,
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes
@@ -105,6 +108,8 @@ class Explanation:
             inside = [one.name for one in self.passes if not one.unpacks]
             where = f"inside the {inside[0]} product, else" if inside else "in each pass"
             lines.append(f"W: {self.base}, {self.packed_bytes / 1e6:,.3f} MB, unpacked {where} by {by}")
+        if self.persistent is not None:
+            lines.append(f"persistent kernels: {self.persistent}")
         if self.dora:
             fused = all(one.path.is_fused for one in self.passes)
             lines.append(f"DoRA: {_FUSED_DORA if fused else _DORA}")
@@ -115,7 +120,7 @@ class Explanation:
             if one.plan is not None:
                 lines += _launch_lines(one.plan)
             elif one.path != self.path:
-                lines.append(f"  torch: {one.path.why}")
+                lines.append(f"  {one.path.name}: {one.path.why}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

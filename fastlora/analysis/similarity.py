@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.analysis.updates import layers_with
-from fastlora.formula.operands import accumulation_dtype
+from fastlora.formula.operands import accumulation_dtype, unaffected_by_autocast
 from fastlora.layer.base_weights import adapters_for_original
 from fastlora.lowrank import decompose
 from fastlora.tables import Part, Shown, Table
@@ -28,6 +28,7 @@ class Similarity(Shown, dict[str, Tensor]):
         )
 
 
+@unaffected_by_autocast
 def subspace_similarity(first: Tensor, second: Tensor) -> Tensor:
     """φ(i, j) = ‖U_iᵀ V_j‖² / min(i, j), for the spans of the first i and the first j singular directions.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastlora.formula.operands import unaffected_by_autocast
 from fastlora.layer.base_weights import adapters_for_original, original_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import check_plain_lora
@@ -180,6 +181,7 @@ def _without_rounding(spectrum: Spectrum, B: Tensor, A: Tensor) -> Spectrum:
     return Spectrum(spectrum.U[:, :kept], spectrum.S[:kept], spectrum.Vt[:kept])
 
 
+@unaffected_by_autocast
 def _amplification(W: Tensor, spectrum: Spectrum) -> float:
     U, S, Vt = spectrum
     if not len(S):

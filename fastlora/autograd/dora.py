@@ -29,6 +29,7 @@ from fastlora.formula.operands import (
     check_adapter,
     checked_base,
     plain,
+    transforms_active,
 )
 from fastlora.routes import dora
 from fastlora.routes.backend import backend_of_mask, get_backend
@@ -146,7 +147,7 @@ def dora_linear(
     y_dtype = x.dtype
     if isinstance(W, BaseWeight):
         x, b = converted(x, W, b)
-    separately = torch._C._get_tracing_state() or x.is_nested or torch._C._are_functorch_transforms_active()
+    separately = torch._C._get_tracing_state() or x.is_nested or transforms_active()
     if separately:
         whole = dequantized(W, x) if isinstance(W, BaseWeight) else W
         return oracle.dora(x, whole, b, A, B, s, m, dropout=dropout, training=dropout > 0).to(y_dtype)

@@ -19,6 +19,7 @@ from fastlora.formula.operands import (
     check_adapter,
     check_tensors,
     checked_base,
+    transforms_active,
 )
 from fastlora.formula.oracle import unfused
 from fastlora.routes.backend import backend_of_mask, get_backend
@@ -72,10 +73,10 @@ def lora_linear(
 ) -> Tensor:
     """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
 
-    Under torch.func's transforms (grad, vmap) and in torch.jit.trace, the formula is computed by separate
-    torch operations, which these can handle. So are second derivatives. torch.compile has none: most of its
-    backends raise an error, but backend="eager" silently drops the part that goes through x, A and B, as it
-    does for every torch.autograd.Function.
+    Under torch.func's transforms (grad, vmap), in forward-mode differentiation and in torch.jit.trace, the
+    formula is computed by separate torch operations, which these can handle. So are second derivatives.
+    torch.compile has none: most of its backends raise an error, but backend="eager" silently drops the part
+    that goes through x, A and B, as it does for every torch.autograd.Function.
 
     The backward pass takes the code path of its forward pass, even if `set_backend` was called in between.
 
@@ -121,7 +122,7 @@ def lora_linear(
             return lora_linear(x, W, b, A, B, s, dropout=dropout)
     base = checked_base(x, W, b)
     check_adapter(x, base, A, B)
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0)
     # Drawn on the device: needs no synchronization, and a replayed CUDA graph draws a new seed.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None

@@ -22,6 +22,7 @@ from fastlora.formula.operands import (
     check_adapter,
     checked_base,
     plain,
+    transforms_active,
 )
 from fastlora.formula.oracle import Piece
 from fastlora.formula.runs import Runs
@@ -125,7 +126,7 @@ def _computed(
     M = rows.shape[0]
     if M % runs.items if runs.items else M:
         raise ValueError(f"x must have a multiple of {runs.items} rows, the batch's items; got {M}")
-    if needs_operator(x) or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():
+    if needs_operator(x) or transforms_active() or torch._C._get_tracing_state():
         y = oracle.mixed(rows, _whole(base, x).tensors[0], b, _pieces(runs, M, adapters))
     else:
         parts = runs.parts(M, x.device)

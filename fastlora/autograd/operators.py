@@ -19,6 +19,7 @@ from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands, a
 from fastlora.routes import cpu, few_rows, vendor
 from fastlora.routes.decide import Decision, decide
 from fastlora.routes.dequantize import dequantize
+from fastlora.routes.passes import passes_of
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -121,26 +122,14 @@ def needs_operator(x: Tensor) -> bool:
 
 
 def _run_forward(o: Operands, decision: Decision) -> tuple[Tensor, Tensor]:
-    if decision.forward.is_fused:
-        from fastlora.routes import fused
-
-        return fused.forward(o)
-    if decision.forward.name == "vendor":
-        from fastlora.routes import vendor_beside_kernels
-
-        return vendor_beside_kernels.forward(o)
+    if (passes := passes_of(decision.forward.name)) is not None:
+        return passes.forward(o)
     return cpu.forward(o) if o.x.is_cpu else vendor.forward(o)
 
 
 def _run_backward(o: Operands, dy: Tensor, p: Tensor, needs: Needs, decision: Decision) -> Gradients:
-    if decision.backward.is_fused:
-        from fastlora.routes import fused
-
-        return fused.backward(o, dy, p, needs)
-    if decision.backward.name == "vendor":
-        from fastlora.routes import vendor_beside_kernels
-
-        return vendor_beside_kernels.backward(o, dy, p, needs)
+    if (passes := passes_of(decision.backward.name)) is not None:
+        return passes.backward(o, dy, p, needs)
     return cpu.backward(o, dy, p, needs) if o.x.is_cpu else vendor.backward(o, dy, p, needs)
 
 

@@ -19,6 +19,7 @@ from fastlora.formula.operands import (
     autocasts,
     check_adapter,
     plain,
+    transforms_active,
 )
 from fastlora.formula.oracle import unfused
 from fastlora.routes.backend import backend_of_mask, get_backend
@@ -126,13 +127,15 @@ class _QuantizedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [..., N] -> dx [..., K]."""
         packed = ctx.saved_tensors
-        return dy @ operators.dequantized(ctx.rest._replace(tensors=packed), dy), *[None] * (2 + len(packed))
+        W = operators.dequantized(ctx.rest._replace(tensors=packed), dy)
+        with torch.autocast(dy.device.type, enabled=False):
+            return dy @ W, *[None] * (2 + len(packed))
 
 
 def _needs_separate_operations(x: Tensor) -> bool:
     """Whether what is at work cannot go through a Python function with a derivative of its own."""
     tracing = torch._C._get_tracing_state()
-    return bool(tracing or x.is_nested or torch._C._are_functorch_transforms_active())
+    return bool(tracing or x.is_nested or transforms_active())
 
 
 def converted(x: Tensor, base: BaseWeight, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ from fastlora.arguments import adapter_dtype_over
 from fastlora.cli.reporting import reported
 from fastlora.config import ALL_LINEAR, LoRAConfig
 from fastlora.formula.cost import Problem
-from fastlora.tune_model import ROWS, requests_of, tune_requests
+from fastlora.tune_model import ROWS, requests_of, tune_requests, untuned
 from fastlora.tuning.report import Progress, Request
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32"])
@@ -70,9 +70,10 @@ def tune(
         if export is not None:
             click.echo(f"this GPU's choices are in {_exported(export)}")
             return
-        requests = _requests(**asked)
+        requests, others = _requests(**asked)
         with _bar() as progress:
             report = tune_requests(requests, minutes=minutes, path=out, dry_run=dry_run, progress=progress)
+        report.untuned = others
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else str(report))
     if not report.found:
         raise click.ClickException("nothing was measured")
@@ -86,19 +87,21 @@ def _requests(
     dtype: str,
     adapter_dtype: str | None,
     dropout: bool,
-) -> list[Request]:
+) -> tuple[list[Request], list[str]]:
+    """What is tuned for, and the model's layers that take other code."""
     base = getattr(torch, dtype)
     adapters = adapter_dtype_over(base, None if adapter_dtype is None else getattr(torch, adapter_dtype))
     if model is not None and shapes:
         raise ValueError("--model and --shape must not both be given")
     if shapes:
         sizes = [_numbers("--shape", shape, 4) for shape in shapes]
-        return [Request(Problem(M, K, N, r, base, adapters), dropout) for M, K, N, r in sizes]
+        return [Request(Problem(M, K, N, r, base, adapters), dropout) for M, K, N, r in sizes], []
     each = _numbers("--rows", rows)
     config = LoRAConfig(
         r=rank, target_modules=ALL_LINEAR, adapter_dtype=adapters, dropout=0.1 if dropout else 0.0
     )
-    return requests_of(blueprint_with_lora(model or _LAYERS, config, base), each)
+    found = blueprint_with_lora(model or _LAYERS, config, base)
+    return requests_of(found, each), untuned(found)
 
 
 def _exported(to: Path) -> Path:

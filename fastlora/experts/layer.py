@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fastlora import arguments
 from fastlora.experts.hook import config_with_lora, register
 from fastlora.experts.stacks import CHILD, Stack
-from fastlora.formula import oracle
 from fastlora.layer import base_weights, training_warnings
 from fastlora.layer.adapter import SLOTS, Options, new_adapter
 from fastlora.layer.commits import Commit, commit, exclusive
@@ -121,7 +120,7 @@ class FusedLoRAExperts(Mergeable):
         if active is None:
             return W.clone()
         W = W.transpose(1, 2) if self.transposed else W
-        total = oracle.effective_weight(W, active.lora_A, active.lora_B, active.scaling)
+        total = active.added_to(W)
         return total.transpose(1, 2) if self.transposed else total
 
     @exclusive

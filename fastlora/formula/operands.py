@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class BaseWeight(NamedTuple):
@@ -103,6 +109,27 @@ def autocasts(x: Tensor) -> bool:
         return False
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def transforms_active() -> bool:
+    """Whether torch.func's transforms or forward-mode differentiation are at work.
+
+    They need separate torch operations, not a Python function with a derivative of its own.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def unaffected_by_autocast(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Mark a function whose products autocast must not round to 16 bits, in whatever region it is called."""
+
+    @wraps(function)
+    def exact(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if torch.compiler.is_compiling() or not torch._C._is_any_autocast_enabled():
+            return function(*args, **kwargs)
+        with torch._C._DisableAutocast():
+            return function(*args, **kwargs)
+
+    return exact
 
 
 def check_tensors(x: object, W: object, b: object, A: object, B: object) -> None:

@@ -57,7 +57,7 @@ class Runs:
 
     def scaled(self, rows: int) -> list[Run]:
         """The runs in rows of x [rows, K], in order. `rows` is a multiple of `items`."""
-        unit = rows // self.items
+        unit = rows // self.items if self.items else 0
         return [Run(adapter, begin * unit, end * unit) for adapter, begin, end in self._runs]
 
     def parts(self, rows: int, device: torch.device) -> list[Part]:

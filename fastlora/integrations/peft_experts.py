@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastlora import arguments
 from fastlora.experts.forward import Update, experts_forward
 from fastlora.experts.stacks import stacks_of, takes_hook
+from fastlora.formula.operands import transforms_active
 from fastlora.integrations.peft_layer import FUSED, count
 from fastlora.integrations.peft_package import ParamWrapper
 from fastlora.integrations.peft_rules import HALVES, is_called_plainly
@@ -168,7 +168,7 @@ def _argument_obstacle(wrapper: Any, x: Any, args: tuple[Any, ...], kwargs: dict
             or tensor.dim() != 2
         ):
             return "an argument is not a plain [tokens, ...] tensor"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active():
         return "a torch.func transform or forward-mode differentiation is at work"
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace is at work"

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastlora import arguments
 from fastlora.formats.format import Format
 from fastlora.formats.registry import format_of
-from fastlora.formula.operands import BaseWeight, autocasts
+from fastlora.formula.operands import BaseWeight, autocasts, transforms_active
 from fastlora.integrations.peft_package import DoraLinearLayer, DoraLinearVariant
 from fastlora.layer.conv1d import is_conv1d, turned
 
@@ -156,7 +155,7 @@ def why_not_fused(
         return "there are arguments beside x"
     if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.is_nested:
         return "x is not a plain tensor"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active():
         return "a torch.func transform or forward-mode differentiation is at work"
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace is at work"

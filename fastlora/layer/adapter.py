@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlora import arguments
 from fastlora.formula import oracle
+from fastlora.formula.operands import unaffected_by_autocast
 from fastlora.layer.commits import commit
 
 DEFAULT = "default"
@@ -106,6 +107,7 @@ class Adapter(nn.Module):
         """s, the factor of the update."""
         return arguments.scaling(self.r, self.alpha, self.rslora)
 
+    @unaffected_by_autocast
     def added_to(self, W: Tensor) -> Tensor:
         """W + s B A [N, K], or DoRA's diag(c) (W + s B A), rounded once to W's dtype."""
         A, B, *m = self()

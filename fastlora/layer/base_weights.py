@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS, format_of
 from fastlora.formula import oracle
+from fastlora.formula.operands import unaffected_by_autocast
 from fastlora.layer.adapter import Options, adapters_of
 from fastlora.layer.conv1d import turned
 from fastlora.routes.dequantize import dequantize
@@ -56,12 +57,19 @@ def frozen_weight(layer: Any) -> Tensor:
     return turned(layer, layer.weight if kept is None else kept)
 
 
+@unaffected_by_autocast
 def original_weight(layer: Any) -> Tensor:
     """A copy of W₀ [N, K], exact to one rounding; of W, exactly, if the layer was not initialized from it."""
     W = frozen_weight(layer).detach()
     if layer.start_A is None:
         return W.clone()
     return oracle.effective_weight(W, layer.start_A, layer.start_B, layer.start_scaling)
+
+
+@unaffected_by_autocast
+def left_of(layer: Any, W: Tensor) -> Tensor:
+    """What `initialize` leaves of a W₀ [N, K], for the start that it has taken out: W₀ - s₀ B₀ A₀."""
+    return oracle.effective_weight(W, layer.start_A, layer.start_B, -layer.start_scaling)
 
 
 @torch.no_grad()

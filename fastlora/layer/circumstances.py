@@ -6,10 +6,9 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastlora.formula.grouped import Projection
-from fastlora.formula.operands import BaseWeight
+from fastlora.formula.operands import BaseWeight, transforms_active
 from fastlora.routes import backend
 
 _NAMES: Final = (
@@ -47,7 +46,7 @@ def why_alone(x: Tensor) -> str | None:
     """Why a call with this x is not grouped, whatever the layers."""
     if type(x) is not Tensor or x.is_nested:
         return "x is not a plain tensor"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active():
         return "a torch.func transform or forward-mode differentiation is at work"
     return None
 

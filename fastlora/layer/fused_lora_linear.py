@@ -63,9 +63,11 @@ class FusedLoRALinear(Stored, MergeableLinear):
     Attributes:
         enabled: If False, forward applies W alone (after `initialize`, the W from before it).
         adapters: All adapters by name; each stays there, whichever is in use.
-        lora_A, lora_B, r, alpha, dropout, rslora, init, dora, scaling: Those of the adapter in use. All but
-            `dora` and `scaling` can be assigned. None if this layer has no part in that adapter.
-        start_A: [r, K], start_B: [N, r], start_scaling: what `initialize` took out of W; else None, None, 0.
+        lora_A: A [r, K] of the adapter in use, as are `lora_B` [N, r], `r`, `alpha`, `dropout`, `rslora`,
+            `init`, `dora` and `scaling`. All but the last two can be assigned. None if this layer has no part
+            in it.
+        start_A: [r, K]; beside it `start_B` [N, r] and `start_scaling`: what `initialize` took out of W; else
+            None, None, 0.
         split: How tensor parallel divides the layer among processes; None if it does not.
         applied_as: Its name in the model, if `apply_lora` or a load made it; else "".
 

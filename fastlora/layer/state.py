@@ -9,11 +9,18 @@ and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
+from fastlora.layer.base_weights import left_of, packed_format
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.conv1d import turned
+from fastlora.layer.magnitude import is_at_start, norms_of
 from fastlora.layer.merging import Mergeable
+from fastlora.layer.sharding import is_dtensor
 
 
 def saved_name(adapter: str, slot: str) -> str:
@@ -46,10 +53,32 @@ class Stored(Mergeable):
         if any(name in state_dict for name in merged_from):
             self.unmerge()
         if _of_plain_layer(state_dict, prefix, self.keeper[1]):
-            # The adapters' own values are put in, so that each adapter loads what it has.
-            self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
+            self._put_updates_in(state_dict, prefix)
         with commit():
             super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def _put_updates_in(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Put the adapters' own values into a plain layer's state_dict, so that each loads what it has.
+
+        What was made of W follows the W that comes: an m that is not trained yet starts as its norms, and
+        what `initialize` took out of the old W is taken out of it.
+        """
+        self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
+        given, W = state_dict[prefix + self.keeper[1]], cast(Tensor, self.weight)
+        plain = (given, W)
+        if packed_format(self) is not None or any(each.is_meta or is_dtensor(each) for each in plain):
+            return
+        if given.shape != W.shape:  # which torch refuses
+            return
+        given = given.to(W)
+        for name, adapter in self.adapters.items():
+            if adapter.dora and is_at_start(self, adapter):
+                m = cast(Tensor, adapter.lora_magnitude_vector)
+                state_dict[prefix + saved_name(name, MAGNITUDE)] = norms_of(turned(self, given)).to(m)
+        if self.start_A is not None and self.start_B is not None:
+            state_dict |= {prefix + slot: getattr(self, slot) for slot in ("start_A", "start_B")}
+            state_dict[prefix + "weight"] = left_of(self, given)
 
 
 def _name_as_now(state_dict: dict[str, Any], prefix: str) -> None:

@@ -24,7 +24,7 @@ from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.ddp import note_change
-from fastlora.model.find_layers import LoRALayer, existing_layers
+from fastlora.model.find_layers import LoRALayer, check_outside_batches, existing_layers
 from fastlora.model.groups import group_projections
 from fastlora.model.modules_to_save import (
     find_modules_to_save,
@@ -220,7 +220,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(
             f"adapter {name!r} must not be in use to be deleted (set_adapter another first, or remove_lora)"
         )
-    _check_outside_batches(layers)
+    check_outside_batches(layers)
     plain = {
         layer: None if isinstance(layer, FusedLoRAExperts) else layer.to_linear(merge=False)
         for layer in layers.values()
@@ -235,18 +235,10 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
 
 def check_new(model: nn.Module, name: object) -> None:
     """Raise unless `name` can name a new adapter, in no batch, and no layer was initialized from its W."""
-    _check_outside_batches(existing_layers(model))
+    check_outside_batches(existing_layers(model))
     check_original_weights(existing_layers(model), "further adapters need the W from before")
     if check_name(name) in adapter_names(model):
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
-
-
-def _check_outside_batches(layers: Mapping[str, LoRALayer]) -> None:
-    mixing = [name for name, layer in layers.items() if layer.in_batch]
-    if mixing:
-        raise ValueError(
-            f"adapters must be added and deleted outside adapter_batch; inside it are: {listed(mixing)}"
-        )
 
 
 def _check_switchable(layers: Mapping[str, LoRALayer], adapter: str) -> None:

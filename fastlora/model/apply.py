@@ -25,7 +25,13 @@ from fastlora.layer.rounding import warn_of_rounding
 from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
-from fastlora.model.find_layers import LoRALayer, check_model, existing_layers, lora_layers
+from fastlora.model.find_layers import (
+    LoRALayer,
+    check_model,
+    check_outside_batches,
+    existing_layers,
+    lora_layers,
+)
 from fastlora.model.freezing import freeze
 from fastlora.model.groups import group_projections
 from fastlora.model.merging import check_mergeable, fold
@@ -77,9 +83,11 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
             (or its forward was replaced or compiled), or "all-linear" meets linear maps of another kind.
         ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, a layer
-            that was named has LoRA already, or a module to save shares a weight with the rest.
+            that was named has LoRA already, or a module to save shares a weight with the rest; or inside
+            `adapter_batch`.
     """
     check_model(model)
+    check_outside_batches(dict(lora_layers(model)))
     config = as_config(model, config)
     saved, heads = find_modules_to_save(model, config.modules_to_save), heads_to_train(model, config)
     targets = find_targets(model, config, trained=inside([*saved, *heads]), heads=inside(heads))

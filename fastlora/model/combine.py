@@ -9,6 +9,7 @@ the singular value decomposition gives the nearest update of that rank (Eckart a
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -20,8 +21,10 @@ from fastlora.layer.adapter import Adapter, Options, adapters_of
 from fastlora.layer.commits import exclusive
 from fastlora.layer.magnitude import check_plain_lora
 from fastlora.lowrank import decompose_product
-from fastlora.model.adapters import adapter_names, check_new, give_adapter
+from fastlora.model.adapters import active_adapter, adapter_names, check_new, give_adapter
 from fastlora.model.find_layers import LoRALayer, existing_layers
+from fastlora.model.modules_to_save import saved_modules
+from fastlora.model.name_matching import listed
 
 
 @exclusive
@@ -32,7 +35,8 @@ def combine_adapters(
     """Add a new adapter whose update is the weighted sum of others'. The one in use stays in use.
 
     It gets a part in each layer that any of them has a part in. Each A and B is rounded once, to the widest
-    dtype among those combined. The new adapter has no dropout.
+    dtype among those combined. The new adapter has no dropout. Modules to save, such as heads, are not
+    summed: it gets a copy of those in use, and a warning names them.
 
     Args:
         model: A model that has the adapters.
@@ -59,6 +63,12 @@ def combine_adapters(
         if parts:
             made[layer] = _combined(parts, r, layer_name)
     give_adapter(model, name, made, {})
+    if saved := [own for own, _ in saved_modules(model)]:
+        warnings.warn(
+            f"modules to save are not combined: adapter {name!r} has a copy of those of "
+            f"{active_adapter(model)!r}, which are {listed(saved)}",
+            stacklevel=4,
+        )
 
 
 def _combined(parts: list[tuple[Tensor, Tensor, Options, float]], r: int | None, layer: str) -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names
 
 LoRALayer: TypeAlias = FusedLoRALinear | FusedLoRAEmbedding | FusedLoRAExperts
@@ -45,3 +46,12 @@ def check_model(model: object) -> None:
     """Raise TypeError unless it is an nn.Module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+
+
+def check_outside_batches(layers: Mapping[str, LoRALayer]) -> None:
+    """Raise ValueError, naming the layers, if some are inside `adapter_batch`."""
+    mixing = [name for name, layer in layers.items() if layer.in_batch]
+    if mixing:
+        raise ValueError(
+            f"adapters must be added and deleted outside adapter_batch; inside it are: {listed(mixing)}"
+        )

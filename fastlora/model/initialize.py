@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastlora import lowrank
 from fastlora.arguments import FROM_WEIGHT, check_choice
 from fastlora.formula import oracle
-from fastlora.formula.operands import accumulation_dtype
+from fastlora.formula.operands import accumulation_dtype, unaffected_by_autocast
 from fastlora.layer.adapter import SLOTS
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
@@ -95,6 +95,7 @@ def _start_of(name: str, layer: FusedLoRALinear, start: str) -> Factors:
     return factors
 
 
+@unaffected_by_autocast
 def _left(layer: FusedLoRALinear, factors: Factors) -> Tensor:
     """W - s B A from the rounded A and B, so that their rounding cancels in W - s B A + s B A."""
     return oracle.effective_weight(layer.weight, factors.A, factors.B, -layer.scaling)

@@ -7,11 +7,13 @@ loading fails at once, with a message on what to load instead.
 
 This does not help if the caller passes a config. With PEFT installed, the adapter is then loaded too; without
 it, Transformers loads the base and reports all LoRA keys as unexpected. The full state is saved as well,
-because Trainer resumes from it.
+because Trainer resumes from it. It has the names that the model has in memory: under those of the published
+files, which mixtures and models for images have, Trainer would find neither updates nor trained modules.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 
 from fastlora.layer.commits import Commit, exclusive
 from fastlora.model.find_layers import lora_layers
+from fastlora.model.transformers_resizing import NAME as RESIZE
+from fastlora.model.transformers_resizing import ResizeTokenEmbeddings
 
 _NAME = "save_pretrained"
 
@@ -32,6 +36,9 @@ _HAS_ADAPTERS = "_hf_peft_config_loaded"
 
 # Transformers reads the file `transformers_weights` instead of model.safetensors.
 _NO_MODEL = {"transformers_weights": "LoRA, not a model: load the base, then adapter_config.json.safetensors"}
+
+# Transformers' option to save under the names of the published files.
+_PUBLISHED_NAMES = "save_original_format"
 
 # Called with (model, directory, state_dict, is_main_process). adapter_files adds its writer here, because it
 # may import this module, but not the reverse.
@@ -79,6 +86,8 @@ class SavePretrained:
             directory.mkdir(parents=True, exist_ok=True)
         for write in writers:
             write(model, directory, state_dict, is_main_process)
+        if _takes(original, _PUBLISHED_NAMES):
+            options.setdefault(_PUBLISHED_NAMES, False)
         config, own = vars(model.config), vars(model)
         told = own.pop(_HAS_ADAPTERS, None)
         config[_NAME] = _write_no_model
@@ -90,6 +99,11 @@ class SavePretrained:
                 own[_HAS_ADAPTERS] = told
 
 
+def _takes(function: Callable[..., Any], option: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return option in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
 def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
     """Write the config.json described above, in place of a config's `save_pretrained`."""
     text = json.dumps(_NO_MODEL, indent=2) + "\n"
@@ -97,20 +111,22 @@ def _write_no_model(directory: str | os.PathLike[str], *_: Any, **__: Any) -> No
 
 
 def install(model: nn.Module, changing: Commit) -> None:
-    """Give each Transformers model with LoRA layers, this one or any inside, a `SavePretrained`."""
+    """Give each Transformers model with LoRA layers, this one or any inside, both methods of ours."""
     for found in _models(model):
         if any(True for _ in lora_layers(found)):
             changing.put(vars(found), _NAME, SavePretrained(found))
+            changing.put(vars(found), RESIZE, ResizeTokenEmbeddings(found))
             if getattr(found, "is_quantized", False):
                 changing.put(vars(found), _HAS_ADAPTERS, True)
 
 
 def uninstall(model: nn.Module, changing: Commit) -> None:
-    """Remove every `SavePretrained`, so that the class's `save_pretrained` is used again."""
+    """Remove them, so that the class's methods are used again."""
     for found in _models(model):
         if isinstance(vars(found).get(_NAME), SavePretrained):
             changing.drop(vars(found), _NAME)
             changing.drop(vars(found), _HAS_ADAPTERS)
+            changing.drop(vars(found), RESIZE)
 
 
 def _models(model: nn.Module) -> Iterator[nn.Module]:

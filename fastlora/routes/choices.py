@@ -24,13 +24,28 @@ import torch
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.architecture import architecture_of, kind_of
-from fastlora_kernels.choice_content import Choice, Choices, Key, as_content, bucket, read_choices
+from fastlora_kernels.choice_content import (
+    KERNELS,
+    PERSISTENT,
+    VENDOR,
+    Choice,
+    Choices,
+    Key,
+    as_content,
+    bucket,
+    read_choices,
+)
 from fastlora_kernels.tables import text_of
 
 # Files by kind of GPU that people measured and sent.
 SHIPPED: Final = Path(__file__).parent / "choices_of_gpus"
 COMMAND: Final = "run `fastlora tune` again"
 
+_WORDS: Final = {
+    KERNELS: "this tile",
+    VENDOR: "the vendor's matrix products",
+    PERSISTENT: "the persistent kernels",
+}
 _MOST_BYTES: Final = 8 * 2**20
 _KERNELS: Final = "fastlora_kernels"
 
@@ -77,7 +92,7 @@ def chosen(
 
 def why(choice: Choice) -> str:
     """Why a choice was made, as a phrase to show."""
-    what = "the vendor's matrix products" if choice.tile is None else "this tile"
+    what = _WORDS[choice.code]
     gain = "the default" if choice.gain == 1 else f"{choice.gain:.2f} times as fast as the default"
     return (
         f"`fastlora tune` measured {what} to be the fastest here: {choice.us:.1f} us, {gain}; "
@@ -207,8 +222,8 @@ def _hash_of_kernels() -> str:
     found = importlib.util.find_spec(_KERNELS)
     hashed = hashlib.sha256()
     for folder in (found and found.submodule_search_locations) or ():
-        for file in sorted(Path(folder).glob("*.py")):
-            hashed.update(file.name.encode() + b"\0" + file.read_bytes())
+        for file in sorted((*Path(folder).glob("*.py"), *Path(folder).glob("hopper/*.py"))):
+            hashed.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()[:16]
 
 

@@ -27,8 +27,8 @@ class Route(NamedTuple):
     """The code that computes a pass.
 
     Attributes:
-        name: "triton", "interpreter" (the same kernels on a CPU), "vendor" (the vendor's base products beside
-            kernels for what is low-rank) or "torch".
+        name: "triton", "interpreter" (the same kernels on a CPU), "persistent" (the kernels for sm_90),
+            "vendor" (the vendor's base products beside kernels for what is low-rank) or "torch".
         why: The reason, as a phrase to show.
     """
 
@@ -37,7 +37,7 @@ class Route(NamedTuple):
 
     @property
     def is_fused(self) -> bool:
-        """Whether this code is the fused kernels."""
+        """Whether this code is the kernels of the tile tables."""
         return self.name in ("triton", "interpreter")
 
 
@@ -150,13 +150,19 @@ def _measured(
     """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
     from fastlora.routes.architecture import architecture_of
     from fastlora.routes.choices import chosen, why
+    from fastlora.routes.persistent import refusal
     from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
     if gpu is None:
         choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
+        if choice is not None and choice.code == "persistent":
+            refused = refusal(architecture, problem, dropout=dropped, aligned=aligned)
+            if refused is None:
+                return Route("persistent", why(choice))
+            return Route(route.name, f"{route.why}; the persistent kernels were chosen, but {refused}")
         if choice is not None:
-            return Route("vendor" if choice.tile is None else route.name, why(choice))
+            return Route(choice.code if choice.tile is None else route.name, why(choice))
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
         return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
     return route

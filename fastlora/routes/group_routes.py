@@ -73,7 +73,7 @@ def _why_in_turn(o: Grouped, trained: Sequence[Decision]) -> str | None:
     if o.seeds is not None:
         return "each member drops other entries of x, which the group's kernel reads once"
     if not all(one.forward.is_fused and one.backward.is_fused for one in trained):
-        return "a member is faster by the vendor's matrix product"
+        return "a member is faster by the vendor's matrix product, or by the persistent kernels"
     from fastlora.routes.group_plan import fits
 
     if not fits(o):

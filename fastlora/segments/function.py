@@ -37,7 +37,8 @@ class RunsFunction(torch.autograd.Function):
         plan = Plan(offsets, order, copies)
         o = RunOperands(x, W, b, A, B, s, plan, gathers, weights, dropout, seed, setting)
         needs = RunNeeds(*ctx.needs_input_grad[:4])
-        found = operators.runs_backward(dy, p, *needs, *operators.flat(o))
+        with torch.autocast(x.device.type, enabled=False):
+            found = operators.runs_backward(dy, p, *needs, *operators.flat(o))
         return (*(one if needed else None for one, needed in zip(found, needs, strict=True)), None)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,11 +29,10 @@ from fastlora.measuring.timing import (
     warm_up,
 )
 from fastlora.routes.architecture import architecture_of
+from fastlora.routes.passes import Passes, passes_of
 from fastlora.routes.plan import Plan, plan_for
+from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.tables import Tile
-
-# The vendor's products beside kernels for what is low-rank, among the tiles.
-LIBRARY: Final = "library"
 
 # Of every contest.
 RANK: Final = 16
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         shape: (M, K, N).
-        times: Microseconds of each tile, and of LIBRARY, one for each round.
+        times: Microseconds of each tile, and of VENDOR, one for each round.
         failures: Why tiles have no times, a line each.
     """
 
@@ -120,12 +120,12 @@ class Contest:
 
     def check(self, candidate: Tile | str, repeats: int = 1) -> None:
         """Raise AssertionError unless its results are right, and have the same bits each time."""
-        plan, extra = self._plan_of(candidate), split_eps(self.sets[0])
-        first = self._results(plan, self.sets[0], self.ps[0])
+        extra = split_eps(self.sets[0])
+        first = self._results(candidate, self.sets[0], self.ps[0])
         for name, result in first.items():
             assert_within_budget(name, result, self._torchs[name], self._truth[name], extra=extra)
         for nth in range(1, repeats):
-            for name, result in self._results(plan, self.sets[0], self.ps[0]).items():
+            for name, result in self._results(candidate, self.sets[0], self.ps[0]).items():
                 if not torch.equal(result, first[name]):
                     raise AssertionError(f"{name}: run {nth + 1} of {repeats} has other bits than the first")
 
@@ -142,11 +142,11 @@ class Contest:
                 failures.append(
                     f"{self.direction} {self.problem[:3]}, {tile}: {type(error).__name__}: {first_line}"
                 )
-        return Outcome(self.problem[:3], self.times([*sound, LIBRARY]), failures)
+        return Outcome(self.problem[:3], self.times([*sound, VENDOR]), failures)
 
     def times(self, candidates: Sequence[Tile | str]) -> dict[Tile | str, list[float]]:
-        """Microseconds of each tile, and of LIBRARY, one for each round; they are timed in turn."""
-        calls = {one: self._call(self._plan_of(one)) for one in candidates}
+        """Microseconds of each candidate, one for each round; they are timed in turn."""
+        calls = {one: self._call(one) for one in candidates}
         if self.device.type == "cuda":
             calls = {name: captured(call) for name, call in calls.items()}
         timer = timer_for(self.device)
@@ -158,7 +158,7 @@ class Contest:
     def try_once(self, tile: Tile) -> bool:
         """Run a tile once, so that it is compiled; whether it ran."""
         try:
-            self._results(self._plan(tile), self.sets[0], self.ps[0])
+            self._results(tile, self.sets[0], self.ps[0])
             if self.device.type == "cuda":
                 torch.cuda.synchronize()  # what went wrong on the GPU shows here, under this tile's name
         except Exception:  # the contest says why
@@ -175,26 +175,32 @@ class Contest:
             measured=False,
         )
 
-    def _plan_of(self, candidate: Tile | str) -> Plan | None:
-        return None if isinstance(candidate, str) else self._plan(candidate)
+    def _call(self, candidate: Tile | str) -> Call:
+        """The pass on every input set."""
+        pairs = list(zip(self.sets, self.ps, strict=True))
+        return lambda: [self._results(candidate, inputs, p) for inputs, p in pairs]
 
-    def _call(self, plan: Plan | None) -> Call:
-        """The pass on every input set, by the kernels, or by the library where there is no plan."""
-        return lambda: [self._results(plan, inputs, p) for inputs, p in zip(self.sets, self.ps, strict=True)]
-
-    def _results(self, plan: Plan | None, of: Inputs, p: Tensor) -> dict[str, Tensor]:
-        # Triton reads TRITON_INTERPRET when it is imported.
-        from fastlora.routes import fused, vendor_beside_kernels
-
+    def _results(self, candidate: Tile | str, of: Inputs, p: Tensor) -> dict[str, Tensor]:
         o = of.call(self.dropout, self.seed)
+        forward, backward = self._passes_of(candidate)
         if self.direction == "forward":
-            y, p = vendor_beside_kernels.forward(o) if plan is None else fused.forward(o, plan)
+            y, p = forward(o)
             return {"y": y, "p": p}
-        given = (o, of.dy, p, EVERYTHING)
-        found = vendor_beside_kernels.backward(*given) if plan is None else fused.backward(*given, plan)
+        found = backward(o, of.dy, p, EVERYTHING)
         return {
             name: value for name, value in zip(("dx", "dA", "dB"), found, strict=True) if value is not None
         }
+
+    def _passes_of(self, candidate: Tile | str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """(forward, backward) by a candidate."""
+        # Triton reads TRITON_INTERPRET when it is imported.
+        from fastlora.routes import fused
+
+        if isinstance(candidate, str):
+            route = cast(Passes, passes_of(candidate))
+            return route.forward, route.backward
+        plan = self._plan(candidate)
+        return functools.partial(fused.forward, plan=plan), functools.partial(fused.backward, plan=plan)
 
     def _kept(self) -> Tensor:
         """[M, K] in fp64: 0 where the table's tile drops an entry of x, else what it is scaled by.

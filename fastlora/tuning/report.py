@@ -39,6 +39,7 @@ class Found:
         best_us: Its median time.
         gain: The default's time over the best's, the median of paired rounds.
         floor_us: The least time by the GPU's datasheet; None for an unknown GPU.
+        times_us: The median time of each candidate that was right, in words; microseconds.
     """
 
     problem: Problem
@@ -49,6 +50,7 @@ class Found:
     best_us: float
     gain: float
     floor_us: float | None
+    times_us: dict[str, float]
 
 
 @dataclass
@@ -60,6 +62,7 @@ class TuneReport(Shown):
         found: The passes that were measured.
         failures: The candidates that were not right, hung or failed, a line each; they are never used.
         skipped: The passes that there was no time for.
+        untuned: The layers that take other code, such as experts, by name.
         path: The file that holds the choices; None where none was written.
         interrupted: Whether the run was interrupted: what had been measured is kept.
         dry: Whether it was a dry run, whose times mean nothing.
@@ -69,6 +72,7 @@ class TuneReport(Shown):
     found: list[Found] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    untuned: list[str] = field(default_factory=list)
     path: Path | None = None
     interrupted: bool = False
     dry: bool = False
@@ -79,7 +83,11 @@ class TuneReport(Shown):
         if self.dry:
             yield "a dry run: these times mean nothing"
         yield Table(header, [_row(one) for one in self.found], 0)
-        for title, lines in (("not right, and not used", self.failures), ("left out", self.skipped)):
+        for title, lines in (
+            ("not right, and not used", self.failures),
+            ("left out", self.skipped),
+            ("not tuned for: they take other code", self.untuned),
+        ):
             if lines:
                 yield ""
                 yield f"{title}:"
@@ -105,11 +113,13 @@ class TuneReport(Shown):
                     "best_us": one.best_us,
                     "gain": one.gain,
                     "floor_us": one.floor_us,
+                    "times_us": one.times_us,
                 }
                 for one in self.found
             ],
             "failures": self.failures,
             "skipped": self.skipped,
+            "untuned": self.untuned,
             "path": None if self.path is None else str(self.path),
             "interrupted": self.interrupted,
             "dry": self.dry,

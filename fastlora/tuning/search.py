@@ -21,7 +21,8 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.architecture import architecture_of
 from fastlora.tuning.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
-from fastlora.tuning.contest import LIBRARY, RANK, Contest, Outcome, dtype_of
+from fastlora.tuning.contest import RANK, Contest, Outcome, dtype_of
+from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.configs import shape_class, table_of
 from fastlora_kernels.tables import ARCHITECTURES, Table, Tile, Win, write_table
 
@@ -168,7 +169,7 @@ def winner(tiles: Sequence[Tile], outcomes: Sequence[Outcome]) -> tuple[Tile, bo
     best = min(scores, key=scores.__getitem__, default=current)
     if scores.get(best, math.inf) >= 1:
         best = current
-    return best, _score(outcomes, LIBRARY, best) < 1
+    return best, _score(outcomes, VENDOR, best) < 1
 
 
 def _score(outcomes: Sequence[Outcome], one: Tile | str, other: Tile) -> float:

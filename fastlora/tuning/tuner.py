@@ -1,9 +1,9 @@
 """Measures, on this machine's GPU, which code is the fastest for given layers, and keeps the choices.
 
-Each pass of each problem is a contest: the tile that would be taken by default, others, and the vendor's
-matrix products. Every candidate is first proven in a process of its own (`proofs`), then those that are right
-are timed in turn. Another than the default is taken only where its time is below 0.97 of the default's, in
-the median of paired rounds.
+Each pass of each problem is a contest: the tile that would be taken by default, others, the persistent
+kernels where they take it, and the vendor's matrix products. Every candidate is first proven in a process of
+its own (`proofs`), then those that are right are timed in turn. Another than the default is taken only where
+its time is below 0.97 of the default's, in the median of paired rounds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from fastlora.routes.choices import (
     write_choices,
 )
 from fastlora.routes.decide import reload_tables
+from fastlora.routes.persistent import refusal
 from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
-from fastlora.tuning.contest import LIBRARY, Contest
+from fastlora.tuning.contest import Contest
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.proofs import prove
 from fastlora.tuning.report import Found, Progress, Request, TuneReport
 from fastlora.tuning.trial import DROPOUT, Candidate, Job
-from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, VENDOR, Choice, Choices, Key
+from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, PERSISTENT, VENDOR, Choice, Choices, Key
 
 Times = Mapping[Candidate, Sequence[float]]
 
@@ -158,11 +159,11 @@ def _contest(
             medians[best],
             gain,
             machine.floor_us(cost, request.problem.dtype),
+            {_name(one): round(medians[one], 3) for one in sound},
         )
     )
-    if isinstance(best, str):
-        return Choice(VENDOR, None, medians[best], gain, runner_up)
-    return Choice(KERNELS, best, medians[best], gain, runner_up)
+    code, tile = (best, None) if isinstance(best, str) else (KERNELS, best)
+    return Choice(code, tile, medians[best], gain, runner_up)
 
 
 def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candidate, list[Candidate]]:
@@ -170,9 +171,11 @@ def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candi
     problem, dropout = request.problem, DROPOUT if request.dropout else 0.0
     architecture = architecture_of(machine.device)
     plan = plan_for(direction, architecture, problem, dropout=dropout, measured=False)
-    tiles = candidates(plan.shape_class, direction, plan.tile)
+    tiles: list[Candidate] = [*candidates(plan.shape_class, direction, plan.tile)]
+    if plan.shape_class == "wide" and refusal(architecture, problem, dropout=request.dropout) is None:
+        tiles.append(PERSISTENT)
     by_vendor = not request.dropout and vendor_won(direction, architecture, problem) is not None
-    return (LIBRARY, [LIBRARY, *tiles]) if by_vendor else (tiles[0], [*tiles, LIBRARY])
+    return (VENDOR, [VENDOR, *tiles]) if by_vendor else (tiles[0], [*tiles, VENDOR])
 
 
 def _place(machine: Machine) -> Path:
@@ -208,5 +211,5 @@ def _words(request: Request, direction: str) -> str:
 
 def _name(one: Candidate) -> str:
     if isinstance(one, str):
-        return "vendor"
+        return one
     return f"tile {one.block_m}x{one.block_n}x{one.block_k}, {one.num_warps} warps, {one.num_stages} stages"

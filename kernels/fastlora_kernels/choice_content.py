@@ -13,6 +13,8 @@ SCHEMA: Final = 1
 DIRECTIONS: Final = ("forward", "backward")
 KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
+PERSISTENT: Final = "persistent"
+CODES: Final = (KERNELS, VENDOR, PERSISTENT)
 
 _SIZES: Final = range(1, 2**31)
 _LONGEST_TEXT: Final = 200
@@ -49,8 +51,8 @@ class Choice(NamedTuple):
     """The code that was taken, and by what measurement.
 
     Attributes:
-        code: KERNELS or VENDOR.
-        tile: Of the kernels; None for the vendor's products.
+        code: One of CODES.
+        tile: Of the kernels; None for any other code.
         us: Its median time in microseconds.
         gain: The default's time over its own, the median of paired rounds.
         runner_up: The fastest of the others, in words.
@@ -118,7 +120,7 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
         ("kind", KINDS),
         ("dtype", DTYPES),
         ("adapter_dtype", DTYPES),
-        ("code", (KERNELS, VENDOR)),
+        ("code", CODES),
         ("dropout", (True, False)),
     ):
         if values[name] not in known or type(values[name]) is not type(known[0]):

@@ -1,14 +1,21 @@
 """What the differentiable formula promises to what wraps it: hooks, checkpointing, transforms."""
 
+import warnings
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import fastlora
-from fastlora import FusedLoRALinear, lora_linear
+from fastlora import FusedLoRALinear, adapter_batch, lora_linear, set_lora_enabled
 from fastlora.measuring.inputs import random_inputs
 from tests.cases import quick
+from tests.models import adapted
+from tests.packed import net as packed_net
+from tests.several_adapters import two
 
 BACKENDS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
 
@@ -70,6 +77,21 @@ def test_what_follows_may_change_the_result_in_place(shape):
     (wanted,) = torch.autograd.grad((2 * layer(x)).square().sum(), [x])
     (ours,) = torch.autograd.grad(layer(x).mul_(2).square().sum(), [x])
     assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora", "packed", "mixed", "disabled"])
+def test_forward_mode_differentiation_goes_through_it(kind):
+    packed = kind == "packed"
+    model = adapted(packed_net(6, 5, 3)) if packed else two(first={"dora": kind == "dora"})
+    set_lora_enabled(model.eval(), kind != "disabled")
+    names = ["default", "fr", None, "fr"] if kind == "mixed" else None
+    with adapter_batch(model, names) if names else nullcontext(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own torch.jit
+        x, v = torch.randn(4, 6), torch.randn(4, 6)
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(model(forward_ad.make_dual(x, v))).tangent
+        J = torch.autograd.functional.jacobian(model, x)
+    torch.testing.assert_close(found, torch.einsum("ijkl,kl->ij", J, v))
 
 
 def test_torch_func_takes_per_sample_gradients_through_it():

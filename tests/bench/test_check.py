@@ -12,6 +12,7 @@ from bench.check import check, read_mask, seed_all
 from bench.layer import PHASES, build_layer, phase_works
 from bench.methods import (
     ADDMM,
+    BY_ROUTE,
     FASTLORA,
     IN_NETS,
     LORAFUSION,
@@ -55,8 +56,11 @@ def checked():
     """(backend, method, case): a backend is of no matter to the others, and the interpreter takes long."""
     for case, name in itertools.product(CASES, METHODS):
         for backend in ("torch", "triton") if name.startswith("fastlora") else ("torch",):
-            if name in present(case):
-                slow = backend == "triton" and (name, case) != ("fastlora", CASES[-1])
+            with fastlora.set_backend(backend):
+                here = name in present(case)
+            if here:
+                quick = name in ("fastlora", *(one.name for one in BY_ROUTE)) and case == CASES[-1]
+                slow = backend == "triton" and not quick
                 marks = [pytest.mark.exhaustive] if slow else []
                 yield pytest.param(backend, name, case, id=f"{name}, {case}, {backend}", marks=marks)
 
@@ -160,8 +164,10 @@ def test_the_mask_read_back_is_the_one_that_was_drawn(method):
 
 
 def test_cases_are_taken_by_those_who_can():
-    others = {"compiled", "lorafusion", "transformer-engine"}
-    assert set(present(CASES[0])) | {"peft", "loralib"} == set(METHODS) - others
+    others = {"compiled", "lorafusion", "transformer-engine", "fastlora-persistent"}
+    with fastlora.set_backend("triton"):
+        here = present(CASES[0])
+    assert set(here) | {"peft", "loralib"} == set(METHODS) - others
     assert "no dropout" in CASES[3].why_not(ADDMM)
     assert "nothing to drop" in CASES[3].why_not(PARAMETRIZED)
     assert "take the weight's dtype" in CASES[1].why_not(PARAMETRIZED)

@@ -19,9 +19,11 @@ from bench.layer import PHASES
 from bench.methods import METHODS
 from bench.results import Row
 from bench.settings import DRY
+from fastlora_kernels.choice_content import CODES, KERNELS
 
 ROOT = Path(__file__).parents[2]
-STEPS = {"tests", "soak", "graph", "streams", "memcheck", "racecheck", "candidates", "tuning", "compile"}
+STEPS = {"tests", "soak", "graph", "streams", "memcheck", "racecheck", "candidates", "tuning", "choices"}
+STEPS |= {"compile"}
 # The types that each field may have, exactly: an int is no float.
 KINDS = {
     name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
@@ -54,6 +56,7 @@ def content(out):
 def test_a_dry_run_writes_results_tables_picture_and_log(dry):
     out, done = dry
     made = {"results.json", "summary.txt", "linear.png", "numeric-tests.log", "tuning.json", "tables"}
+    made |= {"choices.json", "choices-times.json"}
     assert {path.name for path in out.iterdir()} == made
     summary = (out / "summary.txt").read_text()
     assert summary.strip() in done.stdout
@@ -84,7 +87,7 @@ def test_its_file_follows_the_schema_and_nobody_can_take_its_times_for_results(d
 @pytest.mark.exhaustive
 def test_every_method_is_checked_and_timed_in_every_phase(dry):
     found = content(dry[0])
-    absent = {"lorafusion", "transformer-engine"}
+    absent = {"lorafusion", "transformer-engine", "persistent"}
     absent |= {name for name in ("peft", "loralib") if find_spec(name) is None}
     here = set(METHODS) - absent
     assert set(found["absent"]) == set(METHODS) - here
@@ -108,10 +111,12 @@ def test_every_step_of_correctness_ran_or_says_why_not(dry):
     found = content(dry[0])["correctness"]
     assert set(found) == STEPS
     ran = {name for name, step in found.items() if step["passed"]}
-    assert ran >= {"tests", "soak", "streams", "candidates", "tuning", "compile"}
+    assert ran >= {"tests", "soak", "streams", "candidates", "tuning", "choices", "compile"}
     assert all(found[name]["summary"].startswith("not run: ") for name in STEPS - ran)
     assert found["soak"]["runs"] > 1
-    assert found["compile"]["summary"].startswith("4 variants")
+    for one in json.loads((dry[0] / "choices-times.json").read_text())["found"]:
+        assert set(one["times_us"]) >= set(CODES) - {KERNELS}
+    assert found["compile"]["summary"].startswith("6 variants")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,16 @@ def test_version_changelog_and_citation_agree():
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
+def test_the_workflows_are_valid():
+    """By the schema that check-jsonschema brings with it."""
+    pytest.importorskip("check_jsonschema")
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    done = subprocess.run([*command, *workflows], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(workflows) == 3
+
+
 def test_the_notebooks_ran_to_their_ends():
     for path in sorted((ROOT / "examples").glob("*.ipynb")):
         cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
@@ -93,6 +103,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "index.html").is_file()
+    for page in tmp_path.rglob("*.html"):
+        paragraphs = re.findall(r"<p>(.*?)</p>", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert not [text for text in paragraphs if "\n- " in text], f"{page}: a list runs on in a paragraph"
 
 
 @pytest.mark.exhaustive

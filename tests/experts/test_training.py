@@ -90,6 +90,17 @@ def test_autocast_leaves_the_experts_in_their_weights_dtype():
         assert experts(given[0].bfloat16(), *given[1:]).dtype == torch.bfloat16
 
 
+def test_a_backward_pass_inside_autocast_changes_no_bit_of_experts_either():
+    experts, given = experts_of(adapted(tiny()))
+    given[2].requires_grad_()
+    y = experts(*given)
+    inputs = [given[2], *(p for p in experts.parameters() if p.requires_grad)]
+    outside = torch.autograd.grad(y, inputs, torch.ones_like(y), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(y, inputs, torch.ones_like(y))
+    assert all(map(torch.equal, inside, outside))
+
+
 def test_a_training_takes_the_loss_down_and_moves_the_updates_alone():
     torch.manual_seed(0)
     model = fastlora.apply_lora(tiny(), LoRAConfig(r=4, dropout=0.1, target_parameters=EXPERTS)).train()

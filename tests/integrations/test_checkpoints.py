@@ -204,6 +204,32 @@ def test_trainer_ends_with_its_best_checkpoint(base, tmp_path):
     assert torch.equal(logits(load_pretrained(read(base), best)), logits(model.eval()))
 
 
+def llava():
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sees = CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    text = tiny("Llama", **sizes, num_key_value_heads=2).config
+    config = LlavaConfig(vision_config=sees, text_config=text, image_token_index=60)
+    return LlavaForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "modules"), [(llava, None), (lambda: tiny("Mixtral"), ["experts"])], ids=["llava", "mixtral"]
+)
+def test_the_state_to_resume_from_has_the_names_of_the_model_in_memory(build, modules, tmp_path):
+    """Published files of these have other names, under which Trainer would find nothing to resume from."""
+    model = apply_lora(build(), LoRAConfig(r=2, target_modules=["q_proj"], modules_to_save=modules))
+    with_update(model).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    fresh = apply_lora(build(), LoRAConfig(r=2, target_modules=["q_proj"], modules_to_save=modules))
+    missing, unexpected = fresh.load_state_dict(state, strict=False)
+    assert not {*missing, *unexpected} - {"lm_head.weight"}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    again = [parameter for parameter in fresh.parameters() if parameter.requires_grad]
+    assert all(map(torch.equal, trained, again))
+
+
 def test_a_config_of_ones_own_reads_the_adapter_by_peft(base, tmp_path):
     from transformers import LlamaForCausalLM
 

@@ -209,6 +209,8 @@ def test_a_signal_leaves_a_model_before_or_after_files_are_read_into_it(folder, 
 
 @pytest.fixture(autouse=True)
 def _the_usual_handler():
+    # A shell starts a command in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

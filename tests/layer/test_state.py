@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlora import FusedLoRALinear
+from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, initialize
 from tests.models import with_update
 
 
@@ -68,6 +68,36 @@ def test_a_checkpoint_of_the_plain_layer_loads_strictly_and_leaves_the_update(as
     layer.enabled = False
     x = torch.randn(4, 5)
     assert torch.equal(layer(x), linear(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+def test_a_dora_that_is_not_trained_yet_follows_the_w_of_a_plain_layer(init, assign):
+    linear, layer = nn.Linear(5, 3), FusedLoRALinear(5, 3, r=2, init=init, dora=True)
+    layer.load_state_dict(linear.state_dict(), assign=assign)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(layer(x), linear(x))
+    m = with_update(layer).lora_magnitude_vector.clone()
+    layer.load_state_dict(nn.Linear(5, 3).state_dict(), assign=assign)
+    assert torch.equal(layer.lora_magnitude_vector, m)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_start_taken_out_of_w_is_taken_out_of_a_plain_layers_too(assign):
+    plain, x = nn.Linear(5, 3), torch.randn(4, 5)
+    model = initialize_in(nn.Sequential(nn.Linear(5, 3)))
+    W = plain.weight.clone()
+    model.load_state_dict({"0.weight": plain.weight, "0.bias": plain.bias}, assign=assign)
+    torch.testing.assert_close(model(x), plain(x))
+    assert torch.equal(plain.weight, W)
+    again = initialize_in(nn.Sequential(nn.Linear(5, 3)))
+    again.load_state_dict(model.state_dict(), assign=assign)
+    assert torch.equal(again(x), model(x))
+
+
+def initialize_in(model):
+    initialize(apply_lora(model, LoRAConfig(r=2)), "pissa")
+    return model
 
 
 def test_the_plain_layer_takes_a_lora_checkpoint_but_for_a_and_b():

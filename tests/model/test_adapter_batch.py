@@ -102,6 +102,17 @@ def test_packed_tokens(net):
         assert_within_budget(name, y[ids == index].detach(), torchs, truth)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (3, 0), (3,)], ids=str)
+def test_batches_without_rows(shape):
+    model = made().eval()
+    x = torch.randn(*(shape if 0 in shape else (*shape, 0)), 6, requires_grad=True)
+    with adapter_batch(model, ["de", "fr"], ids=torch.ones(shape, dtype=torch.long)):
+        y = model(x)
+        y.sum().backward()
+    assert y.shape == (*x.shape[:-1], 3)
+    assert x.grad.shape == x.shape
+
+
 def test_dropout_is_each_adapters_own():
     net = made(dropout=0.5)
     train_adapters(net, ["fr"])
@@ -242,6 +253,7 @@ def test_what_cannot_be_mixed_is_refused(net):
         for change in (
             lambda: delete_adapter(net, "fr"),
             lambda: add_adapter(net, "it", LoRAConfig(r=1)),
+            lambda: apply_lora(net, LoRAConfig(r=1)),
         ):
             with pytest.raises(ValueError, match="must be added and deleted outside adapter_batch"):
                 change()

@@ -12,6 +12,7 @@ from fastlora import (
     adapter_batch,
     add_adapter,
     apply_lora,
+    combine_adapters,
     delete_adapter,
     load_pretrained,
     parameter_report,
@@ -129,6 +130,15 @@ def test_an_adapter_may_be_the_first_to_train_a_module(tmp_path):
     load_pretrained(other, tmp_path / "fr", name="fr")
     assert same(state_of(other.score, "fr"), state_of(model.score, "fr"))
     assert same(state_of(other.score, "default"), state_of(base.score, "default"))
+
+
+def test_a_combined_adapter_has_a_copy_of_those_in_use_and_says_so():
+    model = two()
+    with pytest.warns(
+        UserWarning, match="'both' has a copy of those of 'default', which are 'norm', 'score'"
+    ):
+        combine_adapters(model, {"default": 1.0, "fr": 1.0}, "both")
+    assert same(state_of(model.score, "both"), state_of(model.score, "default"))
 
 
 def test_deleting_and_removing_take_them_away():

@@ -121,10 +121,11 @@ class _Reader:
         self.scopes = 0
         self.scope = [""]
         self.place = ""
+        self.tables: dict[str, tuple[str, ...]] = {}  # of brx.idx, by the label that stands before them
 
     def read(self, ptx: str) -> Program:
         head, _, rest = ptx.partition(".entry")[2].partition("{")
-        body = rest.partition("// -- End function")[0]
+        body = self._without_tables(rest.partition("// -- End function")[0])
         parameters = []
         for declared in re.findall(r"\.param([^,)]*)", head):
             *kind, name = declared.split()
@@ -132,6 +133,13 @@ class _Reader:
         for line in body.splitlines():
             self._line(line)
         return Program(tuple(self.instructions), self.labels, tuple(parameters), tuple(self.bits))
+
+    def _without_tables(self, body: str) -> str:
+        """The body without its .branchtargets (11.3.2), which are kept: they may go over several lines."""
+        declared = re.compile(r"(\S+):\s*\.branchtargets([^;]*);")
+        for name, targets in declared.findall(body):
+            self.tables[name] = tuple(one.strip() for one in targets.split(","))
+        return declared.sub("", body)
 
     def _line(self, line: str) -> None:
         code, _, comment = line.partition("//")
@@ -200,6 +208,9 @@ class _Reader:
         opcode = tuple(name.split("."))
         if opcode[0] == "bra":
             operands: tuple = (self._target(rest.strip()),)
+        elif opcode[0] == "brx":
+            index, table = split(rest)
+            operands = (self._operand(index), self.tables[table])
         else:
             operands = tuple(self._operand(one) for one in split(rest))
         self.instructions.append(Instruction(opcode, operands, predicate, text.strip(), self.place))

@@ -21,7 +21,7 @@ _MOST_TURNS = 500_000  # the largest launch takes a tenth of it
 
 # After these a warp may stand elsewhere, or not run any more.
 _ENDS_A_BLOCK = re.compile(
-    r"bra|ret|exit|bar(?!\.warp)|barrier|ld\..*(acquire|relaxed|volatile)|mbarrier\.(try|test)_wait|atom|red"
+    r"bra|brx|ret|exit|bar(?!\.warp)|barrier|ld\..*(acquire|relaxed|volatile)|mbarrier\.(try|test)_wait|atom|red"
 )
 
 
@@ -46,9 +46,14 @@ class _Run:
         ]
         self.ends = [bool(_ENDS_A_BLOCK.match(".".join(one.opcode))) for one in program.instructions]
         self.random = None if seed is None else random.Random(seed)
+        self.own_speed = np.ones(machine.num_warps)
         # CTAs run at speeds that differ by up to 10^4, as if some were held up.
         if self.random is not None:
             self.speed = np.array([10 ** (4 * self.random.random()) for _ in range(machine.grid)])
+            # Warps with tasks of their own do too, by up to 10^2.
+            if any("setmaxnreg" in one.opcode for one in program.instructions):
+                own = [10 ** (2 * self.random.random()) for _ in range(machine.num_warps)]
+                self.own_speed = np.array(own)
         self.started = 0
 
     def run(self) -> None:
@@ -104,7 +109,8 @@ class _Run:
             # Those farthest behind, so that warps that parted meet again.
             counter = machine.counter[ready]
             return ready[counter == counter.min()], 1 << 30
-        chosen = self.random.choices(range(len(ready)), self.speed[machine.cta[ready]])[0]
+        speed = self.speed[machine.cta[ready]] * self.own_speed[ready % machine.num_warps]
+        chosen = self.random.choices(range(len(ready)), speed)[0]
         together = ready[machine.counter[ready] == machine.counter[ready[chosen]]]
         if self.random.random() < 0.5:
             keep = np.array([self.random.random() < 0.5 for _ in together]) | (together == ready[chosen])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.ptx import floating
-from tests.ptx.faults import UnknownInstruction
-from tests.ptx.small_kernels import apply, run_kernel
+from tests.ptx.faults import Fault, UnknownInstruction
+from tests.ptx.small_kernels import New, apply, run_kernel
 
 U32, I32, F32, U64, U16 = np.uint32, np.int32, np.float32, np.uint64, np.uint16
 
@@ -173,3 +173,35 @@ def test_whole_numbers_become_bf16_and_too_large_ones_are_refused():
     assert apply("cvt.rn.bf16.u32 d, a;", np.array([255, 257], U32), out=U16)[:2].tolist() == [0x437F, 0x4380]
     with pytest.raises(UnknownInstruction, match=r"2\^24"):
         apply("cvt.rn.bf16.u32 d, a;", np.array([2**24], U32), out=U16)
+
+
+TABLE = """
+JTI0:
+    .branchtargets
+        $FIRST,
+        $SECOND;
+shr.u32 %r2, %r0, 5;
+brx.idx %r2, JTI0;
+$FIRST:
+    mov.b32 %r3, 5;
+    bra $END;
+$SECOND:
+    mov.b32 %r3, 7;
+$END:
+mad.wide.u32 %rd20, %r0, 4, %rd0; st.global.b32 [%rd20], %r3;
+"""
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_branch_by_an_index_takes_each_warp_to_its_own_label(seed):
+    (found,) = run_kernel(TABLE, New(np.zeros(64, U32)), num_warps=2, seed=seed)
+    assert found.tolist() == [5] * 32 + [7] * 32
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [("and.b32 %r2, %r0, 1;", "part at a branch"), ("add.s32 %r2, %r1, 2;", "beyond its table")],
+)
+def test_a_branch_by_an_index_that_is_wrong_is_reported(index, message):
+    with pytest.raises(Fault, match=message):
+        run_kernel(TABLE.replace("shr.u32 %r2, %r0, 5;", index), New(np.zeros(64, U32)), num_warps=2)

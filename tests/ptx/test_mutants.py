@@ -6,6 +6,7 @@ import pytest
 
 from tests.ptx.children import run_command
 from tests.ptx.driver.mutants import CASES, MUTANTS
+from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES, PERSISTENT_MUTANTS
 from tests.ptx.driver.plant import source_changes
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
 
@@ -33,15 +34,15 @@ def test_the_kernels_without_it_are_right(done, name):
 
 
 def test_each_mutant_has_a_name_of_its_own_and_a_case():
-    mutants = (*MUTANTS, *SEGMENT_MUTANTS)
+    mutants = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS)
     assert len({mutant.name for mutant in mutants}) == len(mutants)
-    assert {mutant.case for mutant in mutants} <= set(CASES | SEGMENT_CASES)
+    assert {mutant.case for mutant in mutants} <= set(CASES | SEGMENT_CASES | PERSISTENT_CASES)
 
 
 def test_each_fault_still_has_its_place_in_the_kernels():
     gone = [
         (mutant.name, place, old)
-        for mutant in (*MUTANTS, *SEGMENT_MUTANTS)
+        for mutant in (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS)
         for place, function, old, _ in source_changes(mutant)
         if old not in inspect.getsource(function.fn)  # `.src` is missing under the interpreter
     ]

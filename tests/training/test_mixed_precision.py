@@ -1,6 +1,8 @@
 """Autocast, GradScaler, fp32 adapters on a 16-bit base: nn.Linear's dtypes within the error budget."""
 
+import copy
 import itertools
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -9,12 +11,14 @@ from torch.nn import functional as F
 
 import fastlora
 from fastlora import FusedLoRALinear, lora_linear
+from fastlora.analysis import adapter_similarity, update_report
 from fastlora.autograd import operators
 from fastlora.formula.oracle import unfused
 from fastlora.measuring.errors import assert_within_budget, oracle, split_eps
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes.decide import route_on
 from tests.cases import quick
+from tests.several_adapters import two
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -75,6 +79,41 @@ def test_a_backward_pass_inside_autocast_changes_no_bit(dropout):
     outside = torch.autograd.grad(y, inputs, retain_graph=True)
     with torch.autocast(DEVICE, torch.bfloat16):
         inside = torch.autograd.grad(y, inputs)
+    assert same_bits(list(inside), list(outside))
+
+
+def merged(model):
+    fastlora.merge_lora(model)
+    return [layer.weight for _, layer in fastlora.lora_layers(model)]
+
+
+def started(model):
+    plain = fastlora.remove_lora(model)
+    torch.manual_seed(3)
+    model = fastlora.apply_lora(plain, fastlora.LoRAConfig(r=2))
+    fastlora.initialize(model, "pissa-randomized")
+    return [model.state_dict()[key] for key in sorted(model.state_dict())]
+
+
+def combined(model):
+    fastlora.combine_adapters(model, {"default": 0.3, "fr": 2.0}, "both", r=2)
+    return [factor for _, layer in fastlora.lora_layers(model) for factor in layer.adapters["both"]()]
+
+
+def analyzed(model):
+    numbers = [astuple(layer)[3:] for layer in update_report(model).layers]
+    return [torch.tensor(numbers), *adapter_similarity(model, "default", "fr").values()]
+
+
+@pytest.mark.parametrize(
+    ("compute", "dora"),
+    [(merged, False), (merged, True), (started, False), (combined, False), (analyzed, False)],
+)
+def test_what_is_computed_of_the_weights_is_the_same_inside_autocast(compute, dora):
+    model = two(first={"dora": dora})
+    outside = compute(copy.deepcopy(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = compute(model)
     assert same_bits(list(inside), list(outside))
 
 

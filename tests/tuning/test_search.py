@@ -9,43 +9,44 @@ import torch
 from fastlora.routes.decide import reload_tables
 from fastlora.tuning import contest, search
 from fastlora.tuning.candidates import SHAPES, candidates
-from fastlora.tuning.contest import LIBRARY, Outcome
+from fastlora.tuning.contest import Outcome
 from fastlora_kernels import configs, tables
+from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.tables import ARCHITECTURES, Tile, Win, load_table, read_table
 
 FIRST, SECOND, THIRD = (Tile(rows, 64, 64, 8, 4, 3) for rows in (64, 128, 256))
 
 
 def outcome(**times):
-    by_name = {"first": FIRST, "second": SECOND, "third": THIRD, "library": LIBRARY}
+    by_name = {"first": FIRST, "second": SECOND, "third": THIRD, "vendor": VENDOR}
     return Outcome((1, 2, 3), {by_name[name]: samples for name, samples in times.items()}, [])
 
 
 def test_the_tile_with_the_least_geometric_mean_wins():
     outcomes = [
-        outcome(first=[10, 10], second=[8, 8], third=[5, 5], library=[20, 20]),
-        outcome(first=[10, 10], second=[8, 8], third=[20, 20], library=[20, 20]),
+        outcome(first=[10, 10], second=[8, 8], third=[5, 5], vendor=[20, 20]),
+        outcome(first=[10, 10], second=[8, 8], third=[20, 20], vendor=[20, 20]),
     ]
     assert search.winner([FIRST, SECOND, THIRD], outcomes) == (SECOND, False)
 
 
 def test_a_win_within_the_noise_leaves_the_table_as_it_is():
-    outcomes = [outcome(first=[10, 10, 10, 10], second=[8, 9, 11, 12], library=[9, 9, 12, 12])]
+    outcomes = [outcome(first=[10, 10, 10, 10], second=[8, 9, 11, 12], vendor=[9, 9, 12, 12])]
     assert search.winner([FIRST, SECOND], outcomes) == (FIRST, False)
 
 
 def test_a_tile_that_failed_on_a_shape_is_out_even_the_tables_own():
-    outcomes = [outcome(second=[8, 8], third=[5, 5], library=[9, 9]), outcome(second=[8, 8], library=[9, 9])]
+    outcomes = [outcome(second=[8, 8], third=[5, 5], vendor=[9, 9]), outcome(second=[8, 8], vendor=[9, 9])]
     assert search.winner([FIRST, SECOND, THIRD], outcomes) == (SECOND, False)
 
 
 def test_the_library_is_taken_where_it_beats_the_best_tile():
-    outcomes = [outcome(first=[10, 10], second=[8, 8], library=[7, 7])]
+    outcomes = [outcome(first=[10, 10], second=[8, 8], vendor=[7, 7])]
     assert search.winner([FIRST, SECOND], outcomes) == (SECOND, True)
 
 
 def test_a_faster_tile_that_more_ranks_or_dropout_would_not_fit_is_turned_down(monkeypatch):
-    outcomes = [outcome(first=[10, 10], second=[8, 8], third=[5, 5], library=[20, 20])]
+    outcomes = [outcome(first=[10, 10], second=[8, 8], third=[5, 5], vendor=[20, 20])]
     field = search.Field("wide", "backward", (FIRST, SECOND, THIRD), ())
     monkeypatch.setattr(search, "_faults", lambda _, __, tile: ["too large"] if tile == THIRD else [])
     assert search.fitting_winner("sm_90", field, outcomes) == (SECOND, False, ["too large"])
@@ -97,7 +98,7 @@ def test_a_dry_run_writes_measurements_and_a_table_that_can_be_used(tmp_path, mo
     measured = json.loads((tmp_path / "tuning.json").read_text())
     assert {field["direction"] for field in measured["fields"]} == {"forward", "backward"}
     times = measured["fields"][0]["contests"][0]["times"]
-    assert [entry["tile"] == "library" for entry in times] == [False, False, True]
+    assert [entry["tile"] == "vendor" for entry in times] == [False, False, True]
     table = read_table(tmp_path / "tables" / "interpreter.json")
     assert table.measured == {"device": "a processor", "commit": "abc", "results": "tuning.json"}
     assert table.multiprocessors == configs.INTERPRETER.multiprocessors

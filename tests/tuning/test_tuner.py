@@ -12,20 +12,21 @@ from click.testing import CliRunner
 from torch import nn
 
 import fastlora
-from fastlora import FusedLoRALinear
+from fastlora import FusedLoRALinear, LoRAConfig, apply_lora
 from fastlora.cli.commands import fastlora as command
 from fastlora.formula.cost import Problem
 from fastlora.integrations.peft import accelerate_peft
 from fastlora.routes import decide
 from fastlora.routes.choices import key_of, read_file
 from fastlora.routes.decide import reload_tables
-from fastlora.tune_model import requests_of
+from fastlora.tune_model import requests_of, untuned
 from fastlora.tuning import machine, proofs, tuner
-from fastlora.tuning.contest import LIBRARY, Contest
+from fastlora.tuning.contest import Contest
 from fastlora.tuning.machine import Machine
-from fastlora.tuning.report import Request
+from fastlora.tuning.report import Request, TuneReport
 from fastlora.tuning.trial import Job
 from fastlora.tuning.tuner import Means, tune_for
+from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.tables import Tile
 from tests.cases import quick_rows
 from tests.packed import linear_4bit
@@ -76,7 +77,7 @@ def test_a_faster_tile_is_kept_and_a_gain_within_the_noise_is_not(tmp_path):
 
 
 def test_the_vendors_products_are_kept_where_they_are_the_fastest(tmp_path):
-    fast = means(lambda place, one: 50.0 if one == LIBRARY else 100.0)
+    fast = means(lambda place, one: 50.0 if one == VENDOR else 100.0)
     run(tmp_path / "a.json", fast)
     assert choice_of(tmp_path / "a.json").code == "vendor"
     tune_for([Request(PROBLEM, dropout=True)], HERE, path=tmp_path / "b.json", means=fast)
@@ -89,7 +90,7 @@ def test_the_default_is_the_tables_whatever_was_chosen_before(tmp_path, monkeypa
     monkeypatch.setenv("FASTLORA_TUNE_FILE", str(tmp_path / "a.json"))
     # On a GPU a choice decides the route as well as the tile.
     monkeypatch.setattr(decide, "route_on", lambda *_, **__: decide.Route("triton", "it is a GPU"))
-    run(tmp_path / "a.json", means(lambda place, one: 50.0 if one == LIBRARY else 100.0))
+    run(tmp_path / "a.json", means(lambda place, one: 50.0 if one == VENDOR else 100.0))
     assert decide.decide_for(PROBLEM, CPU, setting="auto").forward.name == "vendor"
     again, entrants = tuner._entrants(Request(PROBLEM), "forward", HERE)
     assert again == entrants[0] == default
@@ -248,6 +249,26 @@ def test_pefts_layers_are_tuned_for_too_fused_or_not_and_over_packed_bases():
     )
     (one,) = requests_of(packed, [64])
     assert one.problem == Problem(64, 24, 16, 4, torch.float32, torch.float32)
+
+
+def test_layers_that_take_other_code_are_named_ours_and_pefts(monkeypatch):
+    def mixture():
+        return nn.ModuleDict({"q": nn.Linear(24, 16), "e": nn.Embedding(9, 24)})
+
+    ours = apply_lora(mixture(), LoRAConfig(r=2, target_modules=["q", "e"]))
+    assert untuned(ours) == ["1 FusedLoRAEmbedding: e"]
+    pefts = peft.get_peft_model(mixture(), peft.LoraConfig(r=2, target_modules=["q", "e"]))
+    assert untuned(pefts) == ["1 Embedding: base_model.model.e"]
+    monkeypatch.setattr("fastlora.tune_model.tune_requests", lambda *_, **__: TuneReport("a test"))
+    assert "  1 FusedLoRAEmbedding: e" in str(fastlora.tune(ours))
+
+
+@pytest.mark.exhaustive
+def test_experts_are_named():
+    from tests.integrations.architectures import tiny  # imports Transformers
+
+    model = apply_lora(tiny("Mixtral"), LoRAConfig(r=2))
+    assert [line.split(":")[0] for line in untuned(model)] == ["4 FusedLoRAExperts"]
 
 
 @pytest.mark.parametrize(

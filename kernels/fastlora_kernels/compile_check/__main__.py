@@ -19,6 +19,7 @@ from fastlora_kernels.compile_check.dora_sums import check_sums, sum_cases
 from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
 from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
+from fastlora_kernels.compile_check.persistent import check_persistent, persistent_cases
 from fastlora_kernels.compile_check.rules import check
 from fastlora_kernels.compile_check.segments import check_segments, segment_cases
 from fastlora_kernels.compile_check.unpacking import check_unpacking, unpacking_cases
@@ -34,6 +35,7 @@ _CHECKS = (
     (unpacking_cases, check_unpacking),
     (few_rows_cases, check_few_rows),
     (segment_cases, check_segments),
+    (persistent_cases, check_persistent),
 )
 
 

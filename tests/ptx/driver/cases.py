@@ -31,6 +31,9 @@ class Case(NamedTuple):
         resident: CTAs at a time; 0 means as many as there is room for.
         reads_mask: Whether operands are such that p, or dx and dA, are the dropout mask itself.
         values: Where p and q lie: "beyond fp16", "below fp16", or "" for near 1.
+        persistent: Columns of a tile of the persistent kernels for sm_90, which then run; 0 means the plain
+            ones.
+        programs: Of a launch of those.
         dora: Whether columns are scaled.
     """
 
@@ -54,6 +57,8 @@ class Case(NamedTuple):
     resident: int = 0
     reads_mask: bool = False
     values: str = ""
+    persistent: int = 0
+    programs: int = 3
     dora: bool = False
 
     @property
@@ -67,6 +72,7 @@ class Case(NamedTuple):
         adapter = f"/{self.adapter}" if self.adapter not in ("", self.dtype) else ""
         words = [f"{self.dtype}{adapter}" + f" {self.precision}" * (self.dtype == "fp32")]
         words += [self.shape_class] * bool(self.shape_class)
+        words += [f"persistent, {self.persistent} columns"] * bool(self.persistent)
         words += [f"dropout {self.dropout}"] * bool(self.dropout) + ["no bias"] * (not self.bias)
         if self.needs != EVERYTHING:
             words.append("only " + " ".join(name for name, need in self.needs._asdict().items() if need))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
@@ -16,7 +18,7 @@ class Compiled(NamedTuple):
 
     Attributes:
         ptx: Its text.
-        num_warps: Warps of a program.
+        num_warps: Warps of a program, those of all partitions.
         shared: Bytes of shared memory of a program.
         descriptors: For each tensor descriptor among the arguments, its box, swizzle and element size.
         signature: The kind of each argument by its name.
@@ -50,7 +52,8 @@ def compiled(
     )
     key = repr((kernel.cache_key, capability, signature, constants, attributes, options))
     if key not in _MADE:
-        _MADE[key] = _compile(ASTSource(kernel, signature, constants, attributes), target, options.__dict__)
+        source = GluonASTSource if kernel.is_gluon() else ASTSource
+        _MADE[key] = _compile(source(kernel, signature, constants, attributes), target, options.__dict__)
     return _MADE[key], bound
 
 
@@ -64,7 +67,7 @@ def _compile(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> C
     metadata = made.metadata
     return Compiled(
         ptx=made.asm["ptx"],
-        num_warps=metadata.num_warps,
+        num_warps=int(re.search(r"\.reqntid (\d+)", made.asm["ptx"])[1]) // 32,
         shared=metadata.shared,
         descriptors=list(getattr(metadata, "tensordesc_meta", None) or []),
         signature=source.signature,

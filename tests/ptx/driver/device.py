@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.routes import fused
@@ -28,6 +29,8 @@ _RESULTS = {
     "column_sums_kernel": ("sums_ptr",),
     "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
     "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
+    "hopper_forward_kernel": ("y", "p_ptr"),
+    "hopper_backward_kernel": ("dx", "q_ptr", "dA_ptr", "dB_ptr"),
     "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),
     "masked_update_kernel": ("dx_ptr",),
@@ -36,6 +39,7 @@ _RESULTS = {
     "segment_backward_kernel": ("q_ptr", "dx_ptr", "dA_ptr", "dB_ptr", "scratch_ptrs"),
 }
 _COUNTERS = "workspace_ptr"
+_DESCRIPTORS = (TensorDescriptor, GluonDescriptor)
 # Register and shadow memory of so many warps is what a small machine has room for.
 _RESIDENT_WARPS = 128
 
@@ -141,7 +145,7 @@ class DeviceMemory:
         def add(value: Any, kind: Any) -> None:
             if kind == "constexpr":
                 return
-            if isinstance(value, TensorDescriptor):
+            if isinstance(value, _DESCRIPTORS):
                 values.extend(self._descriptor(value, maps.pop(0)))
             elif isinstance(value, tuple):
                 for inner, inner_kind in zip(value, kind, strict=True):
@@ -179,7 +183,7 @@ class DeviceMemory:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, TensorDescriptor):
+    if isinstance(value, _DESCRIPTORS):
         yield value.base
     elif isinstance(value, tuple):
         for inner in value:

@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 import fastlora_kernels
 from tests.ptx.driver.cases import Case
 from tests.ptx.driver.mutants import CASES, Mutant
+from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES
 from tests.ptx.driver.segments import check_case
 from tests.ptx.parse import parse
@@ -45,7 +46,7 @@ _PLAIN: dict[str, dict[str, list[tuple]]] = {}  # by case, the PTX of the kernel
 
 def run_mutant(mutant: Mutant, seeds: tuple[int | None, ...] = SEEDS) -> Finding:
     """Run a mutant's case under each schedule; results must agree with fp64 and with the first schedule's."""
-    case = (CASES | SEGMENT_CASES)[mutant.case]
+    case = (CASES | PERSISTENT_CASES | SEGMENT_CASES)[mutant.case]
     plain, changed, finding = {}, {}, Finding()
     small = case._replace(M=1) if isinstance(case, Case) else case
     check_case(small._replace(seeds=(None,)), _keeping(plain))
@@ -122,15 +123,14 @@ def source_changes(mutant: Mutant) -> Iterator[tuple[str, JITFunction, str, str]
     """Those of its changes that are made in the kernels' source: where, in which function, what by what."""
     for place, old, new in mutant.changes:
         if place != "ptx" and not place.startswith("barriers"):
-            module, name = place.split(".")
+            module, _, name = place.rpartition(".")
             yield place, getattr(importlib.import_module(f"fastlora_kernels.{module}"), name), old, new
 
 
 def _forget_hashes() -> None:
     """Every kernel's hash contains those of what it calls."""
-    for found in pkgutil.iter_modules(fastlora_kernels.__path__):
-        if not found.ispkg:
-            module = importlib.import_module(f"fastlora_kernels.{found.name}")
-            for value in vars(module).values():
+    for found in pkgutil.walk_packages(fastlora_kernels.__path__, "fastlora_kernels."):
+        if not found.ispkg and "compile_check" not in found.name:
+            for value in vars(importlib.import_module(found.name)).values():
                 if isinstance(value, JITFunction):
                     value.hash = None

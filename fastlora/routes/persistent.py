@@ -1,0 +1,72 @@
+"""Whether the persistent kernels for sm_90 can take a call; `fastlora tune` decides whether they do.
+
+They are never the default: only a choice that was measured on this machine's GPU takes them. Nothing here
+imports Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+from typing import Final
+
+import torch
+
+from fastlora.arguments import dtype_name
+from fastlora.formula.cost import Problem
+from fastlora_kernels.hopper import blocks
+
+# Gluon is experimental: its names change from version to version.
+_OLDEST_TRITON: Final = (3, 6)
+_NEWEST_TRITON: Final = (3, 9)
+_OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
+
+
+def refusal(
+    architecture: str, problem: Problem, *, dropout: bool = False, aligned: bool = True
+) -> str | None:
+    """Why these kernels do not take a call, as a phrase; None if they do.
+
+    Args:
+        architecture: Of the GPU, by the name of its tile table.
+        problem: Shape and dtypes.
+        dropout: Whether there is dropout.
+        aligned: Whether TMA can address x and W.
+    """
+    rows = problem.K % 8 == 0 and problem.N % 8 == 0  # of y and dx, which are contiguous
+    dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
+    return refusal_here(architecture) or blocks.refusal(
+        architecture, *dtypes, problem.r, aligned=aligned and rows, dropout=dropout
+    )
+
+
+def refusal_here(architecture: str) -> str | None:
+    """Why no call is taken on a GPU of an architecture by the Triton that is installed; None if some are."""
+    why = _refusal_of_triton()
+    return why or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
+
+
+def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
+    """As `told`, of one call; arguments as in `refusal`."""
+    why = refusal(architecture, problem, dropout=dropout, aligned=aligned)
+    return f"not for this call: {why}" if why else _OFFERED
+
+
+def told(device: torch.device) -> str:
+    """Of a GPU, whether the persistent kernels are offered there, as a phrase to show."""
+    from fastlora.routes.architecture import architecture_of
+
+    why = refusal_here(architecture_of(device))
+    return f"not here: {why}" if why else _OFFERED
+
+
+@functools.cache
+def _refusal_of_triton() -> str | None:
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "triton is not installed"
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if _OLDEST_TRITON <= (major, minor) <= _NEWEST_TRITON:
+        return None
+    return f"they were compiled with Triton 3.6 to 3.9, and this is {version}"

@@ -1,0 +1,81 @@
+"""The blocks of the kernels for sm_90, and which calls they take; it imports nothing of Triton's.
+
+Tickets of a forward pass: the y tiles of the first column, which make p too, then the others. Of a backward
+pass: the dx tiles of the first column, which make q too, half of the others, tiles of dB and dA, the rest.
+"""
+
+from typing import Final, NamedTuple
+
+BLOCK_M: Final = 128  # rows of a tile, half of them for each multiplying group
+BLOCK_C: Final = 256  # columns of a tile
+STEP: Final = 64  # of the contraction
+STAGES: Final = 3
+GRADIENT_COLUMNS: Final = 128  # columns of dy or x of a dB or dA tile, half of them for each group
+WARPS: Final = 4  # of a multiplying group
+# Registers of a thread of the second multiplying group and of the loading warp; the first group has the rest.
+MULTIPLY_REGISTERS: Final = 240
+LOAD_REGISTERS: Final = 24
+# Bytes of shared memory that a program may take on sm_90.
+SHARED_MEMORY: Final = 232_448
+
+_DTYPES: Final = (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16"))
+_MOST_RANKS: Final = 64
+_MOST_WIDE_RANKS: Final = 32
+
+
+class Blocks(NamedTuple):
+    """Block shapes of a launch.
+
+    Attributes:
+        m: Rows of a tile.
+        c: Columns of a tile of y or dx.
+        step: Of the contraction.
+        r: Ranks: the next power of two, at least 16.
+        terms: Terms of 16 bits that A, B, p and q are written as in the products that make p, q, dB and dA.
+        store: Columns in which a tile is stored.
+        stages: Of the ring.
+        buffers: Of p or q in a dB or dA tile.
+    """
+
+    m: int
+    c: int
+    step: int
+    r: int
+    terms: int
+    store: int
+    stages: int
+    buffers: int
+
+
+def blocks_for(r: int, wide_adapters: bool, m: int = BLOCK_M, c: int = BLOCK_C) -> Blocks:
+    """The blocks for a rank; adapters of fp32 on bf16 are wide. Other `m` and `c` are for tests."""
+    block_r, terms = max(16, 1 << (r - 1).bit_length()), 2 if wide_adapters else 1
+    # The low-rank operand's part of the ring takes the place of half of the tile that waits to be stored.
+    store = c if block_r * terms <= 32 else c // 2
+    kept = terms * block_r * m  # elements of p or q in a dB or dA tile, where a tile to be stored lies else
+    return Blocks(m, c, STEP, block_r, terms, store, STAGES, 2 if 2 * kept <= m // 2 * store else 1)
+
+
+def refusal(
+    architecture: str, dtype: str, adapter: str, r: int, *, aligned: bool = True, dropout: bool = False
+) -> str | None:
+    """Why these kernels do not take a call, as a phrase; None if they do.
+
+    Args:
+        architecture: The tile table's name; "sm_90" stands for compute capability 9.0 alone.
+        dtype: Of x and W, such as "bfloat16".
+        adapter: Of A and B.
+        r: The rank.
+        aligned: Whether TMA can address x, W, y and dx.
+        dropout: Whether there is dropout.
+    """
+    if architecture != "sm_90":
+        return f"they are written for sm_90, not for {architecture}"
+    if (dtype, adapter) not in _DTYPES:
+        return f"they take bf16 and fp16, and fp32 adapters on bf16, not {adapter} on {dtype}"
+    most = _MOST_WIDE_RANKS if adapter == "float32" else _MOST_RANKS
+    if r > most:
+        return f"they take ranks up to {most}, not {r}"
+    if dropout:
+        return "they have no dropout"
+    return None if aligned else "rows of x, W, y or dx do not start on 16 bytes"

@@ -1,0 +1,205 @@
+"""The persistent kernels for sm_90: what they take, that only a measured choice takes them, and operands."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastlora import FusedLoRALinear, explain
+from fastlora.autograd import operators
+from fastlora.formula.cost import Problem
+from fastlora.formula.operands import EVERYTHING
+from fastlora.measuring.inputs import random_inputs
+from fastlora.routes import choices, decide, persistent
+from fastlora.routes.choices import current_versions, key_of, write_choices
+from fastlora.routes.decide import Decision, Route
+from fastlora.tuning import tuner
+from fastlora.tuning.contest import PERSISTENT
+from fastlora.tuning.machine import Machine
+from fastlora.tuning.report import Request
+from fastlora_kernels.choice_content import Choice, Choices, ContentError, as_content, read_choices
+from fastlora_kernels.hopper.blocks import SHARED_MEMORY, blocks_for
+
+GPU = "NVIDIA Test 80GB"
+BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
+PROBLEM = Problem(8192, 4096, 4096, 16, BF16, BF16)
+CHOICE = Choice("persistent", None, 12.5, 1.25, "tile 128x256x64, 8 warps, 4 stages, 14.0 us")
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_sm_90(monkeypatch, tmp_path):
+    """As if this machine had one GPU of sm_90, whose file is at the path that this is."""
+    path = tmp_path / "choices.json"
+    monkeypatch.delenv("FASTLORA_TUNE", raising=False)
+    monkeypatch.setenv("FASTLORA_TUNE_FILE", str(path))
+    monkeypatch.setattr(choices, "_gpu_of", lambda architecture: GPU)
+    monkeypatch.setattr(decide, "route_on", lambda *_, **__: Route("triton", "it is a GPU"))
+    monkeypatch.setattr("fastlora.routes.architecture.architecture_of", lambda device: "sm_90")
+    decide.reload_tables()
+    yield path
+    decide.reload_tables()
+
+
+def file_of(problem=PROBLEM):
+    entries = {key_of(direction, problem, False): CHOICE for direction in ("forward", "backward")}
+    return Choices({"gpu": GPU, "when": "2026-01-02", **current_versions()}, entries)
+
+
+def routes(problem=PROBLEM, **options):
+    found = decide.decide_for(problem, DEVICE, **{"setting": "auto", **options})
+    return found.forward.name, found.backward.name
+
+
+def test_only_a_choice_takes_them_and_only_in_auto(on_sm_90, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("FASTLORA_TUNE", "0")
+        assert routes() == ("triton", "triton")
+    write_choices(file_of(), on_sm_90)
+    decide.reload_tables()
+    assert routes() == ("persistent", "persistent")
+    assert routes(setting="triton") == ("triton", "triton")
+    assert routes(needs=EVERYTHING._replace(dx=False)) == ("persistent", "triton")
+    assert routes(dropout=0.5) == routes(aligned=False) == ("triton", "triton")
+    assert "the persistent kernels to be the fastest" in decide.decide_for(PROBLEM, DEVICE).forward.why
+
+
+def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(on_sm_90, monkeypatch):
+    monkeypatch.setattr(persistent.metadata, "version", lambda _: "3.12.1")
+    persistent._refusal_of_triton.cache_clear()
+    write_choices(file_of(), on_sm_90)
+    decide.reload_tables()
+    try:
+        route = decide.decide_for(PROBLEM, DEVICE, setting="auto").forward
+        assert route.name == "triton"
+        assert "were chosen, but they were compiled with Triton 3.6 to 3.9, and this is 3.12.1" in route.why
+        assert persistent.told(DEVICE).startswith("not here: they were compiled with Triton")
+    finally:
+        persistent._refusal_of_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "why"),
+    [
+        ({}, {}, None),
+        ({"adapter_dtype": FP32, "r": 32}, {}, None),
+        ({"dtype": FP16, "adapter_dtype": FP16, "r": 64}, {}, None),
+        ({"dtype": FP32, "adapter_dtype": FP32}, {}, "not float32 on float32"),
+        ({"dtype": FP16, "adapter_dtype": FP32}, {}, "not float32 on float16"),
+        ({"r": 65}, {}, "ranks up to 64, not 65"),
+        ({"adapter_dtype": FP32, "r": 33}, {}, "ranks up to 32, not 33"),
+        ({}, {"dropout": True}, "no dropout"),
+        ({}, {"aligned": False}, "16 bytes"),
+        ({"N": 4092}, {}, "16 bytes"),
+        ({"K": 4092}, {}, "16 bytes"),
+    ],
+    ids=str,
+)
+def test_what_they_take(changed, options, why):
+    found = persistent.refusal("sm_90", PROBLEM._replace(**changed), **options)
+    assert found is None if why is None else why in found
+
+
+def test_another_architecture_is_refused_and_told():
+    assert persistent.refusal("sm_100", PROBLEM) == "they are written for sm_90, not for sm_100"
+    assert persistent.told(torch.device("cpu")) == "not here: they are written for sm_90, not for interpreter"
+
+
+def test_tuning_tries_them_where_they_take_a_wide_shape(monkeypatch):
+    monkeypatch.setattr(tuner, "architecture_of", lambda device: "sm_90")
+    here = Machine(torch.device("cpu"), "a processor")
+
+    def tried(dropout=False, **changed):
+        return (
+            PERSISTENT in tuner._entrants(Request(PROBLEM._replace(**changed), dropout), "forward", here)[1]
+        )
+
+    assert tried()
+    assert not tried(r=128)
+    assert not tried(M=16)
+    assert not tried(dropout=True)
+    monkeypatch.setattr(tuner, "architecture_of", lambda device: "sm_100")
+    assert not tried()
+
+
+def test_a_file_may_name_them_without_a_tile():
+    assert read_choices(as_content(file_of())) == file_of()
+    content = as_content(file_of())
+    content["entries"][0]["tile"] = {}
+    with pytest.raises(ContentError, match="tile must be null where the code is 'persistent'"):
+        read_choices(content)
+
+
+def test_choices_are_of_these_very_kernels(tmp_path, monkeypatch):
+    (tmp_path / "hopper").mkdir()
+    for name in ("a.py", "hopper/b.py"):
+        (tmp_path / name).write_text("1")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(choices.importlib.util, "find_spec", lambda name: spec)
+    before = choices._hash_of_kernels.__wrapped__()
+    (tmp_path / "hopper" / "b.py").write_text("2")
+    assert choices._hash_of_kernels.__wrapped__() != before
+
+
+def test_explain_says_which_code_runs_and_why(on_sm_90):
+    layer = FusedLoRALinear(PROBLEM.K, PROBLEM.N, r=16, dtype=BF16, adapter_dtype=BF16, device="meta")
+    write_choices(file_of(), on_sm_90)
+    decide.reload_tables()
+    told = explain((PROBLEM.M, PROBLEM.K), layer)
+    assert [one["launches"] for one in told.as_dict()["passes"]] == [1, 1]
+    assert "  persistent: `fastlora tune` measured the persistent kernels to be the fastest" in str(told)
+    assert "persistent kernels: where `fastlora tune` has measured them" in str(told)
+    other = explain((PROBLEM.M, PROBLEM.K), layer, gpu="B200")
+    assert "persistent kernels: not for this call: they are written for sm_90, not for sm_100" in str(other)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("r", [1, 16, 32, 64])
+def test_shared_memory_holds_the_ring_and_the_tiles_that_wait(r, wide):
+    one = blocks_for(min(r, 32 if wide else 64), wide)
+    ring = one.stages * one.step * (one.m + one.c + one.terms * one.r)
+    assert 2 * (ring + one.m * one.store) < SHARED_MEMORY - 1024
+    assert one.buffers * one.terms * one.r * one.m <= one.m // 2 * one.store
+
+
+def test_a_pass_goes_where_the_decision_says(monkeypatch):
+    hopper = pytest.importorskip("fastlora.routes.hopper")
+    made = random_inputs(8, 16, 16, 2, dtype=FP16, adapter_dtype=FP16)
+    o, route, calls = made.call(0.0, None), Route("persistent", ""), []
+    monkeypatch.setattr(hopper, "forward", lambda o: calls.append("forward"))
+    monkeypatch.setattr(hopper, "backward", lambda o, dy, p: calls.append("backward"))
+    monkeypatch.setattr(hopper.plain, "backward", lambda *given: calls.append("plain"))
+    decision = Decision(route, route)
+    operators._run_forward(o, decision)
+    operators._run_backward(o, made.dy, made.x, EVERYTHING, decision)
+    operators._run_backward(o, made.dy[:, :15], made.x, EVERYTHING, decision)
+    operators._run_backward(o, made.dy[::1, ::2], made.x, EVERYTHING, decision)
+    operators._run_backward(o, made.dy, made.x, EVERYTHING._replace(dA=False), decision)
+    assert calls == ["forward", "backward", "backward", "plain", "plain"]
+
+
+def test_a_and_b_are_copied_for_tma_only_where_they_must_be():
+    hopper = pytest.importorskip("fastlora.routes.hopper")
+    A = torch.randn(5, 24)
+    as_it_is = A.to(BF16)
+    assert hopper._for_tma(as_it_is, BF16) is as_it_is
+    odd = hopper._for_tma(torch.randn(6, 5).to(BF16), BF16)
+    assert odd.stride() == (8, 1)
+    terms = hopper._for_tma(A, BF16, 2, 16)
+    total = terms[:5].float() + terms[16:21].float()
+    assert (total - A).abs().max() <= 2.0**-16 * A.abs().max()
+    assert not terms[5:16].any()
+    assert not terms[21:].any()
+
+
+@pytest.mark.parametrize("s", [0.75, 1.0, 3.0, 1e5, -2.5, 0.0])
+def test_in_fp16_a_power_of_two_is_taken_out_of_s(s):
+    hopper = pytest.importorskip("fastlora.routes.hopper")
+    x = torch.zeros(1, 1)
+    rest, power, inverse = hopper._scales(SimpleNamespace(s=s, x=x.to(FP16)))
+    assert rest * power == s
+    assert power * inverse == 1
+    assert abs(rest) <= 1
+    assert math.log2(power).is_integer()
+    assert hopper._scales(SimpleNamespace(s=s, x=x.to(BF16))) == (s, None, None)
