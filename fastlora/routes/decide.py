@@ -149,20 +149,22 @@ def _measured(
 ) -> Route:
     """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
     from fastlora.routes.architecture import architecture_of
-    from fastlora.routes.choices import PERSISTENT, VENDOR, chosen, why
+    from fastlora.routes.choices import chosen, why
     from fastlora.routes.persistent import refusal
     from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
     if gpu is None:
         choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
-        if choice is not None and choice.code == PERSISTENT:
-            refused = refusal(architecture, problem, dropout=dropped, aligned=aligned)
-            if refused is None:
-                return Route("persistent", why(choice))
-            return Route(route.name, f"{route.why}; the persistent kernels were chosen, but {refused}")
         if choice is not None:
-            return Route("vendor" if choice.code == VENDOR else route.name, why(choice))
+            # The codes without a tile have the names of their routes.
+            name = choice.code if choice.tile is None else route.name
+            refused = None
+            if name == "persistent":
+                refused = refusal(architecture, problem, dropout=dropped, aligned=aligned)
+            if refused is None:
+                return Route(name, why(choice))
+            return Route(route.name, f"{route.why}; the persistent kernels were chosen, but {refused}")
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
         return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
     return route
