@@ -16,6 +16,7 @@ from fastlora.cli.reporting import reported
 from fastlora.recipes.finetune.job import run
 from fastlora.recipes.finetune.options import BASES, DEVICES, DTYPES, LORA, METHODS, FinetuneOptions
 from fastlora.recipes.finetune.summary import print_summary
+from fastlora.recipes.finetune.trainer import CHECKPOINTS, whole_checkpoints
 from fastlora.recipes.options import AUTO
 from fastlora.routes.backend import BackendError
 
@@ -70,6 +71,11 @@ def finetune(**chosen: Any) -> None:
     say = None if sys.stderr.isatty() else (lambda line: console.print(line, markup=False, highlight=False))
     failed = (AdapterError, BackendError, FloatingPointError, ImportError, OSError, ValueError, TypeError)
     with reported(wrong=(), failed=failed):
-        result = run(options, say)
+        try:
+            result = run(options, say)
+        except KeyboardInterrupt:
+            if whole_checkpoints(options.out / CHECKPOINTS):
+                click.echo("the same command with --resume goes on from the last checkpoint", err=True)
+            raise
     if os.environ.get("RANK", "0") == "0":
         print_summary(result, console)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from fastlora.cli.commands import fastlora as command
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.model.find_layers import lora_layers
 from fastlora.recipes.finetune import job
@@ -110,7 +112,21 @@ def test_bad_data_leaves_nothing_behind(tmp_path):
         job.run(options_for(tmp_path / "out", data=str(data)))
     with pytest.raises(ValueError, match=r"a folder that exists .* got '\./no/such/model'"):
         job.run(options_for(tmp_path / "out", model="./no/such/model"))
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="q_projj"):
+        job.run(options_for(tmp_path / "new" / "out", targets="q_projj"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+@pytest.mark.parametrize("found", [[], [Path("checkpoint-2")]], ids=["none", "one"])
+def test_an_interrupt_says_how_to_go_on_where_that_is_possible(found, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastlora.cli.finetune.run", interrupted)
+    monkeypatch.setattr("fastlora.cli.finetune.whole_checkpoints", lambda folder: found)
+    done = CliRunner().invoke(command, ["finetune", "--config", "tiny", "--out", str(tmp_path)])
+    assert done.exit_code not in (0, 2)
+    assert ("--resume goes on" in done.output) == bool(found)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ appear in OUT together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def _run(options: FinetuneOptions, say: Callable[[str], None] | None) -> Finetun
             raise ValueError(f"eval_data must hold {rows.form}, as data; it holds {held.form}")
         digests = {"data_sha256": rows.digest, "eval_sha256": held.digest if held else ""}
         checkpoint = starting_point(options, digests)
-    with timed(seconds, "load"):
+    with timed(seconds, "load"), _taken_away_on_failure(options.out / BASE):
         evaluates = held is not None or (options.eval_share > 0 and len(rows.rows) > 1)
         arguments = arguments_of(options, evaluates=evaluates)
         with arguments.main_process_first(local=False):
@@ -98,6 +100,21 @@ def _run(options: FinetuneOptions, say: Callable[[str], None] | None) -> Finetun
             write_results(draft, result.as_json())
     arguments.distributed_state.wait_for_everyone()
     return result
+
+
+@contextmanager
+def _taken_away_on_failure(base: Path) -> Iterator[None]:
+    """Where the block fails, leave neither the model "tiny" nor a folder that was made for it."""
+    made = [folder for folder in (base, *base.parents) if not folder.exists()]  # innermost first
+    try:
+        yield
+    except BaseException:
+        if base in made:
+            shutil.rmtree(base, ignore_errors=True)
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in made[1:]:
+                folder.rmdir()
+        raise
 
 
 def _model_name(options: FinetuneOptions) -> str:
