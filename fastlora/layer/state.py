@@ -9,10 +9,9 @@ and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.base_weights import left_of, packed_format
@@ -65,17 +64,18 @@ class Stored(Mergeable):
         what `initialize` took out of the old W is taken out of it.
         """
         self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
-        given, W = state_dict[prefix + self.keeper[1]], cast(Tensor, self.weight)
+        given, W = state_dict[prefix + self.keeper[1]], self.weight
         plain = (given, W)
         if packed_format(self) is not None or any(each.is_meta or is_dtensor(each) for each in plain):
             return
         if given.shape != W.shape:  # which torch refuses
             return
         given = given.to(W)
-        for name, adapter in self.adapters.items():
+        for name in self.adapters:
+            adapter = self.adapters[name]
             if adapter.dora and is_at_start(self, adapter):
-                m = cast(Tensor, adapter.lora_magnitude_vector)
-                state_dict[prefix + saved_name(name, MAGNITUDE)] = norms_of(turned(self, given)).to(m)
+                m = norms_of(turned(self, given)).to(adapter.lora_magnitude_vector)
+                state_dict[prefix + saved_name(name, MAGNITUDE)] = m
         if self.start_A is not None and self.start_B is not None:
             state_dict |= {prefix + slot: getattr(self, slot) for slot in ("start_A", "start_B")}
             state_dict[prefix + "weight"] = left_of(self, given)

@@ -10,7 +10,7 @@ from fastlora_kernels.compile_check.persistent import (
     persistent_cases,
 )
 
-# A step of four products, a first column's with eight, and a loop around both.
+# A step of four products, a first column's with more, a loop around both, and one that stores.
 ASSEMBLY = """
 .L_x_0:
   /*0000*/ MOV R1, R2 ;
@@ -25,6 +25,13 @@ ASSEMBLY = """
   /*0070*/ HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24 ;
   /*0080*/ @P0 BRA `(.L_x_2) ;
   /*0090*/ BRA `(.L_x_0) ;
+.L_x_3:
+  /*00a0*/ HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24 ;
+  /*00b0*/ HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24 ;
+  /*00c0*/ HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24 ;
+  /*00d0*/ HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24 ;
+  /*00e0*/ STSM.16.M88.4 [R1], R2 ;
+  /*00f0*/ BRA `(.L_x_3) ;
 """
 MADE = Resources(200_000, 168, 0, "setmaxnreg.inc.sync.aligned.u32 \t240;", ())
 

@@ -142,7 +142,8 @@ def test_choices_are_of_these_very_kernels(tmp_path, monkeypatch):
     assert choices._hash_of_kernels.__wrapped__() != before
 
 
-def test_explain_says_which_code_runs_and_why(on_sm_90):
+def test_explain_says_which_code_runs_and_why(on_sm_90, monkeypatch):
+    monkeypatch.setattr("fastlora.accounting.explain.route_on", decide.route_on)
     layer = FusedLoRALinear(PROBLEM.K, PROBLEM.N, r=16, dtype=BF16, adapter_dtype=BF16, device="meta")
     write_choices(file_of(), on_sm_90)
     decide.reload_tables()

@@ -105,10 +105,14 @@ def instructions_of_steps(assembly: str, shape: str) -> list[int]:
         target = re.search(r"BRA(?:\.\S+)?\s.*?(\.L_\w+)", text)
         if target and labels.get(target[1], end + 1) <= end:
             loops.append((labels[target[1]], end))
-    products = [[one for one in instructions[first : last + 1] if "HGMMA" in one] for first, last in loops]
+    # A loop from one epilogue to the next may have as many products; it stores.
+    bodies = [
+        body for body in (instructions[a : b + 1] for a, b in loops) if not any("STSM" in x for x in body)
+    ]
+    products = [[one for one in body if "HGMMA" in one] for body in bodies]
     return [
-        last - first + 1
-        for (first, last), found in zip(loops, products, strict=True)
+        len(body)
+        for body, found in zip(bodies, products, strict=True)
         if len(found) == STEP // 16 and all(shape in one for one in found)
     ]
 

@@ -95,7 +95,7 @@ _PRODUCTS: Final = (
         "warpgroup_mma_wait(2, deps=[small])",
     ),
     _mutant("the store before is not waited for", f"{_TILE}store", "    tma.store_wait(0)\n", ""),
-    _mutant("no fence before the store", f"{_TILE}store", "    fence_async_shared()\n", ""),
+    _mutant("no proxy fences", "ptx", r"fence\.proxy\.async.*", ""),
     _mutant(
         "what is summed is not divided by the power of two",
         f"{_TILE}output_tile",
