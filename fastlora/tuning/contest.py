@@ -198,12 +198,12 @@ class Contest:
         # Triton reads TRITON_INTERPRET when it is imported.
         from fastlora.routes import fused, vendor_beside_kernels
 
-        if candidate == LIBRARY:
-            return vendor_beside_kernels.forward, vendor_beside_kernels.backward
         if candidate == PERSISTENT:
             from fastlora.routes import hopper
 
             return hopper.forward, hopper.backward_or_plain
+        if isinstance(candidate, str):
+            return vendor_beside_kernels.forward, vendor_beside_kernels.backward
         plan = self._plan(candidate)
         return functools.partial(fused.forward, plan=plan), functools.partial(fused.backward, plan=plan)
 

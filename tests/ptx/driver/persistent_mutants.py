@@ -15,6 +15,7 @@ PERSISTENT_CASES: Final = {
     "persistent, fp16": _FORWARD._replace(dtype="fp16", values="beyond fp16"),
     "persistent backward": _BACKWARD,
     "persistent backward, many rows": _BACKWARD._replace(M=700, K=8, N=8),
+    "persistent backward, one block of rows": _BACKWARD._replace(M=64, K=520, N=520, programs=1),
     "persistent backward, fp32 adapters": _BACKWARD._replace(adapter="fp32"),
 }
 
@@ -123,6 +124,7 @@ _HAND_OVER: Final = (
         f"{_RING}hand_out",
         "    mbarrier.wait(drained.index(count & 1), ((count >> 1) & 1) ^ 1)\n",
         "",
+        "persistent backward, one block of rows",
     ),
     _mutant(
         "the first column has the last tickets",
