@@ -118,7 +118,12 @@ _HAND_OVER: Final = (
     _mutant("p's release is relaxed", "hopper.handover.publish", '"release"', '"relaxed"'),
     _mutant("p's wait is relaxed", "hopper.handover.wait_for", '"acquire"', '"relaxed"'),
     _mutant("both groups have one flag", f"{_TILE}output_tile", _FLAG, "FLAGS + 2 * m"),
-    _mutant("the mailbox is read too early", f"{_RING}take", "    mbarrier.wait(filled", "    0 * (filled"),
+    _mutant(
+        "the mailbox is read too early",
+        f"{_RING}take",
+        "    mbarrier.wait(filled.index(count & 1), (count >> 1) & 1)\n",
+        "",
+    ),
     _mutant(
         "the mailbox is filled too early",
         f"{_RING}hand_out",
