@@ -107,8 +107,14 @@ def autocasts(x: Tensor) -> bool:
     """Whether nn.Linear, under the autocast in force, would convert this x to another dtype."""
     if not torch._C._is_any_autocast_enabled() or not x.is_floating_point() or x.dtype == torch.float64:
         return False
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return autocast_is_on(x.device.type)
+
+
+def autocast_is_on(kind: str) -> bool:
+    """Whether autocast is in force for a type of device."""
+    # The second is what torch.compile does not trace before torch 2.12.
+    is_known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+    return is_known and torch.is_autocast_enabled(kind)
 
 
 def transforms_active() -> bool:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastlora import arguments
 from fastlora.formats.format import Format
 from fastlora.formats.registry import format_of
-from fastlora.formula.operands import BaseWeight, autocasts, transforms_active
+from fastlora.formula.operands import BaseWeight, autocast_is_on, autocasts, transforms_active
 from fastlora.integrations.peft_package import DoraLinearLayer, DoraLinearVariant
 from fastlora.layer.conv1d import is_conv1d, turned
 
@@ -253,7 +253,7 @@ def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
         base += [W.dtype, W.dtype if b is None else b.dtype]
     elif W.dtype != (torch.get_autocast_dtype(kind) if autocasts(x) else x.dtype):
         return "the base layer computes in another dtype than the update"
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if autocast_is_on(kind):
         dtype = torch.get_autocast_dtype(kind)
         fits = all(one in _AUTOCAST_DTYPES for one in base)
     else:

@@ -141,7 +141,7 @@ def test_nothing_of_the_size_of_a_stack_is_allocated():
     model = adapted(tiny(num_experts=96), r=1)
     experts, given = experts_of(model)
     experts(*given)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         experts(*given).sum().backward()
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert 0 < largest < experts.down_proj.nbytes / 4

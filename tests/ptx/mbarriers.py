@@ -145,6 +145,7 @@ def _arrive(i: Instruction, where: Any) -> Code:
             np.maximum(one.known, clocks.known[row], out=one.known)
             clocks.tick(row)
             one.settle()
+            g.machine.polls[row] = None  # who has done something since does not look again in a spin
 
     return code
 

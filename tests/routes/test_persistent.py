@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastlora import FusedLoRALinear, explain
+from fastlora.accounting.explain import explain_problem
 from fastlora.autograd import operators
 from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING
@@ -144,14 +144,14 @@ def test_choices_are_of_these_very_kernels(tmp_path, monkeypatch):
 
 def test_explain_says_which_code_runs_and_why(on_sm_90, monkeypatch):
     monkeypatch.setattr("fastlora.accounting.explain.route_on", decide.route_on)
-    layer = FusedLoRALinear(PROBLEM.K, PROBLEM.N, r=16, dtype=BF16, adapter_dtype=BF16, device="meta")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: GPU)
     write_choices(file_of(), on_sm_90)
     decide.reload_tables()
-    told = explain((PROBLEM.M, PROBLEM.K), layer)
+    told = explain_problem(PROBLEM, device=DEVICE)
     assert [one["launches"] for one in told.as_dict()["passes"]] == [1, 1]
     assert "  persistent: `fastlora tune` measured the persistent kernels to be the fastest" in str(told)
     assert "persistent kernels: where `fastlora tune` has measured them" in str(told)
-    other = explain((PROBLEM.M, PROBLEM.K), layer, gpu="B200")
+    other = explain_problem(PROBLEM, device=DEVICE, gpu="B200")
     assert "persistent kernels: not for this call: they are written for sm_90, not for sm_100" in str(other)
 
 

@@ -36,6 +36,7 @@ def persistent_cases() -> Iterator[Case]:
         BASE._replace(seeds=one, r=64, K=136),
         BASE._replace(seeds=one, r=32, M=3, K=8, N=8, programs=1),
         BASE._replace(seeds=one, r=1, M=70, N=520),
+        BASE._replace(seeds=one, M=64, K=520, N=520, programs=1),
         BASE._replace(seeds=one, layouts=(("x", "padded rows"), ("W", "padded rows"), ("dy", "padded rows"))),
         *(BASE._replace(seeds=(2, 3), resident=many, programs=3, M=300) for many in (1, 2, 3)),
         BASE._replace(seeds=(None, 4), programs=5, M=400, K=264, N=264),

@@ -15,6 +15,7 @@ PERSISTENT_CASES: Final = {
     "persistent, fp16": _FORWARD._replace(dtype="fp16", values="beyond fp16"),
     "persistent backward": _BACKWARD,
     "persistent backward, many rows": _BACKWARD._replace(M=700, K=8, N=8),
+    "persistent backward, one block of rows": _BACKWARD._replace(M=64, K=520, N=520, programs=1),
     "persistent backward, fp32 adapters": _BACKWARD._replace(adapter="fp32"),
 }
 
@@ -117,12 +118,18 @@ _HAND_OVER: Final = (
     _mutant("p's release is relaxed", "hopper.handover.publish", '"release"', '"relaxed"'),
     _mutant("p's wait is relaxed", "hopper.handover.wait_for", '"acquire"', '"relaxed"'),
     _mutant("both groups have one flag", f"{_TILE}output_tile", _FLAG, "FLAGS + 2 * m"),
-    _mutant("the mailbox is read too early", f"{_RING}take", "    mbarrier.wait(filled", "    0 * (filled"),
+    _mutant(
+        "the mailbox is read too early",
+        f"{_RING}take",
+        "    mbarrier.wait(filled.index(count & 1), (count >> 1) & 1)\n",
+        "",
+    ),
     _mutant(
         "the mailbox is filled too early",
         f"{_RING}hand_out",
         "    mbarrier.wait(drained.index(count & 1), ((count >> 1) & 1) ^ 1)\n",
         "",
+        "persistent backward, one block of rows",
     ),
     _mutant(
         "the first column has the last tickets",
