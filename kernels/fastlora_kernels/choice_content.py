@@ -130,9 +130,9 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
     sizes = {name: number(f"{place}.{name}", values[name], _SIZES) for name in ("K", "N", "r", "rows")}
     if sizes["rows"] != bucket(sizes["rows"]):
         raise ContentError(f"{place}.rows must be a power of two; got {sizes['rows']}")
-    if values["code"] == VENDOR:
+    if values["code"] != KERNELS:
         if values["tile"] is not None:
-            raise ContentError(f"{place}.tile must be null where the code is {VENDOR!r}")
+            raise ContentError(f"{place}.tile must be null where the code is {values['code']!r}")
         chosen = None
     else:
         chosen = tile(place, values["direction"], values["tile"])

@@ -15,10 +15,16 @@ from fastlora.routes import choices, decide, persistent
 from fastlora.routes.choices import current_versions, key_of, write_choices
 from fastlora.routes.decide import Decision, Route
 from fastlora.tuning import tuner
-from fastlora.tuning.contest import PERSISTENT
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
-from fastlora_kernels.choice_content import Choice, Choices, ContentError, as_content, read_choices
+from fastlora_kernels.choice_content import (
+    PERSISTENT,
+    Choice,
+    Choices,
+    ContentError,
+    as_content,
+    read_choices,
+)
 from fastlora_kernels.hopper.blocks import SHARED_MEMORY, blocks_for
 
 GPU = "NVIDIA Test 80GB"
@@ -169,7 +175,7 @@ def test_a_pass_goes_where_the_decision_says(monkeypatch):
     made = random_inputs(8, 16, 16, 2, dtype=FP16, adapter_dtype=FP16)
     o, route, calls = made.call(0.0, None), Route("persistent", ""), []
     monkeypatch.setattr(hopper, "forward", lambda o: calls.append("forward"))
-    monkeypatch.setattr(hopper, "backward", lambda o, dy, p: calls.append("backward"))
+    monkeypatch.setattr(hopper, "backward_of_all", lambda o, dy, p: calls.append("backward"))
     monkeypatch.setattr(hopper.plain, "backward", lambda *given: calls.append("plain"))
     decision = Decision(route, route)
     operators._run_forward(o, decision)
