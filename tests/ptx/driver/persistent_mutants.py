@@ -161,6 +161,7 @@ _GRADIENTS: Final = (
         "fence_async_shared()",
         "pass",
         "persistent backward",
+        "without it Triton puts one of its own before the product",
     ),
     _mutant(
         "no barrier before a gradient's product",
