@@ -89,12 +89,12 @@ def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(
     ("changed", "options", "why"),
     [
         ({}, {}, None),
-        ({"adapter_dtype": FP32, "r": 32}, {}, None),
+        ({"adapter_dtype": FP32, "r": 16}, {}, None),
         ({"dtype": FP16, "adapter_dtype": FP16, "r": 64}, {}, None),
         ({"dtype": FP32, "adapter_dtype": FP32}, {}, "not float32 on float32"),
         ({"dtype": FP16, "adapter_dtype": FP32}, {}, "not float32 on float16"),
         ({"r": 65}, {}, "ranks up to 64, not 65"),
-        ({"adapter_dtype": FP32, "r": 33}, {}, "ranks up to 32, not 33"),
+        ({"adapter_dtype": FP32, "r": 17}, {}, "ranks up to 16, not 17"),
         ({}, {"dropout": True}, "no dropout"),
         ({}, {"aligned": False}, "16 bytes"),
         ({"N": 4092}, {}, "16 bytes"),
@@ -164,10 +164,10 @@ def test_explain_says_which_code_runs_and_why(on_sm_90, monkeypatch):
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("r", [1, 16, 32, 64])
 def test_shared_memory_holds_the_ring_and_the_tiles_that_wait(r, wide):
-    one = blocks_for(min(r, 32 if wide else 64), wide)
+    one = blocks_for(min(r, 16 if wide else 64), wide)
     ring = one.stages * one.step * (one.m + one.c + one.terms * one.r)
     assert 2 * (ring + one.m * one.store) < SHARED_MEMORY - 1024
-    for of in (one, blocks_for(min(r, 32 if wide else 64), wide, c=128)):
+    for of in (one, blocks_for(min(r, 16 if wide else 64), wide, c=128)):
         assert of.buffers * of.terms * of.r * of.m <= of.m // 2 * of.store
 
 

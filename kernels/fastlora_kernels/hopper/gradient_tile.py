@@ -94,7 +94,7 @@ def gradient_tile(
     tma.store_wait(0)
     meet()
     # Those of the next rows are fetched ahead, where there are registers for them.
-    AHEAD: gl.constexpr = BLOCK_R < 64
+    AHEAD: gl.constexpr = BLOCK_R * TERMS < 64
     acc = gl.zeros([STEP, BLOCK_R], gl.float32, layout)
     if AHEAD:
         small = load_part(small_ptr, 0, M, r, loaded, BLOCK_M, BLOCK_R)

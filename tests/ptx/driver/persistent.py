@@ -31,7 +31,7 @@ def persistent_cases() -> Iterator[Case]:
         BASE._replace(seeds=one),
         BASE._replace(seeds=one, dtype="fp16", values="beyond fp16"),
         BASE._replace(seeds=one, dtype="fp16", K=136),
-        BASE._replace(seeds=one, adapter="fp32", r=24),
+        BASE._replace(seeds=one, adapter="fp32", r=12),
         BASE._replace(seeds=one, r=5, bias=False),
         BASE._replace(seeds=one, r=64, K=136),
         BASE._replace(seeds=one, r=32, M=3, K=8, N=8, programs=1),
@@ -41,7 +41,7 @@ def persistent_cases() -> Iterator[Case]:
         *(BASE._replace(seeds=(2, 3), resident=many, programs=3, M=300) for many in (1, 2, 3)),
         BASE._replace(seeds=(None, 4), programs=5, M=400, K=264, N=264),
         *(BASE._replace(persistent=FULL, seeds=(5,), programs=2, K=264, N=264, r=r) for r in (16, 64)),
-        BASE._replace(persistent=FULL, seeds=(5,), programs=2, K=264, N=264, r=32, adapter="fp32"),
+        BASE._replace(persistent=FULL, seeds=(5,), programs=2, K=264, N=264, r=16, adapter="fp32"),
     ]
     yield quick_case()
     for call, name in itertools.product(calls, ("forward", "backward")):
