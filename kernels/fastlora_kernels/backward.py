@@ -140,23 +140,9 @@ def backward_kernel(
             row, rank = m * BLOCK_M, (tile % tiles.ranks) * BLOCK_R
             split = Split(tile, ticket % split_q, split_q, scratch_ptrs[0], workspace_ptr + counters.q)
             is_stored = project_tile(
-                dy,
-                B,
-                q_ptr,
-                split,
-                None,
-                s,
-                row,
-                rank,
-                M,
-                N,
-                r,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_R,
-                PRECISION,
-                c_ptr,
-            )
+                dy, B, q_ptr, split, None, s, row, rank, M, N, r,
+                BLOCK_M, BLOCK_N, BLOCK_R, PRECISION, c_ptr,
+            )  # fmt: skip
             if is_stored:
                 publish(workspace_ptr + counters.flags + m)
                 publish(workspace_ptr + counters.all_rows)
@@ -169,23 +155,9 @@ def backward_kernel(
                 column, rank = (tile // tiles.ranks) * BLOCK_N, (tile % tiles.ranks) * BLOCK_R
                 dB = (dB_ptr, r, 1)
                 gradient_tile(
-                    dy,
-                    p_ptr,
-                    dB,
-                    split,
-                    None,
-                    s,
-                    column,
-                    rank,
-                    M,
-                    N,
-                    r,
-                    BLOCK_M,
-                    BLOCK_N,
-                    BLOCK_R,
-                    PRECISION,
-                    c_ptr,
-                )
+                    dy, p_ptr, dB, split, None, s, column, rank, M, N, r,
+                    BLOCK_M, BLOCK_N, BLOCK_R, PRECISION, c_ptr,
+                )  # fmt: skip
         else:
             if NEED_DA:
                 wait_for(workspace_ptr + counters.all_rows, tiles.q)
