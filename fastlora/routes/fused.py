@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands
 from fastlora.routes.architecture import architecture_of, fp32_precision
-from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.few_rows import as_operand
+from fastlora.routes.launch import on_device, readable, scratch_for, writable
 from fastlora.routes.plan import Plan, few_rows_plan, plan_for
 from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
+from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.few_rows import few_rows_kernel
 from fastlora_kernels.forward import forward_kernel
 from fastlora_kernels.masked_update import masked_update_kernel
@@ -69,13 +66,13 @@ def _launch_forward(
     tile = plan.tile
     p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
     tma, stored = plan.tma and aligned, (tile.block_m, plan.store_columns)
-    with _on_device(x):
+    with on_device(x):
         forward_kernel[(plan.tasks[only] if only else plan.num_tasks,)](
-            x=_read(x, (tile.block_m, tile.block_k), tma),
-            W=_read(W, (tile.block_n, tile.block_k), tma),
+            x=readable(x, (tile.block_m, tile.block_k), tma),
+            W=readable(W, (tile.block_n, tile.block_k), tma),
             c_ptr=c,
-            y=_written(y, stored, plan.tma),
-            z=None if z is None else _written(z, stored, plan.tma),
+            y=writable(y, stored, plan.tma),
+            z=None if z is None else writable(z, stored, plan.tma),
             GROUP=tile.group,
             **_forward_arguments(o, plan, p),
         )
@@ -128,11 +125,11 @@ def masked_update(o: Operands, q: Tensor) -> Tensor:
     M, K = x.shape
     threshold, kept_scale = dropout_constants(o.dropout)
     dx = torch.empty(M, K, device=x.device, dtype=x.dtype)
-    blocks = triton.cdiv(M, masked.BLOCK_M) * triton.cdiv(K, masked.BLOCK_K)
-    with _on_device(x):
+    blocks = num_blocks(M, masked.BLOCK_M) * num_blocks(K, masked.BLOCK_K)
+    with on_device(x):
         masked_update_kernel[(blocks,)](
             q_ptr=q,
-            A=_read(A),
+            A=readable(A),
             dx_ptr=dx,
             seed_ptr=o.seed,
             threshold=threshold,
@@ -163,23 +160,23 @@ def _launch_backward(
     dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if needs.dB else None
     q = torch.empty(M, r, device=x.device, dtype=torch.float32) if needs.dx or needs.dA else p
     tma = plan.tma and aligned
-    with _on_device(x):
+    with on_device(x):
         backward_kernel[(plan.num_tasks,)](
-            dy=_read(dy, (tile.block_m, tile.block_n), tma),
-            x=_read(x, (tile.block_m, tile.block_k_dA), tma),
-            W=_read(W, (tile.block_n, tile.block_k), tma),
-            A=_read(A),
-            B=_read(B),
+            dy=readable(dy, (tile.block_m, tile.block_n), tma),
+            x=readable(x, (tile.block_m, tile.block_k_dA), tma),
+            W=readable(W, (tile.block_n, tile.block_k), tma),
+            A=readable(A),
+            B=readable(B),
             c_ptr=c,
             p_ptr=p,
             q_ptr=q,
-            dx=None if dx is None else _written(dx, (tile.block_m, plan.store_columns), plan.tma),
+            dx=None if dx is None else writable(dx, (tile.block_m, plan.store_columns), plan.tma),
             dA_ptr=dA,
             dB_ptr=dB,
             scratch_ptrs=(
-                _scratch(plan, x, "q", otherwise=p),
-                _scratch(plan, x, "dx"),
-                _scratch(plan, x, "dB", "dA", otherwise=p),
+                scratch_for(plan, x, "q", otherwise=p),
+                scratch_for(plan, x, "dx"),
+                scratch_for(plan, x, "dB", "dA", otherwise=p),
             ),
             workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
             seed_ptr=seed if threshold else None,
@@ -216,9 +213,9 @@ def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     plan = plan or few_rows_plan(architecture_of(x.device), problem_of(o), o.dropout)
     y = torch.empty(x.shape[0], o.base.N, device=x.device, dtype=x.dtype)
     p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
-    with _on_device(x):
+    with on_device(x):
         few_rows_kernel[(plan.num_tasks,)](
-            x=_read(x), y=y, **(as_operand(o.base) or {}), **_forward_arguments(o, plan, p)
+            x=readable(x), y=y, **(as_operand(o.base) or {}), **_forward_arguments(o, plan, p)
         )
     return y, p
 
@@ -228,10 +225,10 @@ def _forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
     x, threshold, kept_scale = o.x, *dropout_constants(o.dropout)
     return {
         "b_ptr": None if o.b is None else o.b.contiguous(),
-        "A": _read(o.A),
-        "B": _read(o.B),
+        "A": readable(o.A),
+        "B": readable(o.B),
         "p_ptr": p,
-        "scratch_ptrs": (_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
+        "scratch_ptrs": (scratch_for(plan, x, "p", otherwise=p), scratch_for(plan, x, "y")),
         "workspace_ptr": torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
         "seed_ptr": o.seed if threshold else None,
         "threshold": threshold,
@@ -254,41 +251,10 @@ def _forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
 
 def unpack(base: BaseWeight, W: Tensor) -> None:
     """Fill W [N, K], contiguous, with the values of a packed base, in one launch."""
-    with _on_device(W):
+    with on_device(W):
         FORMATS[base.format].launch(base, W)
 
 
 def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:
     architecture = architecture_of(o.x.device)
     return plan_for(direction, architecture, problem_of(o), needs, dropout=o.dropout, aligned=aligned)
-
-
-def _read(matrix: Tensor, block: tuple[int, int] = (0, 0), tma: bool = False) -> Any:
-    """A matrix for a kernel to read: a tensor descriptor of blocks, or (pointer, strides)."""
-    if tma:
-        return TensorDescriptor.from_tensor(matrix, list(block))
-    return matrix, *matrix.stride()
-
-
-def _written(matrix: Tensor, block: tuple[int, int], tma: bool) -> Any:
-    """A contiguous matrix to be written: a tensor descriptor of blocks if it is aligned, else its pointer."""
-    return TensorDescriptor.from_tensor(matrix, list(block)) if tma and is_aligned(matrix) else matrix
-
-
-def _scratch(plan: Plan, x: Tensor, *names: str, otherwise: Tensor | None = None) -> Tensor | None:
-    """Scratch memory for the split-K partial tiles of these tasks; `otherwise` if none is split."""
-    size = plan.scratch_size(*names)
-    return torch.empty(size, device=x.device, dtype=torch.float32) if size else otherwise
-
-
-def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Make x's device the current one, on which Triton launches.
-
-    Raises:
-        BackendError: If the interpreter is asked for after Triton compiled its own functions.
-    """
-    if x.device.type == "cpu" and isinstance(tl.cdiv, triton.runtime.JITFunction):
-        raise BackendError("TRITON_INTERPRET=1 must be set before triton is first imported")
-    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(x.device)

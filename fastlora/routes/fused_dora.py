@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastlora.formula.operands import Needs, Operands
 from fastlora.routes import fused
-from fastlora.routes.fused import _on_device, _read
+from fastlora.routes.launch import on_device, readable
 from fastlora.routes.plan import Plan
 from fastlora_kernels import magnitudes
 from fastlora_kernels.configs import num_blocks
@@ -64,11 +64,11 @@ def row_norms(W: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
     """
     (N, K), r = W.shape, A.shape[0]
     n = torch.empty(N, device=W.device, dtype=torch.float32)
-    with _on_device(W):
+    with on_device(W):
         row_norms_kernel[(num_blocks(N, magnitudes.NORM_ROWS),)](
-            W=_read(W),
-            A=_read(A),
-            B=_read(B),
+            W=readable(W),
+            A=readable(A),
+            B=readable(B),
             n_ptr=n,
             s=s,
             N=N,
@@ -92,10 +92,10 @@ def column_sums(dy: Tensor, z: Tensor) -> Tensor:
     M, N = dy.shape
     strips = num_blocks(M, magnitudes.SUM_STRIP)
     sums = torch.empty(strips, N, device=dy.device, dtype=torch.float32)
-    with _on_device(dy):
+    with on_device(dy):
         column_sums_kernel[(strips * num_blocks(N, magnitudes.SUM_COLUMNS),)](
-            dy=_read(dy),
-            z=_read(z),
+            dy=readable(dy),
+            z=readable(z),
             sums_ptr=sums,
             M=M,
             N=N,

@@ -15,7 +15,7 @@ from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.formula.runs import Run
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.fused import _on_device, _read, _scratch
+from fastlora.routes.launch import on_device, readable, scratch_for
 from fastlora.routes.plan import Plan
 from fastlora.routes.plan_runs import most_tiles, run_plan, tile_for
 from fastlora.routes.run_tables import Adapters, Tables, adapter_tables, tables_of
@@ -85,14 +85,14 @@ def forward(o: RunsCall, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
     tile = plan.tile
     y = torch.empty(x.shape[0], N, device=x.device, dtype=x.dtype)
     p = torch.empty(x.shape[0], o.r, device=x.device, dtype=torch.float32)
-    with _on_device(x):
+    with on_device(x):
         segment_forward_kernel[(plan.num_tasks,)](
-            x=_read(x, (tile.block_m, tile.block_k), plan.tma),
+            x=readable(x, (tile.block_m, tile.block_k), plan.tma),
             W=_weights(o.W, (tile.block_n, tile.block_k), plan.tma),
             b_ptr=None if o.b is None else o.b.contiguous(),
             y_ptr=y,
             p_ptr=p,
-            scratch_ptrs=(_scratch(plan, x, "p", otherwise=p), _scratch(plan, x, "y")),
+            scratch_ptrs=(scratch_for(plan, x, "p", otherwise=p), scratch_for(plan, x, "y")),
             split_p=plan.split_k["p"],
             split_y=plan.split_k["y"],
             BLOCK_M=tile.block_m,
@@ -133,11 +133,11 @@ def backward(
     dA = torch.empty_like(o.A) if needs.dA else None
     dB = torch.empty_like(o.B) if needs.dB else None
     q = torch.empty_like(p) if needs.dx or needs.dA else p
-    with _on_device(x):
+    with on_device(x):
         segment_backward_kernel[(plan.num_tasks,)](
-            dy=_read(dy, (tile.block_m, tile.block_n), plan.tma),
-            dy_rows=_read(dy),
-            x=_read(x),
+            dy=readable(dy, (tile.block_m, tile.block_n), plan.tma),
+            dy_rows=readable(dy),
+            x=readable(x),
             W=_weights(o.W, (tile.block_n, tile.block_k), plan.tma),
             p_ptr=p,
             q_ptr=q,
@@ -147,7 +147,7 @@ def backward(
             weights_ptr=weights,
             runs_ptr=tables.runs,
             firsts_ptr=tables.firsts,
-            scratch_ptrs=(_scratch(plan, x, "q", otherwise=p), _scratch(plan, x, "dx")),
+            scratch_ptrs=(scratch_for(plan, x, "q", otherwise=p), scratch_for(plan, x, "dx")),
             split_q=plan.split_k["q"],
             split_dx=plan.split_k["dx"],
             BLOCK_M=tile.block_m,
@@ -202,7 +202,7 @@ def _tables(o: RunsCall, block_m: int) -> Tables:
         return tables_of(o.runs, S, block_m, adapters, o.x.device)
     tiles = most_tiles(S, E + 1, block_m)
     made = torch.empty(tiles, 5, device=o.x.device, dtype=torch.int32)
-    with _on_device(o.x):
+    with on_device(o.x):
         segment_plan_kernel[(E + 2,)](
             offsets_ptr=o.runs,
             tiles_ptr=made,

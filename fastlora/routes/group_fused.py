@@ -12,8 +12,8 @@ from fastlora.formula.cost import Problem
 from fastlora.formula.grouped import Grouped
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.fused import _on_device, _read, _written
 from fastlora.routes.group_plan import GroupPlan, group_plan
+from fastlora.routes.launch import on_device, readable, writable
 from fastlora_kernels.group_backward import group_backward_kernel
 from fastlora_kernels.group_forward import group_forward_kernel
 
@@ -40,13 +40,13 @@ def forward(o: Grouped, plan: GroupPlan | None = None) -> tuple[list[Tensor], li
         for one in members
     ]
     block = (tile.block_m, plan.single.store_columns)
-    with _on_device(x):
+    with on_device(x):
         group_forward_kernel[(plan.num_tasks,)](
-            x=_read(x, (tile.block_m, tile.block_k), tma),
-            **_each("W", [_read(W, (tile.block_n, tile.block_k), tma) for W in weights]),
+            x=readable(x, (tile.block_m, tile.block_k), tma),
+            **_each("W", [readable(W, (tile.block_n, tile.block_k), tma) for W in weights]),
             b_ptrs=_three([None if one.b is None else one.b.contiguous() for one in members]),
             **_factors(o),
-            **_each("y", [_written(y, block, plan.single.tma) for y in ys]),
+            **_each("y", [writable(y, block, plan.single.tma) for y in ys]),
             p_ptrs=_filled(ps),
             scratch_ptrs=(_scratch(x, plan, "p", _first(ps)), _scratch(x, plan, "y", None)),
             **_shared(o, plan),
@@ -83,15 +83,15 @@ def backward(
     dBs = [
         torch.empty(one.base.N, one.r, device=x.device, dtype=adapter) if one.r else None for one in members
     ]
-    with _on_device(x):
+    with on_device(x):
         group_backward_kernel[(plan.num_tasks,)](
-            **_each("dy", [_read(dy, (tile.block_m, tile.block_n), tma) for dy in dys]),
-            x=_read(x, (tile.block_m, tile.block_k_dA), tma),
-            **_each("W", [_read(W, (tile.block_n, tile.block_k), tma) for W in weights]),
+            **_each("dy", [readable(dy, (tile.block_m, tile.block_n), tma) for dy in dys]),
+            x=readable(x, (tile.block_m, tile.block_k_dA), tma),
+            **_each("W", [readable(W, (tile.block_n, tile.block_k), tma) for W in weights]),
             **_factors(o),
             p_ptrs=_filled([None if p is None else p.contiguous() for p in ps]),
             q_ptr=q,
-            dx=_written(dx, (tile.block_m, plan.single.store_columns), plan.single.tma),
+            dx=writable(dx, (tile.block_m, plan.single.store_columns), plan.single.tma),
             dA_ptr=dA,
             dB_ptrs=_filled(dBs),
             scratch_ptrs=(
@@ -114,7 +114,7 @@ def _factors(o: Grouped) -> dict[str, Any]:
     """A and B of each; one without an update has another's, which its rank of 0 keeps from being read."""
     given = [(one.A, one.B) for one in o.members if one.A is not None and one.B is not None]
     pairs = [given[0] if one.A is None or one.B is None else (one.A, one.B) for one in o.members]
-    return _each("A", [_read(A) for A, _ in pairs]) | _each("B", [_read(B) for _, B in pairs])
+    return _each("A", [readable(A) for A, _ in pairs]) | _each("B", [readable(B) for _, B in pairs])
 
 
 def _shared(o: Grouped, plan: GroupPlan) -> dict[str, Any]:

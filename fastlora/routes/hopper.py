@@ -18,7 +18,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes import fused as plain
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.fused import _on_device
+from fastlora.routes.launch import on_device
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.hopper import blocks as hopper
 from fastlora_kernels.hopper.backward import hopper_backward_kernel
@@ -45,7 +45,7 @@ def forward(o: Operands, blocks: Blocks | None = None, programs: int | None = No
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     rows, tiles = num_blocks(M, blocks.m), num_blocks(M, blocks.m) * num_blocks(N, blocks.c)
     s, power, inverse = _scales(o)
-    with _on_device(x):
+    with on_device(x):
         hopper_forward_kernel[(programs or min(tiles, _multiprocessors(x.device)),)](
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.c, blocks.step),
@@ -87,7 +87,7 @@ def backward_of_all(
     rows, columns = num_blocks(M, blocks.m), num_blocks(K, blocks.c)
     tickets = rows * columns + sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
     padded = num_blocks(N, blocks.step) * blocks.step
-    with _on_device(x):
+    with on_device(x):
         hopper_backward_kernel[(programs or min(tickets, _multiprocessors(x.device)),)](
             dy=_blocks_of(dy, blocks.m, blocks.step),
             x=_blocks_of(x, blocks.m, blocks.step),

@@ -66,10 +66,10 @@ class Settings(NamedTuple):
 def running_on(settings: Settings, module: Any = fused) -> Iterator[None]:
     """Inside, the launches of a module, such as `routes.fused`, run in the interpreter."""
     kept = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
-    kept["_on_device"] = module._on_device
+    kept["on_device"] = module.on_device
     for name, kernel in kept.items():
         setattr(module, name, Launcher(kernel, settings))
-    module._on_device = lambda x: contextlib.nullcontext()
+    module.on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:

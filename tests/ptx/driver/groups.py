@@ -35,11 +35,11 @@ SEEDS = (None, 1, 2)
 @contextlib.contextmanager
 def running_on(settings: Settings) -> Iterator[None]:
     """Inside, `group_fused.forward` and `group_fused.backward` run in the interpreter."""
-    names = ("group_forward_kernel", "group_backward_kernel", "_on_device")
+    names = ("group_forward_kernel", "group_backward_kernel", "on_device")
     kept = {name: getattr(group_fused, name) for name in names}
     for name in names[:2]:
         setattr(group_fused, name, Launcher(kept[name], settings))
-    group_fused._on_device = lambda x: contextlib.nullcontext()
+    group_fused.on_device = lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
