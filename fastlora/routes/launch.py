@@ -1,0 +1,47 @@
+"""What every launch of the kernels takes: matrices as Triton reads and writes them, scratch, the device."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastlora.routes.backend import BackendError
+from fastlora.routes.decide import is_aligned
+from fastlora.routes.plan import Plan
+
+
+def readable(matrix: Tensor, block: tuple[int, int] = (0, 0), tma: bool = False) -> Any:
+    """A matrix for a kernel to read: a tensor descriptor of blocks, or (pointer, strides)."""
+    if tma:
+        return TensorDescriptor.from_tensor(matrix, list(block))
+    return matrix, *matrix.stride()
+
+
+def writable(matrix: Tensor, block: tuple[int, int], tma: bool) -> Any:
+    """A contiguous matrix to be written: a tensor descriptor of blocks if it is aligned, else its pointer."""
+    return TensorDescriptor.from_tensor(matrix, list(block)) if tma and is_aligned(matrix) else matrix
+
+
+def scratch_for(plan: Plan, x: Tensor, *names: str, otherwise: Tensor | None = None) -> Tensor | None:
+    """Scratch memory for the split-K partial tiles of these tasks; `otherwise` if none is split."""
+    size = plan.scratch_size(*names)
+    return torch.empty(size, device=x.device, dtype=torch.float32) if size else otherwise
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make x's device the current one, on which Triton launches.
+
+    Raises:
+        BackendError: If the interpreter is asked for after Triton compiled its own functions.
+    """
+    if x.device.type == "cpu" and isinstance(tl.cdiv, triton.runtime.JITFunction):
+        raise BackendError("TRITON_INTERPRET=1 must be set before triton is first imported")
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
