@@ -32,7 +32,9 @@ def all_finite(tensor: Tensor) -> bool:
     Non-finite entries are counted and the counts summed: `isfinite().all()` of a DTensor would only answer
     for the local shard.
     """
-    return not whole((~tensor.isfinite()).sum())
+    # Detached, as torch 2.13 locks up where one thread makes a parameter's first node of the graph, for which
+    # it waits for Python's lock, and another calls a function of that parameter, holding it.
+    return not whole((~tensor.detach().isfinite()).sum())
 
 
 def local(tensor: Tensor) -> Tensor:
