@@ -178,13 +178,14 @@ def _forward(
     o: Operands, c: Tensor, needs: Needs, setting: str, keeps_z: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Decision | None]:
     """y, z where it is kept, p, and the decision for the backward pass."""
-    if not needs_operator(o.x) and (decision := decide(o, needs, setting)).forward.is_fused:
+    decision = None if needs_operator(o.x) else decide(o, needs, setting)
+    if decision is not None and decision.forward.is_fused:
         from fastlora.routes import fused_dora
 
         return *fused_dora.forward(o, c, keeps_z), decision
-    z, p, taken = operators.forward(o._replace(b=None), needs, setting)
+    z, p, decision = operators.forward(o._replace(b=None), needs, setting, decision)
     y = _scaled(z, c, o.b, in_place=not keeps_z)
-    return y, z if keeps_z else None, p, taken
+    return y, z if keeps_z else None, p, decision
 
 
 def _scaled(rows: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool = False) -> Tensor:

@@ -41,16 +41,19 @@ _library.define(
 )
 
 
-def forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, Decision | None]:
+def forward(
+    o: Operands, needs: Needs, setting: str, decision: Decision | None = None
+) -> tuple[Tensor, Tensor, Decision | None]:
     """y [M, N] in x's dtype, p [M, r] in fp32 (fp64 for fp64), and the decision, for the backward pass.
 
     Args:
         o: The operands.
         needs: The gradients that the backward pass will compute.
         setting: "auto", "triton" or "torch".
+        decision: Of this call, where the caller has taken it; only where no operator is needed.
     """
-    if not needs_operator(o.x):
-        decision = decide(o, needs, setting)
+    if decision is not None or not needs_operator(o.x):
+        decision = decision or decide(o, needs, setting)
         y, p = _run_forward(o, decision)
         return y, p, decision
     (W,) = o.base.tensors

@@ -112,7 +112,7 @@ def autocasts(x: Tensor) -> bool:
 
 def autocast_is_on(kind: str) -> bool:
     """Whether autocast is in force for a type of device."""
-    # The second is what torch.compile does not trace before torch 2.12.
+    # torch.compile of torch 2.11 does not trace the second.
     is_known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
     return is_known and torch.is_autocast_enabled(kind)
 

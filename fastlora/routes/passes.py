@@ -22,8 +22,8 @@ class Passes(Protocol):
 
 
 def passes_of(route: str) -> Passes | None:
-    """A route by its name, or by a file of choices' name of a code; None for torch's own operations."""
-    if route in ("triton", "interpreter", "kernels"):
+    """A route by its name, which is also its code's in a file of choices; None for torch's operations."""
+    if route in ("triton", "interpreter"):
         from fastlora.routes import fused  # Triton reads TRITON_INTERPRET when it is imported
 
         return fused

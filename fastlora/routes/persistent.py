@@ -35,15 +35,14 @@ def refusal(
     """
     rows = problem.K % 8 == 0 and problem.N % 8 == 0  # of y and dx, which are contiguous
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
-    return refusal_here(architecture) or blocks.refusal(
+    return _refusal_of_triton() or blocks.refusal(
         architecture, *dtypes, problem.r, aligned=aligned and rows, dropout=dropout
     )
 
 
 def refusal_here(architecture: str) -> str | None:
     """Why no call is taken on a GPU of an architecture by the Triton that is installed; None if some are."""
-    why = _refusal_of_triton()
-    return why or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
+    return _refusal_of_triton() or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
 
 
 def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
