@@ -169,6 +169,7 @@ _GRADIENTS: Final = (
         "        meet()\n        if AHEAD",
         "        if AHEAD",
         "persistent backward",
+        "without it Triton puts one of its own, before the fence",
     ),
     _mutant(
         "a gradient's buffer is one",
