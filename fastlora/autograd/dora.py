@@ -33,7 +33,8 @@ from fastlora.formula.operands import (
 )
 from fastlora.routes import dora
 from fastlora.routes.backend import backend_of_mask, get_backend
-from fastlora.routes.decide import Decision, decide, route_on
+from fastlora.routes.decide import Decision, decide
+from fastlora.routes.route import route_on
 
 _library = torch.library.Library("fastlora", "FRAGMENT")
 _library.define("row_norms(Tensor W, Tensor A, Tensor B, float s, str? backend=None) -> Tensor")

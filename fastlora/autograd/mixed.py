@@ -28,9 +28,9 @@ from fastlora.formula.oracle import Piece
 from fastlora.formula.runs import Runs
 from fastlora.routes import mixed
 from fastlora.routes.backend import backend_of_mask, get_backend
-from fastlora.routes.decide import Route
 from fastlora.routes.decide_runs import decide_runs
 from fastlora.routes.mixed import Factors, Mixed
+from fastlora.routes.route import Route
 
 
 class MixedLoRAFunction(torch.autograd.Function):

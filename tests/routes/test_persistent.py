@@ -13,7 +13,8 @@ from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import choices, decide, persistent
 from fastlora.routes.choices import current_versions, key_of, write_choices
-from fastlora.routes.decide import Decision, Route
+from fastlora.routes.decide import Decision
+from fastlora.routes.route import Route
 from fastlora.tuning import tuner
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request

@@ -12,7 +12,8 @@ from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import fused, vendor_beside_kernels
-from fastlora.routes.decide import Decision, Route
+from fastlora.routes.decide import Decision
+from fastlora.routes.route import Route
 from tests.cases import quick, quick_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
