@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlora.autograd.operators import dequantized, needs_operator
+from fastlora.autograd.calls import dequantized, needs_operator
 from fastlora.autograd.quantized import converted, quantized_linear
 from fastlora.formula import oracle
 from fastlora.formula.cost import Problem

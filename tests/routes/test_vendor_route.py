@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastlora import lora_linear
-from fastlora.autograd import operators
+from fastlora.autograd import calls
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
 from fastlora.measuring.inputs import random_inputs
@@ -76,7 +76,7 @@ def test_a_call_takes_the_routes_that_were_decided_and_saves_the_same(routes, mo
             return pass_(*given)
 
         monkeypatch.setattr(module, name, noted)
-    monkeypatch.setattr(operators, "decide", lambda *_: Decision(*routes))
+    monkeypatch.setattr(calls, "decide", lambda *_: Decision(*routes))
     x, A, B = (tensor.requires_grad_() for tensor in (inputs.x, inputs.A, inputs.B))
     saved = []
     with saved_tensors_hooks(lambda tensor: (saved.append(tensor.nbytes), tensor)[1], lambda tensor: tensor):
