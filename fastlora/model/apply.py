@@ -19,9 +19,9 @@ from fastlora.layer.around import lora_layer_around
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.packed_merging import warn_of_rounding
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.layer.replacement import check_own_forward
-from fastlora.layer.rounding import warn_of_rounding
 from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
