@@ -18,6 +18,7 @@ from fastlora.adapter_files.config_keys import DEFAULTS, check_supported, shown
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.patterns import Patterns
 
+CONFIG_FILE: Final = "adapter_config.json"
 # Enough for some 30,000 entries of rank_pattern.
 LARGEST_CONFIG: Final = 4 << 20
 _MOST_NAMES: Final = 1_000

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import magnitude_key
+from fastlora.adapter_files.opening import open_directory
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT

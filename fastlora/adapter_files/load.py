@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory, open_file
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import magnitude_key, plain_key
+from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
