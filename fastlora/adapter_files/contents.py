@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from fastlora.adapter_files.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.foreign import check_layout
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key, split
+from fastlora.adapter_files.keys import ROWS, layer_keys, magnitude_key, plain_key, split
 from fastlora.adapter_files.layout import FLOATS, Header
 from fastlora.adapter_files.regular import open_regular
 from fastlora.adapter_files.tensors import TensorFile, open_tensors
@@ -66,7 +66,8 @@ class Contents:
         config: Its config.
         file: Its tensors.
         names: The layers that have A and B in it.
-        plain: {key without prefix: Header} of the tensors of modules to save.
+        plain: {key without prefix: Header} of the tensors of modules to save, and of rows of tokens.
+        tokens: {name of a module: the tokens that it has rows for}.
         embeddings: Those of `names` that are embeddings.
         base: Keys without prefix of W of embeddings, which PEFT writes besides; the model has it.
     """
@@ -88,7 +89,12 @@ class Contents:
                 self.plain[layer] = header
         self.embeddings = {layer for layer, letters in names.items() if letters == _OF_EMBEDDING}
         names |= {layer: {"A", "B"} for layer in self.embeddings}
-        self.base = [name for name in self.plain if self.embeddings and not self._is_inside_one_to_save(name)]
+        rows = [name for name in self.plain if name.endswith(ROWS)]
+        self.base = [
+            name
+            for name in self.plain
+            if self.embeddings and name not in rows and not self._is_inside_one_to_save(name)
+        ]
         for name in self.base:
             del self.plain[name]
         for name in self.plain:
@@ -107,9 +113,26 @@ class Contents:
             )
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
-        if self.plain and not self.config.modules_to_save:
-            raise AdapterError(f"{next(iter(self.plain))!r} must belong to modules_to_save, which is empty")
+        others = [name for name in self.plain if name not in rows]
+        if others and not self.config.modules_to_save:
+            raise AdapterError(f"{others[0]!r} must belong to modules_to_save, which is empty")
+        self.tokens = {name.removesuffix(ROWS): self._tokens_of(name) for name in rows}
+        if self.config.trainable_token_indices and not rows:
+            raise AdapterError("must hold the rows that trainable_token_indices names; it holds none")
         self.names = tuple(names)
+
+    def _tokens_of(self, key: str) -> Sequence[int]:
+        """The tokens whose rows a tensor holds, by the config, where PEFT's rule matches ends of names."""
+        named = self.config.trainable_token_indices or {}
+        module, shape = key.removesuffix(ROWS), list(self.plain[key].shape)
+        if isinstance(named, Mapping):
+            named = next((tokens for name, tokens in named.items() if module.endswith(name)), ())
+        if len(shape) != 2 or shape[0] != len(named):
+            raise AdapterError(
+                f"{key!r} must have a row for each token of trainable_token_indices, [{len(named)}, K]; got "
+                f"{shape}"
+            )
+        return named
 
     def _is_inside_one_to_save(self, name: str) -> bool:
         return any(f".{module}." in f".{name}" for module in self.config.modules_to_save)

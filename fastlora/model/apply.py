@@ -45,6 +45,14 @@ from fastlora.model.peft_config import as_config
 from fastlora.model.replace import replace_modules
 from fastlora.model.targets import Target, find_targets
 from fastlora.model.tasks import heads_to_train, remember_task
+from fastlora.model.token_rows import (
+    check_rows_mergeable,
+    find_rows,
+    put_rows,
+    take_rows,
+    token_rows,
+    with_rows,
+)
 from fastlora.model.wrappers import module_names
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -90,13 +98,16 @@ def apply_lora(model: _Model, config: Any) -> _Model:
     check_outside_batches(dict(lora_layers(model)))
     config = as_config(model, config)
     saved, heads = find_modules_to_save(model, config.modules_to_save), heads_to_train(model, config)
-    targets = find_targets(model, config, trained=inside([*saved, *heads]), heads=inside(heads))
+    rows = find_rows(model, config.trainable_token_indices, config.adapter_dtype, inside([*saved, *heads]))
+    trained = inside([*saved, *heads]) | with_rows(model, rows)
+    targets = find_targets(model, config, trained=trained, heads=inside(heads))
     in_use = name_in_use(layer for _, layer in lora_layers(model))
     options = {target.linear: options_for(target, config) for target in targets}
     layers = make_layers(model, options, in_use or DEFAULT)
     with commit() as changing:
         applied = replace_modules(model, layers.items())
-        mark([*saved, *heads], changing)
+        put_rows(rows, changing)
+        mark([*saved, *heads, *(each.rows for each in rows)], changing)
         remember_task(applied, config.task_type, changing)
         freeze(applied)
         buffers.note(applied, changing)
@@ -165,6 +176,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     layers = existing_layers(model)
     if merge:
         check_mergeable(model, layers)
+        check_rows_mergeable(model)
     else:
         check_original_weights(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():
@@ -193,6 +205,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     plain |= repacked
     with commit() as changing:
         unmark(model, changing)
+        take_rows(model, merge, changing)
         buffers.forget(model, changing)
         transformers_saving.uninstall(model, changing)
         result = replace_modules(model, plain.items())
@@ -221,14 +234,14 @@ def _dtype_of(model: nn.Module) -> torch.dtype | None:
 
 @exclusive
 def set_lora_enabled(model: nn.Module, on: bool) -> None:
-    """Switch every update on or off; when off, forward applies W alone.
+    """Switch every update on or off, rows of tokens too; when off, forward applies W alone.
 
     Raises:
         TypeError: If `on` is not a bool.
         ValueError: If there is no LoRA layer.
     """
     check_bool(on, "on")
-    _enable(dict.fromkeys(existing_layers(model).values(), on))
+    _enable(dict.fromkeys(_switches(model), on))
 
 
 @contextmanager
@@ -238,7 +251,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: If there is no LoRA layer.
     """
-    before = {layer: layer.enabled for layer in existing_layers(model).values()}
+    before = {each: each.enabled for each in _switches(model)}
     try:
         try:
             set_lora_enabled(model, False)
@@ -249,8 +262,13 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
         _enable(before)
 
 
+def _switches(model: nn.Module) -> list[Any]:
+    """What has an `enabled`: the LoRA layers and the rows of tokens."""
+    return [*existing_layers(model).values(), *(rows for _, _, rows in token_rows(model))]
+
+
 @exclusive
-def _enable(switches: Mapping[LoRALayer, bool]) -> None:
+def _enable(switches: Mapping[Any, bool]) -> None:
     with commit() as changing:
         for layer, on in switches.items():
             changing.put(vars(layer), "enabled", on)
