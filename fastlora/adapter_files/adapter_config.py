@@ -19,6 +19,7 @@ from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.patterns import Patterns
 from fastlora.config import check_tokens
 
+CONFIG_FILE: Final = "adapter_config.json"
 # Enough for some 30,000 entries of rank_pattern.
 LARGEST_CONFIG: Final = 4 << 20
 _MOST_NAMES: Final = 1_000

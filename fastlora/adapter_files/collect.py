@@ -24,11 +24,11 @@ from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
-from fastlora.model.adapters import adapter_names
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
 from fastlora.model.tasks import task_of
 from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import place_of, state_of

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import magnitude_key
+from fastlora.adapter_files.opening import open_directory
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT
@@ -21,9 +22,9 @@ from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable
-from fastlora.model.adapters import adapter_names
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
 from fastlora.model.token_rows import token_rows
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory, open_file
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import ROWS, magnitude_key, plain_key
+from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
@@ -21,12 +22,13 @@ from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
-from fastlora.model.adapters import adapter_names, give_adapter
+from fastlora.model.adapters import give_adapter
 from fastlora.model.apply import make_layers
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark, saved_modules
 from fastlora.model.replace import replace_modules
+from fastlora.model.switching import adapter_names
 from fastlora.model.token_rows import put_rows, start_rows
 
 
