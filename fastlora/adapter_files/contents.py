@@ -6,7 +6,7 @@ contents to one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 
 from fastlora.adapter_files.adapter_config import CONFIG_FILE, AdapterConfig
 from fastlora.adapter_files.errors import AdapterError
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key, split
+from fastlora.adapter_files.keys import ROWS, layer_keys, magnitude_key, plain_key, split
 from fastlora.adapter_files.layout import FLOATS, Header
 from fastlora.adapter_files.tensors import TensorFile
 from fastlora.layer.adapter import Options
@@ -47,7 +47,8 @@ class Contents:
         config: Its config.
         file: Its tensors.
         names: The layers that have A and B in it.
-        plain: {key without prefix: Header} of the tensors of modules to save.
+        plain: {key without prefix: Header} of the tensors of modules to save, and of rows of tokens.
+        tokens: {name of a module: the tokens that it has rows for}.
         embeddings: Those of `names` that are embeddings.
         base: Keys without prefix of W of embeddings, which PEFT writes besides; the model has it.
     """
@@ -69,11 +70,17 @@ class Contents:
                 self.plain[layer] = header
         self.embeddings = {layer for layer, letters in names.items() if letters == _OF_EMBEDDING}
         names |= {layer: {"A", "B"} for layer in self.embeddings}
-        self.base = [name for name in self.plain if self.embeddings and not self._is_inside_one_to_save(name)]
+        rows = [name for name in self.plain if name.endswith(ROWS)]
+        self.base = [
+            name
+            for name in self.plain
+            if self.embeddings and name not in rows and not self._is_inside_one_to_save(name)
+        ]
         for name in self.base:
             del self.plain[name]
         self._check(names)
         self.names = tuple(names)
+        self.tokens = {name.removesuffix(ROWS): self._tokens_of(name) for name in rows}
 
     def _check(self, names: Mapping[str, set[str]]) -> None:
         """Raise unless each layer has the tensors of one update, and all others belong to modules to save.
@@ -100,8 +107,24 @@ class Contents:
             )
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
-        if self.plain and not self.config.modules_to_save:
-            raise AdapterError(f"{next(iter(self.plain))!r} must belong to modules_to_save, which is empty")
+        others = [name for name in self.plain if not name.endswith(ROWS)]
+        if others and not self.config.modules_to_save:
+            raise AdapterError(f"{others[0]!r} must belong to modules_to_save, which is empty")
+        if self.config.trainable_token_indices and len(others) == len(self.plain):
+            raise AdapterError("must hold the rows that trainable_token_indices names; it holds none")
+
+    def _tokens_of(self, key: str) -> Sequence[int]:
+        """The tokens whose rows a tensor holds, by the config, where PEFT's rule matches ends of names."""
+        named = self.config.trainable_token_indices or {}
+        module, shape = key.removesuffix(ROWS), list(self.plain[key].shape)
+        if isinstance(named, Mapping):
+            named = next((tokens for name, tokens in named.items() if module.endswith(name)), ())
+        if len(shape) != 2 or shape[0] != len(named):
+            raise AdapterError(
+                f"{key!r} must have a row for each token of trainable_token_indices, [{len(named)}, K]; got "
+                f"{shape}"
+            )
+        return named
 
     def _is_inside_one_to_save(self, name: str) -> bool:
         return any(f".{module}." in f".{name}" for module in self.config.modules_to_save)

@@ -22,6 +22,7 @@ from fastlora.model.find_layers import LoRALayer, existing_layers, lora_layers
 from fastlora.model.merging import check_mergeable, fold
 from fastlora.model.modules_to_save import unmark
 from fastlora.model.replace import replace_modules
+from fastlora.model.token_rows import check_rows_mergeable, take_rows
 
 
 @exclusive
@@ -67,6 +68,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     plain |= repacked
     with commit() as changing:
         unmark(model, changing)
+        take_rows(model, merge, changing)
         buffers.forget(model, changing)
         transformers_saving.uninstall(model, changing)
         result = replace_modules(model, plain.items())
@@ -81,6 +83,7 @@ def _check_removable(model: nn.Module, layers: Mapping[str, LoRALayer], merge: b
     """Raise, naming the layer, unless every layer can be replaced and its W be left as it is asked to be."""
     if merge:
         check_mergeable(model, layers)
+        check_rows_mergeable(model)
     else:
         check_original_weights(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():

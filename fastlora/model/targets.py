@@ -56,7 +56,7 @@ def find_targets(
         model: Where to look.
         config: Which layers.
         adapted: LoRA layers that may be targets too, as they can take one more adapter.
-        trained: Modules that are trained in full, so that an update would be pointless.
+        trained: Modules that are trained in full, so that an update would be pointless, or in some rows.
         heads: Those of `trained` that the config does not name. A target name may match them without error,
             as in PEFT.
 
@@ -157,7 +157,10 @@ def _check_named(
         )
     both = [names[module][0] for module in chosen if module in trained]
     if both:
-        raise ValueError(f"target_modules and modules_to_save must not overlap; both mean {listed(both)}")
+        raise ValueError(
+            "target_modules must not overlap with modules_to_save or trainable_token_indices; both mean "
+            f"{listed(both)}"
+        )
 
 
 def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module]) -> None:
