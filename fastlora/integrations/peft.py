@@ -36,7 +36,8 @@ from fastlora.integrations.peft_register import register
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward
-from fastlora.model.groups import GroupReport, group_layers
+from fastlora.model.group_reports import GroupReport
+from fastlora.model.groups import group_layers
 from fastlora.tables import Part, Shown
 
 __all__ = [
