@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 VERSION = "0.21.2"
 SHA256 = "b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e"
 PACKAGE = "peft_tests"
-# All tests of LoRA in these files, by pytest's -k, which reads the names of files, classes, tests and parameters.
+# All tests of LoRA in these files, by pytest's -k, which reads names of files, classes, tests and parameters.
 FILES = (
     *("test_custom_models.py", "test_lora_variants.py", "test_initialization.py", "test_mixed.py"),
     "test_decoder_models.py",

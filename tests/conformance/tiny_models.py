@@ -63,7 +63,7 @@ def write_models(hub: Path) -> None:
         snapshot = folder / "snapshots" / _COMMIT
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **_SIZES, **own))
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**_SIZES, **own}))
         model.save_pretrained(snapshot)
         tiny_tokenizer().save_pretrained(snapshot)
         (folder / "refs").mkdir()
