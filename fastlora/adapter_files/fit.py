@@ -69,11 +69,12 @@ def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str)
     _check_kinds(own, contents)
     for path, header in contents.layers.items():
         adapter = own[path].adapters[name]
-        if header.options.dora != adapter.dora:
-            raise AdapterError(
-                f"use_dora must be {adapter.dora}, as adapter {name!r} of the model has it; it is "
-                f"{header.options.dora} in the file"
-            )
+        for key, field in (("use_dora", "dora"), ("lora_bias", "lora_bias")):
+            has, its = getattr(adapter, field), getattr(header.options, field)
+            if has != its:
+                raise AdapterError(
+                    f"{key} must be {has}, as adapter {name!r} of the model has it; the file has {its}"
+                )
         wanted = [adapter.r, *shape_of(own[path])]
         check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
     check_unmerged(own, name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlora.adapter_files import fit, fit_modules
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import ROWS, magnitude_key, plain_key
+from fastlora.adapter_files.keys import ROWS, plain_key, third_key
 from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
@@ -194,10 +194,10 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
     device = stored_weight(layer).device
     A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
     A, B = from_file(A, B, header.experts)
-    if not header.options.dora:
+    if not (letter := contents.config.third):
         return _Update(header.options, (A, B))
-    m = contents.file.read(magnitude_key(path), device, dtype)
-    return _Update(header.options, (A, B, m))
+    third = contents.file.read(third_key(path, letter), device, dtype)
+    return _Update(header.options, (A, B, third))
 
 
 def _made(
@@ -212,8 +212,8 @@ def _made(
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
                 own = (nn.Parameter(each.clone() if each.is_inference() else each) for each in tensors)
-                A, B, *m = own
-                made[layer] = Adapter(A, B, options, *m)
+                A, B, *third = own
+                made[layer] = Adapter(A, B, options, *third)
         else:
             plain[layer] = {**options._asdict(), "adapter_dtype": tensors[0].dtype}
     new = make_layers(model, plain, name)
