@@ -14,7 +14,8 @@ from bench.cases import Measurement
 from bench.ceilings import Ceilings, Floor, floors, layer_use, net_uses
 from bench.check import check
 from bench.counts import device_events, host_peak_bytes, launches, peak_bytes
-from bench.layer import Layer, build_layer, phase_works
+from bench.groups import OURS
+from bench.layer import UNPACKING, Layer, build_layer, phase_works, unpacking_works
 from bench.methods import METHODS, Method
 from bench.results import Results, Row
 from bench.settings import Effort
@@ -100,6 +101,8 @@ def measure_case(
     built = _right(record, methods, task, "eager", build)
     phases = {name: phase_works(layers) for name, (_, layers) in built.items()}
     single = {name: phase_works(layers[:1]) for name, (_, layers) in built.items()}
+    if case.base and built:
+        phases[UNPACKING], single[UNPACKING] = unpacking_works(case, sets), unpacking_works(case, sets[:1])
     for phase in next(iter(phases.values()), ()):
         works = {name: own[phase] for name, own in phases.items()}
         with on_record(results.problems, f"{case}, {phase}"):
@@ -110,7 +113,8 @@ def measure_case(
                 if mode == "graph":
                     timed = {}
                     for name, work in works.items():
-                        with record.tolerated(built[name][0], f"{phase}, capturing {name}"):
+                        method = METHODS[OURS] if name == UNPACKING else built[name][0]
+                        with record.tolerated(method, f"{phase}, capturing {name}"):
                             timed[name] = as_graphs(work)
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
                 for name, times in _times(timed, how, one.seconds).items():
