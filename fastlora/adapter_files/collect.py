@@ -89,7 +89,7 @@ def collect(
         places.update(zip(keys, slots, strict=True))
         if options.dora:
             key = magnitude_key(in_files[layer])
-            tensors[key] = found[layer].adapters[name].lora_magnitude_vector
+            tensors[key] = found[layer].adapters[name].current()[2]
             places[key] = f"{own}.{saved_name(name, MAGNITUDE)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
@@ -133,6 +133,8 @@ def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dic
 def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
     """Raise ValueError if FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
     check_present(module, A, f"A of layer {layer!r}")
+    if A.is_meta:
+        raise ValueError(f"A of layer {layer!r} must have values to be saved; it is on 'meta'")
     if A.ndim not in (2, 3) or A.shape[-2] != options.r or not A.numel():
         raise ValueError(
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "

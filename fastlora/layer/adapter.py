@@ -63,6 +63,7 @@ class Adapter(nn.Module):
 
     Attributes:
         name: Its key in `layer.adapters`.
+        of_embedding: Whether its layer is an embedding, where A starts at zero and B random.
         trains: While it is not in use: for each of `slots`, whether it is to be trained once the adapter is.
             Until then all are frozen.
     """
@@ -78,6 +79,7 @@ class Adapter(nn.Module):
     dora: bool = False
     name: str = ""
     trains: tuple[bool, ...] = (True, True)
+    of_embedding: bool = False
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 
@@ -115,6 +117,16 @@ class Adapter(nn.Module):
             return oracle.dora_weight(W, A, B, self.scaling, *m)
         return oracle.effective_weight(W, A, B, self.scaling)
 
+    def current(self) -> tuple[Tensor, ...]:
+        """A and B, and m of DoRA, as a forward pass would take them now.
+
+        Pruning and the older weight_norm compute them in a hook before a forward pass. The attributes have
+        the values of the last one, from before an optimizer's step.
+        """
+        computed = any(slot not in self._parameters for slot in self.slots)
+        found: tuple[Tensor, ...] = self() if computed else Adapter.forward(self)
+        return found
+
     def forward(self) -> tuple[Tensor, ...]:
         """A and B, and m of DoRA. Called as a module, so that hooks which fetch offloaded ones run first."""
         A, B = self.lora_A, self.lora_B
@@ -143,7 +155,7 @@ class Adapter(nn.Module):
 
         DoRA's m starts as the row norms of W, so the layer resets it.
         """
-        start(self.lora_A, self.lora_B, self.init)
+        start(self.lora_A, self.lora_B, self.init, self.of_embedding)
 
     def extra_repr(self) -> str:
         """The options."""
@@ -163,7 +175,7 @@ class Adapters(nn.ModuleDict):
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
-    return {name: (each.lora_A, each.lora_B, each.options) for name, each in layer.adapters.items()}
+    return {name: (*each.current()[:2], each.options) for name, each in layer.adapters.items()}
 
 
 def check_name(name: object) -> str:
@@ -214,8 +226,15 @@ def new_adapter(
     return Adapter(A, B, options, m)
 
 
-def start(A: Tensor, B: Tensor, init: str) -> None:
-    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself."""
+def start(A: Tensor, B: Tensor, init: str, of_embedding: bool = False) -> None:
+    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself.
+
+    An embedding's A starts at zero, whatever `init` says, so that the row of its padding has no update.
+    """
+    if of_embedding:
+        nn.init.zeros_(A)
+        nn.init.normal_(B)
+        return
     if A.dim() > 2:
         with torch.no_grad():
             for A_e, B_e in zip(A, B, strict=True):
