@@ -22,13 +22,15 @@ from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
+from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
-from fastlora.model.adapters import adapter_names
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
 from fastlora.model.tasks import task_of
+from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import place_of, state_of
 from fastlora.model.wrappers import modules_by_name
 
@@ -99,8 +101,10 @@ def collect(
             tensors[key] = value.detach()
             places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
     known = modules_by_name(model)
+    rows = {path: list(each.tokens) for path, _, each in token_rows(model)}
+    in_full = {path: each for path, each in plain.items() if not isinstance(each, TokenRows)}
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
-    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, in_full, known)
     inner = known[""]
     task_type = task_of(model, task_type)
     text = config.dumps(
@@ -108,6 +112,7 @@ def collect(
         target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
+        trainable_token_indices=describe.trainable_token_indices(rows, known),
         fan_in_fan_out=any(isinstance(found[layer], FusedLoRAConv1D) for layer in layers),
         auto_mapping=None if task_type else _class_of(inner),
     )

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import magnitude_key
+from fastlora.adapter_files.opening import open_directory
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT
@@ -21,9 +22,10 @@ from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable
-from fastlora.model.adapters import adapter_names
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
+from fastlora.model.token_rows import token_rows
 
 
 class _Values(NamedTuple):
@@ -51,7 +53,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
 
     Raises:
         AdapterError: As by `load_pretrained`; or if the adapter on disk has more layers, a larger rank or
-            modules to save. The model is then unchanged.
+            modules to save, or the model has rows of tokens. The model is then unchanged.
         ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
         OSError: If a file cannot be opened.
     """
@@ -69,6 +71,8 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
             raise AdapterError(
                 f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
             )
+        if rows := [path for path, _, _ in token_rows(model)]:
+            raise AdapterError(f"no adapter can be swapped in beside rows of tokens; {listed(rows)} has some")
         further = [path for path in contents.names if path not in layers]
         if further:
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")

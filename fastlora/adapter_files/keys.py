@@ -4,6 +4,7 @@ base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.w
 base_model.model.<layer>.lora_magnitude_vector [N], of DoRA
 base_model.model.<layer>.lora_embedding_A [r, K], base_model.model.<layer>.lora_embedding_B [N, r]
 base_model.model.<module to save>.<name in its state_dict>
+base_model.model.<embedding or output layer>.token_adapter.trainable_tokens_delta [n, K], rows of tokens
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.foreign import check_layout
 
+ROWS: Final = ".token_adapter.trainable_tokens_delta"
 _PREFIX: Final = "base_model.model."
 _LONGEST_NAME: Final = 256
 # {letter: ending of the names of its tensors}

@@ -13,7 +13,7 @@ from fastlora.model.wrappers import unwrapped
 
 _SAME: Final = (
     *("r", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "task_type"),
-    *("layers_to_transform", "layers_pattern"),
+    *("trainable_token_indices", "layers_to_transform", "layers_pattern"),
 )
 _RENAMED: Final = {
     "lora_alpha": "alpha",
