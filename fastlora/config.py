@@ -46,6 +46,7 @@ class LoRAConfig:
             "orthogonal", which makes B nonzero as well (see `FusedLoRALinear`).
         dora: Train a magnitude for each row of W + s B A as well (see `FusedLoRALinear`; DoRA, arXiv
             2402.09353). Linear layers alone, plain or packed.
+        lora_bias: Train a bias of B too (see `FusedLoRALinear`). Linear layers alone, and not with dora.
         adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but
             fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
@@ -85,6 +86,7 @@ class LoRAConfig:
     rslora: bool = False
     init: str = "gaussian"
     dora: bool = False
+    lora_bias: bool = False
     adapter_dtype: torch.dtype | str | None = None
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
@@ -116,6 +118,8 @@ class LoRAConfig:
         check_dropout(self.dropout)
         check_bool(self.rslora, "rslora")
         check_bool(self.dora, "dora")
+        if check_bool(self.lora_bias, "lora_bias") and self.dora:
+            raise ValueError("lora_bias and dora must not both be True, as in PEFT")
         check_init(self.init)
         check_bool(self.group, "group")
         # Copies, so that a list or dict changed later does not change the config.

@@ -14,7 +14,7 @@ from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
+from fastlora.adapter_files.keys import layer_keys, plain_key, third_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
@@ -89,10 +89,11 @@ def collect(
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
-        if options.dora:
-            key = magnitude_key(in_files[layer])
-            tensors[key] = found[layer].adapters[name].current()[2]
-            places[key] = f"{own}.{saved_name(name, MAGNITUDE)}".lstrip(".")
+        adapter = found[layer].adapters[name]
+        for slot, third in zip(adapter.slots[2:], adapter.current()[2:], strict=True):
+            key = third_key(in_files[layer], "m" if slot == MAGNITUDE else "b")
+            tensors[key] = third
+            places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
@@ -173,18 +174,20 @@ def _config(
     r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
     alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
     first = next(iter(options.values()))
-    if len({each.dora for each in options.values()}) > 1:
-        scaled = [layer for layer, each in options.items() if each.dora]
-        raise ValueError(
-            f"an adapter's layers must be all DoRA or none, as PEFT's config has one use_dora; these are: "
-            f"{listed(scaled)}"
-        )
+    for field, key in (("dora", "use_dora"), ("lora_bias", "lora_bias")):
+        chosen = [layer for layer, each in options.items() if getattr(each, field)]
+        if 0 < len(chosen) < len(options):
+            raise ValueError(
+                f"an adapter's layers must have {key} all or none, as PEFT's config has one; these have it: "
+                f"{listed(chosen)}"
+            )
     return AdapterConfig(
         r=r,
         alpha=alpha,
         dropout=dropout,
         rslora=first.rslora,
         dora=first.dora,
+        lora_bias=first.lora_bias,
         init=first.init,
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,

@@ -14,7 +14,7 @@ import torch
 
 from fastlora.adapter_files.adapter_config import CONFIG_FILE, AdapterConfig
 from fastlora.adapter_files.errors import AdapterError
-from fastlora.adapter_files.keys import ROWS, layer_keys, magnitude_key, plain_key, split
+from fastlora.adapter_files.keys import ROWS, layer_keys, plain_key, split, third_key
 from fastlora.adapter_files.layout import FLOATS, Header
 from fastlora.adapter_files.tensors import TensorFile
 from fastlora.layer.adapter import Options
@@ -97,14 +97,18 @@ class Contents:
         both = [layer for layer, letters in names.items() if letters & _OF_EMBEDDING]
         if both:
             raise AdapterError(f"{both[0]!r} must be a linear layer or an embedding; it has tensors of both")
-        dora = self.config.dora
-        unlike = [layer for layer, letters in names.items() if ("m" in letters) != dora]
-        if unlike:
-            found = "has none" if dora else "has one"
-            raise AdapterError(
-                f"each layer must have a lora_magnitude_vector if use_dora is True, else none; it is {dora}, "
-                f"and {unlike[0]!r} {found}"
-            )
+        for letter, key, wanted in (
+            ("m", "use_dora", self.config.dora),
+            ("b", "lora_bias", self.config.lora_bias),
+        ):
+            unlike = [layer for layer, letters in names.items() if (letter in letters) != wanted]
+            if unlike:
+                found = "has none" if wanted else "has one"
+                what = "lora_magnitude_vector" if letter == "m" else "lora_B.bias"
+                raise AdapterError(
+                    f"each layer must have a {what} if {key} is True, else none; it is {wanted}, and "
+                    f"{unlike[0]!r} {found}"
+                )
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
         others = [name for name in self.plain if not name.endswith(ROWS)]
@@ -172,8 +176,8 @@ class Contents:
         for layer in self.names:
             kind = {"embedding": layer in self.embeddings}
             keys |= zip(layer_keys(layer, **kind), layer_keys(names[layer], **kind), strict=True)
-            if self.config.dora:
-                keys[magnitude_key(layer)] = magnitude_key(names[layer])
+            if third := self.config.third:
+                keys[third_key(layer, third)] = third_key(names[layer], third)
         keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
         keys |= {plain_key(name): plain_key(name) for name in self.base}
         self.file.rename(keys)
@@ -194,16 +198,16 @@ class Contents:
             raise AdapterError(
                 f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
             )
-        if config.dora:
-            self._check_magnitude(name, B.shape[0])
+        if config.third:
+            self._check_third(third_key(name, config.third), B.shape[0])
         alpha = config.alpha_of(saved_as)
-        options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora)
+        options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora, config.lora_bias)
         return LayerHeader(options, A.shape[1], B.shape[0], A.dtype, experts)
 
-    def _check_magnitude(self, name: str, N: int) -> None:
-        m = self.file.headers[magnitude_key(name)]
-        if list(m.shape) != [N] or m.dtype not in FLOATS.values():
+    def _check_third(self, key: str, N: int) -> None:
+        third = self.file.headers[key]
+        if list(third.shape) != [N] or third.dtype not in FLOATS.values():
             raise AdapterError(
-                f"lora_magnitude_vector of {name!r} must be [{N}] in one of {', '.join(FLOATS)}; got "
-                f"{list(m.shape)} in {m.dtype}"
+                f"{key!r} must be [{N}] in one of {', '.join(FLOATS)}; got {list(third.shape)} in "
+                f"{third.dtype}"
             )

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastlora.adapter_files import fit
+from fastlora.adapter_files import fit, fit_modules
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import ROWS, magnitude_key, plain_key
+from fastlora.adapter_files.keys import ROWS, plain_key, third_key
 from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
@@ -115,21 +115,13 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     if known:
         for path, layer in layers.items():
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
-    saved = fit.modules_to_save(model, contents)
+    saved = fit_modules.modules_to_save(model, contents)
     fit.check_not_on_meta(layers, name, saved.tensors)
-    fit.check_base(model, contents)
+    fit_modules.check_base(model, contents)
     if known:
-        fit.check_rows(model, contents)
+        fit_modules.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
-    plain = {
-        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
-        for key, tensor in saved.tensors.items()
-    }
-    for path, each in zip(contents.tokens, saved.rows, strict=True):
-        order = [contents.tokens[path].index(token) for token in each.rows.tokens]
-        plain[f"{path}{ROWS}"] = plain[f"{path}{ROWS}"][order]
-    for key, tensor in saved.tensors.items():
-        check_writable(tensor, repr(key))
+    plain = _read_saved(contents, saved)
     refills = _refills(layers, name, updates) if known else []
     new, made = ({}, {}) if known else _made(model, name, layers, updates)
     with commit() as changing:
@@ -169,6 +161,20 @@ class _Refill(NamedTuple):
         changing.put(vars(adapter), "rslora", options.rslora)
 
 
+def _read_saved(contents: Contents, saved: fit_modules.FoundModules) -> dict[str, Tensor]:
+    """{key in the file: its tensor} of the modules to save, checked to have a place that can be written."""
+    plain = {
+        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
+        for key, tensor in saved.tensors.items()
+    }
+    for path, each in zip(contents.tokens, saved.rows, strict=True):
+        order = [contents.tokens[path].index(token) for token in each.rows.tokens]
+        plain[f"{path}{ROWS}"] = plain[f"{path}{ROWS}"][order]
+    for key, tensor in saved.tensors.items():
+        check_writable(tensor, repr(key))
+    return plain
+
+
 def _refills(layers: Mapping[str, Any], name: str, updates: _Updates) -> list[_Refill]:
     refills: list[_Refill] = []
     for path, found in layers.items():
@@ -189,10 +195,10 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
     device = stored_weight(layer).device
     A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
     A, B = from_file(A, B, header.experts)
-    if not header.options.dora:
+    if not (letter := contents.config.third):
         return _Update(header.options, (A, B))
-    m = contents.file.read(magnitude_key(path), device, dtype)
-    return _Update(header.options, (A, B, m))
+    third = contents.file.read(third_key(path, letter), device, dtype)
+    return _Update(header.options, (A, B, third))
 
 
 def _made(
@@ -207,8 +213,8 @@ def _made(
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
                 own = (nn.Parameter(each.clone() if each.is_inference() else each) for each in tensors)
-                A, B, *m = own
-                made[layer] = Adapter(A, B, options, *m)
+                A, B, *third = own
+                made[layer] = Adapter(A, B, options, *third)
         else:
             plain[layer] = {**options._asdict(), "adapter_dtype": tensors[0].dtype}
     new = make_layers(model, plain, name)

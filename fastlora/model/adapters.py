@@ -188,7 +188,10 @@ def _modules_of(model: nn.Module, config: LoRAConfig) -> tuple[list[nn.Module], 
 
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
-    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init, config.dora)
+    options = Options.checked(
+        *(target.r, target.alpha, config.dropout, config.rslora, config.init),
+        *(config.dora, config.lora_bias),
+    )
     layer = target.linear
     dtype = check_dtype("adapter_dtype", config.adapter_dtype)
     if isinstance(layer, FusedLoRAEmbedding):

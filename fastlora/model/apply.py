@@ -106,6 +106,7 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
         "rslora": config.rslora,
         "init": config.init,
         "dora": config.dora,
+        "lora_bias": config.lora_bias,
         "adapter_dtype": config.adapter_dtype,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -32,7 +33,8 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Args:
         model: A model with LoRA layers.
-        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W. A
+        merge: True makes each weight W + s B A, and each bias b + s b_B where B has one (a new parameter),
+            even if the layer is disabled; False makes it exactly W. A
             packed layer becomes the library's own again; merged it becomes a plain one of the dtype that W
             was packed from, or where the layer does not keep that, of the model's, and a warning says what
             that costs.
@@ -66,6 +68,11 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear() for layer in whole
     }
     plain |= repacked
+    biases = {
+        layer: layer._merged_bias(layer.weight.dtype)
+        for layer in whole
+        if isinstance(layer, FusedLoRALinear) and layer.lora_bias
+    }
     with commit() as changing:
         unmark(model, changing)
         take_rows(model, merge, changing)
@@ -74,6 +81,9 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         result = replace_modules(model, plain.items())
         for layer in whole:
             _settle(layer, merge, changing)
+        for layer, bias in biases.items() if merge else ():
+            for each in (layer, plain[layer]):
+                changing.put(cast(nn.Module, each)._parameters, "bias", bias)
     if merge and packed:
         warn_of_rounding({name: (layer, repacked[layer]) for name, layer in packed.items()})
     return result

@@ -63,7 +63,7 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
         ),
         ({"fc.lora_B.weight": None}, r"each layer must have A and B; 'fc' has one of them"),
         ({"fc.lora_A.weight": None, "fc.lora_B.weight": None}, r"must hold A and B of at least one layer"),
-        ({"fc.lora_B.bias": torch.zeros(5)}, r"fc.lora_B.bias' is lora_bias, which is not supported"),
+        ({"fc.lora_B.bias": torch.zeros(5)}, "if lora_bias is True, else none; it is False"),
         (
             {"fc.lora_magnitude_vector": torch.zeros(5)},
             r"a lora_magnitude_vector if use_dora is True, else none; it is False, and 'fc' has one",

@@ -26,11 +26,12 @@ ROOT = Path(__file__).parents[2]
 VERSION = "0.21.2"
 SHA256 = "b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e"
 PACKAGE = "peft_tests"
-# All tests of LoRA in these files: by pytest's -k, which reads names of tests, parameters and files.
+# All tests of LoRA in these files, by pytest's -k, which reads names of files, classes, tests and parameters.
 FILES = (
     *("test_custom_models.py", "test_lora_variants.py", "test_initialization.py", "test_mixed.py"),
     "test_decoder_models.py",
 )
+_LORA = "lora, TestMultiRankAdapter, TestHotSwapping, TestScaling, TestLowCpuMemUsage"
 _OTHER_METHODS = "AdaLora, DeLoRA, GLora, GraLora, RandLora, TinyLora, UniLora, VBLora"
 # {test whose outcome may differ: why}.
 DIFFERENT = {
@@ -38,7 +39,7 @@ DIFFERENT = {
         "it holds the y of a new DoRA to an atol of 1e-8; ours, b added to c z, is rounded once more"
     )
 }
-SELECTION = f"lora and not ({_OTHER_METHODS.replace(', ', ' or ')})"
+SELECTION = f"({_LORA}) and not ({_OTHER_METHODS})".replace(",", " or")
 
 
 def main(arguments: list[str] | None = None) -> int:

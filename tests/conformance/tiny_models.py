@@ -28,9 +28,10 @@ _SIZES: Final = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+_OPT: Final = {"num_hidden_layers": 5, "ffn_dim": 64, "word_embed_proj_dim": 64}
 MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "peft-internal-testing/tiny-random-OPTForCausalLM": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 64}),
-    "peft-internal-testing/opt-125m": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 64}),
+    "peft-internal-testing/tiny-random-OPTForCausalLM": ("opt", _OPT),
+    "peft-internal-testing/opt-125m": ("opt", _OPT),
     "peft-internal-testing/tiny-random-GPT2LMHeadModel": ("gpt2", {}),
     "peft-internal-testing/tiny-random-gpt2": ("gpt2", {}),
     "hf-internal-testing/tiny-random-gpt2": ("gpt2", {}),
@@ -38,7 +39,7 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "trl-internal-testing/tiny-random-LlamaForCausalLM": ("llama", {}),
     "hf-internal-testing/tiny-random-MistralForCausalLM": ("mistral", {}),
     "peft-internal-testing/tiny-dummy-qwen2": ("qwen2", {}),
-    "hf-internal-testing/tiny-random-Gemma3ForCausalLM": ("gemma3_text", {"head_dim": 16}),
+    "hf-internal-testing/tiny-random-Gemma3ForCausalLM": ("gemma3_text", {"head_dim": 16, "hidden_size": 16}),
 }
 _COMMIT: Final = "0" * 40
 
@@ -62,7 +63,7 @@ def write_models(hub: Path) -> None:
         snapshot = folder / "snapshots" / _COMMIT
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **_SIZES, **own))
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**_SIZES, **own}))
         model.save_pretrained(snapshot)
         tiny_tokenizer().save_pretrained(snapshot)
         (folder / "refs").mkdir()
@@ -71,6 +72,10 @@ def write_models(hub: Path) -> None:
 
 def pytest_configure() -> None:
     write_models(Path(os.environ["HF_HUB_CACHE"]))
+
+
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)  # the same values with PEFT's layers and with fastlora's
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
