@@ -38,7 +38,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
                 check_stack(f"target {path!r}", place)
             elif not isinstance(place, LORA_LAYERS):
                 check_adaptable(path, place, compiled)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise AdapterError(str(error)) from error
     _check_original_weights({path: layer for path, layer in found.items() if isinstance(layer, LORA_LAYERS)})
     if contents.config.ties:
