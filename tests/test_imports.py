@@ -43,6 +43,7 @@ KERNEL_ROUTES = (
     "routes.launch",
     "routes.fused",
     "routes.fused_dora",
+    "routes.fused_packed",
     "routes.group_fused",
     "routes.fused_runs",
     "routes.hopper",
@@ -179,7 +180,7 @@ EXTRAS = ["safetensors", "huggingface_hub", "peft", "transformers", "click", "ri
 
 
 def test_everything_works_without_triton():
-    path = "print(fastlora.routes.decide.route_on(x.device, x.dtype).why)"
+    path = "print(fastlora.routes.route.route_on(x.device, x.dtype).why)"
     assert run_without(["triton"], USE + SAVE + path) == "triton is not installed"
 
 

@@ -26,7 +26,7 @@ from bench.methods.method import (
     replacing,
 )
 from fastlora import BackendError, LoRAConfig, apply_lora, lora_layers
-from fastlora.routes.decide import route_on
+from fastlora.routes.route import route_on
 
 
 def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update, *, group: bool = False) -> Tuned:

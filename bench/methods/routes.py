@@ -14,9 +14,9 @@ from bench.methods.method import Method, Update, bare
 from fastlora.formula.cost import Problem
 from fastlora.formula.operands import Needs, Operands, plain
 from fastlora.routes.architecture import architecture_of
-from fastlora.routes.decide import route_on
 from fastlora.routes.passes import Passes, passes_of
 from fastlora.routes.persistent import refusal, refusal_here
+from fastlora.routes.route import route_on
 from fastlora.tuning.proofs import prove
 from fastlora.tuning.trial import Job
 from fastlora_kernels import choice_content

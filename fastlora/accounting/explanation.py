@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Cost, Problem
-from fastlora.routes.decide import Route
+from fastlora.routes.route import Route
 from fastlora.tables import as_html
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
+from fastlora.adapter_files.keys import layer_keys, plain_key, third_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
@@ -22,13 +22,15 @@ from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
+from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
-from fastlora.model.adapters import adapter_names
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
 from fastlora.model.tasks import task_of
+from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import place_of, state_of
 from fastlora.model.wrappers import modules_by_name
 
@@ -87,10 +89,10 @@ def collect(
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
-        if options.dora:
-            key = magnitude_key(in_files[layer])
-            tensors[key] = found[layer].adapters[name].lora_magnitude_vector
-            places[key] = f"{own}.{saved_name(name, MAGNITUDE)}".lstrip(".")
+        for slot in found[layer].adapters[name].slots[2:]:
+            key = third_key(in_files[layer], "m" if slot == MAGNITUDE else "b")
+            tensors[key] = getattr(found[layer].adapters[name], slot)
+            places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
@@ -99,8 +101,10 @@ def collect(
             tensors[key] = value.detach()
             places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
     known = modules_by_name(model)
+    rows = {path: list(each.tokens) for path, _, each in token_rows(model)}
+    in_full = {path: each for path, each in plain.items() if not isinstance(each, TokenRows)}
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
-    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, in_full, known)
     inner = known[""]
     task_type = task_of(model, task_type)
     text = config.dumps(
@@ -108,6 +112,7 @@ def collect(
         target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
+        trainable_token_indices=describe.trainable_token_indices(rows, known),
         fan_in_fan_out=any(isinstance(found[layer], FusedLoRAConv1D) for layer in layers),
         auto_mapping=None if task_type else _class_of(inner),
     )
@@ -166,18 +171,20 @@ def _config(
     r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
     alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
     first = next(iter(options.values()))
-    if len({each.dora for each in options.values()}) > 1:
-        scaled = [layer for layer, each in options.items() if each.dora]
-        raise ValueError(
-            f"an adapter's layers must be all DoRA or none, as PEFT's config has one use_dora; these are: "
-            f"{listed(scaled)}"
-        )
+    for field, key in (("dora", "use_dora"), ("lora_bias", "lora_bias")):
+        chosen = [layer for layer, each in options.items() if getattr(each, field)]
+        if 0 < len(chosen) < len(options):
+            raise ValueError(
+                f"an adapter's layers must have {key} all or none, as PEFT's config has one; these have it: "
+                f"{listed(chosen)}"
+            )
     return AdapterConfig(
         r=r,
         alpha=alpha,
         dropout=dropout,
         rslora=first.rslora,
         dora=first.dora,
+        lora_bias=first.lora_bias,
         init=first.init,
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from fastlora.adapter_files.contents import Contents, LayerHeader
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import places_by_name, shape_of
-from fastlora.adapter_files.keys import plain_key
+from fastlora.adapter_files.keys import ROWS, plain_key
+from fastlora.arguments import adapter_dtype_over
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
 from fastlora.layer.base_weights import check_original_weights, stored_weight
+from fastlora.layer.token_rows import CHILD, TokenRows
 from fastlora.model.experts_targets import Place
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
-from fastlora.model.modules_to_save import check_trainable, saved_modules
+from fastlora.model.modules_to_save import check_trainable, inside, saved_modules
 from fastlora.model.name_matching import listed, near_names
 from fastlora.model.targets import check_adaptable
+from fastlora.model.token_rows import Found, find_rows, token_rows, with_rows
 from fastlora.model.versions import state_of
 from fastlora.model.wrappers import compiled_modules, modules_by_name
 
@@ -31,10 +34,12 @@ class FoundModules(NamedTuple):
     Attributes:
         modules: {path: module}.
         tensors: {key in the file: the model's tensor of that name, of the adapter in use}.
+        rows: Rows of tokens, which are among the modules; the model may not have them yet.
     """
 
     modules: dict[str, nn.Module]
     tensors: dict[str, Tensor]
+    rows: list[Found]
 
     def of(self, adapter: str) -> dict[str, Tensor]:
         """{key in the file: the tensor of an adapter's version that takes its value}."""
@@ -94,11 +99,12 @@ def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str)
     _check_kinds(own, contents)
     for path, header in contents.layers.items():
         adapter = own[path].adapters[name]
-        if header.options.dora != adapter.dora:
-            raise AdapterError(
-                f"use_dora must be {adapter.dora}, as adapter {name!r} of the model has it; it is "
-                f"{header.options.dora} in the file"
-            )
+        for key, field in (("use_dora", "dora"), ("lora_bias", "lora_bias")):
+            has, its = getattr(adapter, field), getattr(header.options, field)
+            if has != its:
+                raise AdapterError(
+                    f"{key} must be {has}, as adapter {name!r} of the model has it; the file has {its}"
+                )
         wanted = [adapter.r, *shape_of(own[path])]
         _check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
     check_unmerged(own, name)
@@ -136,14 +142,15 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
     """
     modules = modules_by_name(model)
     paths: list[str] = []
-    for key in contents.plain:
+    plain = {key: header for key, header in contents.plain.items() if not key.endswith(ROWS)}
+    for key in plain:
         path = _saved_path(key, contents.config.modules_to_save, modules)
         if path not in paths:
             paths.append(path)
     for path, layer in itertools.product(paths, contents.names):
         if f"{layer}.".startswith(f"{path}."):
             raise AdapterError(f"{path!r} must have no LoRA layers, as it is trained in full; got {layer!r}")
-    known = [path for path, _ in saved_modules(model)]
+    known = [path for path, module in saved_modules(model) if not isinstance(module, TokenRows)]
     if known and paths and set(known) != set(paths):
         raise AdapterError(
             f"modules_to_save must be the model's, {listed(known)}; the file has {listed(paths)}"
@@ -156,16 +163,43 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
             raise AdapterError(str(error)) from error
         for key, tensor in state_of(modules[path], "").items():
             tensors[f"{path}.{key}".lstrip(".")] = tensor
-    missing = [key for key in tensors if key not in contents.plain]
+    missing = [key for key in tensors if key not in plain]
     if missing:
         raise AdapterError(f"modules_to_save must be whole; the file lacks {listed(missing)}")
+    rows = _rows(model, contents)
+    found = {path: modules[path] for path in paths}
+    for path, each in rows.items():
+        tensors[f"{path}{ROWS}"] = each.rows.trainable_tokens_delta
+        found[f"{path}.{CHILD}"] = each.rows
     for key, header in contents.plain.items():
         if key not in tensors:
             raise AdapterError(f"modules_to_save must hold the model's tensors alone; {key!r} is none")
         _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
         if tensors[key].is_floating_point() != header.dtype.is_floating_point:
             raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return FoundModules({path: modules[path] for path in paths}, tensors)
+    return FoundModules(found, tensors, list(rows.values()))
+
+
+def _rows(model: nn.Module, contents: Contents) -> dict[str, Found]:
+    """{path: rows that the file has}, of which the model need have none yet."""
+    found: dict[str, Found] = {}
+    trained = inside(each for _, each in saved_modules(model) if not isinstance(each, TokenRows))
+    for path, tokens in contents.tokens.items():
+        dtype = adapter_dtype_over(contents.plain[f"{path}{ROWS}"].dtype)
+        try:
+            (found[path],) = find_rows(model, {path: tokens}, dtype, trained)
+        except (TypeError, ValueError) as error:
+            raise AdapterError(str(error)) from error
+    taken, modules = with_rows(model, list(found.values())), modules_by_name(model)
+    if both := [layer for layer in contents.names if modules.get(layer) in taken]:
+        raise AdapterError(f"LoRA and rows of tokens must not be of one weight; both are of {listed(both)}")
+    return found
+
+
+def check_rows(model: nn.Module, contents: Contents) -> None:
+    """Raise AdapterError if a file lacks rows of tokens that an adapter to be filled has."""
+    if lacking := [name for name, _, _ in token_rows(model) if name not in contents.tokens]:
+        raise AdapterError(f"must hold the rows of tokens of {listed(lacking)}, as the model's adapter does")
 
 
 def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:

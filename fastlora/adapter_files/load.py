@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory, open_file
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import magnitude_key, plain_key
+from fastlora.adapter_files.keys import ROWS, plain_key, third_key
+from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
@@ -21,12 +22,14 @@ from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
-from fastlora.model.adapters import adapter_names, give_adapter
+from fastlora.model.adapters import give_adapter
 from fastlora.model.apply import make_layers
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark, saved_modules
 from fastlora.model.replace import replace_modules
+from fastlora.model.switching import adapter_names
+from fastlora.model.token_rows import put_rows, start_rows
 
 
 class _Update(NamedTuple):
@@ -114,22 +117,29 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
     fit.check_base(model, contents)
     saved = fit.modules_to_save(model, contents)
+    if known:
+        fit.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
     plain = {
         key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
         for key, tensor in saved.tensors.items()
     }
+    for path, each in zip(contents.tokens, saved.rows, strict=True):
+        order = [contents.tokens[path].index(token) for token in each.rows.tokens]
+        plain[f"{path}{ROWS}"] = plain[f"{path}{ROWS}"][order]
     for key, tensor in saved.tensors.items():
         check_writable(tensor, repr(key))
     refills = _refills(layers, name, updates) if known else []
     new, made = ({}, {}) if known else _made(model, name, layers, updates)
     with commit() as changing:
+        put_rows(saved.rows, changing)
         for refill in refills:
             refill.into(changing)
         if adapted and not known:
             trained = [module for _, module in saved_modules(model)]
             first = [module for module in saved.modules.values() if module not in trained]
             model = give_adapter(model, name, made, new, first)
+            start_rows(model, name, trained=bool(saved.rows))
         elif not adapted:
             model = replace_modules(model, new.items())
         for key, tensor in saved.of(name).items():
@@ -178,10 +188,10 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
     device = stored_weight(layer).device
     A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
     A, B = from_file(A, B, header.experts)
-    if not header.options.dora:
+    if not (letter := contents.config.third):
         return _Update(header.options, (A, B))
-    m = contents.file.read(magnitude_key(path), device, dtype)
-    return _Update(header.options, (A, B, m))
+    third = contents.file.read(third_key(path, letter), device, dtype)
+    return _Update(header.options, (A, B, third))
 
 
 def _made(
@@ -196,8 +206,8 @@ def _made(
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
                 own = (nn.Parameter(each.clone() if each.is_inference() else each) for each in tensors)
-                A, B, *m = own
-                made[layer] = Adapter(A, B, options, *m)
+                A, B, *third = own
+                made[layer] = Adapter(A, B, options, *third)
         else:
             plain[layer] = {**options._asdict(), "adapter_dtype": tensors[0].dtype}
     new = make_layers(model, plain, name)

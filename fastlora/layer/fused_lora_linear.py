@@ -19,7 +19,7 @@ from fastlora.formula import oracle
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import autocasts, checked_base
 from fastlora.layer import commits, sharing, training_warnings
-from fastlora.layer.adapter import DEFAULT, MAGNITUDE, Options, new_adapter
+from fastlora.layer.adapter import BIAS, DEFAULT, MAGNITUDE, Options, new_adapter, with_bias
 from fastlora.layer.commits import commit
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.merging import MergeableLinear
@@ -51,6 +51,8 @@ class FusedLoRALinear(Stored, MergeableLinear):
             Or "orthogonal": the first half of the ranks is nonzero in A alone (std 0.1), the rest in B alone,
             so that both get gradients from the first step on. PEFT also applies a random rotation, whose
             rounding makes its initial update not quite zero.
+        lora_bias: Train a bias b_B [N] of B, the adapter's `lora_B_bias`, as well: s b_B is added to y. It
+            starts at zero, and does not go with dora.
         dora: y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, a norm that takes no part in
             the derivative; the adapter has m, its `lora_magnitude_vector` [N], too, which starts as the norms
             of W's rows (DoRA, arXiv 2402.09353). Dropout falls on x Aᵀ alone, where PEFT's falls on x Wᵀ as
@@ -64,8 +66,8 @@ class FusedLoRALinear(Stored, MergeableLinear):
         enabled: If False, forward applies W alone (after `initialize`, the W from before it).
         adapters: All adapters by name; each stays there, whichever is in use.
         lora_A: A [r, K] of the adapter in use, as are `lora_B` [N, r], `r`, `alpha`, `dropout`, `rslora`,
-            `init`, `dora` and `scaling`. All but the last two can be assigned. None if this layer has no part
-            in it.
+            `init`, `dora`, `lora_bias` and `scaling`. All but the last three can be assigned. None if this
+            layer has no part in it.
         start_A: [r, K]; beside it `start_B` [N, r] and `start_scaling`: what `initialize` took out of W; else
             None, None, 0.
         split: How tensor parallel divides the layer among processes; None if it does not.
@@ -91,6 +93,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
         rslora: bool = False,
         init: str = "gaussian",
         dora: bool = False,
+        lora_bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         adapter_dtype: torch.dtype | str | None = None,
@@ -100,7 +103,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
         arguments.check_bool(bias, "bias")
-        options = Options.checked(r, alpha, dropout, rslora, init, dora)
+        options = Options.checked(r, alpha, dropout, rslora, init, dora, lora_bias)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         norms = row_norms(self) if dora else None
         self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype, norms))
@@ -117,6 +120,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
         rslora: bool = False,
         init: str = "gaussian",
         dora: bool = False,
+        lora_bias: bool = False,
         adapter_dtype: torch.dtype | str | None = None,
     ) -> FusedLoRALinear:
         """Wrap an existing layer: the same weight and bias objects (now frozen), its hooks and its mode.
@@ -137,6 +141,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
             rslora=rslora,
             init=init,
             dora=dora,
+            lora_bias=lora_bias,
             adapter_dtype=adapter_dtype,
         )
         layer._freeze_base()
@@ -220,21 +225,23 @@ class FusedLoRALinear(Stored, MergeableLinear):
         active = self._active
         A: Any
         B: Any
-        m: Any = ()
+        third: Any = ()
         try:
             W, b = own["weight"], own["bias"]
             if active is None:
                 A = B = None
             elif active._forward_pre_hooks or "forward" in active.__dict__:
-                A, B, *m = active()
+                A, B, *third = active()
             else:
                 factors = active._parameters
                 A, B = factors["lora_A"], factors["lora_B"]
                 if active.dora:
-                    m = (factors[MAGNITUDE],)
+                    third = (factors[MAGNITUDE],)
+                elif active.lora_bias:
+                    third = (factors[BIAS],)
         except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
             W, b = self.weight, self.bias
-            A, B, *m = (None, None) if active is None else self.adapters[active.name]()
+            A, B, *third = (None, None) if active is None else self.adapters[active.name]()
         kept = self._buffers["_base_weight"]
         if kept is not None and not self.enabled:
             W = kept
@@ -254,14 +261,18 @@ class FusedLoRALinear(Stored, MergeableLinear):
         if active is not None and kept is None and self.enabled:
             s = arguments.scaling(active.r, active.alpha, active.rslora)
             dropout = active.dropout if self.training else 0.0
-            if m:
-                return dora_linear(x, W, b, A, B, s, *m, dropout=dropout)
-            return lora_linear(x, W, b, A, B, s, dropout=dropout)
+            if active.dora:
+                return dora_linear(x, W, b, A, B, s, *third, dropout=dropout)
+            y = lora_linear(x, W, b, A, B, s, dropout=dropout)
+            return with_bias(y, s, *third) if third else y
         training_warnings.suspect(self)
         if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
             checked_base(x, W, b)
         if self.enabled or self.start_A is None or self.start_B is None:
-            return F.linear(x, W, b)
+            y = F.linear(x, W, b)
+            if active is None or not (active.lora_bias and self.enabled):
+                return y
+            return with_bias(y, active.scaling, *third)
         return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
 
     def __prepare_scriptable__(self) -> nn.Module:

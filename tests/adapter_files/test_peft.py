@@ -185,11 +185,9 @@ def test_what_peft_trains_further_we_read_again(tmp_path):
     assert_same_function(loaded, model, x)
 
 
-@pytest.mark.filterwarnings("ignore:.*have invalid shape")  # PEFT's own, about its own lora_bias
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from fastlora.accounting.explain import explain_problem
-from fastlora.autograd import operators
+from fastlora.autograd import calls
 from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import choices, decide, persistent
 from fastlora.routes.choices import current_versions, key_of, write_choices
-from fastlora.routes.decide import Decision, Route
+from fastlora.routes.decide import Decision
+from fastlora.routes.route import Route
 from fastlora.tuning import tuner
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
@@ -174,17 +175,21 @@ def test_shared_memory_holds_the_ring_and_the_tiles_that_wait(r, wide):
 def test_a_pass_goes_where_the_decision_says(monkeypatch):
     hopper = pytest.importorskip("fastlora.routes.hopper")
     made = random_inputs(8, 16, 16, 2, dtype=FP16, adapter_dtype=FP16)
-    o, route, calls = made.call(0.0, None), Route("persistent", ""), []
-    monkeypatch.setattr(hopper, "forward", lambda o: calls.append("forward"))
-    monkeypatch.setattr(hopper, "backward_of_all", lambda o, dy, p: calls.append("backward"))
-    monkeypatch.setattr(hopper.plain, "backward", lambda *given: calls.append("plain"))
+    o, route, ran = made.call(0.0, None), Route("persistent", ""), []
+    monkeypatch.setattr(hopper, "forward", lambda o: (ran.append("forward"), made.x))
+    monkeypatch.setattr(hopper, "backward_of_all", lambda o, dy, p: ran.append("backward"))
+    monkeypatch.setattr(hopper.plain, "backward", lambda *given: ran.append("plain"))
     decision = Decision(route, route)
-    operators._run_forward(o, decision)
-    operators._run_backward(o, made.dy, made.x, EVERYTHING, decision)
-    operators._run_backward(o, made.dy[:, :15], made.x, EVERYTHING, decision)
-    operators._run_backward(o, made.dy[::1, ::2], made.x, EVERYTHING, decision)
-    operators._run_backward(o, made.dy, made.x, EVERYTHING._replace(dA=False), decision)
-    assert calls == ["forward", "backward", "backward", "plain", "plain"]
+    _, p, handed = calls.forward(o, EVERYTHING, "auto", decision)
+    for dy, needs in (
+        (made.dy, EVERYTHING),
+        (made.dy[:, :15], EVERYTHING),
+        (made.dy[::1, ::2], EVERYTHING),
+        (made.dy, EVERYTHING._replace(dA=False)),
+    ):
+        with torch.no_grad():  # as in a backward pass
+            calls.backward(o, dy, p, needs, "auto", handed)
+    assert ran == ["forward", "backward", "backward", "plain", "plain"]
 
 
 def test_a_and_b_are_copied_for_tma_only_where_they_must_be():
