@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastlora.adapter_files import fit
+from fastlora.adapter_files import fit, fit_modules
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
 from fastlora.adapter_files.keys import ROWS, plain_key, third_key
@@ -115,20 +115,12 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     if known:
         for path, layer in layers.items():
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
-    fit.check_base(model, contents)
-    saved = fit.modules_to_save(model, contents)
+    fit_modules.check_base(model, contents)
+    saved = fit_modules.modules_to_save(model, contents)
     if known:
-        fit.check_rows(model, contents)
+        fit_modules.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
-    plain = {
-        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
-        for key, tensor in saved.tensors.items()
-    }
-    for path, each in zip(contents.tokens, saved.rows, strict=True):
-        order = [contents.tokens[path].index(token) for token in each.rows.tokens]
-        plain[f"{path}{ROWS}"] = plain[f"{path}{ROWS}"][order]
-    for key, tensor in saved.tensors.items():
-        check_writable(tensor, repr(key))
+    plain = _read_saved(contents, saved)
     refills = _refills(layers, name, updates) if known else []
     new, made = ({}, {}) if known else _made(model, name, layers, updates)
     with commit() as changing:
@@ -166,6 +158,20 @@ class _Refill(NamedTuple):
             changing.write(local(getattr(adapter, slot)), part)
         changing.put(vars(adapter), "alpha", options.alpha)
         changing.put(vars(adapter), "rslora", options.rslora)
+
+
+def _read_saved(contents: Contents, saved: fit_modules.FoundModules) -> dict[str, Tensor]:
+    """{key in the file: its tensor} of the modules to save, checked to have a place that can be written."""
+    plain = {
+        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
+        for key, tensor in saved.tensors.items()
+    }
+    for path, each in zip(contents.tokens, saved.rows, strict=True):
+        order = [contents.tokens[path].index(token) for token in each.rows.tokens]
+        plain[f"{path}{ROWS}"] = plain[f"{path}{ROWS}"][order]
+    for key, tensor in saved.tensors.items():
+        check_writable(tensor, repr(key))
+    return plain
 
 
 def _refills(layers: Mapping[str, Any], name: str, updates: _Updates) -> list[_Refill]:
