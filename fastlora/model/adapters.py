@@ -19,6 +19,7 @@ from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.lora_conv import LoRAConv
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.layer.token_rows import TokenRows
@@ -194,7 +195,7 @@ def _at_start(target: Target, config: LoRAConfig) -> Adapter:
     )
     layer = target.linear
     dtype = check_dtype("adapter_dtype", config.adapter_dtype)
-    if isinstance(layer, FusedLoRAEmbedding):
+    if isinstance(layer, (FusedLoRAEmbedding, LoRAConv)):
         return layer.new_adapter(options, dtype)
     weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else like_weight(layer)
     norms = row_norms(layer) if config.dora and not isinstance(layer, FusedLoRAExperts) else None
