@@ -66,14 +66,14 @@ def check_names(argument: str, value: object) -> str | tuple[str, ...]:
 
 
 def check_several_names(argument: str, value: object) -> str | tuple[str, ...]:
-    """As `check_names`, but no regular expression."""
+    """As `_names`, but no regular expression."""
     if isinstance(value, str):
         raise TypeError(f"{argument} must be a sequence of names; got {shown(value)}")
     return check_names(argument, value)
 
 
 def check_pattern(argument: str, value: object) -> dict[str, object]:
-    """A dict by names or regular expressions, values for the caller to check; else TypeError or ValueError."""
+    """A dict by names or patterns, whose values the caller checks; else TypeError or ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{argument} must map names or regular expressions to numbers; got {shown(value)}")
     for key in value:
