@@ -14,6 +14,7 @@ from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import choices, decide, persistent
 from fastlora.routes.choices import current_versions, key_of, write_choices
 from fastlora.routes.decide import Decision, Route
+from fastlora.routes.launch import scales
 from fastlora.tuning import tuner
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
@@ -203,11 +204,9 @@ def test_a_and_b_are_copied_for_tma_only_where_they_must_be():
 
 @pytest.mark.parametrize("s", [0.75, 1.0, 3.0, 1e5, -2.5, 0.0])
 def test_in_fp16_a_power_of_two_is_taken_out_of_s(s):
-    hopper = pytest.importorskip("fastlora.routes.hopper")
-    x = torch.zeros(1, 1)
-    rest, power, inverse = hopper._scales(SimpleNamespace(s=s, x=x.to(FP16)))
+    rest, power, inverse = scales(s, FP16)
     assert rest * power == s
     assert power * inverse == 1
     assert abs(rest) <= 1
     assert math.log2(power).is_integer()
-    assert hopper._scales(SimpleNamespace(s=s, x=x.to(BF16))) == (s, None, None)
+    assert scales(s, BF16) == (s, None, None)
