@@ -25,7 +25,7 @@ from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
 from bench.measure import present
 from bench.methods import METHODS, OWN, Method
-from bench.methods.routes import PERSISTENT, why_unproven
+from bench.methods.routes import PERSISTENT_METHODS, why_unproven
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
@@ -90,10 +90,11 @@ def present_methods(steps: Steps) -> list[Method]:
     if hung := steps.hung():
         why = f"{', '.join(hung)} did not finish: a kernel may hang"
         results.absent |= dict.fromkeys(OWN, why)
-    if PERSISTENT.name not in results.absent:
-        case = setting.cases[0]
-        if (unproven := why_unproven(Problem(*case[:4], case.dtype, case.adapter_dtype))) is not None:
-            results.absent[PERSISTENT.name] = unproven
+    case = setting.cases[0]
+    problem = Problem(*case[:4], case.dtype, case.adapter_dtype)
+    for code, method in PERSISTENT_METHODS.items():
+        if method.name not in results.absent and (unproven := why_unproven(code, problem)) is not None:
+            results.absent[method.name] = unproven
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]

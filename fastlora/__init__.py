@@ -17,29 +17,20 @@ from fastlora.autograd.function import lora_linear
 from fastlora.config import LoRAConfig
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.adapter_batch import adapter_batch, train_adapters
-from fastlora.model.adapters import (
-    active_adapter,
-    adapter_names,
-    add_adapter,
-    delete_adapter,
-    set_adapter,
-    use_adapter,
-)
-from fastlora.model.apply import apply_lora, lora_disabled, remove_lora, set_lora_enabled
+from fastlora.model.adapters import add_adapter, delete_adapter
+from fastlora.model.apply import apply_lora
 from fastlora.model.combine import combine_adapters
+from fastlora.model.enabling import lora_disabled, set_lora_enabled
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.freezing import freeze, unfreeze
-from fastlora.model.groups import (
-    GroupCounts,
-    GroupReport,
-    group_counts,
-    group_projections,
-    ungroup_projections,
-)
+from fastlora.model.group_reports import GroupCounts, GroupReport
+from fastlora.model.groups import group_counts, group_projections, ungroup_projections
 from fastlora.model.initialize import initialize
 from fastlora.model.lora_plus import lora_plus_groups
 from fastlora.model.merging import merge_lora, unmerge_lora
+from fastlora.model.remove import remove_lora
 from fastlora.model.report import ParameterReport, parameter_report
+from fastlora.model.switching import active_adapter, adapter_names, set_adapter, use_adapter
 from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
 from fastlora.routes.backend import BackendError, get_backend, set_backend
 from fastlora.tune_model import tune

@@ -14,7 +14,7 @@ from fastlora.arguments import dtype_name
 from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS
 from fastlora.routes.backend import BackendError
-from fastlora.routes.decide import route_on
+from fastlora.routes.route import route_on
 from fastlora.tables import Part, Shown, Table
 from fastlora.version import __version__
 

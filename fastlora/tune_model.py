@@ -19,7 +19,7 @@ from fastlora.layer.adapter import Adapter
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.find_layers import check_model, existing_layers, lora_layers
-from fastlora.routes.decide import KERNEL_DTYPES, route_on
+from fastlora.routes.route import KERNEL_DTYPES, route_on
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Progress, Request, TuneReport
 

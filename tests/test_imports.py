@@ -45,6 +45,7 @@ KERNEL_ROUTES = (
     "routes.fused_dora",
     "routes.group_fused",
     "routes.fused_runs",
+    "routes.flattened",
     "routes.hopper",
 )
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
@@ -179,7 +180,7 @@ EXTRAS = ["safetensors", "huggingface_hub", "peft", "transformers", "click", "ri
 
 
 def test_everything_works_without_triton():
-    path = "print(fastlora.routes.decide.route_on(x.device, x.dtype).why)"
+    path = "print(fastlora.routes.route.route_on(x.device, x.dtype).why)"
     assert run_without(["triton"], USE + SAVE + path) == "triton is not installed"
 
 

@@ -19,7 +19,7 @@ from bench.methods.experts import (
 )
 from bench.methods.method import Method, Pair, Tuned, Update, fresh_pair, importable, named, replacing
 from fastlora import BackendError, LoRAConfig, apply_lora
-from fastlora.routes.decide import route_on
+from fastlora.routes.route import route_on
 
 
 def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update, *, group: bool = False) -> Tuned:

@@ -15,8 +15,8 @@ from fastlora.config import LoRAConfig
 from fastlora.formats.registry import FORMATS, format_of
 from fastlora.layer.base_weights import like_weight
 from fastlora.layer.quantized import QuantizedLoRALinear
+from fastlora.model.all_linear import output_heads
 from fastlora.model.apply import apply_lora
-from fastlora.model.targets import output_heads
 from fastlora.tables import Part, Shown, Table, decimal_size
 
 # Adam's: the running means of the gradient and of its square.

@@ -17,11 +17,12 @@ from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
 from fastlora.layer.base_weights import like_weight
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.packed_merging import bytes_of
 from fastlora.layer.quantized import QuantizedLoRALinear
-from fastlora.layer.rounding import bytes_of
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
-from fastlora.routes.decide import decide_for, is_aligned, route_on
+from fastlora.routes.decide import decide_for, is_aligned
 from fastlora.routes.few_rows import takes
+from fastlora.routes.route import route_on
 
 
 def explain(

@@ -12,7 +12,7 @@ from fastlora.arguments import dtype_name
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import DOWN
 from fastlora.formula.cost import Cost, Problem
-from fastlora.routes.decide import Route
+from fastlora.routes.route import Route
 from fastlora.segments.decide import decide_for
 from fastlora.tables import as_html
 

@@ -23,11 +23,11 @@ from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.writable import check_present
-from fastlora.model.adapters import adapter_names
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
 from fastlora.model.tasks import task_of
 from fastlora.model.versions import place_of, state_of
 from fastlora.model.wrappers import modules_by_name

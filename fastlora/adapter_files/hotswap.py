@@ -21,9 +21,9 @@ from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable
-from fastlora.model.adapters import adapter_names
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import adapter_names
 
 
 class _Values(NamedTuple):

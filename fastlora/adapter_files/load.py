@@ -21,12 +21,13 @@ from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
-from fastlora.model.adapters import adapter_names, give_adapter
+from fastlora.model.adapters import give_adapter
 from fastlora.model.apply import make_layers
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark, saved_modules
 from fastlora.model.replace import replace_modules
+from fastlora.model.switching import adapter_names
 
 
 class _Update(NamedTuple):

@@ -18,7 +18,7 @@ from fastlora.adapter_files.layout import serialized
 from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.commits import exclusive
-from fastlora.model.adapters import active_adapter, adapter_names
+from fastlora.model.switching import active_adapter, adapter_names
 
 
 @exclusive

@@ -15,9 +15,9 @@ from fastlora.layer.base_weights import adapters_for_original, original_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import check_plain_lora
 from fastlora.lowrank import Spectrum, decompose_product
-from fastlora.model.adapters import active_adapter
 from fastlora.model.find_layers import existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import active_adapter
 from fastlora.tables import Part, Shown, Table
 
 

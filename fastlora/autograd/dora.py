@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastlora.autograd import operators
+from fastlora.autograd import calls
+from fastlora.autograd.calls import Gradients, dequantized, needs_operator
 from fastlora.autograd.function import _unsafe_view
-from fastlora.autograd.operators import Gradients, dequantized, needs_operator
 from fastlora.autograd.quantized import converted
 from fastlora.autograd.second_derivative import mask
 from fastlora.formula import oracle
@@ -33,7 +33,8 @@ from fastlora.formula.operands import (
 )
 from fastlora.routes import dora
 from fastlora.routes.backend import backend_of_mask, get_backend
-from fastlora.routes.decide import Decision, decide, route_on
+from fastlora.routes.decide import Decision, decide
+from fastlora.routes.route import route_on
 
 _library = torch.library.Library("fastlora", "FRAGMENT")
 _library.define("row_norms(Tensor W, Tensor A, Tensor B, float s, str? backend=None) -> Tensor")
@@ -183,7 +184,7 @@ def _forward(
         from fastlora.routes import fused_dora
 
         return *fused_dora.forward(o, c, keeps_z), decision
-    z, p, decision = operators.forward(o._replace(b=None), needs, setting, decision)
+    z, p, decision = calls.forward(o._replace(b=None), needs, setting, decision)
     y = _scaled(z, c, o.b, in_place=not keeps_z)
     return y, z if keeps_z else None, p, decision
 
@@ -215,14 +216,14 @@ def _gradients(
 
         return fused_dora.backward(o, dy, p, c, needs)
     if o.A.dtype.itemsize <= dy.dtype.itemsize:
-        return operators.backward(o, _scaled(dy, c), p, needs, setting, decision)
+        return calls.backward(o, _scaled(dy, c), p, needs, setting, decision)
     dx = dA = dB = None
     if needs.dx:
-        dx, _, _ = operators.backward(o, _scaled(dy, c), p, Needs(True, False, False), setting, decision)
+        dx, _, _ = calls.backward(o, _scaled(dy, c), p, Needs(True, False, False), setting, decision)
     if needs.dA or needs.dB:
         by_rows = c.to(o.B.dtype).unsqueeze(1)
         factors = Needs(False, needs.dA, needs.dB)
-        _, dA, dB = operators.backward(o._replace(B=o.B * by_rows), dy, p, factors, setting, decision)
+        _, dA, dB = calls.backward(o._replace(B=o.B * by_rows), dy, p, factors, setting, decision)
     return dx, dA, None if dB is None else dB * by_rows
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlora.arguments import check_dropout, check_scaling
-from fastlora.autograd import operators, second_derivative  # noqa: F401 - makes the operator differentiable
+from fastlora.autograd import calls, second_derivative  # noqa: F401 - makes the operator differentiable
 from fastlora.formula.operands import (
     EVERYTHING,
     BaseWeight,
@@ -43,7 +43,7 @@ class LoRALinearFunction(torch.autograd.Function):
             o = Operands(as_rows(x), *o[1:])
         # Asking costs time, and on a CPU nothing depends on it.
         needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
-        y, p, decision = operators.forward(o, needs, setting)
+        y, p, decision = calls.forward(o, needs, setting)
         # All tensors are saved here, and none on ctx, so that saved-tensor hooks and checkpointing see them.
         ctx.save_for_backward(x, W, A, B, p, o.seed)
         base = o.base
@@ -62,7 +62,7 @@ class LoRALinearFunction(torch.autograd.Function):
         needs = Needs(*ctx.needs_input_grad[:3])
         flat = x.dim() == 2
         o = Operands(x if flat else as_rows(x), base, None, A, B, s, dropout, seed)
-        dx, dA, dB = operators.backward(o, dy if flat else as_rows(dy), p, needs, setting, decision)
+        dx, dA, dB = calls.backward(o, dy if flat else as_rows(dy), p, needs, setting, decision)
         if not flat and dx is not None:
             dx = dx.view(x.shape)
         return dx, dA, dB, None, None, None

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastlora.autograd import grouped_operators, operators
+from fastlora.autograd import calls, grouped_operators
 from fastlora.autograd.quantized import converted
 from fastlora.formula.grouped import Grouped, GroupNeeds, Member, Projection, bundle, with_seeds
 from fastlora.formula.operands import BaseWeight, as_rows, autocasts, plain
@@ -155,7 +155,7 @@ def _unpacked(
     for place, member in enumerate(o.members):
         base = member.base
         dy = after if dys is None else dys[place]
-        W = after.new_empty(base.N, base.K) if dy is None or not reads else operators.dequantized(base, dy)
+        W = after.new_empty(base.N, base.K) if dy is None or not reads else calls.dequantized(base, dy)
         members.append(member._replace(base=plain(W)))
     return o._replace(members=tuple(members))
 
@@ -180,7 +180,7 @@ def _differentiable(
     for place, (alone, p_i, dy) in enumerate(zip(o.alone(), ps, dys, strict=True)):
         more = dA = dB = None
         if dy is not None and alone is not None and p_i is not None:
-            more, dA, dB = operators.backward(alone, dy, p_i.contiguous(), needs.of(place), setting, None)
+            more, dA, dB = calls.backward(alone, dy, p_i.contiguous(), needs.of(place), setting, None)
         elif dy is not None and needs.dx:
             more = dy @ o.members[place].base.tensors[0]
         if more is not None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlora.autograd.operators import needs_operator
+from fastlora.autograd.calls import needs_operator
+from fastlora.autograd.operators import without_autocast
 from fastlora.formula.grouped import Grouped, GroupNeeds, Member
 from fastlora.formula.operands import accumulation_dtype, plain
 from fastlora.routes import group_routes
@@ -153,17 +154,6 @@ def _backward_fake(
     return [x.new_empty(0) if one is None or not need else one.new_empty(one.shape) for one, need in wanted]
 
 
-def _without_autocast(kind: str, operator: str) -> Any:
-    """Autocast would mix dtypes that must be equal; whoever calls the operator has converted x, W and b."""
-
-    def run(*operands: Any) -> list[Tensor]:
-        with torch.autocast(kind, enabled=False):
-            found: list[Tensor] = getattr(torch.ops.fastlora, operator).default(*operands)
-            return found
-
-    return run
-
-
 for _name, _run, _fake in (
     ("lora_group_forward", _forward, _forward_fake),
     ("lora_group_backward", _backward, _backward_fake),
@@ -171,7 +161,8 @@ for _name, _run, _fake in (
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastlora::{_name}", _fake, lib=_library)
     for _kind in ("cpu", "cuda"):
-        _library.impl(_name, _without_autocast(_kind, _name), f"Autocast{_kind.upper()}")
+        _operator = getattr(torch.ops.fastlora, _name).default
+        _library.impl(_name, without_autocast(_kind, _operator), f"Autocast{_kind.upper()}")
 
 lora_group_forward = torch.ops.fastlora.lora_group_forward.default
 lora_group_backward = torch.ops.fastlora.lora_group_backward.default

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlora.autograd.operators import dequantized, needs_operator
+from fastlora.autograd.calls import dequantized, needs_operator
 from fastlora.autograd.quantized import converted, quantized_linear
 from fastlora.formula import oracle
 from fastlora.formula.cost import Problem
@@ -28,9 +28,9 @@ from fastlora.formula.oracle import Piece
 from fastlora.formula.runs import Runs
 from fastlora.routes import mixed
 from fastlora.routes.backend import backend_of_mask, get_backend
-from fastlora.routes.decide import Route
 from fastlora.routes.decide_runs import decide_runs
 from fastlora.routes.mixed import Factors, Mixed
+from fastlora.routes.route import Route
 
 
 class MixedLoRAFunction(torch.autograd.Function):

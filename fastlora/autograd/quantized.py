@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlora.autograd import operators
+from fastlora.autograd import calls
 from fastlora.autograd.function import _unsafe_view
 from fastlora.formula.operands import (
     EVERYTHING,
@@ -36,7 +36,7 @@ class QuantizedLoRAFunction(torch.autograd.Function):
         base = o.base
         rows = as_rows(x)
         needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
-        y, p, decision = operators.packed_forward(Operands(rows, *o[1:]), needs, setting)
+        y, p, decision = calls.packed_forward(Operands(rows, *o[1:]), needs, setting)
         ctx.save_for_backward(x, A, B, p, o.seed, *packed)
         ctx.rest = (base.format, base.N, base.K, base.dtype, base.statics, o.s, o.dropout, setting, decision)
         return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], base.N)))
@@ -51,9 +51,9 @@ class QuantizedLoRAFunction(torch.autograd.Function):
         rows = as_rows(dy)
         # dA and dB do not read W; their derivatives do.
         reads = needs.dx or torch.is_grad_enabled()
-        W = operators.dequantized(base, rows) if reads else rows.new_empty(N, K)
+        W = calls.dequantized(base, rows) if reads else rows.new_empty(N, K)
         o = Operands(as_rows(x), plain(W), None, A, B, s, dropout, seed)
-        dx, dA, dB = operators.backward(o, rows, p, needs, setting, decision)
+        dx, dA, dB = calls.backward(o, rows, p, needs, setting, decision)
         if dx is not None:
             dx = dx.view(x.shape)
         return dx, dA, dB, *[None] * (2 + len(packed))
@@ -91,7 +91,7 @@ def quantized_lora_linear(
     x, b = converted(x, base, b)
     check_adapter(x, base, A, B)
     if _needs_separate_operations(x):
-        W = operators.dequantized(base, x)
+        W = calls.dequantized(base, x)
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0).to(y_dtype)
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
@@ -108,7 +108,7 @@ def quantized_linear(x: Tensor, base: BaseWeight, b: Tensor | None) -> Tensor:
     y_dtype = x.dtype
     x, b = converted(x, base, b)
     if _needs_separate_operations(x):
-        return F.linear(x, operators.dequantized(base, x), b).to(y_dtype)
+        return F.linear(x, calls.dequantized(base, x), b).to(y_dtype)
     y: Tensor = _QuantizedLinear.apply(x, base, b, *base.tensors)  # type: ignore[no-untyped-call]
     return y.to(y_dtype)
 
@@ -121,13 +121,13 @@ class _QuantizedLinear(torch.autograd.Function):
         """x [..., K] -> y [..., N]."""
         ctx.save_for_backward(*packed)
         ctx.rest = base._replace(tensors=())
-        return F.linear(x, operators.dequantized(base, x), b)
+        return F.linear(x, calls.dequantized(base, x), b)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy [..., N] -> dx [..., K]."""
         packed = ctx.saved_tensors
-        W = operators.dequantized(ctx.rest._replace(tensors=packed), dy)
+        W = calls.dequantized(ctx.rest._replace(tensors=packed), dy)
         with torch.autocast(dy.device.type, enabled=False):
             return dy @ W, *[None] * (2 + len(packed))
 

@@ -26,7 +26,8 @@ from fastlora.formula.operands import BaseWeight
 _CLASSES: Final = ("Linear4bit", "LinearNF4", "LinearFP4")
 # Their codes' second and last values tell them apart without reading the tensor on every call.
 _TYPES: Final = ("nf4", "fp4")
-# The library's AVX512 kernel differs in the last bits from here on, and it takes even rows only.
+# The library's AVX512 kernel differs in the last bits from here on. And it takes even rows only; of those in
+# which a block ends, it gives some the scale of another block.
 _OWN_KERNEL_BELOW: Final = 2048
 _KERNEL_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -163,6 +164,7 @@ def _library_takes(base: BaseWeight, block: int) -> bool:
         base.tensors[0].is_cpu
         and base.dtype in _KERNEL_DTYPES
         and base.K % 2 == 0
+        and base.K % block == 0
         and block < _OWN_KERNEL_BELOW
         and "bitsandbytes" in sys.modules
     )

@@ -8,41 +8,36 @@ forward if that computes exactly what PEFT's would, and PEFT's own forward other
 how often each ran, and why.
 
 Two things differ. For dropout, PEFT uses an nn.Dropout module; the fused forward draws another mask, of the
-same distribution and also reproducible by torch.manual_seed. And the fused forward can be differentiated
-once, not twice.
+same distribution and also reproducible by torch.manual_seed. And the fused forward over experts can be
+differentiated once, not twice.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any
 
 from torch import nn
 
 from fastlora.arguments import check_bool
-from fastlora.experts.stacks import stacks_of
-from fastlora.formats.registry import format_of
+from fastlora.integrations.peft_classes import FAST, ours, theirs, why_kept
 from fastlora.integrations.peft_experts import (
     INNER,
     FastParamWrapper,
     note_inner,
     updates_of,
-    why_experts_kept,
 )
-from fastlora.integrations.peft_groups import Grouping
-from fastlora.integrations.peft_layer import ADDED, FastLinear, Fused, fast_class, pefts_class
-from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraModel, ParamWrapper
+from fastlora.integrations.peft_layer import ADDED, FastLinear, Fused
+from fastlora.integrations.peft_package import BaseTunerLayer, ParamWrapper
+from fastlora.integrations.peft_register import make_layer as _make_layer  # noqa: F401 (version 0.2's pickles)
+from fastlora.integrations.peft_register import register
 from fastlora.integrations.peft_rules import operands_of
 from fastlora.layer.commits import commit, exclusive
-from fastlora.layer.conv1d import is_conv1d
-from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.layer.linear_kinds import is_left_out_by_all
 from fastlora.layer.replacement import check_own_forward
-from fastlora.model.groups import GroupReport, group_layers
+from fastlora.model.group_reports import GroupReport
+from fastlora.model.groups import group_layers
 from fastlora.tables import Part, Shown
 
 __all__ = [
@@ -54,9 +49,6 @@ __all__ = [
     "register",
     "undo",
 ]
-
-# The classes with our forward, each with its subclasses.
-_FAST: Final = (Fused, FastParamWrapper)
 
 
 @dataclass(frozen=True)
@@ -124,12 +116,12 @@ def accelerate_peft(model: nn.Module, *, group: bool = False) -> SwapReport:
         raise ValueError(
             f"model must have layers of PEFT; this {type(model).__name__} has none (see get_peft_model)"
         )
-    kept = {name: why for name, layer in layers.items() if (why := _why_kept(layer)) is not None}
+    kept = {name: why for name, layer in layers.items() if (why := why_kept(layer)) is not None}
     swapped = {name: layer for name, layer in layers.items() if name not in kept}
     groups = None
     with commit() as changing:
         for layer in swapped.values():
-            changing.assign(layer, "__class__", _ours(type(layer)))
+            changing.assign(layer, "__class__", ours(type(layer)))
         for layer in swapped.values():
             if isinstance(layer, ParamWrapper):
                 note_inner(layer)
@@ -164,9 +156,9 @@ def undo(model: nn.Module) -> None:
             (accelerate.hooks.remove_hook_from_submodules removes them). The model is then unchanged.
     """
     _check_model(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _FAST)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FAST)}
     for name, layer in layers.items():
-        if _ours(type(layer)) is None:
+        if ours(type(layer)) is None:
             wanted = FastLinear if isinstance(layer, Fused) else FastParamWrapper
             raise TypeError(
                 f"layer {name!r} must be exactly a {wanted.__qualname__}; got {type(layer).__name__}"
@@ -174,36 +166,9 @@ def undo(model: nn.Module) -> None:
         check_own_forward(f"layer {name!r}", layer)
     with commit() as changing:
         for layer in layers.values():
-            changing.assign(layer, "__class__", _theirs(type(layer)))
+            changing.assign(layer, "__class__", theirs(type(layer)))
             for name in (*ADDED, INNER):
                 changing.drop(vars(layer), name)
-
-
-def register(config: LoraConfig, *, group: bool = False) -> LoraConfig:
-    """Have PEFT make a fast layer wherever, by this config, it adapts exactly an nn.Linear or a packed layer.
-
-    And a `FastParamWrapper` around experts' weights, if their module takes Transformers' hook for experts.
-
-    A warning names the layers of nn.Linear's kind that it leaves to PEFT, and why. This includes layers that
-    PEFT makes later by this config. PEFT does not save the choice with the config, so call `accelerate_peft`
-    on a model that is loaded from files.
-
-    Args:
-        config: What get_peft_model takes.
-        group: As of `accelerate_peft`.
-
-    Returns:
-        The same config: `get_peft_model(model, register(LoraConfig(...)))`.
-
-    Raises:
-        TypeError: If `config` is not a peft.LoraConfig.
-    """
-    if not isinstance(config, LoraConfig):
-        raise TypeError(f"config must be a peft.LoraConfig; got {type(config).__name__}")
-    make = Grouping(_make_layer) if check_bool(group, "group") else _make_layer
-    # PEFT asks for the first class alone, so one stands for all.
-    config._register_custom_module({nn.Module: make})  # type: ignore[dict-item]
-    return config
 
 
 def forward_counts(model: nn.Module) -> Counter[str]:
@@ -219,81 +184,11 @@ def forward_counts(model: nn.Module) -> Counter[str]:
     _check_model(model)
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, _FAST):
+        if isinstance(module, FAST):
             counts.update(vars(module).get("forward_counts", ()))
     return counts
-
-
-def _make_layer(
-    target: nn.Module,
-    adapter_name: str,
-    *,
-    config: LoraConfig,
-    parameter_name: str | None = None,
-    **options: Any,
-) -> nn.Module | None:
-    """A layer for PEFT to use; None, for PEFT to make its own, if that could not take the fused forward."""
-    if parameter_name is not None:
-        experts: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if parameter_name not in {stack.parameter for stack in stacks_of(experts)}:
-            return None
-        return FastParamWrapper(target, adapter_name, parameter_name, config=config, **options)
-    # A weight in an unknown format may also be in a plain nn.Linear; PEFT has a special layer for it.
-    plain = type(target) is nn.Linear and type(target.weight) is nn.Parameter
-    # PEFT sets a wrong fan_in_fan_out right, with a warning.
-    if format_of(target) is not None or is_conv1d(target) or (plain and config.fan_in_fan_out):
-        return _pefts_layer(target, adapter_name, config, options)
-    if plain:
-        return FastLinear(target, adapter_name, config=config, **options)
-    ours = isinstance(target, FusedLoRALinear)  # which refuses PEFT by name
-    if isinstance(target, nn.Linear) and not ours and not is_left_out_by_all(target):
-        kind = type(target.weight if type(target) is nn.Linear else target).__name__
-        warnings.warn(
-            f"a layer over a {kind} takes PEFT's own forward (docs/quantized.md says which are fused)",
-            stacklevel=2,
-        )
-    return None
-
-
-def _pefts_layer(
-    target: nn.Module, adapter_name: str, config: LoraConfig, options: dict[str, Any]
-) -> nn.Module:
-    """The layer that PEFT itself makes, with the fused forward."""
-    without, maker = copy.copy(config), cast(Any, LoraModel)
-    without._custom_modules = None
-    made: nn.Module = maker._create_new_module(without, adapter_name, target, **options)
-    config.fan_in_fan_out = without.fan_in_fan_out
-    fast = None if _why_kept(made) is not None else fast_class(type(made))
-    if fast is not None:
-        made.__class__ = fast
-    return made
-
-
-def _why_kept(layer: Any) -> str | None:
-    """Why a layer of PEFT is not swapped; None if it can be."""
-    if type(layer) in (ParamWrapper, FastParamWrapper):
-        return why_experts_kept(layer)
-    if fast_class(type(layer)) is None:
-        return f"it is a {type(layer).__module__}.{type(layer).__qualname__}, not a peft.tuners.lora.Linear"
-    base = layer.base_layer
-    if type(base) is not nn.Linear and not is_conv1d(base) and format_of(base) is None:
-        kind = type(base).__name__
-        return f"its base layer is a {kind}, neither an nn.Linear nor a Conv1D nor a known packed layer"
-    if not isinstance(layer, Fused) and "forward" in vars(layer):
-        return "its forward was replaced"
-    return None
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
-
-
-def _ours(cls: type) -> type | None:
-    """Our class for one of PEFT's own, or for itself; None if there is none."""
-    return FastParamWrapper if cls in (ParamWrapper, FastParamWrapper) else fast_class(cls)
-
-
-def _theirs(cls: type) -> type:
-    """PEFT's own class that one of ours is made from."""
-    return ParamWrapper if cls is FastParamWrapper else pefts_class(cls)

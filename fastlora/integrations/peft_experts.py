@@ -18,9 +18,10 @@ from fastlora import arguments
 from fastlora.experts.forward import Update, experts_forward
 from fastlora.experts.stacks import stacks_of, takes_hook
 from fastlora.formula.operands import transforms_active
+from fastlora.integrations.peft_arguments import HALVES
 from fastlora.integrations.peft_layer import FUSED, count
 from fastlora.integrations.peft_package import ParamWrapper
-from fastlora.integrations.peft_rules import HALVES, is_called_plainly
+from fastlora.integrations.peft_rules import is_called_plainly
 
 # On a wrapper around which there is another one, which decides for it.
 INNER: Final = "is_inside_a_wrapper"

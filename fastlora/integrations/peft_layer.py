@@ -17,8 +17,9 @@ from fastlora.autograd.quantized import quantized_lora_linear
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight
 from fastlora.formula.runs import Runs
+from fastlora.integrations.peft_arguments import why_not_fused
 from fastlora.integrations.peft_package import Linear
-from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of, why_not_fused
+from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of
 from fastlora.layer import groups, sharing
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.groups import Membership

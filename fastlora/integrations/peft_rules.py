@@ -1,33 +1,28 @@
 """When PEFT's LoRA layer computes exactly y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, so that fused code may replace it.
 
-A bias that is trained (PEFT's `bias`, or `lora_bias`, s b_B) is added to that.
-Or DoRA's y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, of its variant "use_dora".
+Or DoRA's y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows (PEFT's `use_dora`). A bias that is
+trained (PEFT's `bias`, or `lora_bias`, s b_B) is added to that.
 
-They follow peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule that fails gives its
-reason as a phrase to show. No rule depends on whether gradients are recorded: activation checkpointing runs a
-forward first without and then with them, and both must draw the same dropout mask.
+Here are the rules for a layer's state, with the operands that it gives; `peft_arguments` has those for what a
+layer is called with. Both follow peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule
+that fails gives its reason as a phrase to show. No rule depends on whether gradients are recorded: activation
+checkpointing runs a forward first without and then with them, and both must draw the same dropout mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastlora import arguments
 from fastlora.formats.format import Format
 from fastlora.formats.registry import format_of
-from fastlora.formula.operands import BaseWeight, autocast_is_on, autocasts, transforms_active
+from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.integrations.peft_package import DoraLinearLayer, DoraLinearVariant
 from fastlora.layer.conv1d import is_conv1d, turned
-
-# Arguments that PEFT passes to every LoRA layer; a value of None has no effect.
-_OPTIONAL_ARGUMENTS = ("adapter_names", "alora_offsets")
-_AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class Operands(NamedTuple):
@@ -147,24 +142,6 @@ def _bias_of(base: Any) -> Tensor | None:
     return b if b is None or isinstance(b, nn.Parameter) else b.detach()
 
 
-def why_not_fused(
-    operands: Operands, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> str | None:
-    """Why these arguments need PEFT's own forward; None if they do not."""
-    if args or any(name not in _OPTIONAL_ARGUMENTS or kwargs[name] is not None for name in kwargs):
-        return "there are arguments beside x"
-    if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.is_nested:
-        return "x is not a plain tensor"
-    if transforms_active():
-        return "a torch.func transform or forward-mode differentiation is at work"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return "torch.jit.trace is at work"
-    _, K, device = _shape(operands.W)
-    if x.dim() == 0 or x.shape[-1] != K or x.device != device:
-        return "x does not fit the weight"
-    return _dtype_obstacle(operands, x)
-
-
 def _packed(format: Format, base: Any, x: Tensor | None) -> BaseWeight | str:
     """W in the dtype that the base layer computes in, or why it cannot be read."""
     try:
@@ -188,7 +165,7 @@ def _magnitude(layer: Any, name: str, dropout: float) -> Tensor | str:
     return m
 
 
-def _shape(W: Tensor | BaseWeight) -> tuple[int, int, torch.device]:
+def shape_of(W: Tensor | BaseWeight) -> tuple[int, int, torch.device]:
     """N, K and the device."""
     if isinstance(W, BaseWeight):
         return W.N, W.K, W.tensors[0].device
@@ -225,7 +202,7 @@ def _tensor_obstacle(operands: Operands) -> str | None:
     # A shard, or the placeholder for a parameter that a sharding library has moved away, has another shape.
     if whole is not None and whole.dim() != 2:
         return "the shapes do not make one update"
-    N, K, device = _shape(W)
+    N, K, device = shape_of(W)
     # Exact types: a DTensor, a quantized or a fake tensor is a subclass.
     for letter, tensor in (("W", whole), ("b", b), ("A", A), ("B", B), ("m", m), ("b_B", b_B)):
         if tensor is None:
@@ -239,27 +216,3 @@ def _tensor_obstacle(operands: Operands) -> str | None:
     if A.dim() != 2 or A.shape[1] != K or B.shape != (N, A.shape[0]) or (m is not None and m.shape != (N,)):
         return "the shapes do not make one update"
     return None
-
-
-def _dtype_obstacle(operands: Operands, x: Tensor) -> str | None:
-    """Why these dtypes need PEFT's own forward; None if they do not.
-
-    Supported are one dtype for all, fp32 adapters on a 16-bit base, and either of these under autocast.
-    """
-    W, b, A, B, _, _, m, b_B = operands
-    kind = x.device.type
-    base = [x.dtype]
-    if not isinstance(W, BaseWeight):
-        base += [W.dtype, W.dtype if b is None else b.dtype]
-    elif W.dtype != (torch.get_autocast_dtype(kind) if autocasts(x) else x.dtype):
-        return "the base layer computes in another dtype than the update"
-    if autocast_is_on(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        fits = all(one in _AUTOCAST_DTYPES for one in base)
-    else:
-        dtype = W.dtype
-        fits = dtype in arguments.DTYPES and all(one == dtype for one in base)
-    fits = fits and all(one is None or one.dtype == A.dtype for one in (B, m, b_B))
-    if fits and (A.dtype == dtype or (A.dtype == torch.float32 and dtype in HALVES)):
-        return None
-    return "the dtypes are not ones that are fused"

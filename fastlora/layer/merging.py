@@ -92,12 +92,7 @@ class Mergeable(Adapted):
         return active.added_to(W)
 
     def _finite_sum(self) -> Tensor:
-        total = self._sum()
-        if not total.is_meta and not sharding.all_finite(total):
-            raise ValueError(
-                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
-            )
-        return total
+        return finite(self._sum())
 
 
 class MergeableLinear(Mergeable, AdaptedLinear):
@@ -133,3 +128,10 @@ class MergeableLinear(Mergeable, AdaptedLinear):
     def _as_plain_linear(self) -> nn.Linear:
         """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""
         return linear_as(self, nn.Linear, without=self._own_attributes)
+
+
+def finite(total: Tensor) -> Tensor:
+    """The sum W + s B A, if it may be merged; ValueError if it holds NaN or infinity."""
+    if not total.is_meta and not sharding.all_finite(total):
+        raise ValueError(f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity")
+    return total

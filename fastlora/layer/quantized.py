@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, cast
@@ -11,26 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import arguments
-from fastlora.arguments import check_bool
 from fastlora.autograd.dora import dora_linear
 from fastlora.autograd.quantized import quantized_linear, quantized_lora_linear
 from fastlora.formats.format import Format
-from fastlora.formats.registry import FORMATS, format_of
+from fastlora.formats.registry import format_of
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.base_weights import FORMAT, like_weight
-from fastlora.layer.commits import exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.packed_merging import PackedMerging
 from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_own_forward, linear_as
-from fastlora.layer.sharding import all_finite
-from fastlora.routes.dequantize import dequantize
 
 
-class QuantizedLoRALinear(FusedLoRALinear):
+class QuantizedLoRALinear(PackedMerging, FusedLoRALinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b over a W that another library keeps in 4 or 8 bits.
 
     It is made around a layer of that library (`apply_lora`, `from_linear`), whose tensors, attributes and
@@ -42,8 +38,6 @@ class QuantizedLoRALinear(FusedLoRALinear):
     if `adapter_dtype` is None. W cannot be merged in place, as packing W + s B A would round the update away:
     see `to_linear`.
     """
-
-    _library_class: type = nn.Linear
 
     @classmethod
     def _from_linear_unfrozen(
@@ -60,21 +54,6 @@ class QuantizedLoRALinear(FusedLoRALinear):
         norms = row_norms(linear) if checked.dora else None
         layer._begin(name, new_adapter(like_weight(linear), checked, adapter_dtype, norms))
         return layer
-
-    @property
-    def format(self) -> Format:
-        """How W is packed."""
-        return FORMATS[vars(self)[FORMAT]]
-
-    @property
-    def base(self) -> BaseWeight:
-        """W as it is packed, in the dtype that the library packed it from."""
-        return self.format.base_of(self, self.format.values_dtype(self))
-
-    @property
-    def keeper(self) -> tuple[nn.Module, str]:
-        """This layer, and the name of its parameter that holds the packed W."""
-        return self, self.format.parameter
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """As the library's, and the adapters, which a library that writes its own keys leaves out."""
@@ -128,81 +107,6 @@ class QuantizedLoRALinear(FusedLoRALinear):
             return dora_linear(x, base, b, A, B, s, *m, dropout=dropout)
         return quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
 
-    def merge(self) -> None:
-        """Refused: see the class.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            f"merge must keep W's bits; packed again as {self.format.about}, W + s B A would lose most of "
-            "the update (to_linear, or remove_lora(model, merge=True), gives a plain layer)"
-        )
-
-    @exclusive
-    @torch.no_grad()
-    def to_linear(self, merge: bool = True, dtype: torch.dtype | None = None) -> nn.Linear:
-        """A layer without LoRA, with this layer's bias, hooks and mode; this layer is unchanged.
-
-        Args:
-            merge: True gives an nn.Linear whose new weight is W + s B A, summed in fp32 and rounded once.
-                False gives the library's own layer with this layer's own packed tensors.
-            dtype: Of the merged weight and bias; None means the one that W was packed from. Layers of int8
-                and fp8 do not keep that, and take the bias's, or fp16 and bf16.
-
-        Raises:
-            TypeError: If this layer's forward was replaced, or dtype is not one of fp16, bf16, fp32 and fp64.
-            ValueError: If `merge` is True and W + s B A holds NaN or infinity.
-        """
-        check_bool(merge, "merge")
-        dtype = arguments.check_dtype("dtype", dtype)
-        check_own_forward("layer", self)
-        return self._merged_linear(dtype) if merge else self._as_plain_linear()
-
-    def _as_plain_linear(self) -> nn.Linear:
-        return linear_as(self, cast("type[nn.Linear]", self._library_class), without=self._all_own)
-
-    def _sum(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self._summed(dtype or self.format.values_dtype(self))[0]
-
-    def _summed(self, dtype: torch.dtype) -> tuple[Tensor, float]:
-        """W + s B A in a dtype, and what rounding to it moved that by, as a share of the update."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        W, active = dequantize(self.format.base_of(self, wide)), self._active
-        if active is None:
-            return W.to(dtype), math.nan
-        exact = active.added_to(W)
-        total, update = exact.to(dtype), float((exact - W).norm())
-        return total, float((total.to(wide) - exact).norm()) / update if update else math.nan
-
-    def _merged_linear(self, dtype: torch.dtype | None) -> nn.Linear:
-        total, _ = self._summed(dtype or self.format.values_dtype(self))
-        if not total.is_meta and not all_finite(total):
-            raise ValueError(
-                f"W + s B A must be finite in {total.dtype} to be merged; it holds NaN or infinity"
-            )
-        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(total, requires_grad=False)
-        if self.bias is not None:
-            plain.bias = nn.Parameter(self.bias.detach().to(total.dtype), requires_grad=False)
-        merged = linear_as(plain, nn.Linear)
-        merged.train(self.training)
-        for hooks in _HOOKS:
-            setattr(merged, hooks, getattr(self, hooks))
-        return merged
-
-    @property
-    def _all_own(self) -> tuple[str, ...]:
-        return (*self._own_attributes, FORMAT)
-
-    @torch.no_grad()
-    def rounding(self, dtype: torch.dtype | None = None) -> float:
-        """‖round(W + s B A) - (W + s B A)‖ / ‖s B A‖: what `to_linear` of this dtype loses of the update.
-
-        NaN where the update is zero.
-        """
-        return self._summed(dtype or self.format.values_dtype(self))[1]
-
     def reset_parameters(self) -> None:
         """Refused: a packed W is not drawn anew.
 
@@ -222,15 +126,6 @@ class QuantizedLoRALinear(FusedLoRALinear):
 
 _MADE: dict[type, type[QuantizedLoRALinear]] = {}
 _ADAPTERS = "adapters."
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 def check_packed(name: str, module: Any) -> Format:

@@ -15,10 +15,10 @@ from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.magnitude import check_plain_lora
-from fastlora.model.adapters import active_adapter, adapter_names
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import active_adapter, adapter_names
 from fastlora.model.versions import idle_versions
 
 NONE = "__base__"

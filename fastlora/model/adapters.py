@@ -1,22 +1,20 @@
-"""Several adapters on one model: add, switch, delete. W is neither copied nor changed.
+"""Several adapters on one model: adding and deleting them. W is neither copied nor changed.
 
-Adapters have names; `apply_lora` makes the one called "default". One is in use at a time. A layer without A
-and B for it applies W alone; the adapter "has no part" in this layer.
+Adapters have names; `apply_lora` makes the one called "default". One is in use at a time (see `switching`). A
+layer without A and B for it applies W alone; the adapter "has no part" in this layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import chain
-from typing import Any, cast
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from fastlora.arguments import check_choice, check_dtype
+from fastlora.arguments import check_dtype
 from fastlora.config import LoRAConfig
 from fastlora.experts.layer import FusedLoRAExperts
-from fastlora.layer.active_adapter import check_switchable, name_in_use, put_idle, switch
+from fastlora.layer.active_adapter import put_idle, switch
 from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
@@ -24,7 +22,6 @@ from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.model.apply import make_layers, options_for
-from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, check_outside_batches, existing_layers
 from fastlora.model.groups import group_projections
 from fastlora.model.modules_to_save import (
@@ -36,36 +33,15 @@ from fastlora.model.modules_to_save import (
 from fastlora.model.name_matching import listed
 from fastlora.model.peft_config import as_config
 from fastlora.model.replace import replace_modules
+from fastlora.model.switching import active_adapter, adapter_names, check_known
 from fastlora.model.targets import Target, find_targets
 from fastlora.model.tasks import check_task, task_heads
 from fastlora.model.versions import (
     add_version,
     check_versions,
     drop_version,
-    switch_versions,
 )
 from fastlora.model.wrappers import module_names
-
-
-def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """The adapters of a model, the one in use first.
-
-    Raises:
-        ValueError: If there is no LoRA layer.
-    """
-    layers = existing_layers(model).values()
-    found = dict.fromkeys(name for layer in layers for name in layer.adapters)
-    in_use = name_in_use(layers)
-    return tuple(sorted(found, key=lambda name: name != in_use))
-
-
-def active_adapter(model: nn.Module) -> str:
-    """The adapter in use.
-
-    Raises:
-        ValueError: If there is no LoRA layer, or layers have different ones in use.
-    """
-    return cast(str, name_in_use(existing_layers(model).values()))
 
 
 @exclusive
@@ -152,72 +128,6 @@ def give_adapter(
 
 
 @exclusive
-def set_adapter(model: nn.Module, name: str) -> None:
-    """Put an adapter in use, and its version of each module to save; the previous one is frozen.
-
-    What is frozen loses its gradient.
-
-    If A or B of an adapter was frozen when it was last in use, it is frozen again; else it is trained. A
-    DistributedDataParallel around the model, or given as the model, adapts at its next forward pass, provided
-    that all processes switch. An optimizer must be given the parameters of each adapter that it is to train.
-
-    Raises:
-        ValueError: If there is no such adapter, or a layer is merged, or A or B is computed from other
-            tensors (by a parametrization, say).
-        TypeError: If FullyShardedDataParallel holds A and B. Parameters that `fully_shard` or tensor parallel
-            has sharded can be switched.
-    """
-    layers = existing_layers(model)
-    _check_known(model, name)
-    reshard(model)
-    _check_switchable(layers, name)
-    with commit() as changing:
-        note_change(model, changing)
-        for layer in layers.values():
-            switch(layer, name, changing)
-        switch_versions(model, name, changing)
-
-
-@contextmanager
-def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Put an adapter in use for a `with` block, and the previous one again afterwards.
-
-    The previous one has its gradients again then, so that they may be accumulated around the block.
-
-    Raises:
-        ValueError: As by `set_adapter`.
-        TypeError: As by `set_adapter`.
-    """
-    before, gradients = active_adapter(model), _gradients(model)
-    try:
-        try:
-            set_adapter(model, name)
-            yield
-        finally:
-            _put_back(model, before, gradients)
-    finally:  # a second time, as Ctrl-C may have come just before the first call
-        _put_back(model, before, gradients)
-
-
-def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """The parameters of the adapter in use and its modules to save, and their gradients."""
-    adapters = (layer.active for layer in existing_layers(model).values() if layer.active is not None)
-    own = chain(adapters, (module for _, module in saved_modules(model)))
-    return [(p, p.grad) for module in own for p in module.parameters() if p.grad is not None]
-
-
-@exclusive
-def _put_back(model: nn.Module, name: str, gradients: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
-    if active_adapter(model) == name:
-        return
-    with commit() as changing:
-        set_adapter(model, name)
-        for parameter, gradient in gradients:
-            if parameter.grad is None and parameter.requires_grad:
-                changing.assign(parameter, "grad", gradient)
-
-
-@exclusive
 def delete_adapter(model: nn.Module, name: str) -> nn.Module:
     """Delete an adapter that is not in use; layers left without any adapter become plain again.
 
@@ -230,7 +140,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
         TypeError: If a layer to be made plain had its forward replaced.
     """
     layers = existing_layers(model)
-    _check_known(model, name)
+    check_known(model, name)
     if name == active_adapter(model):
         raise ValueError(
             f"adapter {name!r} must not be in use to be deleted (set_adapter another first, or remove_lora)"
@@ -254,20 +164,6 @@ def check_new(model: nn.Module, name: object) -> None:
     check_original_weights(existing_layers(model), "further adapters need the W from before")
     if check_name(name) in adapter_names(model):
         raise ValueError(f"adapter name must be new; the model has {name!r} already (delete_adapter first)")
-
-
-def _check_switchable(layers: Mapping[str, LoRALayer], adapter: str) -> None:
-    merged = [name for name, layer in layers.items() if layer.merged]
-    if merged:
-        raise ValueError(
-            f"layers must be unmerged to switch adapters; merged: {listed(merged)} (unmerge_lora)"
-        )
-    for name, layer in layers.items():
-        check_switchable(layer, adapter, f"layer {name!r}")
-
-
-def _check_known(model: nn.Module, name: object) -> None:
-    check_choice("adapter", name, adapter_names(model))
 
 
 def _modules_of(model: nn.Module, config: LoRAConfig) -> tuple[list[nn.Module], list[nn.Module]]:

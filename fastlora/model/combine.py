@@ -21,10 +21,11 @@ from fastlora.layer.adapter import Adapter, Options, adapters_of
 from fastlora.layer.commits import exclusive
 from fastlora.layer.magnitude import check_plain_lora
 from fastlora.lowrank import decompose_product
-from fastlora.model.adapters import active_adapter, adapter_names, check_new, give_adapter
+from fastlora.model.adapters import check_new, give_adapter
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import saved_modules
 from fastlora.model.name_matching import listed
+from fastlora.model.switching import active_adapter, adapter_names
 
 
 @exclusive

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,72 +15,8 @@ from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.groups import MEMBERSHIP, Group, Membership
 from fastlora.model.find_layers import check_model, existing_layers
 from fastlora.model.group_names import AUTO, FUSED, check_groups, children, tuples_for
+from fastlora.model.group_reports import GroupCounts, GroupReport
 from fastlora.model.wrappers import module_names
-from fastlora.tables import Part, Shown, Table
-
-
-@dataclass(frozen=True)
-class GroupReport(Shown):
-    """What was grouped; `str()` of it is a table in which layers that differ in numbers alone are one row.
-
-    Attributes:
-        grouped: The names of each group's members.
-        alone: Every other layer with LoRA, and why it is in no group.
-    """
-
-    grouped: tuple[tuple[str, ...], ...]
-    alone: Mapping[str, str]
-
-    def parts(self) -> Iterator[Part]:
-        """A line, the groups, and the layers in none."""
-        members = sum(map(len, self.grouped))
-        layers = members + len(self.alone)
-        yield f"{members} of {layers} layers are computed in {len(self.grouped)} groups"
-        groups = Counter(tuple(map(_pattern, names)) for names in self.grouped)
-        if groups:
-            rows = [
-                (
-                    first.rpartition(".")[0],
-                    ", ".join(name.rpartition(".")[2] for name in (first, *rest)),
-                    str(count),
-                )
-                for (first, *rest), count in groups.items()
-            ]
-            yield Table(("module", "computed together", "groups"), rows, words=2)
-        others = Counter((_pattern(name), why) for name, why in self.alone.items())
-        if others:
-            rows = [(name, why, str(count)) for (name, why), count in others.items()]
-            yield Table(("layer", "alone, because", "layers"), rows, words=2)
-
-
-@dataclass(frozen=True)
-class GroupCounts(Shown):
-    """What became of the groups in eager forward passes; compiled ones do not count.
-
-    Attributes:
-        groups: Groups that are computed together.
-        rounds: How often a group was computed.
-        hits: How often a member took its output of such a round.
-        misses: Rounds in which not every member took its own, by the reason.
-        alone: Calls of members that could not be grouped, by the reason.
-        dissolved: The groups that are no longer computed together, by name, and why.
-    """
-
-    groups: int
-    rounds: int
-    hits: int
-    misses: Mapping[str, int]
-    alone: Mapping[str, int]
-    dissolved: Mapping[str, str]
-
-    def parts(self) -> Iterator[Part]:
-        """Lines of counts, each reason with its own."""
-        yield f"{self.groups} groups: computed {self.rounds:,} times, {self.hits:,} outputs taken"
-        for what, reasons in (("rounds missed", self.misses), ("calls alone", self.alone)):
-            for why, count in reasons.items():
-                yield f"{count:,} {what}: {why}"
-        for name, why in self.dissolved.items():
-            yield f"dissolved: {name}: {why}"
 
 
 @exclusive
@@ -131,23 +65,23 @@ def group_layers(
     used = set()
     for parent, names in module_names(model).items():
         for wanted in tuples_for(names[0], groups):
-            found = [(name, child) for name, child in children(parent, wanted, layers) if _is_free(child)]
-            if len(found) < 2:
-                alone.update((layers[child], "no other that shares its x has LoRA") for _, child in found)
+            found = [child for _, child in children(parent, wanted, layers)]
+            if len(found) > 1:
+                used.add(wanted)
+            members = [child for child in found if not _is_grouped(child)]
+            if len(members) < 2:
+                alone.update((layers[child], "no other that shares its x has LoRA") for child in members)
                 continue
-            used.add(wanted)
-            members = [child for _, child in found]
             why = why_not_together(members)
             if why is None:
                 put_together(members, [layers[child] for child in members], changing)
             else:
                 alone.update((layers[child], why) for child in members)
-    if groups is not None and (unused := [names for names in groups if names not in used]):
-        kept = any(map(_is_grouped, layers))
-        if not kept:
-            raise ValueError(
-                f"groups must name layers with LoRA below one module; {shown(unused[0])} has not two"
-            )
+    unused = [names for names in groups or () if names not in used]
+    if unused:
+        raise ValueError(
+            f"groups must name layers with LoRA below one module; {shown(unused[0])} has not two"
+        )
     return _report(layers, alone)
 
 
@@ -230,10 +164,6 @@ def _is_grouped(layer: nn.Module) -> bool:
     )
 
 
-def _is_free(layer: nn.Module) -> bool:
-    return not _is_grouped(layer)
-
-
 def _report(layers: Mapping[Any, str], alone: Mapping[str, str]) -> GroupReport:
     groups = dict.fromkeys(vars(layer)[MEMBERSHIP].group for layer in layers if _is_grouped(layer))
     inside = {name for group in groups for name in group.names}
@@ -244,8 +174,3 @@ def _report(layers: Mapping[Any, str], alone: Mapping[str, str]) -> GroupReport:
             fused = "it holds several projections in one already" if last in FUSED else None
             others[name] = alone.get(name) or fused or "no other layer is known to share its x"
     return GroupReport(tuple(group.names for group in groups), others)
-
-
-def _pattern(name: str) -> str:
-    """A name with every number in it as a star."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

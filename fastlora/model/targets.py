@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -16,10 +15,11 @@ from fastlora.formats.registry import format_of
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, check_embedding, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
-from fastlora.layer.linear_kinds import is_left_out_by_all, is_pefts, other_linear_kind
+from fastlora.layer.linear_kinds import is_pefts, other_linear_kind
 from fastlora.layer.quantized import check_packed
 from fastlora.layer.replacement import check_plain_conv1d, check_plain_linear
-from fastlora.model.experts_targets import Place, find_stacks, reached_by_all, stacks_by_name
+from fastlora.model.all_linear import all_linear
+from fastlora.model.experts_targets import Place, find_stacks, stacks_by_name
 from fastlora.model.name_matching import listed, matched_modules, numbers_by_pattern
 from fastlora.model.wrappers import compiled_modules, module_names
 
@@ -73,7 +73,7 @@ def find_targets(
     excluded = matched_modules("exclude_modules", config.exclude_modules or (), named)
     modules: list[nn.Module] = []
     if config.targets_all_linear:
-        modules = _all_linear(model, names, excluded, adapted, trained)
+        modules = all_linear(model, names, excluded, adapted, trained)
     elif config.target_modules:
         matched = matched_modules("target_modules", config.target_modules, names)
         matched = _at_layers(config, matched, names)
@@ -137,81 +137,6 @@ def _check_without_peft(names: Mapping[nn.Module, list[str]]) -> None:
             "model before get_peft_model, or as merge_and_unload gives it back; accelerate_peft of "
             "fastlora.integrations.peft makes PEFT's own layers fast)"
         )
-
-
-def _all_linear(
-    model: nn.Module,
-    names: Mapping[nn.Module, list[str]],
-    excluded: Collection[nn.Module],
-    adapted: Collection[nn.Module],
-    trained: Collection[nn.Module],
-) -> list[nn.Module]:
-    """Each module that is exactly an nn.Linear, a Conv1D or a packed one, but no output head nor excluded.
-
-    Linear maps that are not an nn.Linear are an error unless they are excluded, because "all-linear" would
-    not be true; but for experts in 3-D parameters that `find_stacks` finds. Subclasses are left out, as their
-    weight may be used without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there
-    would be silently ignored. A warning names the subclasses that are not torch's.
-    """
-    heads = output_heads(model)
-    _check_all_reached(names, {*excluded, *trained, *heads, *reached_by_all(names)})
-    chosen: list[nn.Module] = []
-    left_out: dict[str, list[str]] = {}
-    strangers: list[str] = []
-    for module, own in names.items():
-        packed = format_of(module) is not None
-        known = packed or type(module) is nn.Linear or is_conv1d(module)
-        if not isinstance(module, nn.Linear) and not known:
-            continue
-        if module in excluded:
-            left_out.setdefault("excluded", []).append(own[0])
-        elif module in trained:
-            left_out.setdefault("trained in full", []).append(own[0])
-        elif module in adapted:
-            chosen.append(cast(nn.Linear, module))
-        elif isinstance(module, FusedLoRALinear):
-            left_out.setdefault("with LoRA already", []).append(own[0])
-        elif not known:
-            left_out.setdefault("of a subclass", []).append(own[0])
-            strangers += [] if is_left_out_by_all(module) or module in heads else [own[0]]
-        elif module in heads:
-            left_out.setdefault("output head", []).append(own[0])
-        else:
-            chosen.append(cast(nn.Linear, module))
-    if not chosen:
-        reasons = "; ".join(f"{why}: {listed(own)}" for why, own in left_out.items())
-        raise ValueError(
-            "target_modules='all-linear' must find modules that are exactly nn.Linear; it found none"
-            + (f" (left out: {reasons})" if reasons else "")
-        )
-    if strangers:
-        warnings.warn(
-            f"target_modules='all-linear' leaves out {listed(strangers)}, of a subclass of nn.Linear that "
-            "may compute something else (name these in exclude_modules if that is meant)",
-            stacklevel=4,
-        )
-    return chosen
-
-
-def _check_all_reached(names: Mapping[nn.Module, list[str]], excluded: set[nn.Module]) -> None:
-    missed: dict[str, list[str]] = {}
-    for module, own in names.items():
-        kind = other_linear_kind(own[0], module)
-        if kind is not None and module not in excluded:
-            missed.setdefault(kind, []).append(own[0])
-    if missed:
-        kinds = "; ".join(f"{kind}: {listed(own)}" for kind, own in missed.items())
-        raise TypeError(
-            "target_modules='all-linear' must reach every linear map, and LoRA goes to nn.Linear, Conv1D and "
-            f"known packed layers alone; this model has {kinds} (name the layers to adapt, or leave these "
-            "out by exclude_modules)"
-        )
-
-
-def output_heads(model: nn.Module) -> set[nn.Module]:
-    """The output embeddings of Transformers models, which PEFT's "all-linear" leaves out too."""
-    getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
-    return {head for getter in getters if callable(getter) and isinstance(head := getter(), nn.Module)}
 
 
 def _check_named(

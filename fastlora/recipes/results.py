@@ -8,7 +8,7 @@ from typing import Any
 
 from fastlora.info import versions
 from fastlora.recipes.options import LoRAOptions
-from fastlora.routes.decide import Route
+from fastlora.routes.route import Route
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 
 from fastlora.formula.cost import Problem
 from fastlora.routes.backend import get_backend
-from fastlora.routes.decide import Route, route_on
+from fastlora.routes.route import Route, route_on
 
 # A run of rows has tiles of p and q of its own, of up to 128 rows: runs shorter than a quarter of that would
 # cost more than they save, unless there are few.

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.operands import BaseWeight
 from fastlora.routes.backend import BackendError, get_backend
-from fastlora.routes.decide import KERNEL_DTYPES, route_on
+from fastlora.routes.route import KERNEL_DTYPES, route_on
 
 
 def dequantize(base: BaseWeight) -> Tensor:

@@ -26,7 +26,7 @@ def forward(o: Operands, tile: Tile | None = None, programs: int | None = None) 
         programs: Of the launch; None means one for each multiprocessor.
     """
     x, (W,) = o.x, o.base.tensors
-    (M, K), N, r = x.shape, o.base.N, o.A.shape[0]
+    M, N, r = x.shape[0], o.base.N, o.A.shape[0]
     tile, programs = tile or TILES["forward"], programs or multiprocessors(x.device)
     y = x.new_empty(M, N)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)

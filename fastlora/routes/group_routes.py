@@ -17,7 +17,8 @@ from torch import Tensor
 from fastlora.formula.grouped import Grouped, GroupNeeds
 from fastlora.formula.operands import EVERYTHING
 from fastlora.routes import grouped, vendor
-from fastlora.routes.decide import Decision, Route, decide
+from fastlora.routes.decide import Decision, decide
+from fastlora.routes.route import Route
 
 TOGETHER: Final = "together"
 ONE_LAUNCH: Final = "one launch"

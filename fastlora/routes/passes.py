@@ -1,4 +1,4 @@
-"""The code of each route that computes a layer alone on a GPU or in the interpreter, by the route's name."""
+"""The code of each route that computes a layer alone, by the route's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fastlora.formula.operands import Needs, Operands
+from fastlora.routes import cpu, vendor
 
 
 class Passes(Protocol):
@@ -21,8 +22,13 @@ class Passes(Protocol):
         """dx [M, K], dA [r, K] and dB [N, r]; None if not needed."""
 
 
-def passes_of(route: str) -> Passes | None:
-    """A route by its name, which is also its code's in a file of choices; None for torch's operations."""
+def passes_of(route: str, on_cpu: bool = False) -> Passes:
+    """A route by its name, which is also its code's in a file of choices.
+
+    Args:
+        route: As in `Route`.
+        on_cpu: Whether the tensors are on a CPU, which has its own order of torch's products.
+    """
     if route in ("triton", "interpreter"):
         from fastlora.routes import fused  # Triton reads TRITON_INTERPRET when it is imported
 
@@ -35,4 +41,8 @@ def passes_of(route: str) -> Passes | None:
         from fastlora.routes import hopper
 
         return hopper
-    return None
+    if route == "flattened":
+        from fastlora.routes import flattened
+
+        return flattened
+    return cpu if on_cpu else vendor

@@ -7,8 +7,8 @@ from typing import Final
 import torch
 
 from fastlora.formula.cost import Problem
-from fastlora.routes.decide import Route
 from fastlora.routes.decide_runs import decide_runs
+from fastlora.routes.route import Route
 from fastlora.segments import grouped
 from fastlora.segments.operands import RunOperands
 

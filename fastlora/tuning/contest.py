@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from fastlora.measuring.timing import (
     warm_up,
 )
 from fastlora.routes.architecture import architecture_of
-from fastlora.routes.passes import Passes, passes_of
+from fastlora.routes.passes import passes_of
 from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.tables import Tile
@@ -197,7 +197,7 @@ class Contest:
         from fastlora.routes import fused
 
         if isinstance(candidate, str):
-            route = cast(Passes, passes_of(candidate))
+            route = passes_of(candidate)
             return route.forward, route.backward
         plan = self._plan(candidate)
         return functools.partial(fused.forward, plan=plan), functools.partial(fused.backward, plan=plan)

@@ -1,12 +1,12 @@
 """Both passes as persistent programs in plain Triton: the tiles of a program are one loop, and one pipeline.
 
-Triton flattens a loop over tiles and the one over a tile's steps into one. So the next tile's first blocks are under
-way during the epilogue of this one. It flattens none that has a third loop behind the steps: ranks are added in
-unrolled steps, and a tile waits for p or q in inline assembly.
+Triton flattens a loop over tiles and the one over a tile's steps into one. So the next tile's first blocks
+are under way during the epilogue of this one. It flattens none that has a third loop behind the steps: ranks
+are added in unrolled steps, and a tile waits for p or q in inline assembly.
 
-A program draws tickets of p or q until there are none; so started programs make all of it, and wait for nothing. The
-ticket that is one too many says which its first tile is, and the others follow by the number of programs. Those that
-made p or q come last, and have a tile less where tiles do not divide evenly.
+A program draws tickets of p or q until there are none; so started programs make all of it, and wait for
+nothing. The ticket that is one too many says which its first tile is, and the others follow by the number of
+programs. Those that made p or q come last, and have a tile less where tiles do not divide evenly.
 """
 
 import triton
@@ -18,12 +18,12 @@ from fastlora_kernels.split_k import Split
 from fastlora_kernels.tickets import grouped_order, take_ticket
 from fastlora_kernels.tile_ops import load_handed_over, load_tile, store_tile
 
-# In the workspace, int32 and zero at launch: how many tickets of p or q were drawn, and of dB and dA; how many blocks
-# of rows of q are stored; for each block of rows, whether its p or q is.
+# In the workspace, int32 and zero at launch: how many tickets of p or q were drawn, and of dB and dA; how
+# many blocks of rows of q are stored; for each block of rows, whether its p or q is.
 GRADIENTS = tl.constexpr(1)
 ALL_ROWS = tl.constexpr(2)
 FLAGS = tl.constexpr(3)
-# Ranks that are added at a time: with more, B's block would not fit beside the ring and a tile that waits to be stored.
+# Ranks that are added at a time: with more, B's block would not fit beside the ring and a tile to be stored.
 RANKS = tl.constexpr(16)
 
 

@@ -4,13 +4,18 @@ from typing import Final
 
 from fastlora_kernels.table_content import tile_of
 
-# 128 x 256 x 64 in groups of 8 rows of tiles, 8 warps and 3 stages: what shared memory holds beside a tile of 64 KiB.
+# 128 x 256 x 64, groups of 8 rows of tiles, 8 warps, and the 3 stages that fit beside a tile to be stored.
 TILES: Final = {direction: tile_of(direction, 128, 256, 64, 8, 8, 3) for direction in ("forward", "backward")}
-# With 64, or with 32 of fp32, the backward spilled 160 to 584 bytes.
-MOST_RANKS: Final = 32
-MOST_WIDE_RANKS: Final = 16
 # Blocks of rows of p take a third of a tile's time: they wait for x, at some 80 GB/s a multiprocessor.
 _MOST_ROWS_A_TICKET: Final = 3
+
+
+def most_ranks(K: int, N: int) -> tuple[int, int]:
+    """The most ranks that are taken, of adapters in x's dtype, and of fp32.
+
+    With twice as many the backward spilled 160 to 584 bytes; with 32, 24 where K or N is no multiple of 16.
+    """
+    return 16 if K % 16 or N % 16 else 32, 16
 
 
 def block_of_ranks(r: int) -> int:

@@ -12,7 +12,7 @@ from fastlora.accounting.budget import training_budget
 from fastlora.accounting.meta_models import blueprint_budget
 from fastlora.formula.cost import Problem
 from fastlora.info import collect_info
-from fastlora.layer.rounding import bytes_of
+from fastlora.layer.packed_merging import bytes_of
 from tests.packed import net
 
 pytest.importorskip("bitsandbytes")

@@ -10,8 +10,9 @@ import fastlora
 from fastlora.autograd import operators
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import random_inputs
-from fastlora.routes import decide
-from fastlora.routes.decide import Route, reload_tables
+from fastlora.routes import decide, route
+from fastlora.routes.decide import reload_tables
+from fastlora.routes.route import Route
 from fastlora_kernels import configs
 from fastlora_kernels.tables import Win
 from tests.cases import quick
@@ -117,7 +118,7 @@ def library_forward(monkeypatch):
         for kind, classes in configs.INTERPRETER.entries.items()
     }
     monkeypatch.setattr(configs, "INTERPRETER", configs.INTERPRETER._replace(entries=entries))
-    monkeypatch.setattr(decide, "_kernels_on", lambda *_: Route("triton", "a test says so"))
+    monkeypatch.setattr(route, "_kernels_on", lambda *_: Route("triton", "a test says so"))
     monkeypatch.setattr(decide, "_ON_A_CPU", {})
     reload_tables()
     yield

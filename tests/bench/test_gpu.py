@@ -60,7 +60,7 @@ def test_a_dry_run_writes_results_tables_picture_and_log(dry):
     assert {path.name for path in out.iterdir()} == made
     summary = (out / "summary.txt").read_text()
     assert summary.strip() in done.stdout
-    assert summary.count("not measured") == 19
+    assert summary.count("not measured") == 23
     assert [line for line in done.stderr.splitlines() if not OTHERS.search(line)] == []
 
 
@@ -87,7 +87,7 @@ def test_its_file_follows_the_schema_and_nobody_can_take_its_times_for_results(d
 @pytest.mark.exhaustive
 def test_every_method_is_checked_and_timed_in_every_phase(dry):
     found = content(dry[0])
-    absent = {"lorafusion", "transformer-engine", "fastlora-persistent"}
+    absent = {"lorafusion", "transformer-engine", "fastlora-persistent", "fastlora-flattened"}
     absent |= {name for name in ("peft", "loralib") if find_spec(name) is None}
     here = set(METHODS) - absent
     assert set(found["absent"]) == set(METHODS) - here

@@ -62,6 +62,17 @@ def test_the_kernel_gives_the_same_bits(shape, kind, nested, dtype, poisoned):
         assert torch.equal(dequantize(base), wanted)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_block_that_crosses_rows_scales_its_own_entries(dtype):
+    """The library's kernel for AVX512 takes another block's scale for some rows of 16, 48, 80 ... entries."""
+    W = torch.randn(64, 80).to(dtype)
+    base = base_of(linear_4bit(W, nested=False), dtype)
+    packed, code, scales = base.tensors
+    nibbles = torch.stack([packed >> 4, packed & 15], dim=-1).flatten()
+    wanted = code[nibbles.long()].view(-1, 64) * scales[:, None]
+    assert torch.equal(dequantize(base), wanted.view(64, 80).to(dtype))
+
+
 def test_a_wide_dtype_takes_the_tables():
     layer = linear_4bit(torch.randn(37, 100))
     W = dequantize(base_of(layer, torch.float64))

@@ -57,6 +57,8 @@ def test_names_given_by_the_user():
     assert report.grouped[0] == ("layers.0.attn.k_proj", "layers.0.attn.q_proj")
     with pytest.raises(ValueError, match=r"\('a', 'b'\) has not two"):
         group_projections(adapted(TiedLM()), [("a", "b")])
+    again = [("attn.k_proj", "attn.q_proj"), ("attn.q_proj", "attn.v_proj")]
+    assert group_projections(model, again).grouped == report.grouped
     for wrong, error in (
         ("q_proj", TypeError),
         ([], TypeError),
@@ -69,6 +71,13 @@ def test_names_given_by_the_user():
         group_projections(model, [("q", "q")])
     with pytest.raises(ValueError, match="must have LoRA layers"):
         group_projections(TiedLM())
+
+
+def test_one_tuple_of_several_that_names_nothing_is_an_error_and_nothing_is_grouped():
+    model = adapted(TiedLM())
+    with pytest.raises(ValueError, match=r"\('attn.v_proj', 'attn.o_prj'\) has not two"):
+        group_projections(model, [("attn.q_proj", "attn.k_proj"), ("attn.v_proj", "attn.o_prj")])
+    assert group_counts(model).groups == 0
 
 
 def test_layers_that_do_not_fit_together_are_named():

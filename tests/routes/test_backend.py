@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastlora
-from fastlora.routes.decide import _kernels_on, route_on
+from fastlora.routes.route import _kernels_on, route_on
 
 CPU = torch.device("cpu")
 

@@ -39,7 +39,7 @@ def ways(monkeypatch):
 
     monkeypatch.setattr(fused, "few_rows", counting("inside", fused.few_rows))
     beforehand = counting("beforehand", dequantize.dequantize)
-    monkeypatch.setattr("fastlora.autograd.operators.dequantize", beforehand)
+    monkeypatch.setattr("fastlora.autograd.calls.dequantize", beforehand)
     return seen
 
 

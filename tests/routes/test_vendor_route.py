@@ -7,12 +7,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastlora import lora_linear
-from fastlora.autograd import operators
+from fastlora.autograd import calls
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import fused, vendor_beside_kernels
-from fastlora.routes.decide import Decision, Route
+from fastlora.routes.decide import Decision
+from fastlora.routes.route import Route
 from tests.cases import quick, quick_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +76,7 @@ def test_a_call_takes_the_routes_that_were_decided_and_saves_the_same(routes, mo
             return pass_(*given)
 
         monkeypatch.setattr(module, name, noted)
-    monkeypatch.setattr(operators, "decide", lambda *_: Decision(*routes))
+    monkeypatch.setattr(calls, "decide", lambda *_: Decision(*routes))
     x, A, B = (tensor.requires_grad_() for tensor in (inputs.x, inputs.A, inputs.B))
     saved = []
     with saved_tensors_hooks(lambda tensor: (saved.append(tensor.nbytes), tensor)[1], lambda tensor: tensor):

@@ -16,7 +16,7 @@ from fastlora.autograd import operators
 from fastlora.formula.oracle import unfused
 from fastlora.measuring.errors import assert_within_budget, oracle, split_eps
 from fastlora.measuring.inputs import random_inputs
-from fastlora.routes.decide import route_on
+from fastlora.routes.route import route_on
 from tests.cases import quick
 from tests.several_adapters import two
 from tests.training.nets import DEVICE, batch, gradients_of, net, same_bits

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from fastlora.adapter_files import load_pretrained
-from fastlora.model.apply import remove_lora
 from fastlora.model.find_layers import lora_layers
+from fastlora.model.remove import remove_lora
 from fastlora.recipes.finetune.base import bars_on_terminals, base_of_adapter, load_base, load_tokenizer
 from fastlora.recipes.frame import check_extras, staged
 from fastlora.recipes.options import AUTO

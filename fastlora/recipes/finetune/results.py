@@ -13,7 +13,7 @@ from fastlora.info import versions
 from fastlora.layer.base_weights import like_weight, packed_format
 from fastlora.model.find_layers import lora_layers
 from fastlora.recipes.finetune.options import FinetuneOptions
-from fastlora.routes.decide import route_on
+from fastlora.routes.route import route_on
 
 ADAPTER: Final = "adapter"
 MODEL: Final = "model"

@@ -28,7 +28,7 @@ from fastlora.recipes.mnist.results import ADAPTER, PICTURE, MnistResult, Parame
 from fastlora.recipes.options import AUTO
 from fastlora.recipes.proofs import cloned
 from fastlora.recipes.training import BATCH, Score, Track, constant, falling, fit, score, untracked
-from fastlora.routes.decide import Route, route_on
+from fastlora.routes.route import Route, route_on
 
 BASE_RATE: Final = 1e-3
 

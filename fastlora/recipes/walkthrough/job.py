@@ -23,7 +23,7 @@ from fastlora.recipes.walkthrough.picture import draw_picture
 from fastlora.recipes.walkthrough.results import BASE, PICTURE, Walk, WalkResult
 from fastlora.recipes.walkthrough.tasks import SumMLP, sine_task, threshold_task
 from fastlora.recipes.walkthrough.walk import Tasks, train_epochs, walk
-from fastlora.routes.decide import Route, route_on
+from fastlora.routes.route import Route, route_on
 
 PRETRAIN_EPOCHS: Final = 20
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fastlora.adapter_files import load_pretrained, save_pretrained
 from fastlora.config import LoRAConfig
-from fastlora.model.apply import apply_lora, remove_lora
+from fastlora.model.apply import apply_lora
 from fastlora.model.find_layers import lora_layers
+from fastlora.model.remove import remove_lora
 from fastlora.recipes.walkthrough.tasks import ADAPTED, SumMLP
 
 

@@ -1,0 +1,49 @@
+"""Switching every update of a model off and on again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from fastlora.arguments import check_bool
+from fastlora.layer.commits import commit, exclusive
+from fastlora.model.find_layers import LoRALayer, existing_layers
+
+
+@exclusive
+def set_lora_enabled(model: nn.Module, on: bool) -> None:
+    """Switch every update on or off; when off, forward applies W alone.
+
+    Raises:
+        TypeError: If `on` is not a bool.
+        ValueError: If there is no LoRA layer.
+    """
+    check_bool(on, "on")
+    _enable(dict.fromkeys(existing_layers(model).values(), on))
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[None]:
+    """Switch every update off for a `with` block; afterwards each layer is as before.
+
+    Raises:
+        ValueError: If there is no LoRA layer.
+    """
+    before = {layer: layer.enabled for layer in existing_layers(model).values()}
+    try:
+        try:
+            set_lora_enabled(model, False)
+            yield
+        finally:
+            _enable(before)
+    finally:  # a second time, as Ctrl-C may have come just before the first call
+        _enable(before)
+
+
+@exclusive
+def _enable(switches: Mapping[LoRALayer, bool]) -> None:
+    with commit() as changing:
+        for layer, on in switches.items():
+            changing.put(vars(layer), "enabled", on)
