@@ -46,6 +46,7 @@ class LoRAConfig:
             "orthogonal", which makes B nonzero as well (see `FusedLoRALinear`).
         dora: Train a magnitude for each row of W + s B A as well (see `FusedLoRALinear`; DoRA, arXiv
             2402.09353). Linear layers alone, plain or packed.
+        lora_bias: Train a bias of B too (see `FusedLoRALinear`). Linear layers alone, and not with dora.
         adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but
             fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
@@ -59,6 +60,10 @@ class LoRAConfig:
         alpha_pattern: The same for alpha.
         modules_to_save: Names of modules that are trained in full, in place, and saved with the updates, such
             as a new classifier; each a whole name or the end of one.
+        trainable_token_indices: Tokens whose rows of the embedding are trained, such as new ones, and
+            nothing else of it: a sequence of them for the model's embedding, whose rows count in an output
+            layer tied to it too; or {name of a module, or the end of one: tokens}, where an output layer that
+            is not tied may be named as well. The rows belong to the adapter; W stays as it is.
         task_type: PEFT's name of the task, such as "SEQ_CLS". The new head of a model for classification or
             question answering is trained in full and saved as if it were in modules_to_save, whatever the
             targets; layers in it are no targets. None means that the class of a Transformers model tells the
@@ -81,12 +86,16 @@ class LoRAConfig:
     rslora: bool = False
     init: str = "gaussian"
     dora: bool = False
+    lora_bias: bool = False
     adapter_dtype: torch.dtype | str | None = None
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     modules_to_save: Sequence[str] | None = None
+    trainable_token_indices: Mapping[str, Sequence[int]] | Sequence[int] | None = field(
+        default=None, hash=False
+    )
     task_type: str | None = None
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
@@ -109,6 +118,8 @@ class LoRAConfig:
         check_dropout(self.dropout)
         check_bool(self.rslora, "rslora")
         check_bool(self.dora, "dora")
+        if check_bool(self.lora_bias, "lora_bias") and self.dora:
+            raise ValueError("lora_bias and dora must not both be True, as in PEFT")
         check_init(self.init)
         check_bool(self.group, "group")
         # Copies, so that a list or dict changed later does not change the config.
@@ -132,6 +143,8 @@ class LoRAConfig:
             raise TypeError(f"modules_to_save must be a sequence of names; got {shown(self.modules_to_save)}")
         if self.modules_to_save is not None:
             own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
+        if self.trainable_token_indices is not None:
+            own(self, "trainable_token_indices", check_tokens(self.trainable_token_indices))
         if self.task_type is not None:
             own(self, "task_type", check_task_name(self.task_type))
         own(self, "layers_to_transform", _indices(self.layers_to_transform))
@@ -170,6 +183,27 @@ def _indices(value: object) -> tuple[int, ...] | None:
         if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in indices):
             return indices
     raise ValueError(f"layers_to_transform must be an int >= 0 or a sequence of such; got {shown(value)}")
+
+
+def check_tokens(value: object) -> dict[str, tuple[int, ...]] | tuple[int, ...]:
+    """trainable_token_indices as a dict of tuples or a tuple; else TypeError or ValueError."""
+    if isinstance(value, Mapping):
+        if not value or not all(isinstance(name, str) and name for name in value):
+            raise ValueError(f"trainable_token_indices must map names to tokens; got {shown(value)}")
+        return {name: _tokens(tokens) for name, tokens in value.items()}
+    return _tokens(value)
+
+
+def _tokens(value: object) -> tuple[int, ...]:
+    wanted = f"trainable_token_indices must be different ints >= 0, at least one; got {shown(value)}"
+    if not isinstance(value, (Sequence, AbstractSet)) or isinstance(value, (str, bytes)):
+        raise TypeError(wanted)
+    tokens = tuple(sorted(value)) if isinstance(value, AbstractSet) else tuple(value)
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in tokens):
+        raise TypeError(wanted)
+    if not tokens or min(tokens) < 0 or len(set(tokens)) < len(tokens):
+        raise ValueError(wanted)
+    return tokens
 
 
 def check_task_name(value: object) -> str:

@@ -43,6 +43,7 @@ KERNEL_ROUTES = (
     "routes.launch",
     "routes.fused",
     "routes.fused_dora",
+    "routes.fused_packed",
     "routes.group_fused",
     "routes.fused_runs",
     "routes.flattened",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bench.methods.libraries import no_backend
 from bench.methods.method import Method, Update, bare
-from fastlora import BackendError
 from fastlora.formula.cost import Problem
 from fastlora.formula.operands import Needs, Operands, plain
 from fastlora.routes.architecture import architecture_of
@@ -66,11 +66,7 @@ def by_route(
 
 def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """Every route has kernels for what is low-rank."""
-    try:
-        route = route_on(device, dtype)
-    except BackendError as error:
-        return str(error)
-    return None if route.is_fused else route.why
+    return no_backend(device, dtype) or (None if (route := route_on(device, dtype)).is_fused else route.why)
 
 
 def _no_persistent_kernels(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -17,6 +17,7 @@ from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.formula.cost import Cost, Problem
 from fastlora.layer.base_weights import like_weight
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.lora_conv import LoRAConv
 from fastlora.layer.packed_merging import bytes_of
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
@@ -48,8 +49,8 @@ def explain(
     """
     if not isinstance(layer, LORA_LAYERS):
         raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
-    if isinstance(layer, FusedLoRAEmbedding):
-        raise TypeError("layer must be linear; an embedding's rows are looked up by torch")
+    if isinstance(layer, (FusedLoRAEmbedding, LoRAConv)):
+        raise TypeError("layer must be linear; embeddings and convolutions are computed by torch")
     if layer.active is None:
         raise ValueError("layer must have a part in the adapter in use; it has none and is one plain product")
     M = math.prod(_rows_of(x_shape, layer.in_features))

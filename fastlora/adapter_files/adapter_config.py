@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -17,7 +17,9 @@ from fastlora import arguments
 from fastlora.adapter_files.config_keys import DEFAULTS, check_supported, shown
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.patterns import Patterns
+from fastlora.config import check_tokens
 
+CONFIG_FILE: Final = "adapter_config.json"
 # Enough for some 30,000 entries of rank_pattern.
 LARGEST_CONFIG: Final = 4 << 20
 _MOST_NAMES: Final = 1_000
@@ -48,6 +50,8 @@ class AdapterConfig:
     ties: bool = False  # ensure_weight_tying
     target_parameters: tuple[str, ...] = ()
     dora: bool = False  # use_dora
+    lora_bias: bool = False
+    trainable_token_indices: Mapping[str, Sequence[int]] | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         arguments.check_rank(self.r)
@@ -56,6 +60,8 @@ class AdapterConfig:
         arguments.check_dropout(self.dropout)
         arguments.check_bool(self.rslora, "use_rslora")
         arguments.check_bool(self.dora, "use_dora")
+        if arguments.check_bool(self.lora_bias, "lora_bias") and self.dora:
+            raise ValueError("lora_bias and use_dora must not both be true, as PEFT says too")
         if self.dora and self.target_parameters:
             raise ValueError("use_dora and target_parameters must not be used together, as PEFT says too")
         for key, r in self.rank_pattern.items():
@@ -63,6 +69,11 @@ class AdapterConfig:
         for key, alpha in self.alpha_pattern.items():
             if arguments.check_alpha(alpha, f"alpha_pattern[{shown(key)}]") is None:
                 raise TypeError(f"alpha_pattern[{shown(key)}] must be a finite number; got None")
+
+    @property
+    def third(self) -> str:
+        """What layers have beside A and B: "m" of DoRA, "b" for B's bias, or ""."""
+        return "m" if self.dora else "b" if self.lora_bias else ""
 
     @cached_property
     def _ranks(self) -> Patterns[int]:
@@ -92,6 +103,7 @@ class AdapterConfig:
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "use_dora": self.dora,
+            "lora_bias": self.lora_bias,
             "init_lora_weights": "gaussian" if self.init == "gaussian" else True,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": {key: _short(alpha) for key, alpha in self.alpha_pattern.items()},
@@ -118,6 +130,7 @@ class AdapterConfig:
             raise AdapterError(f"adapter_config.json must hold an object; it holds a {type(found).__name__}")
         check_supported(found)
         values = {**DEFAULTS, **found}
+        tokens = values["trainable_token_indices"]
         try:
             read = cls(
                 r=values["r"],
@@ -131,6 +144,8 @@ class AdapterConfig:
                 ties=bool(values["ensure_weight_tying"]),
                 target_parameters=_names("target_parameters", values["target_parameters"]),
                 dora=values["use_dora"] or False,
+                lora_bias=values["lora_bias"] or False,
+                trainable_token_indices=check_tokens(tokens) if tokens else None,
             )
             read._ranks, read._alphas  # noqa: B018 - raises here if a pattern is invalid
             return read
@@ -150,6 +165,10 @@ def digest(text: str | bytes) -> str:
         read["target_parameters"] = sorted(found["target_parameters"])
     if found.get("use_dora"):
         read["use_dora"] = True
+    if found.get("lora_bias"):
+        read["lora_bias"] = True
+    if found.get("trainable_token_indices"):
+        read["trainable_token_indices"] = found["trainable_token_indices"]
     # Patterns are not sorted: the first one that matches counts, so their order matters.
     return hashlib.sha256(json.dumps(_with_floats(read)).encode()).hexdigest()
 

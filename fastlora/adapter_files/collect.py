@@ -14,14 +14,16 @@ from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key
+from fastlora.adapter_files.keys import layer_keys, plain_key, third_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
+from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import existing_layers
@@ -29,6 +31,7 @@ from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import adapter_names
 from fastlora.model.tasks import task_of
+from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import place_of, state_of
 from fastlora.model.wrappers import modules_by_name
 
@@ -87,10 +90,10 @@ def collect(
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
-        if options.dora:
-            key = magnitude_key(in_files[layer])
-            tensors[key] = found[layer].adapters[name].lora_magnitude_vector
-            places[key] = f"{own}.{saved_name(name, MAGNITUDE)}".lstrip(".")
+        for slot in found[layer].adapters[name].slots[2:]:
+            key = third_key(in_files[layer], "m" if slot == MAGNITUDE else "b")
+            tensors[key] = getattr(found[layer].adapters[name], slot)
+            places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
@@ -99,8 +102,10 @@ def collect(
             tensors[key] = value.detach()
             places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
     known = modules_by_name(model)
+    rows = {path: list(each.tokens) for path, _, each in token_rows(model)}
+    in_full = {path: each for path, each in plain.items() if not isinstance(each, TokenRows)}
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
-    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, plain, known)
+    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, in_full, known)
     inner = known[""]
     task_type = task_of(model, task_type)
     text = config.dumps(
@@ -108,25 +113,38 @@ def collect(
         target_parameters=describe.target_parameters(experts, model) or None,
         base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
         task_type=task_type,
+        trainable_token_indices=describe.trainable_token_indices(rows, known),
         fan_in_fan_out=any(isinstance(found[layer], FusedLoRAConv1D) for layer in layers),
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
+    windows = {
+        in_files[layer]: list(found[layer].weight.shape[1:])
+        for layer in layers
+        if isinstance(found[layer], CONVOLUTIONS)
+    }
     if state is not None and (sharded or is_other(state, model, places)):
-        return CollectedAdapter(text, _as_in_files(from_state(state, tensors, places), in_files), writes=True)
+        given = from_state(state, tensors, places)
+        return CollectedAdapter(text, _as_in_files(given, in_files, windows), writes=True)
     # Every process does this, in the same order, because gathering is a collective.
-    gathered = _as_in_files({key: whole(tensor) for key, tensor in tensors.items()}, in_files)
+    gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+    gathered = _as_in_files(gathered, in_files, windows)
     return CollectedAdapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
 
 
-def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of an adapter with those of experts laid out as in PEFT's files."""
+def _as_in_files(
+    tensors: dict[str, Tensor], in_files: Mapping[str, str], windows: Mapping[str, list[int]]
+) -> dict[str, Tensor]:
+    """The tensors of an adapter with those of experts and convolutions laid out as in PEFT's files."""
     laid_out = dict(tensors)
     for name in in_files.values():
         keys = layer_keys(name)
         if keys[0] not in tensors:  # an embedding's
             continue
-        laid_out.update(zip(keys, to_file(*(tensors[key] for key in keys)), strict=True))
+        A, B = to_file(*(tensors[key] for key in keys))
+        if window := windows.get(name):
+            A, B = A.view(-1, *window), B.view(*B.shape, *(1 for _ in window[1:]))
+        laid_out.update(zip(keys, (A, B), strict=True))
     return laid_out
 
 
@@ -166,18 +184,20 @@ def _config(
     r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
     alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
     first = next(iter(options.values()))
-    if len({each.dora for each in options.values()}) > 1:
-        scaled = [layer for layer, each in options.items() if each.dora]
-        raise ValueError(
-            f"an adapter's layers must be all DoRA or none, as PEFT's config has one use_dora; these are: "
-            f"{listed(scaled)}"
-        )
+    for field, key in (("dora", "use_dora"), ("lora_bias", "lora_bias")):
+        chosen = [layer for layer, each in options.items() if getattr(each, field)]
+        if 0 < len(chosen) < len(options):
+            raise ValueError(
+                f"an adapter's layers must have {key} all or none, as PEFT's config has one; these have it: "
+                f"{listed(chosen)}"
+            )
     return AdapterConfig(
         r=r,
         alpha=alpha,
         dropout=dropout,
         rslora=first.rslora,
         dora=first.dora,
+        lora_bias=first.lora_bias,
         init=first.init,
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,

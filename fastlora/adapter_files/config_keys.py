@@ -60,8 +60,9 @@ DEFAULTS: Final[dict[str, Any]] = {
 
 _READ: Final = frozenset(
     (
-        *("alpha_pattern", "bias", "ensure_weight_tying", "init_lora_weights", "lora_alpha", "lora_dropout"),
-        *("modules_to_save", "peft_type", "r", "rank_pattern", "target_parameters", "use_dora", "use_rslora"),
+        *("alpha_pattern", "bias", "ensure_weight_tying", "init_lora_weights", "lora_alpha", "lora_bias"),
+        *("lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "target_parameters"),
+        *("trainable_token_indices", "use_dora", "use_rslora"),
     )
 )
 
@@ -95,10 +96,8 @@ _REFUSED: Final = {
     "enable_lora": "of PEFT 0.2's merged layers; load and save it with PEFT 0.3, which split them",
     "kasa_config": "KaSA changes W and scales between A and B; use it with PEFT",
     "layer_replication": "layers are copied; copy them in the model first, then take the key out",
-    "lora_bias": "B has a bias; train without it, or merge the adapter with PEFT",
     "megatron_config": "for Megatron's parallel layers; take the key out if the model has nn.Linear layers",
     "monteclora_config": "MonteCLoRA samples its updates; use it with PEFT",
-    "trainable_token_indices": "rows of an embedding are trained; merge the adapter with PEFT",
     "use_bdlora": "A or B is block-diagonal; use it with PEFT",
     "use_qalora": "QALoRA pools the inputs; use it with PEFT",
     "velora_config": "VeLoRA trains with another backward pass; take the key out to go on with LoRA's own",

@@ -1,44 +1,26 @@
-"""Opens an adapter on disk: its config and its tensors. That they match is checked before a tensor is read.
+"""What an adapter on disk holds: its layers, with their options, and the tensors of modules to save.
 
-The config is in adapter_config.json next to adapter_model.safetensors; in a single file it is the metadata's
-entry `adapter_config`. No model is involved here; `load` fits the contents to one.
-
-A save replaces each of the two files atomically, but not both at once. So the tensors' metadata hold a digest
-of the config that was saved with them. If config and digest do not match, a load waits a little, in case a
-save is in progress. After that, a config older than the tensors is an error: a save was interrupted. A newer
-one was edited by hand; it is used, with a warning. Files without a digest, such as PEFT's, are not checked.
+That config and tensors match is checked before a tensor is read. No model is involved here; `load` fits the
+contents to one.
 """
 
 from __future__ import annotations
 
-import os
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
 
-from fastlora.adapter_files.adapter_config import LARGEST_CONFIG, AdapterConfig, digest
+from fastlora.adapter_files.adapter_config import CONFIG_FILE, AdapterConfig
 from fastlora.adapter_files.errors import AdapterError
-from fastlora.adapter_files.foreign import check_layout
-from fastlora.adapter_files.keys import layer_keys, magnitude_key, plain_key, split
+from fastlora.adapter_files.keys import ROWS, layer_keys, plain_key, split, third_key
 from fastlora.adapter_files.layout import FLOATS, Header
-from fastlora.adapter_files.regular import open_regular
-from fastlora.adapter_files.tensors import TensorFile, open_tensors
+from fastlora.adapter_files.tensors import TensorFile
 from fastlora.layer.adapter import Options
 
-CONFIG_FILE: Final = "adapter_config.json"
-TENSOR_FILE: Final = "adapter_model.safetensors"
-METADATA_KEY: Final = "adapter_config"
-DIGEST_KEY: Final = "fastlora_config_digest"
-
 _OF_EMBEDDING: Final = {"embedding A", "embedding B"}
-# Seconds to wait for a save in progress. Its two renames are microseconds apart, unless it was killed there.
-_WAITS: Final = (0.001, 0.004, 0.015, 0.05, 0.15, 0.3)
 
 
 class LayerHeader(NamedTuple):
@@ -50,6 +32,7 @@ class LayerHeader(NamedTuple):
         out_features: N.
         dtype: The dtype of A and B.
         experts: Number of experts whose A and B are stacked in it; 0 of a linear layer.
+        window: [in_channels, *kernel] of a convolution, where in_features is their product; else empty.
     """
 
     options: Options
@@ -57,6 +40,7 @@ class LayerHeader(NamedTuple):
     out_features: int
     dtype: torch.dtype
     experts: int = 0
+    window: tuple[int, ...] = ()
 
 
 class Contents:
@@ -66,7 +50,8 @@ class Contents:
         config: Its config.
         file: Its tensors.
         names: The layers that have A and B in it.
-        plain: {key without prefix: Header} of the tensors of modules to save.
+        plain: {key without prefix: Header} of the tensors of modules to save, and of rows of tokens.
+        tokens: {name of a module: the tokens that it has rows for}.
         embeddings: Those of `names` that are embeddings.
         base: Keys without prefix of W of embeddings, which PEFT writes besides; the model has it.
     """
@@ -88,28 +73,65 @@ class Contents:
                 self.plain[layer] = header
         self.embeddings = {layer for layer, letters in names.items() if letters == _OF_EMBEDDING}
         names |= {layer: {"A", "B"} for layer in self.embeddings}
-        self.base = [name for name in self.plain if self.embeddings and not self._is_inside_one_to_save(name)]
+        rows = [name for name in self.plain if name.endswith(ROWS)]
+        self.base = [
+            name
+            for name in self.plain
+            if self.embeddings and name not in rows and not self._is_inside_one_to_save(name)
+        ]
         for name in self.base:
             del self.plain[name]
+        self._check(names)
+        self.names = tuple(names)
+        self.tokens = {name.removesuffix(ROWS): self._tokens_of(name) for name in rows}
+
+    def _check(self, names: Mapping[str, set[str]]) -> None:
+        """Raise unless each layer has the tensors of one update, and all others belong to modules to save.
+
+        Args:
+            names: {layer: the letters of its tensors}, as `split` calls them; A and B of an embedding.
+        """
         for name in self.plain:
             if ("lora_" in name or ".base_layer." in name) and not self._is_to_save(name):
                 raise AdapterError(f"{plain_key(name)!r} is no tensor of plain LoRA, and not supported")
         alone = [layer for layer, letters in names.items() if not letters >= {"A", "B"}]
         if alone:
             raise AdapterError(f"each layer must have A and B; {alone[0]!r} has one of them")
-        dora = self.config.dora
-        unlike = [layer for layer, letters in names.items() if ("m" in letters) != dora]
-        if unlike:
-            found = "has none" if dora else "has one"
-            raise AdapterError(
-                f"each layer must have a lora_magnitude_vector if use_dora is True, else none; it is {dora}, "
-                f"and {unlike[0]!r} {found}"
-            )
+        both = [layer for layer, letters in names.items() if letters & _OF_EMBEDDING]
+        if both:
+            raise AdapterError(f"{both[0]!r} must be a linear layer or an embedding; it has tensors of both")
+        for letter, key, wanted in (
+            ("m", "use_dora", self.config.dora),
+            ("b", "lora_bias", self.config.lora_bias),
+        ):
+            unlike = [layer for layer, letters in names.items() if (letter in letters) != wanted]
+            if unlike:
+                found = "has none" if wanted else "has one"
+                what = "lora_magnitude_vector" if letter == "m" else "lora_B.bias"
+                raise AdapterError(
+                    f"each layer must have a {what} if {key} is True, else none; it is {wanted}, and "
+                    f"{unlike[0]!r} {found}"
+                )
         if not names:
             raise AdapterError("must hold A and B of at least one layer; it holds none")
-        if self.plain and not self.config.modules_to_save:
-            raise AdapterError(f"{next(iter(self.plain))!r} must belong to modules_to_save, which is empty")
-        self.names = tuple(names)
+        others = [name for name in self.plain if not name.endswith(ROWS)]
+        if others and not self.config.modules_to_save:
+            raise AdapterError(f"{others[0]!r} must belong to modules_to_save, which is empty")
+        if self.config.trainable_token_indices and len(others) == len(self.plain):
+            raise AdapterError("must hold the rows that trainable_token_indices names; it holds none")
+
+    def _tokens_of(self, key: str) -> Sequence[int]:
+        """The tokens whose rows a tensor holds, by the config, where PEFT's rule matches ends of names."""
+        named = self.config.trainable_token_indices or {}
+        module, shape = key.removesuffix(ROWS), list(self.plain[key].shape)
+        if isinstance(named, Mapping):
+            named = next((tokens for name, tokens in named.items() if module.endswith(name)), ())
+        if len(shape) != 2 or shape[0] != len(named):
+            raise AdapterError(
+                f"{key!r} must have a row for each token of trainable_token_indices, [{len(named)}, K]; got "
+                f"{shape}"
+            )
+        return named
 
     def _is_inside_one_to_save(self, name: str) -> bool:
         return any(f".{module}." in f".{name}" for module in self.config.modules_to_save)
@@ -157,8 +179,8 @@ class Contents:
         for layer in self.names:
             kind = {"embedding": layer in self.embeddings}
             keys |= zip(layer_keys(layer, **kind), layer_keys(names[layer], **kind), strict=True)
-            if self.config.dora:
-                keys[magnitude_key(layer)] = magnitude_key(names[layer])
+            if third := self.config.third:
+                keys[third_key(layer, third)] = third_key(names[layer], third)
         keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
         keys |= {plain_key(name): plain_key(name) for name in self.base}
         self.file.rename(keys)
@@ -169,7 +191,9 @@ class Contents:
         config, saved_as = self.config, self._saved_as.get(name, name)
         r, experts = config.rank(saved_as), self._experts.get(name, 0)
         ranks = r * max(experts, 1)
-        if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != ranks or B.shape[1] != ranks:
+        window, of_one = tuple(A.shape[1:]), all(size == 1 for size in B.shape[2:])
+        fits = len(A.shape) == len(B.shape) in ((2,) if experts else (2, 3, 4, 5)) and of_one
+        if not fits or A.shape[0] != ranks or B.shape[1] != ranks:
             each = f", of {experts} experts" if experts else ""
             raise AdapterError(
                 f"A and B of {name!r} must be [{ranks}, K] and [N, {ranks}]{each}; got {list(A.shape)}, "
@@ -179,90 +203,17 @@ class Contents:
             raise AdapterError(
                 f"A and B of {name!r} must have one dtype of {', '.join(FLOATS)}; got {A.dtype}, {B.dtype}"
             )
-        if config.dora:
-            self._check_magnitude(name, B.shape[0])
+        if config.third:
+            self._check_third(third_key(name, config.third), B.shape[0])
         alpha = config.alpha_of(saved_as)
-        options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora)
-        return LayerHeader(options, A.shape[1], B.shape[0], A.dtype, experts)
+        options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora, config.lora_bias)
+        window = window if len(window) > 1 else ()
+        return LayerHeader(options, math.prod(A.shape[1:]), B.shape[0], A.dtype, experts, window)
 
-    def _check_magnitude(self, name: str, N: int) -> None:
-        m = self.file.headers[magnitude_key(name)]
-        if list(m.shape) != [N] or m.dtype not in FLOATS.values():
+    def _check_third(self, key: str, N: int) -> None:
+        third = self.file.headers[key]
+        if list(third.shape) != [N] or third.dtype not in FLOATS.values():
             raise AdapterError(
-                f"lora_magnitude_vector of {name!r} must be [{N}] in one of {', '.join(FLOATS)}; got "
-                f"{list(m.shape)} in {m.dtype}"
+                f"{key!r} must be [{N}] in one of {', '.join(FLOATS)}; got {list(third.shape)} in "
+                f"{third.dtype}"
             )
-
-
-@contextmanager
-def open_directory(directory: str | os.PathLike[str]) -> Iterator[Contents]:
-    """Open an adapter in PEFT's layout. A fault found later, in the `with` block, is an AdapterError too.
-
-    Raises:
-        AdapterError: If a file is damaged or holds something unsupported, or the two files do not match.
-        ImportError: If safetensors is not installed.
-        OSError: If a file cannot be opened.
-    """
-    folder = Path(directory)
-    for wait in (*_WAITS, 0):
-        # The config is read first. A save writes it last, so it is never from a later save than the tensors.
-        found = _read_config(folder)
-        with open_tensors(folder / TENSOR_FILE) as file:
-            if found.digest == file.metadata.get(DIGEST_KEY, found.digest):
-                yield Contents(found.config, file)
-                return
-            if found.written_ns > file.written_ns:
-                _warn_of_edit(folder)
-                yield Contents(found.config, file)
-                return
-        time.sleep(wait)
-    raise AdapterError(
-        f"{folder}: {CONFIG_FILE} and {TENSOR_FILE} do not belong together: a save was stopped between the "
-        "two, or one was put in place of another. Save the adapter again; or, if the config was edited on "
-        f"purpose, write it once more after {TENSOR_FILE}, as an edit is told by its younger date"
-    )
-
-
-class _Found(NamedTuple):
-    """A config file: what it says, its digest, and when it was last written, in ns since the epoch."""
-
-    config: AdapterConfig
-    digest: str
-    written_ns: int
-
-
-def _read_config(folder: Path) -> _Found:
-    path = folder / CONFIG_FILE
-    if not (folder / TENSOR_FILE).exists() and (folder / "adapter_model.bin").exists():
-        raise AdapterError(
-            f"{folder}: must hold {TENSOR_FILE}; adapter_model.bin is a pickle, which may run any code (have "
-            "its author save it as safetensors)"
-        )
-    with open_regular(path) as file:
-        text = file.read(LARGEST_CONFIG + 1)
-        written_ns = os.fstat(file.fileno()).st_mtime_ns
-    try:
-        return _Found(AdapterConfig.loads(text), digest(text), written_ns)
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from error
-
-
-def _warn_of_edit(folder: Path) -> None:
-    warnings.warn(
-        f"{folder}: {CONFIG_FILE} was changed after it was saved with {TENSOR_FILE}; it is taken as it "
-        "is now",
-        stacklevel=5,
-    )
-
-
-@contextmanager
-def open_file(path: str | os.PathLike[str]) -> Iterator[Contents]:
-    """Open an adapter in a single file; it raises what `open_directory` raises."""
-    with open_tensors(path) as file:
-        if METADATA_KEY not in file.metadata:
-            check_layout(file.headers)
-            raise AdapterError(
-                f"must be a file that save_adapter wrote; its metadata have no {METADATA_KEY!r} entry (for "
-                "PEFT's directories there is load_pretrained)"
-            )
-        yield Contents(AdapterConfig.loads(file.metadata[METADATA_KEY]), file)

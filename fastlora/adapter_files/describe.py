@@ -66,6 +66,18 @@ def modules_to_save(chosen: Collection[str], everything: Collection[str]) -> lis
     )
 
 
+def trainable_token_indices(
+    rows: Mapping[str, list[int]], everything: Collection[str]
+) -> dict[str, list[int]] | None:
+    """PEFT's key for rows of tokens, {the end of a module's name: tokens}; None if there are none.
+
+    Args:
+        rows: {name of a module: tokens}.
+        everything: Names of all modules of the model.
+    """
+    return {modules_to_save([name], everything)[0]: tokens for name, tokens in rows.items()} or None
+
+
 def pattern(values: Mapping[str, _Value]) -> tuple[_Value, dict[str, _Value]]:
     """The most common value, and a pattern for the other values, for `rank_pattern` and `alpha_pattern`.
 

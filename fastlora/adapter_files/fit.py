@@ -1,48 +1,24 @@
-"""Finds the layers and modules of a model that an adapter on disk belongs to, by names and shapes."""
+"""Finds the layers of a model that an adapter on disk belongs to, by names and shapes."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastlora.adapter_files.contents import Contents, LayerHeader
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import places_by_name, shape_of
-from fastlora.adapter_files.keys import plain_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
 from fastlora.layer.base_weights import check_original_weights, stored_weight
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.model.experts_targets import Place
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
-from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed, near_names
 from fastlora.model.targets import check_adaptable
-from fastlora.model.versions import state_of
 from fastlora.model.wrappers import compiled_modules, modules_by_name
-
-
-class FoundModules(NamedTuple):
-    """An adapter's modules to save, as found in a model.
-
-    Attributes:
-        modules: {path: module}.
-        tensors: {key in the file: the model's tensor of that name, of the adapter in use}.
-    """
-
-    modules: dict[str, nn.Module]
-    tensors: dict[str, Tensor]
-
-    def of(self, adapter: str) -> dict[str, Tensor]:
-        """{key in the file: the tensor of an adapter's version that takes its value}."""
-        return {
-            f"{path}.{key}".lstrip("."): tensor
-            for path, module in self.modules.items()
-            for key, tensor in state_of(module, adapter).items()
-        }
 
 
 def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
@@ -62,7 +38,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
                 check_stack(f"target {path!r}", place)
             elif not isinstance(place, LORA_LAYERS):
                 check_adaptable(path, place, compiled)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise AdapterError(str(error)) from error
     _check_original_weights({path: layer for path, layer in found.items() if isinstance(layer, LORA_LAYERS)})
     if contents.config.ties:
@@ -73,7 +49,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
         )
     _check_kinds(found, contents)
     for path, header in contents.layers.items():
-        _check_shape(path, shape_of(found[path]), _sizes(header), "[N, K]")
+        check_shape(path, shape_of(found[path]), _sizes(header), "[N, K]")
     return found
 
 
@@ -94,13 +70,14 @@ def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str)
     _check_kinds(own, contents)
     for path, header in contents.layers.items():
         adapter = own[path].adapters[name]
-        if header.options.dora != adapter.dora:
-            raise AdapterError(
-                f"use_dora must be {adapter.dora}, as adapter {name!r} of the model has it; it is "
-                f"{header.options.dora} in the file"
-            )
+        for key, field in (("use_dora", "dora"), ("lora_bias", "lora_bias")):
+            has, its = getattr(adapter, field), getattr(header.options, field)
+            if has != its:
+                raise AdapterError(
+                    f"{key} must be {has}, as adapter {name!r} of the model has it; the file has {its}"
+                )
         wanted = [adapter.r, *shape_of(own[path])]
-        _check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
+        check_shape(path, wanted, [header.options.r, *_sizes(header)], "[r, N, K]")
     check_unmerged(own, name)
     return own
 
@@ -123,60 +100,6 @@ def _check_original_weights(layers: Mapping[str, LoRALayer]) -> None:
         check_original_weights(layers, "adapters in files are made for the W from before")
     except ValueError as error:
         raise AdapterError(str(error)) from error
-
-
-def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
-    """The modules of a model that are saved with an adapter, and their tensors.
-
-    If the model has modules to save already, they must be the same ones.
-
-    Raises:
-        AdapterError: If there is no such module or tensor, shapes or kinds of dtype differ, a tensor is
-            missing, or a module cannot be trained separately from the rest.
-    """
-    modules = modules_by_name(model)
-    paths: list[str] = []
-    for key in contents.plain:
-        path = _saved_path(key, contents.config.modules_to_save, modules)
-        if path not in paths:
-            paths.append(path)
-    for path, layer in itertools.product(paths, contents.names):
-        if f"{layer}.".startswith(f"{path}."):
-            raise AdapterError(f"{path!r} must have no LoRA layers, as it is trained in full; got {layer!r}")
-    known = [path for path, _ in saved_modules(model)]
-    if known and paths and set(known) != set(paths):
-        raise AdapterError(
-            f"modules_to_save must be the model's, {listed(known)}; the file has {listed(paths)}"
-        )
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        try:
-            check_trainable(model, path, modules[path])
-        except ValueError as error:
-            raise AdapterError(str(error)) from error
-        for key, tensor in state_of(modules[path], "").items():
-            tensors[f"{path}.{key}".lstrip(".")] = tensor
-    missing = [key for key in tensors if key not in contents.plain]
-    if missing:
-        raise AdapterError(f"modules_to_save must be whole; the file lacks {listed(missing)}")
-    for key, header in contents.plain.items():
-        if key not in tensors:
-            raise AdapterError(f"modules_to_save must hold the model's tensors alone; {key!r} is none")
-        _check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
-        if tensors[key].is_floating_point() != header.dtype.is_floating_point:
-            raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return FoundModules({path: modules[path] for path in paths}, tensors)
-
-
-def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:
-    """The outermost module that holds the tensor and that one of the names matches, by PEFT's rule."""
-    parts = key.split(".")
-    for length in range(len(parts)):
-        path = ".".join(parts[:length])
-        if path in modules and any(path.endswith(name) for name in names):
-            return path
-    near = near_names(key, modules)
-    raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
 
 
 def _check_untied(model: nn.Module, layers: Mapping[str, Any]) -> None:
@@ -210,35 +133,17 @@ def _sizes(header: LayerHeader) -> list[int]:
 def _check_kinds(layers: Mapping[str, Any], contents: Contents) -> None:
     """Raise AdapterError where one of file and model has an embedding and the other a linear layer."""
     for path, layer in layers.items():
+        own = tuple(layer.weight.shape[1:]) if isinstance(layer, CONVOLUTIONS) else ()
+        if (window := contents.layers[path].window) != own:
+            raise AdapterError(
+                f"{path!r} must have [in_channels, *kernel] = {list(own)}; the file has {list(window)}"
+            )
         if isinstance(layer, nn.Embedding) != (path in contents.embeddings):
             kind = "an embedding" if path in contents.embeddings else "a linear layer"
             raise AdapterError(f"{path!r} must be {kind}, as in the file; it is a {type(layer).__name__}")
 
 
-def check_base(model: nn.Module, contents: Contents) -> None:
-    """Raise AdapterError if the file holds another W of an embedding than the model's.
-
-    PEFT writes the W of embeddings that have LoRA, and of the output layer, beside A and B.
-    """
-    own = {name.replace(".base_layer.", "."): name for name in contents.base}
-    tensors = {
-        f"{path}.{key}".lstrip("."): value
-        for path, module in modules_by_name(model).items()
-        for key, value in module._parameters.items()
-        if value is not None
-    }
-    for name, saved_as in own.items():
-        wanted = tensors.get(name)
-        found = None
-        if wanted is not None and contents.file.headers[plain_key(saved_as)].shape == tuple(wanted.shape):
-            found = contents.file.read(plain_key(saved_as), wanted.device, wanted.dtype)
-        if wanted is None or found is None or not torch.equal(found, wanted):
-            raise AdapterError(
-                f"{saved_as!r} must be the model's own, as PEFT writes it beside LoRA on an embedding; it "
-                "differs (the embedding was resized or trained: name its module in modules_to_save)"
-            )
-
-
-def _check_shape(name: str, wanted: list[int], found: list[int], what: str) -> None:
+def check_shape(name: str, wanted: list[int], found: list[int], what: str) -> None:
+    """Raise AdapterError unless the file has the model's sizes of a layer or tensor."""
     if found != wanted:
         raise AdapterError(f"{name!r} must have {what} = {wanted}; the file has {found}")

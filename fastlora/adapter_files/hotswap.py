@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import magnitude_key
+from fastlora.adapter_files.keys import third_key
+from fastlora.adapter_files.opening import open_directory
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import check_choice, check_path
 from fastlora.layer.adapter import DEFAULT
@@ -24,6 +25,7 @@ from fastlora.layer.writable import check_own_writable
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import adapter_names
+from fastlora.model.token_rows import token_rows
 
 
 class _Values(NamedTuple):
@@ -51,7 +53,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
 
     Raises:
         AdapterError: As by `load_pretrained`; or if the adapter on disk has more layers, a larger rank or
-            modules to save. The model is then unchanged.
+            modules to save, or the model has rows of tokens. The model is then unchanged.
         ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
         OSError: If a file cannot be opened.
     """
@@ -68,15 +70,17 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
             raise AdapterError(
                 f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
             )
+        if rows := [path for path, _, _ in token_rows(model)]:
+            raise AdapterError(f"no adapter can be swapped in beside rows of tokens; {listed(rows)} has some")
         further = [path for path in contents.names if path not in layers]
         if further:
             raise AdapterError(f"must have no layers but the adapter's; it has {listed(further)} too")
         values = [_values(contents, path, layer, name) for path, layer in layers.items()]
-        magnitudes = [_magnitude(contents, path, layer, name) for path, layer in layers.items()]
+        thirds = [_third(contents, path, layer, name) for path, layer in layers.items()]
     for path, layer in layers.items():
         check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
     writes: list[tuple[Tensor, Tensor]] = [
-        (own, part_of(m, own)) for pair in magnitudes if pair is not None for own, m in [pair]
+        (own, part_of(values, own)) for pair in thirds if pair is not None for own, values in [pair]
     ]
     for own_A, own_B, A, B in values:
         padded_A = F.pad(A, (0, 0, 0, own_A.shape[-2] - A.shape[-2]))
@@ -87,19 +91,32 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
             changing.write(local(own), part)
 
 
-def _magnitude(
-    contents: Contents, path: str, layer: LoRALayer, name: str
-) -> tuple[nn.Parameter, Tensor] | None:
-    """DoRA's m of a layer and its new values: W's norms where the file lacks the layer; None without DoRA."""
+def _third(contents: Contents, path: str, layer: LoRALayer, name: str) -> tuple[nn.Parameter, Tensor] | None:
+    """DoRA's m or B's bias of a layer, and its new values; None of plain LoRA.
+
+    Where the file lacks the layer they are W's norms, or zero.
+    """
     adapter = layer.adapters[name]
-    if adapter.dora != contents.config.dora:
-        raise AdapterError(f"use_dora must be {adapter.dora}, as {path!r} has it; it is {not adapter.dora}")
-    if not adapter.dora:
+    for key, own, its in (
+        ("use_dora", adapter.dora, contents.config.dora),
+        ("lora_bias", adapter.lora_bias, contents.config.lora_bias),
+    ):
+        if own != its:
+            raise AdapterError(f"{key} must be {own}, as {path!r} has it; it is {its}")
+    if adapter.dora:
+        m = adapter.lora_magnitude_vector
+        if path not in contents.layers:
+            return m, row_norms(layer).to(m.dtype)
+        return m, contents.file.read(third_key(path, "m"), m.device, m.dtype)
+    if not adapter.lora_bias:
         return None
-    own = adapter.lora_magnitude_vector
+    b_B = adapter.lora_B_bias
     if path not in contents.layers:
-        return own, row_norms(layer).to(own.dtype)
-    return own, contents.file.read(magnitude_key(path), own.device, own.dtype)
+        return b_B, torch.zeros_like(b_B)
+    header = contents.layers[path]
+    wide = torch.promote_types(header.dtype, torch.float32)
+    values = contents.file.read(third_key(path, "b"), b_B.device, wide)
+    return b_B, (values * (header.options.scaling / adapter.scaling)).to(b_B.dtype)
 
 
 def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Values:
@@ -122,7 +139,7 @@ def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Valu
     wide = torch.promote_types(header.dtype, torch.float32)
     A = contents.file.read(key_A, own_A.device, own_A.dtype)
     B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)
-    A, B = from_file(A, B, experts)
+    A, B = from_file(A.flatten(1), B.flatten(1), experts)
     if not (B := B.to(own_B.dtype)).isfinite().all():
         raise AdapterError(f"B of {path!r} must be finite in {own_B.dtype} once scaled")
     return _Values(own_A, own_B, A, B)

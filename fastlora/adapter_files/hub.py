@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from torch import nn
 
-from fastlora.adapter_files.contents import CONFIG_FILE, TENSOR_FILE
+from fastlora.adapter_files.adapter_config import CONFIG_FILE
 from fastlora.adapter_files.load import load_pretrained
+from fastlora.adapter_files.opening import TENSOR_FILE
 from fastlora.adapter_files.save import save_pretrained
 from fastlora.arguments import check_bool, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT

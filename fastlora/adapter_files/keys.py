@@ -2,8 +2,10 @@
 
 base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.weight [N, r]
 base_model.model.<layer>.lora_magnitude_vector [N], of DoRA
+base_model.model.<layer>.lora_B.bias [N], of lora_bias
 base_model.model.<layer>.lora_embedding_A [r, K], base_model.model.<layer>.lora_embedding_B [N, r]
 base_model.model.<module to save>.<name in its state_dict>
+base_model.model.<embedding or output layer>.token_adapter.trainable_tokens_delta [n, K], rows of tokens
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Final
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.foreign import check_layout
 
+ROWS: Final = ".token_adapter.trainable_tokens_delta"
 _PREFIX: Final = "base_model.model."
 _LONGEST_NAME: Final = 256
 # {letter: ending of the names of its tensors}
@@ -21,13 +24,13 @@ _ENDINGS: Final = {
     "A": "lora_A.weight",
     "B": "lora_B.weight",
     "m": "lora_magnitude_vector",
+    "b": "lora_B.bias",
     "embedding A": "lora_embedding_A",
     "embedding B": "lora_embedding_B",
 }
 # Name endings of tensors that are not plain LoRA on linear layers, and what they are.
 _OTHERS: Final = {
     "lora_A.bias": "a bias of A",
-    "lora_B.bias": "lora_bias",
     "lora_magnitude_vector.weight": "DoRA in another layout",
 }
 
@@ -39,9 +42,9 @@ def layer_keys(layer: str, *, embedding: bool = False) -> tuple[str, str]:
     return prefix + _ENDINGS[f"{kind}A"], prefix + _ENDINGS[f"{kind}B"]
 
 
-def magnitude_key(layer: str) -> str:
-    """The key of DoRA's m of a layer."""
-    return f"{_PREFIX}{layer}.{_ENDINGS['m']}" if layer else _PREFIX + _ENDINGS["m"]
+def third_key(layer: str, letter: str) -> str:
+    """The key of DoRA's m ("m") or of B's bias ("b") of a layer."""
+    return f"{_PREFIX}{layer}.{_ENDINGS[letter]}" if layer else _PREFIX + _ENDINGS[letter]
 
 
 def plain_key(name: str) -> str:

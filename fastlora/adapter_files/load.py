@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastlora.adapter_files import fit
-from fastlora.adapter_files.contents import Contents, open_directory, open_file
+from fastlora.adapter_files import fit, fit_modules
+from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.experts import from_file, known_names, name_layers
-from fastlora.adapter_files.keys import magnitude_key, plain_key
+from fastlora.adapter_files.keys import ROWS, plain_key, third_key
+from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
@@ -28,6 +29,7 @@ from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark, saved_modules
 from fastlora.model.replace import replace_modules
 from fastlora.model.switching import adapter_names
+from fastlora.model.token_rows import put_rows, start_rows
 
 
 class _Update(NamedTuple):
@@ -113,24 +115,23 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     if known:
         for path, layer in layers.items():
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
-    fit.check_base(model, contents)
-    saved = fit.modules_to_save(model, contents)
+    fit_modules.check_base(model, contents)
+    saved = fit_modules.modules_to_save(model, contents)
+    if known:
+        fit_modules.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
-    plain = {
-        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
-        for key, tensor in saved.tensors.items()
-    }
-    for key, tensor in saved.tensors.items():
-        check_writable(tensor, repr(key))
+    plain = _read_saved(contents, saved)
     refills = _refills(layers, name, updates) if known else []
     new, made = ({}, {}) if known else _made(model, name, layers, updates)
     with commit() as changing:
+        put_rows(saved.rows, changing)
         for refill in refills:
             refill.into(changing)
         if adapted and not known:
             trained = [module for _, module in saved_modules(model)]
             first = [module for module in saved.modules.values() if module not in trained]
             model = give_adapter(model, name, made, new, first)
+            start_rows(model, name, trained=bool(saved.rows))
         elif not adapted:
             model = replace_modules(model, new.items())
         for key, tensor in saved.of(name).items():
@@ -159,6 +160,20 @@ class _Refill(NamedTuple):
         changing.put(vars(adapter), "rslora", options.rslora)
 
 
+def _read_saved(contents: Contents, saved: fit_modules.FoundModules) -> dict[str, Tensor]:
+    """{key in the file: its tensor} of the modules to save, checked to have a place that can be written."""
+    plain = {
+        key: contents.file.read(plain_key(key), tensor.device, tensor.dtype)
+        for key, tensor in saved.tensors.items()
+    }
+    for path, each in zip(contents.tokens, saved.rows, strict=True):
+        order = [contents.tokens[path].index(token) for token in each.rows.tokens]
+        plain[f"{path}{ROWS}"] = plain[f"{path}{ROWS}"][order]
+    for key, tensor in saved.tensors.items():
+        check_writable(tensor, repr(key))
+    return plain
+
+
 def _refills(layers: Mapping[str, Any], name: str, updates: _Updates) -> list[_Refill]:
     refills: list[_Refill] = []
     for path, found in layers.items():
@@ -178,11 +193,11 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
         dtype = layer.adapters[name].lora_A.dtype
     device = stored_weight(layer).device
     A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
-    A, B = from_file(A, B, header.experts)
-    if not header.options.dora:
+    A, B = from_file(A.flatten(1), B.flatten(1), header.experts)
+    if not (letter := contents.config.third):
         return _Update(header.options, (A, B))
-    m = contents.file.read(magnitude_key(path), device, dtype)
-    return _Update(header.options, (A, B, m))
+    third = contents.file.read(third_key(path, letter), device, dtype)
+    return _Update(header.options, (A, B, third))
 
 
 def _made(
@@ -197,8 +212,8 @@ def _made(
             with torch.inference_mode(False):
                 # A tensor made in inference mode could never be trained.
                 own = (nn.Parameter(each.clone() if each.is_inference() else each) for each in tensors)
-                A, B, *m = own
-                made[layer] = Adapter(A, B, options, *m)
+                A, B, *third = own
+                made[layer] = Adapter(A, B, options, *third)
         else:
             plain[layer] = {**options._asdict(), "adapter_dtype": tensors[0].dtype}
     new = make_layers(model, plain, name)

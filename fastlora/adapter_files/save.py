@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fastlora.adapter_files.adapter_config import digest
+from fastlora.adapter_files.adapter_config import CONFIG_FILE, digest
 from fastlora.adapter_files.collect import CollectedAdapter, collect
-from fastlora.adapter_files.contents import CONFIG_FILE, DIGEST_KEY, METADATA_KEY, TENSOR_FILE
 from fastlora.adapter_files.drafts import write_together
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.layout import serialized
+from fastlora.adapter_files.opening import DIGEST_KEY, METADATA_KEY, TENSOR_FILE
 from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.commits import exclusive

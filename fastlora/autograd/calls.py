@@ -42,9 +42,9 @@ def forward(
 def packed_forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Tensor, Decision | None]:
     """As `forward`, over a packed W: unpacked inside the product where rows are few, else beforehand."""
     if not needs_operator(o.x) and (decision := few_rows.decision_of(o, needs, setting)) is not None:
-        from fastlora.routes import fused
+        from fastlora.routes import fused_packed
 
-        y, p = fused.few_rows(o)
+        y, p = fused_packed.few_rows(o)
         return y, p, decision
     return forward(o._replace(base=plain(dequantized(o.base, o.x))), needs, setting)
 

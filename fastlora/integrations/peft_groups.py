@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fastlora.integrations.peft_layer import Fused
 from fastlora.layer.commits import commit
 from fastlora.model.group_names import tuples_for
 from fastlora.model.groups import put_together, why_not_together
@@ -32,7 +33,7 @@ class Grouping:
     def __call__(self, *args: Any, target_name: str = "", **options: Any) -> nn.Module | None:
         """A layer, or None where PEFT is to make its own."""
         layer = self._make(*args, target_name=target_name, **options)
-        if layer is not None:
+        if isinstance(layer, Fused):
             parent, _, own = target_name.rpartition(".")
             for names in tuples_for(parent, None):
                 if own in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -43,7 +44,14 @@ _PACKED: Final = (
 _MADE: dict[type, type[Fused]] = {}
 
 
-class Fused(nn.Module):
+class _ShownAsPefts(ABCMeta):
+    """What shows a fast class as PEFT's own, which errors of PEFT quote."""
+
+    def __repr__(cls) -> str:
+        return repr(pefts_class(cls))
+
+
+class Fused(nn.Module, metaclass=_ShownAsPefts):
     """The part of a fast layer that is not PEFT's: the forward.
 
     Attributes:
@@ -201,7 +209,7 @@ def _made_for(cls: type) -> type[Fused]:
         "_peft_class": cls,
         "__reduce_ex__": _reduced,
     }
-    _MADE[cls] = type(f"Fast{cls.__name__}", (Fused, cls), about)
+    _MADE[cls] = cast("type[Fused]", _ShownAsPefts(f"Fast{cls.__name__}", (Fused, cls), about))
     return _MADE[cls]
 
 

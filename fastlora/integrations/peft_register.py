@@ -56,10 +56,16 @@ def make_layer(
     parameter_name: str | None = None,
     **options: Any,
 ) -> nn.Module | None:
-    """A layer for PEFT to use; None, for PEFT to make its own, if that could not take the fused forward."""
+    """A layer for PEFT to use; None, for PEFT to make its own, if that could not take the fused forward.
+
+    Where a class of the user's is registered for the target, it is made, as it would be without ours.
+    """
+    base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    for known, custom in (config._custom_modules or {}).items():
+        if known is not nn.Module and isinstance(base, known):
+            return custom(target, adapter_name, config=config, **options)
     if parameter_name is not None:
-        experts: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if parameter_name not in {stack.parameter for stack in stacks_of(experts)}:
+        if parameter_name not in {stack.parameter for stack in stacks_of(base)}:
             return None
         return FastParamWrapper(target, adapter_name, parameter_name, config=config, **options)
     # A weight in an unknown format may also be in a plain nn.Linear; PEFT has a special layer for it.

@@ -1,4 +1,4 @@
-"""One adapter: A, B, DoRA's m if it has one, and the options for scaling, dropout and initial values."""
+"""One adapter: A, B, perhaps DoRA's m or a bias of B, and the options for scaling, dropout and the start."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fastlora.layer.commits import commit
 DEFAULT = "default"
 SLOTS = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude_vector"
+BIAS = "lora_B_bias"
+ALL_SLOTS = (*SLOTS, MAGNITUDE, BIAS)
 _LONGEST_NAME = 100  # the name is also a directory's, for which file systems allow 255
 _ORTHOGONAL_STD = 0.1  # PEFT's
 
@@ -30,13 +32,23 @@ class Options(NamedTuple):
     rslora: bool
     init: str
     dora: bool = False
+    lora_bias: bool = False
 
     @classmethod
     def checked(
-        cls, r: int, alpha: float | None, dropout: float, rslora: bool, init: str, dora: bool = False
+        cls,
+        r: int,
+        alpha: float | None,
+        dropout: float,
+        rslora: bool,
+        init: str,
+        dora: bool = False,
+        lora_bias: bool = False,
     ) -> Options:
         """The options, if they are valid; else TypeError or ValueError. An alpha of None means r."""
         r, alpha = arguments.check_rank(r), arguments.check_alpha(alpha)
+        if arguments.check_bool(lora_bias, "lora_bias") and dora:
+            raise ValueError("lora_bias and dora must not both be True, as in PEFT")
         return cls(
             r=r,
             alpha=float(r) if alpha is None else alpha,
@@ -44,6 +56,7 @@ class Options(NamedTuple):
             rslora=arguments.check_bool(rslora, "rslora"),
             init=arguments.check_init(init),
             dora=arguments.check_bool(dora, "dora"),
+            lora_bias=lora_bias,
         )
 
     @property
@@ -59,7 +72,7 @@ class Adapter(nn.Module):
         A: [r, K].
         B: [N, r].
         options: Each field becomes an attribute.
-        m: [N], the magnitudes of a DoRA adapter; None of any other.
+        third: [N], the magnitudes m of a DoRA adapter, or the bias b_B of B; None of any other.
 
     Attributes:
         name: Its key in `layer.adapters`.
@@ -70,37 +83,40 @@ class Adapter(nn.Module):
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_magnitude_vector: nn.Parameter
+    lora_B_bias: nn.Parameter
     r: int
     alpha: float
     dropout: float
     rslora: bool
     init: str
     dora: bool = False
+    lora_bias: bool = False
     name: str = ""
     trains: tuple[bool, ...] = (True, True)
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 
     def __init__(
-        self, A: nn.Parameter, B: nn.Parameter, options: Options, m: nn.Parameter | None = None
+        self, A: nn.Parameter, B: nn.Parameter, options: Options, third: nn.Parameter | None = None
     ) -> None:
         super().__init__()
         vars(self).update(options._asdict())
-        for slot, parameter in zip(SLOTS, (A, B), strict=True):
+        parameters = (A, B) if third is None else (A, B, third)
+        for slot, parameter in zip(self.slots, parameters, strict=True):
             self.register_parameter(slot, parameter)
-        if m is not None:
-            self.register_parameter(MAGNITUDE, m)
         vars(self)["trains"] = (True,) * len(self.slots)
 
     @property
     def slots(self) -> tuple[str, ...]:
         """The names of its parameters."""
-        return (*SLOTS, MAGNITUDE) if self.dora else SLOTS
+        if self.dora:
+            return (*SLOTS, MAGNITUDE)
+        return (*SLOTS, BIAS) if self.lora_bias else SLOTS
 
     @property
     def options(self) -> Options:
         """The options as they are now."""
-        return Options(self.r, self.alpha, self.dropout, self.rslora, self.init, self.dora)
+        return Options(self.r, self.alpha, self.dropout, self.rslora, self.init, self.dora, self.lora_bias)
 
     @property
     def scaling(self) -> float:
@@ -110,15 +126,22 @@ class Adapter(nn.Module):
     @unaffected_by_autocast
     def added_to(self, W: Tensor) -> Tensor:
         """W + s B A [N, K], or DoRA's diag(c) (W + s B A), rounded once to W's dtype."""
-        A, B, *m = self()
-        if m:
-            return oracle.dora_weight(W, A, B, self.scaling, *m)
+        A, B, *third = self()
+        if self.dora:
+            return oracle.dora_weight(W, A, B, self.scaling, *third)
         return oracle.effective_weight(W, A, B, self.scaling)
 
     def forward(self) -> tuple[Tensor, ...]:
-        """A and B, and m of DoRA. Called as a module, so that hooks which fetch offloaded ones run first."""
-        A, B = self.lora_A, self.lora_B
-        return (A, B, self.lora_magnitude_vector) if self.dora else (A, B)
+        """A, B, and m or b_B. Called as a module, so that hooks which fetch offloaded ones run first."""
+        return tuple(getattr(self, slot) for slot in self.slots)
+
+    @unaffected_by_autocast
+    def added_to_bias(self, b: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """b + s b_B [N], of an adapter with lora_bias, rounded once to a dtype."""
+        wide = torch.promote_types(dtype, torch.float32)
+        total = self()[2].to(wide) * self.scaling
+        found: Tensor = (total if b is None else b.to(wide) + total).to(dtype)
+        return found
 
     def _load_from_state_dict(self, *args: Any) -> None:
         with commit():
@@ -139,11 +162,13 @@ class Adapter(nn.Module):
         return None if A is None else A.dtype
 
     def reset_parameters(self) -> None:
-        """Reset A and B to a zero update. Code that builds a model on "meta" calls this after `to_empty`.
+        """Reset A, B, b_B to a zero update. Code that builds a model on "meta" calls this after `to_empty`.
 
         DoRA's m starts as the row norms of W, so the layer resets it.
         """
         start(self.lora_A, self.lora_B, self.init)
+        if self.lora_bias:
+            nn.init.zeros_(self.lora_B_bias)
 
     def extra_repr(self) -> str:
         """The options."""
@@ -200,6 +225,8 @@ def new_adapter(
     if options.dora and norms is None:
         raise ValueError("dora must be False for experts, as in PEFT (leave them out by exclude_modules)")
     *stack, N, K = weight.shape
+    if options.lora_bias and stack:
+        raise ValueError("lora_bias must be False for experts (leave them out by exclude_modules)")
     kind: dict[str, Any] = {
         "device": weight.device,
         "dtype": arguments.adapter_dtype_over(weight.dtype, dtype),
@@ -209,9 +236,16 @@ def new_adapter(
         A, B = (
             nn.Parameter(torch.empty(*stack, *shape, **kind)) for shape in ((options.r, K), (N, options.r))
         )
-        m = None if norms is None else nn.Parameter(norms.detach().to(**kind, copy=True))
+        third = None if norms is None else nn.Parameter(norms.detach().to(**kind, copy=True))
+        if options.lora_bias:
+            third = nn.Parameter(torch.zeros(N, **kind))
     start(A, B, options.init)
-    return Adapter(A, B, options, m)
+    return Adapter(A, B, options, third)
+
+
+def with_bias(y: Tensor, s: float, b_B: Tensor) -> Tensor:
+    """y + s b_B [..., N] in y's dtype."""
+    return y + (b_B * s).to(y.dtype)
 
 
 def start(A: Tensor, B: Tensor, init: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastlora.layer import adapter, training_warnings
 from fastlora.layer.active_adapter import REFERENCE
-from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS, Adapter, Adapters
+from fastlora.layer.adapter import ALL_SLOTS, DEFAULT, Adapter, Adapters
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.division import Split
@@ -51,8 +51,8 @@ class Adapted(nn.Module):
     _group: Membership | None = None
     _own_attributes = (REFERENCE, BATCH, MEMBERSHIP, "enabled", "start_scaling", "split", "applied_as")
 
-    lora_A, lora_B, lora_magnitude_vector = (OfAdapterInUse() for _ in range(3))
-    r, alpha, dropout, rslora, init, dora, scaling = (OfAdapterInUse() for _ in range(7))
+    lora_A, lora_B, lora_magnitude_vector, lora_B_bias = (OfAdapterInUse() for _ in range(4))
+    r, alpha, dropout, rslora, init, dora, lora_bias, scaling = (OfAdapterInUse() for _ in range(8))
     _active: Adapter | None
     _base_weight: Tensor | None
 
@@ -106,7 +106,7 @@ class Adapted(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it and sets A of the adapter in use."""
-        if name in (*SLOTS, MAGNITUDE):
+        if name in ALL_SLOTS:
             setattr(self._existing(name), name, param)
         else:
             super().register_parameter(name, param)
@@ -117,7 +117,7 @@ class Adapted(nn.Module):
         """Reset the adapter in use to its initial value: zero, or what `initialize` took out of W.
 
         Raises:
-            ValueError: If A, B or m cannot be written in place.
+            ValueError: If A, B, m or b_B cannot be written in place.
         """
         active, A, B = self._active, self.start_A, self.start_B
         if active is None:
@@ -131,6 +131,8 @@ class Adapted(nn.Module):
             changing.write(active.lora_B, B)
             if active.dora:
                 changing.write(active.lora_magnitude_vector, row_norms(self))
+            if active.lora_bias:
+                changing.write(active.lora_B_bias, torch.zeros_like(active.lora_B_bias))
 
     def reset_adapters(self) -> None:
         """Reset all adapters, of a layer that has new values in W."""
@@ -154,6 +156,7 @@ class Adapted(nn.Module):
             parts += [f"dropout={active.dropout:g}"] if active.dropout else []
             parts += ["rslora"] if active.rslora else []
             parts += ["dora"] if active.dora else []
+            parts += ["lora_bias"] if active.lora_bias else []
         parts += ["merged"] if self.merged else []
         parts += [] if self.enabled else ["disabled"]
         parts += [] if self.adapter == DEFAULT else [f"adapter={self.adapter}"]

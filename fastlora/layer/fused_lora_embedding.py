@@ -178,8 +178,11 @@ def embedding_layer_around(
 
 
 def _started(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
-    if options.dora:
-        raise ValueError("dora must be False for an embedding (leave it out, or train it in modules_to_save)")
+    for name in ("dora", "lora_bias"):
+        if getattr(options, name):
+            raise ValueError(
+                f"{name} must be False for an embedding (leave it out, or train it in modules_to_save)"
+            )
     adapter = new_adapter(weight, options, dtype)
     nn.init.zeros_(adapter.lora_A)
     nn.init.normal_(adapter.lora_B)

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.compiler import is_compiling
-from torch.nn import functional as F
+from torch import nn
 
 from fastlora import arguments
 from fastlora.arguments import check_size
-from fastlora.autograd.dora import dora_linear
-from fastlora.autograd.function import lora_linear
-from fastlora.formula import oracle
-from fastlora.formula.grouped import Projection
-from fastlora.formula.operands import autocasts, checked_base
-from fastlora.layer import commits, sharing, training_warnings
-from fastlora.layer.adapter import DEFAULT, MAGNITUDE, Options, new_adapter
+from fastlora.layer.adapter import DEFAULT, Options, new_adapter
 from fastlora.layer.commits import commit
+from fastlora.layer.forward_pass import ForwardPass
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.merging import MergeableLinear
-from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_plain_linear, linear_as
 from fastlora.layer.state import Stored
 
 
-class FusedLoRALinear(Stored, MergeableLinear):
+class FusedLoRALinear(ForwardPass, Stored, MergeableLinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
 
     It can replace an nn.Linear: it has the same attributes, shapes and state_dict names (`weight`, `bias`),
@@ -51,6 +42,8 @@ class FusedLoRALinear(Stored, MergeableLinear):
             Or "orthogonal": the first half of the ranks is nonzero in A alone (std 0.1), the rest in B alone,
             so that both get gradients from the first step on. PEFT also applies a random rotation, whose
             rounding makes its initial update not quite zero.
+        lora_bias: Train a bias b_B [N] of B, the adapter's `lora_B_bias`, as well: s b_B is added to y. It
+            starts at zero, and does not go with dora.
         dora: y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, a norm that takes no part in
             the derivative; the adapter has m, its `lora_magnitude_vector` [N], too, which starts as the norms
             of W's rows (DoRA, arXiv 2402.09353). Dropout falls on x Aᵀ alone, where PEFT's falls on x Wᵀ as
@@ -64,8 +57,8 @@ class FusedLoRALinear(Stored, MergeableLinear):
         enabled: If False, forward applies W alone (after `initialize`, the W from before it).
         adapters: All adapters by name; each stays there, whichever is in use.
         lora_A: A [r, K] of the adapter in use, as are `lora_B` [N, r], `r`, `alpha`, `dropout`, `rslora`,
-            `init`, `dora` and `scaling`. All but the last two can be assigned. None if this layer has no part
-            in it.
+            `init`, `dora`, `lora_bias` and `scaling`. All but the last three can be assigned. None if this
+            layer has no part in it.
         start_A: [r, K]; beside it `start_B` [N, r] and `start_scaling`: what `initialize` took out of W; else
             None, None, 0.
         split: How tensor parallel divides the layer among processes; None if it does not.
@@ -91,6 +84,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
         rslora: bool = False,
         init: str = "gaussian",
         dora: bool = False,
+        lora_bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         adapter_dtype: torch.dtype | str | None = None,
@@ -100,7 +94,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
         arguments.check_bool(bias, "bias")
-        options = Options.checked(r, alpha, dropout, rslora, init, dora)
+        options = Options.checked(r, alpha, dropout, rslora, init, dora, lora_bias)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         norms = row_norms(self) if dora else None
         self._begin(DEFAULT, new_adapter(self.weight, options, adapter_dtype, norms))
@@ -117,6 +111,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
         rslora: bool = False,
         init: str = "gaussian",
         dora: bool = False,
+        lora_bias: bool = False,
         adapter_dtype: torch.dtype | str | None = None,
     ) -> FusedLoRALinear:
         """Wrap an existing layer: the same weight and bias objects (now frozen), its hooks and its mode.
@@ -137,6 +132,7 @@ class FusedLoRALinear(Stored, MergeableLinear):
             rslora=rslora,
             init=init,
             dora=dora,
+            lora_bias=lora_bias,
             adapter_dtype=adapter_dtype,
         )
         layer._freeze_base()
@@ -178,95 +174,3 @@ class FusedLoRALinear(Stored, MergeableLinear):
             changing.freeze(self.weight)
             if self.bias is not None:
                 changing.freeze(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: [..., in_features], in the weight's dtype and on its device.
-
-        Returns:
-            [..., out_features].
-
-        Raises:
-            TypeError: If x is no Tensor, or not in the weight's dtype.
-            ValueError: If x's last dimension or device is wrong.
-        """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
-        if self._group is not None and (taken := sharing.take(self, x)) is not None:
-            return taken
-        # Compiled code needs no check: its guards hold it to one state. And as `moved` would become a guard,
-        # every commit would cause a recompilation.
-        if is_compiling():
-            return self._computed(x)
-        moved = commits.moved
-        try:
-            y = self._computed(x)
-        except Exception:  # perhaps because the operands came from two states
-            if commits.moved == moved and not moved & 1:
-                raise
-        else:
-            if commits.moved == moved and not moved & 1:
-                return y
-        return commits.undisturbed(self._computed, x)
-
-    def _projection(self, x: Tensor) -> Projection | str:
-        """What the layer computes, for its group; or why it must compute alone."""
-        return projection_of(self)
-
-    def _computed(self, x: Tensor) -> Tensor:
-        own: dict[str, Any] = self._parameters  # read directly, as __getattr__ takes 0.6 us for each
-        active = self._active
-        A: Any
-        B: Any
-        m: Any = ()
-        try:
-            W, b = own["weight"], own["bias"]
-            if active is None:
-                A = B = None
-            elif active._forward_pre_hooks or "forward" in active.__dict__:
-                A, B, *m = active()
-            else:
-                factors = active._parameters
-                A, B = factors["lora_A"], factors["lora_B"]
-                if active.dora:
-                    m = (factors[MAGNITUDE],)
-        except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
-            W, b = self.weight, self.bias
-            A, B, *m = (None, None) if active is None else self.adapters[active.name]()
-        kept = self._buffers["_base_weight"]
-        if kept is not None and not self.enabled:
-            W = kept
-        if self.holds_transposed:
-            W = W.t()
-        if self.split is not None:
-            W, b, A, B = self.split.local(W, b, A, B)
-        if W.requires_grad or (b is not None and b.requires_grad):
-            warnings.warn(
-                "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
-                "gradient; to train them use remove_lora and unfreeze",
-                stacklevel=3,
-            )
-            W, b = W.detach(), None if b is None else b.detach()
-        if self._batch is not None and self._batch.applies(self):
-            return self._batch.computed(self, x, W, b)
-        if active is not None and kept is None and self.enabled:
-            s = arguments.scaling(active.r, active.alpha, active.rslora)
-            dropout = active.dropout if self.training else 0.0
-            if m:
-                return dora_linear(x, W, b, A, B, s, *m, dropout=dropout)
-            return lora_linear(x, W, b, A, B, s, dropout=dropout)
-        training_warnings.suspect(self)
-        if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
-            checked_base(x, W, b)
-        if self.enabled or self.start_A is None or self.start_B is None:
-            return F.linear(x, W, b)
-        return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse torch.jit.script, which calls this first, for this layer and every model with it."""
-        raise TypeError(
-            "torch.jit.script cannot compile FusedLoRALinear, whose passes run in a Python function; "
-            "use torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
-        )

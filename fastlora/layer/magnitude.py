@@ -39,14 +39,14 @@ def is_at_start(layer: Any, adapter: Any) -> bool:
 
 
 def check_plain_lora(layers: Mapping[str, Any], names: Collection[str], to: str) -> None:
-    """Raise ValueError, naming layers, if one of these adapters is DoRA's, which cannot be used `to` ...."""
+    """Raise ValueError, naming layers, if one of these adapters, to be used `to` ..., has more than A, B."""
     scaled = [
         name
         for name, layer in layers.items()
-        if any(adapter.dora for each, adapter in layer.adapters.items() if each in names)
+        if any(len(adapter.slots) > 2 for each, adapter in layer.adapters.items() if each in names)
     ]
     if scaled:
         raise ValueError(
-            f"adapters must be plain LoRA, without DoRA's magnitudes, to {to}; DoRA is on "
+            f"adapters must be plain LoRA, without DoRA's magnitudes or a bias of B, to {to}; these are not: "
             f"{listed(scaled, _NAMED)}"
         )

@@ -104,7 +104,8 @@ class MergeableLinear(Mergeable, AdaptedLinear):
         """A plain nn.Linear with this layer's bias object, hooks and mode; this layer is unchanged.
 
         Args:
-            merge: True gives the weight W + s B A, as a new, frozen parameter. False gives W: this layer's
+            merge: True gives the weight W + s B A, as a new, frozen parameter, and the bias b + s b_B where
+                B has one. False gives W: this layer's
                 own parameter, or a copy of W while this layer is merged.
 
         Raises:
@@ -123,7 +124,18 @@ class MergeableLinear(Mergeable, AdaptedLinear):
             weight = self.weight
         linear = self._as_plain_linear()
         linear.weight = weight
+        if merge:
+            linear.register_parameter("bias", self._merged_bias(weight.dtype))
         return linear
+
+    @torch.no_grad()
+    def _merged_bias(self, dtype: torch.dtype) -> nn.Parameter | None:
+        """The bias beside W + s B A: b itself, or b + s b_B in its dtype, or `dtype` where there is no b."""
+        b: Any = self.bias
+        if self._active is None or not self._active.lora_bias:
+            return b  # type: ignore[no-any-return]
+        total = self._active.added_to_bias(b, dtype if b is None else b.dtype)
+        return nn.Parameter(total, requires_grad=False)
 
     def _as_plain_linear(self) -> nn.Linear:
         """An nn.Linear with this layer's own weight and bias objects, hooks and mode."""

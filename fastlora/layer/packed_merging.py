@@ -96,8 +96,8 @@ class PackedMerging(MergeableLinear):
         total = finite(self._sum(dtype))
         merged = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         merged.weight = nn.Parameter(total, requires_grad=False)
-        if self.bias is not None:
-            merged.bias = nn.Parameter(self.bias.detach().to(total.dtype), requires_grad=False)
+        if (b := self._merged_bias(total.dtype)) is not None:
+            merged.bias = nn.Parameter(b.detach().to(total.dtype), requires_grad=False)
         merged.train(self.training)
         for hooks in _HOOKS:
             setattr(merged, hooks, getattr(self, hooks))

@@ -47,6 +47,8 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
         return Projection(W if kept is None or layer.enabled else kept, b)
     if active.dora:
         return "DoRA scales its columns"
+    if active.lora_bias:
+        return "B has a bias"
     if active._forward_pre_hooks or "forward" in active.__dict__:
         return "hooks fetch A and B"
     A, B = active._parameters.get("lora_A"), active._parameters.get("lora_B")

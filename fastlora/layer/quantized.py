@@ -17,7 +17,7 @@ from fastlora.formats.registry import format_of
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
-from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.adapter import DEFAULT, Options, new_adapter, with_bias
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
@@ -100,12 +100,13 @@ class QuantizedLoRALinear(PackedMerging, FusedLoRALinear):
         if active is None or not self.enabled:
             training_warnings.suspect(self)
             return quantized_linear(x, base, b)
-        A, B, *m = active()
+        A, B, *third = active()
         s = arguments.scaling(active.r, active.alpha, active.rslora)
         dropout = active.dropout if self.training else 0.0
-        if m:
-            return dora_linear(x, base, b, A, B, s, *m, dropout=dropout)
-        return quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
+        if active.dora:
+            return dora_linear(x, base, b, A, B, s, *third, dropout=dropout)
+        y = quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)
+        return with_bias(y, s, *third) if third else y
 
     def reset_parameters(self) -> None:
         """Refused: a packed W is not drawn anew.

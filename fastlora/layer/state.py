@@ -1,7 +1,7 @@
 """A layer's state_dict: saving and loading.
 
     weight, bias, start_A, start_B, adapters.<name>.lora_A, adapters.<name>.lora_B
-    adapters.<name>.lora_magnitude_vector of a DoRA adapter
+    adapters.<name>.lora_magnitude_vector of a DoRA adapter, adapters.<name>.lora_B_bias of one with lora_bias
 
 named_parameters and named_buffers have the same names, whichever adapter is in use. Earlier versions called A
 and B of "default" `lora_A` and `lora_B`; such state_dicts still load.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastlora.layer.adapter import DEFAULT, MAGNITUDE, SLOTS
+from fastlora.layer.adapter import ALL_SLOTS, DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.base_weights import left_of, packed_format
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.conv1d import turned
@@ -47,8 +47,8 @@ class Stored(Mergeable):
         A merged layer is unmerged first, as its weight holds the old update.
         """
         _name_as_now(state_dict, prefix)
-        slots = (*SLOTS, MAGNITUDE)
-        merged_from = (prefix + "weight", *(prefix + saved_name(str(self.adapter), slot) for slot in slots))
+        slots = (saved_name(str(self.adapter), slot) for slot in ALL_SLOTS)
+        merged_from = (prefix + "weight", *(prefix + slot for slot in slots))
         if any(name in state_dict for name in merged_from):
             self.unmerge()
         if _of_plain_layer(state_dict, prefix, self.keeper[1]):

@@ -14,6 +14,7 @@ from fastlora.layer.active_adapter import check_switchable
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.layer.magnitude import check_plain_lora
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
@@ -68,8 +69,8 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
         ("whole, not divided among processes", [name for name, layer in layers.items() if layer.split]),
         ("linear, not experts", [name for name, layer in layers.items() if hasattr(layer, "num_experts")]),
         (
-            "linear, no embeddings",
-            [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)],
+            "linear, no embeddings or convolutions",
+            [n for n, layer in layers.items() if isinstance(layer, (nn.Embedding, *CONVOLUTIONS))],
         ),
         ("in no other adapter_batch", [name for name, layer in layers.items() if layer.in_batch]),
     ):

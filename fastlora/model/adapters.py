@@ -19,8 +19,10 @@ from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.lora_conv import LoRAConv
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import check_not_dtensor, reshard
+from fastlora.layer.token_rows import TokenRows
 from fastlora.model.apply import make_layers, options_for
 from fastlora.model.find_layers import LoRALayer, check_outside_batches, existing_layers
 from fastlora.model.groups import group_projections
@@ -36,6 +38,7 @@ from fastlora.model.replace import replace_modules
 from fastlora.model.switching import active_adapter, adapter_names, check_known
 from fastlora.model.targets import Target, find_targets
 from fastlora.model.tasks import check_task, task_heads
+from fastlora.model.token_rows import find_rows, put_rows, start_rows, with_rows
 from fastlora.model.versions import (
     add_version,
     check_versions,
@@ -56,7 +59,8 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
         name: Letters, digits, "_" and "-".
         config: Which layers, and what update. Its `modules_to_save` are the model's, or None for these; where
             the model has none, they are trained for this adapter alone. The adapter's version of each starts
-            as a copy of the one in use.
+            as a copy of the one in use. Its rows of tokens start as W's, and are trained if it names them;
+            the tokens are the same for all adapters.
 
     Returns:
         The model.
@@ -73,11 +77,15 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     if not first:
         check_task(model, config.task_type)
     heads = inside(task_heads(model, config.task_type)) & inside(saved)
-    targets = find_targets(model, config, adapted=known, trained=inside(saved), heads=heads)
+    rows = find_rows(model, config.trainable_token_indices, config.adapter_dtype, inside(saved))
+    trained = inside(saved) | with_rows(model, rows)
+    targets = find_targets(model, config, adapted=known, trained=trained, heads=heads)
     made = {target.linear: _at_start(target, config) for target in targets if target.linear in known}
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
-    with commit():
+    with commit() as changing:
+        first += put_rows(rows, changing)
         model = give_adapter(model, name, made, make_layers(model, plain, name), first)
+        start_rows(model, name, trained=bool(rows))
         if config.group:
             group_projections(model)
     return model
@@ -168,7 +176,7 @@ def check_new(model: nn.Module, name: object) -> None:
 
 def _modules_of(model: nn.Module, config: LoRAConfig) -> tuple[list[nn.Module], list[nn.Module]]:
     """The modules to save of a further adapter, and those of them that no adapter has trained before."""
-    saved = dict(saved_modules(model))
+    saved = {own: module for own, module in saved_modules(model) if not isinstance(module, TokenRows)}
     if config.modules_to_save is None:
         return list(saved.values()), []
     chosen = find_modules_to_save(model, config.modules_to_save)
@@ -181,10 +189,13 @@ def _modules_of(model: nn.Module, config: LoRAConfig) -> tuple[list[nn.Module], 
 
 
 def _at_start(target: Target, config: LoRAConfig) -> Adapter:
-    options = Options.checked(target.r, target.alpha, config.dropout, config.rslora, config.init, config.dora)
+    options = Options.checked(
+        *(target.r, target.alpha, config.dropout, config.rslora, config.init),
+        *(config.dora, config.lora_bias),
+    )
     layer = target.linear
     dtype = check_dtype("adapter_dtype", config.adapter_dtype)
-    if isinstance(layer, FusedLoRAEmbedding):
+    if isinstance(layer, (FusedLoRAEmbedding, LoRAConv)):
         return layer.new_adapter(options, dtype)
     weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else like_weight(layer)
     norms = row_norms(layer) if config.dora and not isinstance(layer, FusedLoRAExperts) else None

@@ -32,6 +32,7 @@ from fastlora.model.peft_config import as_config
 from fastlora.model.replace import replace_modules
 from fastlora.model.targets import Target, find_targets
 from fastlora.model.tasks import heads_to_train, remember_task
+from fastlora.model.token_rows import find_rows, put_rows, with_rows
 from fastlora.model.wrappers import module_names
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -77,13 +78,16 @@ def apply_lora(model: _Model, config: Any) -> _Model:
     check_outside_batches(dict(lora_layers(model)))
     config = as_config(model, config)
     saved, heads = find_modules_to_save(model, config.modules_to_save), heads_to_train(model, config)
-    targets = find_targets(model, config, trained=inside([*saved, *heads]), heads=inside(heads))
+    rows = find_rows(model, config.trainable_token_indices, config.adapter_dtype, inside([*saved, *heads]))
+    trained = inside([*saved, *heads]) | with_rows(model, rows)
+    targets = find_targets(model, config, trained=trained, heads=inside(heads))
     in_use = name_in_use(layer for _, layer in lora_layers(model))
     options = {target.linear: options_for(target, config) for target in targets}
     layers = make_layers(model, options, in_use or DEFAULT)
     with commit() as changing:
         applied = replace_modules(model, layers.items())
-        mark([*saved, *heads], changing)
+        put_rows(rows, changing)
+        mark([*saved, *heads, *(each.rows for each in rows)], changing)
         remember_task(applied, config.task_type, changing)
         freeze(applied)
         buffers.note(applied, changing)
@@ -102,6 +106,7 @@ def options_for(target: Target, config: LoRAConfig) -> dict[str, Any]:
         "rslora": config.rslora,
         "init": config.init,
         "dora": config.dora,
+        "lora_bias": config.lora_bias,
         "adapter_dtype": config.adapter_dtype,
     }
 

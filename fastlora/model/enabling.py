@@ -9,19 +9,21 @@ from torch import nn
 
 from fastlora.arguments import check_bool
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.token_rows import TokenRows
 from fastlora.model.find_layers import LoRALayer, existing_layers
+from fastlora.model.token_rows import token_rows
 
 
 @exclusive
 def set_lora_enabled(model: nn.Module, on: bool) -> None:
-    """Switch every update on or off; when off, forward applies W alone.
+    """Switch every update on or off, rows of tokens too; when off, forward applies W alone.
 
     Raises:
         TypeError: If `on` is not a bool.
         ValueError: If there is no LoRA layer.
     """
     check_bool(on, "on")
-    _enable(dict.fromkeys(existing_layers(model).values(), on))
+    _enable(dict.fromkeys(_switches(model), on))
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: If there is no LoRA layer.
     """
-    before = {layer: layer.enabled for layer in existing_layers(model).values()}
+    before = {each: each.enabled for each in _switches(model)}
     try:
         try:
             set_lora_enabled(model, False)
@@ -42,8 +44,13 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
         _enable(before)
 
 
+def _switches(model: nn.Module) -> list[LoRALayer | TokenRows]:
+    """What has an `enabled`: the LoRA layers and the rows of tokens."""
+    return [*existing_layers(model).values(), *(rows for _, _, rows in token_rows(model))]
+
+
 @exclusive
-def _enable(switches: Mapping[LoRALayer, bool]) -> None:
+def _enable(switches: Mapping[LoRALayer | TokenRows, bool]) -> None:
     with commit() as changing:
         for layer, on in switches.items():
             changing.put(vars(layer), "enabled", on)

@@ -13,13 +13,14 @@ from fastlora.model.wrappers import unwrapped
 
 _SAME: Final = (
     *("r", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "task_type"),
-    *("layers_to_transform", "layers_pattern"),
+    *("trainable_token_indices", "layers_to_transform", "layers_pattern"),
 )
 _RENAMED: Final = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "use_rslora": "rslora",
     "use_dora": "dora",
+    "lora_bias": "lora_bias",
 }
 _INITS: Final = {"True": "kaiming", "gaussian": "gaussian", "orthogonal": "orthogonal"}
 # Fields without effect: who made the config and for what, and details of options that must be off.

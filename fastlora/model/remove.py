@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from fastlora.model.find_layers import LoRALayer, existing_layers, lora_layers
 from fastlora.model.merging import check_mergeable, fold
 from fastlora.model.modules_to_save import unmark
 from fastlora.model.replace import replace_modules
+from fastlora.model.token_rows import check_rows_mergeable, take_rows
 
 
 @exclusive
@@ -31,7 +33,8 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Args:
         model: A model with LoRA layers.
-        merge: True makes each weight W + s B A, even if the layer is disabled; False makes it exactly W. A
+        merge: True makes each weight W + s B A, and each bias b + s b_B where B has one (a new parameter),
+            even if the layer is disabled; False makes it exactly W. A
             packed layer becomes the library's own again; merged it becomes a plain one of the dtype that W
             was packed from, or where the layer does not keep that, of the model's, and a warning says what
             that costs.
@@ -65,13 +68,22 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         layer: None if isinstance(layer, FusedLoRAExperts) else layer._as_plain_linear() for layer in whole
     }
     plain |= repacked
+    biases = {
+        layer: layer._merged_bias(layer.weight.dtype)
+        for layer in whole
+        if isinstance(layer, FusedLoRALinear) and layer.lora_bias
+    }
     with commit() as changing:
         unmark(model, changing)
+        take_rows(model, merge, changing)
         buffers.forget(model, changing)
         transformers_saving.uninstall(model, changing)
         result = replace_modules(model, plain.items())
         for layer in whole:
             _settle(layer, merge, changing)
+        for layer, bias in biases.items() if merge else ():
+            for each in (layer, plain[layer]):
+                changing.put(cast(nn.Module, each)._parameters, "bias", bias)
     if merge and packed:
         warn_of_rounding({name: (layer, repacked[layer]) for name, layer in packed.items()})
     return result
@@ -81,6 +93,7 @@ def _check_removable(model: nn.Module, layers: Mapping[str, LoRALayer], merge: b
     """Raise, naming the layer, unless every layer can be replaced and its W be left as it is asked to be."""
     if merge:
         check_mergeable(model, layers)
+        check_rows_mergeable(model)
     else:
         check_original_weights(layers, "remove_lora with merge=True, or load W anew")
     for name, layer in layers.items():

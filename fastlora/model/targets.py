@@ -16,6 +16,7 @@ from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, check_embedding, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_pefts, other_linear_kind
+from fastlora.layer.lora_conv import LoRAConv, check_conv, is_conv
 from fastlora.layer.quantized import check_packed
 from fastlora.layer.replacement import check_plain_conv1d, check_plain_linear
 from fastlora.model.all_linear import all_linear
@@ -56,7 +57,7 @@ def find_targets(
         model: Where to look.
         config: Which layers.
         adapted: LoRA layers that may be targets too, as they can take one more adapter.
-        trained: Modules that are trained in full, so that an update would be pointless.
+        trained: Modules that are trained in full, so that an update would be pointless, or in some rows.
         heads: Those of `trained` that the config does not name. A target name may match them without error,
             as in PEFT.
 
@@ -148,7 +149,7 @@ def _check_named(
     taken = [
         names[module][0]
         for module in chosen
-        if isinstance(module, (FusedLoRALinear, FusedLoRAEmbedding)) and module not in adapted
+        if isinstance(module, (FusedLoRALinear, FusedLoRAEmbedding, LoRAConv)) and module not in adapted
     ]
     if taken:
         raise ValueError(
@@ -157,7 +158,10 @@ def _check_named(
         )
     both = [names[module][0] for module in chosen if module in trained]
     if both:
-        raise ValueError(f"target_modules and modules_to_save must not overlap; both mean {listed(both)}")
+        raise ValueError(
+            "target_modules must not overlap with modules_to_save or trainable_token_indices; both mean "
+            f"{listed(both)}"
+        )
 
 
 def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module]) -> None:
@@ -172,7 +176,9 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     if kind is not None:
         hint = " (name them in target_parameters)" if stacks_of(module) else ""
         raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}{hint}")
-    if is_embedding(module):
+    if is_conv(module):
+        check_conv(f"target {shown(name)}", module)
+    elif is_embedding(module):
         check_embedding(f"target {shown(name)}", module)
     elif is_conv1d(module):
         check_plain_conv1d(f"target {shown(name)}", module)

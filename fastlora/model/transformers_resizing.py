@@ -10,6 +10,7 @@ from typing import Any, Final
 from torch import nn
 
 from fastlora.layer.commits import exclusive
+from fastlora.layer.token_rows import CHILD as ROWS
 from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.modules_to_save import saved_modules
 from fastlora.model.name_matching import listed
@@ -36,8 +37,8 @@ class ResizeTokenEmbeddings:
         """As the class's method.
 
         Raises:
-            ValueError: If the embeddings or the head have LoRA, the head is a module to save, or the
-                embeddings have a version for each adapter.
+            ValueError: If the embeddings or the head have LoRA or trained rows, the head is a module to save,
+                or the embeddings have a version for each adapter.
         """
         model: Any = self.model
         rows = model.get_input_embeddings().weight.shape[0]
@@ -59,7 +60,7 @@ class ResizeTokenEmbeddings:
         lost = [
             each
             for each in (embeddings, head)
-            if isinstance(each, LORA_LAYERS) or (each is not None and CHILD in each._modules)
+            if isinstance(each, LORA_LAYERS) or (each is not None and {CHILD, ROWS} & each._modules.keys())
         ]
         if head in marked and head not in lost:
             lost.append(head)

@@ -86,11 +86,9 @@ def _check_divisible(layer: FusedLoRALinear, features: str, mesh: DeviceMesh) ->
     check_own(layer, ("weight", "bias"), "layer")
     for adapter in layer.adapters.values():
         check_own(adapter, SLOTS, "layer")
-        if adapter.dora:
-            raise ValueError(
-                f"layer must have plain LoRA to be divided; adapter {adapter.name!r} is DoRA, whose "
-                "norms are of whole rows"
-            )
+        if adapter.dora or adapter.lora_bias:
+            kind = "is DoRA, whose norms are of whole rows" if adapter.dora else "has a bias of B"
+            raise ValueError(f"layer must have plain LoRA to be divided; adapter {adapter.name!r} {kind}")
     if layer.holds_transposed:
         raise ValueError(
             "layer must be an nn.Linear's to be divided; it is a Conv1D's, whose weight is [K, N]"

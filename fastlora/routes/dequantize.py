@@ -15,10 +15,10 @@ def dequantize(base: BaseWeight) -> Tensor:
     """W [N, K] in `base.dtype`: a new tensor at each call, which the caching allocator of a GPU reuses."""
     if not _kernel_runs(base):
         return FORMATS[base.format].dequantize(base)
-    from fastlora.routes import fused
+    from fastlora.routes import fused_packed
 
     W = torch.empty(base.N, base.K, device=base.tensors[0].device, dtype=base.dtype)
-    fused.unpack(base, W)
+    fused_packed.unpack(base, W)
     return W
 
 

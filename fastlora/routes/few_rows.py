@@ -15,7 +15,7 @@ _DTYPES: Final = (torch.float16, torch.bfloat16)
 
 
 def decision_of(o: Operands, needs: Needs, setting: str) -> Decision | None:
-    """The decision of a call that `fused.few_rows` takes; None if W is to be unpacked beforehand."""
+    """The decision of a call that `fused_packed.few_rows` takes; None if W is to be unpacked beforehand."""
     if (o.x.is_cpu and setting != "triton") or not takes(o.base, len(o.x)):
         return None
     aligned = is_aligned(o.x)

@@ -7,18 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlora.formats.registry import FORMATS
 from fastlora.formula.masks import dropout_constants
-from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands
+from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.decide import is_aligned, problem_of
-from fastlora.routes.few_rows import as_operand
 from fastlora.routes.launch import on_device, readable, scratch_for, writable
-from fastlora.routes.plan import Plan, few_rows_plan, plan_for
+from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.configs import num_blocks
-from fastlora_kernels.few_rows import few_rows_kernel
 from fastlora_kernels.forward import forward_kernel
 from fastlora_kernels.masked_update import masked_update_kernel
 
@@ -74,7 +71,7 @@ def _launch_forward(
             y=writable(y, stored, plan.tma),
             z=None if z is None else writable(z, stored, plan.tma),
             GROUP=tile.group,
-            **_forward_arguments(o, plan, p),
+            **forward_arguments(o, plan, p),
         )
     return p
 
@@ -202,25 +199,7 @@ def _launch_backward(
     return dx, dA, dB, q
 
 
-def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
-    """As `forward`, over a packed W that is unpacked inside the product.
-
-    Args:
-        o: Operands that `few_rows.takes`.
-        plan: A launch plan by `few_rows_plan`; None means that of x's device.
-    """
-    x = o.x
-    plan = plan or few_rows_plan(architecture_of(x.device), problem_of(o), o.dropout)
-    y = torch.empty(x.shape[0], o.base.N, device=x.device, dtype=x.dtype)
-    p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
-    with on_device(x):
-        few_rows_kernel[(plan.num_tasks,)](
-            x=readable(x), y=y, **(as_operand(o.base) or {}), **_forward_arguments(o, plan, p)
-        )
-    return y, p
-
-
-def _forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
+def forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
     """The arguments of a forward pass that do not depend on how W lies."""
     x, threshold, kept_scale = o.x, *dropout_constants(o.dropout)
     return {
@@ -247,12 +226,6 @@ def _forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
         "PRECISION": plan.precision,
         **plan.options,
     }
-
-
-def unpack(base: BaseWeight, W: Tensor) -> None:
-    """Fill W [N, K], contiguous, with the values of a packed base, in one launch."""
-    with on_device(W):
-        FORMATS[base.format].launch(base, W)
 
 
 def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:

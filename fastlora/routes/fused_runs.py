@@ -9,56 +9,18 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs
-from fastlora.formula.runs import Run
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.launch import on_device, readable, scratch_for
 from fastlora.routes.plan import Plan
 from fastlora.routes.plan_runs import most_tiles, run_plan, tile_for
-from fastlora.routes.run_tables import Adapters, Tables, adapter_tables, tables_of
+from fastlora.routes.run_tables import Tables, adapter_tables, tables_of
+from fastlora.routes.runs_call import RunsCall
 from fastlora_kernels.segment_backward import segment_backward_kernel
 from fastlora_kernels.segment_forward import segment_forward_kernel
 from fastlora_kernels.segment_plan import segment_plan_kernel
-
-
-class RunsCall(NamedTuple):
-    """The operands of a call whose rows choose theirs.
-
-    Attributes:
-        x: [S, K].
-        W: [E, N, K] in x's dtype, any strides. E is 1 where all rows take the same W.
-        b: [E, N] in x's dtype, or None.
-        A: The adapters' A [r, K], one after the other, contiguous.
-        B: The adapters' B [N, r], one after the other, contiguous.
-        r: The largest rank.
-        s: The scaling, where all adapters are alike.
-        runs: Which rows take which operands: [E + 1] int64 on x's device, where rows are sorted by operand
-            and run e is rows runs[e] ... runs[e + 1] - 1; or the runs where rows lie as they come.
-        adapters: Of runs as they come; None where all are alike.
-        dropout: As in `formula.operands.Operands`, where all adapters are alike.
-        seed: [1] int64, the seed of the mask; None without dropout.
-    """
-
-    x: Tensor
-    W: Tensor
-    b: Tensor | None
-    A: Tensor
-    B: Tensor
-    r: int
-    s: float
-    runs: Tensor | tuple[Run, ...]
-    adapters: Adapters | None = None
-    dropout: float = 0.0
-    seed: Tensor | None = None
-
-    @property
-    def problem(self) -> Problem:
-        """Shape and dtypes."""
-        _, N, K = self.W.shape
-        return Problem(self.x.shape[0], K, N, self.r, self.x.dtype, self.A.dtype)
 
 
 class Launch(NamedTuple):

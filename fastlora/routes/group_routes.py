@@ -8,7 +8,7 @@ in turn      each member by its own route
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fastlora.formula.grouped import Grouped, GroupNeeds
 from fastlora.formula.operands import EVERYTHING
-from fastlora.routes import grouped, vendor
+from fastlora.routes import grouped
 from fastlora.routes.decide import Decision, decide
-from fastlora.routes.route import Route
+from fastlora.routes.passes import passes_of
 
 TOGETHER: Final = "together"
 ONE_LAUNCH: Final = "one launch"
@@ -96,7 +96,7 @@ def forward(o: Grouped, route: GroupRoute) -> tuple[list[Tensor], Factors]:
         if alone is None or own is None:
             y, p = F.linear(o.x, member.base.tensors[0], member.b), None
         else:
-            y, p = _code_of(own.forward).forward(alone)
+            y, p = passes_of(own.forward.name, o.x.is_cpu).forward(alone)
         ys.append(y)
         ps.append(p)
     return ys, ps
@@ -134,24 +134,11 @@ def backward(
         if alone is None or own is None or p is None:
             more = torch.mm(dy, o.members[place].base.tensors[0]) if needs.dx else None
         else:
-            code = _code_of(own.backward)
+            code = passes_of(own.backward.name, o.x.is_cpu)
             more, dA[place], dB[place] = code.backward(alone, dy, p.contiguous(), needs.of(place))
         if more is not None:
             dx = more if dx is None else dx.add_(more)
     return dx, dA, dB
-
-
-def _code_of(route: Route) -> Any:
-    """The module that computes a layer's pass by this route."""
-    if route.is_fused:
-        from fastlora.routes import fused
-
-        return fused
-    if route.name == "vendor":
-        from fastlora.routes import vendor_beside_kernels
-
-        return vendor_beside_kernels
-    return vendor
 
 
 def _needs_all(o: Grouped, needs: GroupNeeds) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor
 from fastlora.formula.operands import Needs
 from fastlora.formula.runs import Run
 from fastlora.routes import fused_runs
-from fastlora.routes.fused_runs import RunsCall
 from fastlora.routes.mixed import Gradients, Mixed
 from fastlora.routes.run_tables import Adapters
+from fastlora.routes.runs_call import RunsCall
 
 
 def forward(o: Mixed) -> tuple[Tensor, list[Tensor]]:

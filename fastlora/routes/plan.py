@@ -106,7 +106,8 @@ def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> 
     plan = plan_for(
         "forward", architecture, problem, tile=configs.PACKED_TILE, dropout=dropout, aligned=False
     )
-    return plan._replace(options={**plan.options, "enable_fp_fusion": False})
+    permuted = architecture.startswith("sm_")
+    return plan._replace(options={**plan.options, "enable_fp_fusion": False, "PERMUTED": permuted})
 
 
 def vendor_won(direction: str, architecture: str, problem: Problem, *, aligned: bool = True) -> str | None:

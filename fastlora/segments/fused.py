@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlora.formula.operands import Needs
 from fastlora.routes import fused_runs
+from fastlora.routes.runs_call import RunsCall
 from fastlora.segments.by_runs import Gradients, sorted_rows, summed
 from fastlora.segments.grouped import input_gradient, sorted_gradient, weight_gradient
 from fastlora.segments.operands import RunNeeds, RunOperands
@@ -35,10 +36,10 @@ def backward(o: RunOperands, dy: Tensor, p: Tensor, needs: RunNeeds) -> Gradient
     return (input_gradient(o, g, w) if needs.dx and g is not None else None), dA, dB, dw
 
 
-def _call(o: RunOperands) -> fused_runs.RunsCall:
+def _call(o: RunOperands) -> RunsCall:
     assert o.A is not None
     assert o.B is not None
-    return fused_runs.RunsCall(
+    return RunsCall(
         x=sorted_rows(o),
         W=o.W,
         b=o.b,

@@ -10,7 +10,8 @@ import triton.language as tl
 from fastlora_kernels import tasks
 from fastlora_kernels.handover import publish, wait_for
 from fastlora_kernels.low_rank_products import project_tile
-from fastlora_kernels.packed_tiles import eight_bit_tile, four_bit_tile, table_of
+from fastlora_kernels.nibble_lookup import table_of
+from fastlora_kernels.packed_tiles import eight_bit_tile, four_bit_tile
 from fastlora_kernels.split_k import Split, split_range, sum_of_splits
 from fastlora_kernels.tickets import on_device, take_ticket
 from fastlora_kernels.tile_ops import add_low_rank, load_tile, store_tile
@@ -51,6 +52,7 @@ def few_rows_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
+    PERMUTED: tl.constexpr,  # as nibble_lookup.py takes it
 ):
     """As forward_kernel; y is computed transposed. Compiled without fused multiply-adds, for W's bits."""
     ticket = take_ticket(workspace_ptr)
@@ -81,12 +83,14 @@ def few_rows_kernel(
             start, stop = split_range(K, split, BLOCK_K)
         column = n * BLOCK_N
         if KIND == "4 bits":
-            table = table_of(W[1])
+            table = table_of(W[1], PERMUTED)
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         for k in range(start, stop, BLOCK_K):
             x_tile = load_tile(x, 0, k, M, K, BLOCK_M, BLOCK_K)
             if KIND == "4 bits":
-                W_tile = four_bit_tile(W, table, column, k, N, K, BLOCK_N, BLOCK_K, BLOCK, BLOCK2, BY_ROW)
+                W_tile = four_bit_tile(
+                    W, table, column, k, N, K, BLOCK_N, BLOCK_K, BLOCK, BLOCK2, BY_ROW, PERMUTED
+                )
             else:
                 W_tile = eight_bit_tile(W, column, k, N, K, factor, BLOCK_N, BLOCK_K, BLOCK, BLOCK2, KIND)
             acc = tl.dot(W_tile.to(DTYPE), tl.trans(x_tile), acc, input_precision=PRECISION)

@@ -7,37 +7,7 @@ import triton
 import triton.language as tl
 
 from fastlora_kernels.dequantize_scaled import value_of
-
-
-@triton.jit
-def table_of(code_ptr):
-    """The 16 values of a 4-bit code, in registers."""
-    return (
-        (tl.load(code_ptr), tl.load(code_ptr + 1), tl.load(code_ptr + 2), tl.load(code_ptr + 3)),
-        (tl.load(code_ptr + 4), tl.load(code_ptr + 5), tl.load(code_ptr + 6), tl.load(code_ptr + 7)),
-        (tl.load(code_ptr + 8), tl.load(code_ptr + 9), tl.load(code_ptr + 10), tl.load(code_ptr + 11)),
-        (tl.load(code_ptr + 12), tl.load(code_ptr + 13), tl.load(code_ptr + 14), tl.load(code_ptr + 15)),
-    )
-
-
-@triton.jit
-def one_of_four(four, low, high):
-    """four[low + 2 high], of bits as conditions."""
-    return tl.where(high, tl.where(low, four[3], four[2]), tl.where(low, four[1], four[0]))
-
-
-@triton.jit
-def looked_up(table, nibble):
-    """The values of nibbles, by selections: a load of each would go through memory."""
-    bit0, bit1 = (nibble & 1) != 0, (nibble & 2) != 0
-    bit2, bit3 = (nibble & 4) != 0, (nibble & 8) != 0
-    quarters = (
-        one_of_four(table[0], bit0, bit1),
-        one_of_four(table[1], bit0, bit1),
-        one_of_four(table[2], bit0, bit1),
-        one_of_four(table[3], bit0, bit1),
-    )
-    return one_of_four(quarters, bit2, bit3)
+from fastlora_kernels.nibble_lookup import looked_up
 
 
 @triton.jit
@@ -53,19 +23,21 @@ def four_bit_tile(
     BLOCK: tl.constexpr,
     BLOCK2: tl.constexpr,
     BY_ROW: tl.constexpr,  # whether the entries of a row in a tile are all in one block
+    PERMUTED: tl.constexpr,  # as nibble_lookup.py takes it
 ):
     """[ROWS, COLUMNS] of W [N, K] from (row, column) on, fp32."""
     packed_ptr, _, scales_ptr, code2_ptr, scales2_ptr, offset_ptr = W
     # N * K exceeds 2^31 in real use, so rows become 64-bit before they are multiplied.
     n = (row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    k = column + 2 * tl.arange(0, COLUMNS // 2)[None, :]
-    inside = (n < N) & (k < K)
-    packed = tl.load(packed_ptr + n * (K // 2) + k // 2, mask=inside, other=0).to(tl.int32)
+    # As a row of bytes one after the other, not as half of each k: so they are prefetched many at a time.
+    byte = column // 2 + tl.arange(0, COLUMNS // 2)[None, :]
+    inside = (n < N) & (byte < K // 2)
+    packed = tl.load(packed_ptr + n * (K // 2) + byte, mask=inside, other=0)
     if BY_ROW:
         block = n * (K // BLOCK) + column // BLOCK
         there = n < N
     else:
-        block = (n * K + k) // BLOCK
+        block = (n * K + 2 * byte) // BLOCK
         there = inside
     if code2_ptr is None:
         scale = tl.load(scales_ptr + block, mask=there, other=0.0)
@@ -73,8 +45,8 @@ def four_bit_tile(
         index = tl.load(scales_ptr + block, mask=there, other=0).to(tl.int32)
         scale2 = tl.load(scales2_ptr + block // BLOCK2, mask=there, other=0.0)
         scale = tl.load(code2_ptr + index) * scale2 + tl.load(offset_ptr)
-    high, low = looked_up(table, packed >> 4) * scale, looked_up(table, packed & 15) * scale
-    return tl.reshape(tl.join(high, low), (ROWS, COLUMNS))
+    high, low = looked_up(table, packed, PERMUTED)
+    return tl.reshape(tl.join(high * scale, low * scale), (ROWS, COLUMNS))
 
 
 @triton.jit

@@ -105,8 +105,6 @@ def test_what_does_not_bear_on_a_trained_adapter_is_read_over(values):
         ("bias", "all"),
         ("bias", "lora_only"),
         ("use_qalora", True),
-        ("lora_bias", True),
-        ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 4]]),
         ("alora_invocation_tokens", [1]),
         ("arrow_config", {"top_k": 3}),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastlora import AdapterError, load_adapter
-from fastlora.adapter_files.contents import open_directory
+from fastlora.adapter_files.opening import open_directory
 from fastlora.layer.adapter import Options
 from tests.models import mlp
 
@@ -33,7 +33,7 @@ def layers(directory):
 def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
     write(tmp_path, {"use_rslora": True, "lora_dropout": 0.5, "alpha_pattern": {"fc": 7}})
     header = layers(tmp_path)["fc"]
-    assert header == (Options(2, 7.0, 0.5, True, "kaiming"), 6, 5, torch.float32, 0)
+    assert header == (Options(2, 7.0, 0.5, True, "kaiming"), 6, 5, torch.float32, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,13 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
         ),
         ({"fc.lora_B.weight": None}, r"each layer must have A and B; 'fc' has one of them"),
         ({"fc.lora_A.weight": None, "fc.lora_B.weight": None}, r"must hold A and B of at least one layer"),
-        ({"fc.lora_B.bias": torch.zeros(5)}, r"fc.lora_B.bias' is lora_bias, which is not supported"),
+        ({"fc.lora_B.bias": torch.zeros(5)}, "if lora_bias is True, else none; it is False"),
         (
             {"fc.lora_magnitude_vector": torch.zeros(5)},
             r"a lora_magnitude_vector if use_dora is True, else none; it is False, and 'fc' has one",
         ),
         ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"must have A and B; 'e' has one of them"),
+        ({"fc.lora_embedding_A": torch.zeros(2, 9)}, r"'fc' must be a linear layer or an embedding"),
         ({"fc.lora_ga.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"fc.base_layer.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"score.weight": torch.zeros(2)}, r"'score.weight' must belong to modules_to_save, which is empty"),

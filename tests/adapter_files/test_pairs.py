@@ -21,7 +21,7 @@ from fastlora import (
     save_adapter,
     save_pretrained,
 )
-from fastlora.adapter_files import contents, drafts
+from fastlora.adapter_files import drafts, opening
 from tests.models import mlp
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_a_load_waits_for_the_second_file(tmp_path, monkeypatch):
     save_pretrained(made(7), tmp_path / "new")
     (tmp_path / "new" / TENSORS).replace(tmp_path / "old" / TENSORS)
     monkeypatch.setattr(
-        contents.time, "sleep", lambda _: (tmp_path / "new" / CONFIG).replace(tmp_path / "old" / CONFIG)
+        opening.time, "sleep", lambda _: (tmp_path / "new" / CONFIG).replace(tmp_path / "old" / CONFIG)
     )
     assert numbers(load_pretrained(mlp(), tmp_path / "old")) == (7, 7)
 
@@ -152,7 +152,7 @@ def test_tensors_without_a_digest_are_taken_as_they_are(tmp_path):
 def test_a_tensor_file_that_is_written_to_while_it_is_read_is_no_adapter(tmp_path):
     path = tmp_path / "adapter.safetensors"
     save_adapter(made(3), path)
-    with contents.open_file(path) as found:
+    with opening.open_file(path) as found:
         path.write_bytes(path.read_bytes()[:-4] + bytes(4))
         os.utime(path, (1, 1))
         key = next(iter(found.file.headers))
@@ -163,7 +163,7 @@ def test_a_tensor_file_that_is_written_to_while_it_is_read_is_no_adapter(tmp_pat
 def test_other_programs_read_what_is_written(tmp_path):
     save_pretrained(made(3), tmp_path)
     with safe_open(tmp_path / TENSORS, framework="pt") as file:
-        assert set(file.metadata()) == {"format", contents.DIGEST_KEY}
+        assert set(file.metadata()) == {"format", opening.DIGEST_KEY}
     peft = pytest.importorskip("peft")
     theirs = peft.PeftModel.from_pretrained(mlp(), tmp_path)
     assert theirs.base_model.model[0].scaling["default"] == 3 / 2

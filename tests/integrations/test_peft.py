@@ -103,6 +103,24 @@ def test_nothing_but_the_class_and_the_forward_changes():
         assert vars(ours).keys() == vars(theirs).keys()
 
 
+def test_errors_of_peft_name_a_fast_class_as_its_own():
+    assert str(FastLinear) == "<class 'peft.tuners.lora.layer.Linear'>"
+
+
+@pytest.mark.parametrize("first", ["ours", "the user's"])
+def test_a_class_that_the_user_registers_for_a_layer_is_made(first):
+    class Own(Linear):
+        pass
+
+    config = LoraConfig(r=2, target_modules=["0", "2"])
+    if first == "ours":
+        register(config, group=True)
+    config._register_custom_module({nn.Linear: Own})
+    if first != "ours":
+        register(config)
+    assert [type(layer) for layer in lora_layers(get_peft_model(mlp(), config))] == [Own, Own]
+
+
 def reloaded(model):
     file = io.BytesIO()
     torch.save(model, file)

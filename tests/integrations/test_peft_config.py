@@ -41,7 +41,7 @@ def test_pefts_config_is_taken_where_every_field_has_a_meaning():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("bias", "all"), ("lora_bias", True), ("init_lora_weights", "pissa")],
+    [("bias", "all"), ("init_lora_weights", "pissa")],
 )
 def test_what_has_no_meaning_here_is_named(field, value):
     model = mlp()

@@ -141,6 +141,7 @@ PACKED_PTX = PTX + "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%r1, %
         (FEW_ROWS, {"shared": 1 << 20}, "takes 1048576 bytes of shared memory"),
         (FEW_ROWS, {"assembly": PACKED_PTX + "fma.rn.f32 %f1, %f2, %f3, %f4;"}, "fuses a product and a sum"),
         (FEW_ROWS, {"assembly": PACKED_PTX.replace("{%r3}", "%rd3")}, "has no wgmma with W in registers"),
+        (FEW_ROWS, {"assembly": PACKED_PTX + 16 * "ld.global.b8 %r1, [%rd1];\n"}, "a byte at a time"),
         (FEW_ROWS, {"assembly": PACKED_PTX.replace("gpu.release", "gpu.relaxed")}, "does not publish"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -141,7 +141,7 @@ def test_a_packed_layer_gets_it_over_the_unpacked_weight(format):
 def test_what_dora_cannot_do_is_refused_by_name():
     model = net(dora=True)
     with (
-        pytest.raises(ValueError, match=r"to be mixed in one batch; DoRA is on 0, 2"),
+        pytest.raises(ValueError, match=r"to be mixed in one batch; these are not: 0, 2"),
         fastlora.adapter_batch(model, ["default"]),
     ):
         pass

@@ -115,7 +115,7 @@ def test_a_further_adapter_has_its_own(tmp_path):
         (
             NetWithHead,
             {"target_modules": ["score.0"], "modules_to_save": ["score"]},
-            r"target_modules and modules_to_save must not overlap; both mean 'score.0'",
+            r"target_modules must not overlap with modules_to_save or .*; both mean 'score.0'",
         ),
         (
             TiedLM,

@@ -11,7 +11,12 @@ from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "only",
-    ["130x72x136 r16", "columns, no bias, backward 130x200x136 r5", "flattened, forward 3x8x8", "flattened, backward 3x8x8"],
+    [
+        "130x72x136 r16",
+        "columns, no bias, backward 130x200x136 r5",
+        "flattened, forward 3x8x8",
+        "flattened, backward 3x8x8",
+    ],
 )
 def test_a_pass_is_right_as_compiled(only):
     done = run_command("tests.ptx", "--only", only)

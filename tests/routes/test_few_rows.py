@@ -9,7 +9,7 @@ from fastlora.formula.operands import EVERYTHING, BaseWeight, Operands, plain
 from fastlora.layer.base_weights import frozen_weight
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.measuring.inputs import random_inputs
-from fastlora.routes import dequantize, few_rows, fused
+from fastlora.routes import dequantize, few_rows, fused, fused_packed
 from tests.packed import (
     assert_right,
     linear_4bit,
@@ -37,7 +37,7 @@ def ways(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(fused, "few_rows", counting("inside", fused.few_rows))
+    monkeypatch.setattr(fused_packed, "few_rows", counting("inside", fused_packed.few_rows))
     beforehand = counting("beforehand", dequantize.dequantize)
     monkeypatch.setattr("fastlora.autograd.calls.dequantize", beforehand)
     return seen
@@ -77,7 +77,7 @@ def test_the_weight_has_the_bits_that_it_is_unpacked_to(packing):
     o = Operands(x, base, None, A, B, 0.5)
     with set_backend("triton"):
         assert few_rows.decision_of(o, EVERYTHING, "triton") is not None
-        y, p = fused.few_rows(o)
+        y, p = fused_packed.few_rows(o)
     assert torch.equal(y, W[:, at].t())
     assert torch.equal(p, torch.zeros(15, 3))
 
@@ -98,7 +98,7 @@ def test_the_same_entries_are_dropped_as_by_the_plain_kernel():
     x, A, B, seed = torch.ones(9, 50, dtype=HALF), torch.eye(50), torch.randn(37, 50), torch.tensor([7])
     o = Operands(x, base, None, A, B, 1.0, 0.5, seed)
     with set_backend("triton"):
-        _, mask = fused.few_rows(o)  # as A is the identity
+        _, mask = fused_packed.few_rows(o)  # as A is the identity
         _, plains = fused.forward(o._replace(base=plain(FORMATS["bnb-4bit"].dequantize(base))))
     assert torch.equal(mask, plains)
     assert 0.3 < (mask == 2).float().mean() < 0.7

@@ -6,10 +6,12 @@ import torch
 from fastlora import set_backend
 from fastlora.autograd.grouped import grouped_lora_linear
 from fastlora.formula import oracle
-from fastlora.formula.grouped import Projection, bundle, with_seeds
+from fastlora.formula.grouped import GroupNeeds, Projection, bundle, with_seeds
 from fastlora.measuring.errors import assert_within_budget
-from fastlora.routes import group_fused, group_routes
+from fastlora.routes import cpu, group_fused, group_routes
+from fastlora.routes.decide import Decision
 from fastlora.routes.plan import Plan
+from fastlora.routes.route import Route
 from tests.cases import quick
 
 ON_GPU = torch.cuda.is_available()
@@ -177,6 +179,28 @@ def test_the_route_and_its_reason(change, setting, name, why):
     route = group_routes.decided(with_seeds(bundle(torch.randn(20, 72).to(DEVICE), members)), setting)
     assert route.name == name
     assert why in route.why
+
+
+def test_in_turn_each_member_takes_its_own_route(monkeypatch):
+    hopper = pytest.importorskip("fastlora.routes.hopper")
+    ran = []
+    for name in ("forward", "backward"):
+        plain_pass = getattr(cpu, name)
+
+        def noted(*given, name=name, plain_pass=plain_pass):
+            ran.append(name)
+            return plain_pass(*given)
+
+        monkeypatch.setattr(hopper, name, noted)
+    members = projections(72, (24, 12), (3, 2), WHOLE, WHOLE)
+    o = bundle(torch.randn(20, 72).to(DEVICE), members)
+    persistent, torchs = (Decision(route, route) for route in (Route("persistent", ""), Route("torch", "")))
+    route = group_routes.GroupRoute("in turn", "", (persistent, torchs))
+    ys, ps = group_routes.forward(o, route)
+    assert ran == ["forward"]
+    needs = GroupNeeds(True, (True, True), (True, True))
+    group_routes.backward(o, [torch.ones_like(y) for y in ys], ps, needs, route)
+    assert ran == ["forward", "backward"]
 
 
 def test_few_rows_with_wide_adapters_and_few_columns_go_in_turn():

@@ -8,6 +8,7 @@ from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING, Needs
 from fastlora.measuring.errors import assert_within_budget
 from fastlora.routes import fused_runs
+from fastlora.routes.runs_call import RunsCall
 from fastlora.segments.decide import decide, decide_for
 from fastlora.segments.function import linear_by_runs
 from fastlora.segments.fused import _call
@@ -151,7 +152,7 @@ def test_the_table_of_tiles_cuts_each_run_and_leaves_the_rest_empty():
     """Three rows, none, 33 and 1 in blocks of 32; two rows behind them chose none."""
     offsets = torch.tensor([0, 3, 3, 36, 37])
     x, W = torch.zeros(39, 8, device=DEVICE), torch.zeros(4, 8, 8, device=DEVICE)
-    o = fused_runs.RunsCall(x, W, None, W[:, :1], W[..., :1], 1, 1.0, offsets.to(DEVICE))
+    o = RunsCall(x, W, None, W[:, :1], W[..., :1], 1, 1.0, offsets.to(DEVICE))
     found = fused_runs.launch_of("forward", o, tile=tile_of("forward", 32, 64, 64, 2, 4, 1)).tables
     rows = [[0, 0, 3], [2, 3, 35], [2, 35, 36], [3, 36, 37], [4, 37, 39], [4, 0, 0]]
     assert found.tiles[:, :3].tolist() == rows

@@ -88,6 +88,9 @@ def check_few_rows(case: FewRows) -> tuple[str, list[str]]:
             found.append("fuses a product and a sum")
         if case.target.arch == 90 and not re.search(r"wgmma\.mma_async\S* \{[^}]*\}, \{", made.assembly):
             found.append("has no wgmma with W in registers")
+        # Nested scales of a tile's rows are bytes too.
+        if _FORMATS[case.format][-1] and len(re.findall(r"ld\.global\S*\.[bu]8\s", made.assembly)) > 4:
+            found.append("loads W a byte at a time, which is not prefetched")
     line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
     return line, found
 
@@ -124,4 +127,5 @@ def _kinds(case: FewRows) -> dict[str, Any]:
         "BLOCK": Constant(block),
         "BLOCK2": Constant(block2),
         "BY_ROW": Constant(by_row),
+        "PERMUTED": Constant(case.target.backend == "cuda"),
     }

@@ -16,7 +16,7 @@ from fastlora.formats.registry import FORMATS
 from fastlora.formula.operands import BaseWeight, Operands
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import Inputs, random_inputs
-from fastlora.routes import fused
+from fastlora.routes import fused_packed
 from fastlora.routes.decide import problem_of
 from fastlora.routes.plan import few_rows_plan
 from tests.ptx.driver.device import Settings, running_on
@@ -45,8 +45,8 @@ def eight_bits(dtype: torch.dtype) -> BaseWeight:
 def run(base: BaseWeight, inputs: Inputs, settings: Settings) -> Tensor:
     """y of one launch."""
     o = Operands(inputs.x, base, inputs.b, inputs.A, inputs.B, inputs.s)
-    with running_on(settings):
-        y, _ = fused.few_rows(o, few_rows_plan(settings.architecture, problem_of(o)))
+    with running_on(settings, fused_packed):
+        y, _ = fused_packed.few_rows(o, few_rows_plan(settings.architecture, problem_of(o)))
     return y
 
 

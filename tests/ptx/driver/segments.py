@@ -17,8 +17,8 @@ from fastlora.formula.runs import Run
 from fastlora.measuring.errors import budget_of, relative_error, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import fused_runs
-from fastlora.routes.fused_runs import RunsCall
 from fastlora.routes.run_tables import Adapters
+from fastlora.routes.runs_call import RunsCall
 from tests.ptx.driver.cases import Case, small_tiles
 from tests.ptx.driver.check import DTYPES, MASK_SEED, Verdict, check
 from tests.ptx.driver.device import Settings, running_on
