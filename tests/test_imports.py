@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 # make no circle.
 ROOMS = (
     ("arguments", "tables", "version"),
-    ("config", "seeding"),
+    ("config_values", "seeding"),
+    ("config",),
     ("formula",),
     ("formats",),
     ("measuring", "lowrank", "reference_layers", "routes"),

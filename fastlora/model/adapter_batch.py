@@ -20,6 +20,7 @@ from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import active_adapter, adapter_names
+from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import idle_versions
 
 NONE = "__base__"
@@ -76,6 +77,11 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
     ):
         if wrong:
             raise ValueError(f"layers must be {what} to mix adapters; these are not: {listed(wrong)}")
+    if rows := [name for name, _, _ in token_rows(model)]:
+        raise ValueError(
+            f"rows of tokens are those of the adapter in use, for a whole batch; {listed(rows)} has some "
+            "(one adapter a batch, by set_adapter)"
+        )
     foreign = {*batch.names} - {active_adapter(model)}
     if foreign and any(True for _ in idle_versions(model)):
         raise ValueError(
