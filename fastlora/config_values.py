@@ -73,7 +73,7 @@ def check_several_names(argument: str, value: object) -> str | tuple[str, ...]:
 
 
 def check_pattern(argument: str, value: object) -> dict[str, object]:
-    """A dict by names or regular expressions, whose values the caller checks; else TypeError or ValueError."""
+    """A dict by names or patterns, whose values the caller checks; else TypeError or ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{argument} must map names or regular expressions to numbers; got {shown(value)}")
     for key in value:
