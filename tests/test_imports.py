@@ -47,6 +47,7 @@ KERNEL_ROUTES = (
     "routes.fused_packed",
     "routes.group_fused",
     "routes.fused_runs",
+    "routes.flattened",
     "routes.hopper",
 )
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")
