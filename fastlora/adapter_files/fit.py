@@ -13,6 +13,7 @@ from fastlora.adapter_files.experts import places_by_name, shape_of
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
 from fastlora.layer.base_weights import check_original_weights, stored_weight
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.model.experts_targets import Place
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.name_matching import listed, near_names
@@ -37,7 +38,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
                 check_stack(f"target {path!r}", place)
             elif not isinstance(place, LORA_LAYERS):
                 check_adaptable(path, place, compiled)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise AdapterError(str(error)) from error
     _check_original_weights({path: layer for path, layer in found.items() if isinstance(layer, LORA_LAYERS)})
     if contents.config.ties:
@@ -147,6 +148,11 @@ def _sizes(header: LayerHeader) -> list[int]:
 def _check_kinds(layers: Mapping[str, Any], contents: Contents) -> None:
     """Raise AdapterError where one of file and model has an embedding and the other a linear layer."""
     for path, layer in layers.items():
+        own = tuple(layer.weight.shape[1:]) if isinstance(layer, CONVOLUTIONS) else ()
+        if (window := contents.layers[path].window) != own:
+            raise AdapterError(
+                f"{path!r} must have [in_channels, *kernel] = {list(own)}; the file has {list(window)}"
+            )
         if isinstance(layer, nn.Embedding) != (path in contents.embeddings):
             kind = "an embedding" if path in contents.embeddings else "a linear layer"
             raise AdapterError(f"{path!r} must be {kind}, as in the file; it is a {type(layer).__name__}")

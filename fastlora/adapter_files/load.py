@@ -194,7 +194,7 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
         dtype = layer.adapters[name].lora_A.dtype
     device = stored_weight(layer).device
     A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
-    A, B = from_file(A, B, header.experts)
+    A, B = from_file(A.flatten(1), B.flatten(1), header.experts)
     if not (letter := contents.config.third):
         return _Update(header.options, (A, B))
     third = contents.file.read(third_key(path, letter), device, dtype)

@@ -15,9 +15,10 @@ from fastlora import arguments
 from fastlora.experts.hook import config_with_lora, register
 from fastlora.experts.stacks import CHILD, Stack
 from fastlora.layer import base_weights, training_warnings
-from fastlora.layer.adapter import SLOTS, Options, new_adapter
+from fastlora.layer.adapter import SLOTS, Options
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.merging import Mergeable
+from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.state import put_own_values_in, saved_name
 
 

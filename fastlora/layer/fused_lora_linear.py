@@ -10,11 +10,12 @@ from torch import nn
 
 from fastlora import arguments
 from fastlora.arguments import check_size
-from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.adapter import DEFAULT, Options
 from fastlora.layer.commits import commit
 from fastlora.layer.forward_pass import ForwardPass
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.merging import MergeableLinear
+from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.replacement import check_plain_linear, linear_as
 from fastlora.layer.state import Stored
 
