@@ -8,6 +8,7 @@ import torch
 
 from bench.methods.method import Method, Update
 from fastlora.arguments import dtype_name
+from fastlora.formula.cost import Problem
 from fastlora.measuring.inputs import SCALE, Inputs, random_inputs
 
 
@@ -44,9 +45,9 @@ class Case(NamedTuple):
         return method.why_not((self.K, self.N), self.dtype, self.update)
 
     @property
-    def base_bytes(self) -> int:
-        """Of x, W and dy."""
-        return self.dtype.itemsize * (self.M * self.K + self.N * self.K + self.M * self.N)
+    def problem(self) -> Problem:
+        """Its shapes and dtypes."""
+        return Problem(*self[:6])
 
     def labels(self) -> dict[str, Any]:
         """What a result of this case is filed under."""

@@ -8,14 +8,15 @@ fine-tuning a half more): time over the floor then compares them. What lies betw
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from bench.cases import Case
+from bench.layer import WHOLE_PASS
 from bench.methods import UNFUSED
+from bench.schedule import FAST_ON_CPU
 from bench.settings import Effort
 from bench.task import Task
 from fastlora.arguments import dtype_name
@@ -23,7 +24,8 @@ from fastlora.experts.stacks import stacks_of
 from fastlora.formula.cost import Cost, Problem
 from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
 
-_PRODUCT_SECONDS = 0.25
+# A CPU without units for a 16-bit dtype multiplies it a thousand times slower than fp32.
+_SLOW_SIZE = 256
 
 
 class Ceilings(NamedTuple):
@@ -46,8 +48,9 @@ class Ceilings(NamedTuple):
 
 def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     """Time the library's product of random matrices in a dtype and a copy, medians of several."""
-    device = how.device
-    size = affordable_size(how.matmul_size, dtype, device)
+    device, size = how.device, how.matmul_size
+    if device.type == "cpu" and dtype.itemsize == 2 and dtype != FAST_ON_CPU:
+        size = min(size, _SLOW_SIZE)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(how.copy_bytes // 4, device=device)
     target, product = torch.empty_like(source), torch.empty_like(left)
@@ -60,22 +63,6 @@ def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
     times = interleaved(works, how.rounds, timer)
     matmul, copy = (1e-6 * quartiles(times[name][WHOLE]).median for name in works)
     return Ceilings(2 * size**3 / matmul, dtype_name(dtype), size, 2 * source.nbytes / copy, source.nbytes)
-
-
-def affordable_size(size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """The size, halved until a product takes at most a quarter of a second.
-
-    A CPU without units for a 16-bit dtype multiplies it a thousand times slower than fp32.
-    """
-    probe = min(size, 256)
-    small = torch.ones(probe, probe, device=device, dtype=dtype)
-    timer = timer_for(device)
-    work = {"probe": Work.of(lambda: torch.mm(small, small))}
-    warm_up(work, 2, timer)
-    seconds = 1e-6 * min(interleaved(work, 3, timer)["probe"][WHOLE])
-    while size > probe and seconds * (size / probe) ** 3 > _PRODUCT_SECONDS:
-        size //= 2
-    return size
 
 
 class Floor(NamedTuple):
@@ -95,21 +82,7 @@ class Use(NamedTuple):
 
     def backward(self) -> Cost:
         """Of what the backward pass must compute here."""
-        M, K, N, r, dtype, adapter_dtype = self.problem
-        if not self.goes_back:
-            return Cost(0, 0)
-        if self.needs_dx and r:
-            return self.problem.backward()
-        if self.needs_dx:
-            return Cost(2 * M * N * K, dtype.itemsize * (M * N + N * K + M * K))
-        # dB, q and dA: dy, x, B and p are read.
-        small = adapter_dtype.itemsize * r * (K + 2 * N) + 4 * M * r
-        return Cost(2 * M * r * (K + 2 * N), dtype.itemsize * (M * N + M * K) + small)
-
-
-def layer_use(case: Case) -> list[Use]:
-    """A layer alone."""
-    return [Use(Problem(*case[:6]))]
+        return self.problem.backward(needs_dx=self.needs_dx) if self.goes_back else Cost(0, 0)
 
 
 def net_uses(task: Task) -> list[Use]:
@@ -131,22 +104,23 @@ def net_uses(task: Task) -> list[Use]:
     tuned = (task.reference or UNFUSED).tune(model, task.names, task.update)
     uses: list[Use] = []
 
+    def problem(M: int, K: int, N: int, r: int) -> Problem:
+        return Problem(M, K, N, r, task.dtype, task.update.adapter_dtype)
+
     def seen(name: str, _: nn.Module, inputs: Any) -> None:
         (x,), (K, N) = inputs, sizes[name]
         r = task.update.r if name in task.names else 0
-        problem = Problem(x.numel() // K, K, N, r, task.dtype, task.update.adapter_dtype)
-        uses.append(Use(problem, x.requires_grad, x.requires_grad or r > 0))
+        uses.append(Use(problem(x.numel() // K, K, N, r), x.requires_grad, x.requires_grad or r > 0))
 
-    def experts_seen(shapes: Sequence[torch.Size], _: nn.Module, inputs: Any) -> None:
+    def experts_seen(name: str, _: nn.Module, inputs: Any) -> None:
         _, index, _ = inputs
-        for E, N, K in shapes:
+        for E, N, K in experts[name]:
             for m in filter(None, torch.bincount(index.flatten(), minlength=E).tolist()):
-                uses.append(Use(Problem(m, K, N, task.update.r, task.dtype, task.update.adapter_dtype)))
+                uses.append(Use(problem(m, K, N, task.update.r)))
 
-    for name in sizes:
-        tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(seen, name))
-    for name, shapes in experts.items():
-        tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(experts_seen, shapes))
+    for names, hook in ((sizes, seen), (experts, experts_seen)):
+        for name in names:
+            tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name))
     task.run(tuned.model, task.batches[0])
     return uses
 
@@ -155,14 +129,11 @@ def floors(uses: Iterable[Use], ceilings: Ceilings) -> dict[str, Floor]:
     """Of each phase and of the whole, by name."""
     uses = list(uses)
     there, back = [use.problem.forward() for use in uses], [use.backward() for use in uses]
-    both = there + back
-    passes = {"forward": there, "backward": back, "forward+backward": both, WHOLE: both}
+    passes = {"forward": there, "backward": back, WHOLE_PASS: there + back, WHOLE: there + back}
     rates = (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
-    return {
-        phase: Floor(
-            round(sum(cost.floor_us(*rates) for cost in costs), 6),
-            sum(cost.flops for cost in costs),
-            sum(cost.moved for cost in costs),
-        )
-        for phase, costs in passes.items()
-    }
+
+    def floor(costs: list[Cost]) -> Floor:
+        flops, moved = (sum(counts) for counts in zip(*costs, strict=True))
+        return Floor(round(sum(cost.floor_us(*rates) for cost in costs), 6), flops, moved)
+
+    return {phase: floor(costs) for phase, costs in passes.items()}

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
-from rich.console import Console
 
 from bench.groups import title
 from bench.results import Results, Row
-from bench.tables import say, table_of, wide_console
 from fastlora.measuring.timing import Quartiles, ratio
+from fastlora.tables import Table, as_text
 
 # Counts have no noise: any difference is a change.
 _COUNTS: Final = ("saved_bytes", "peak_bytes", "launches")
@@ -27,6 +26,7 @@ FASTER: Final = "faster"
 MORE: Final = "more"
 FEWER: Final = "fewer"
 SAME: Final = ""
+_WORSE: Final = (SLOWER, MORE)
 
 
 class Change(NamedTuple):
@@ -37,11 +37,6 @@ class Change(NamedTuple):
     old: Quartiles
     new: Quartiles
     verdict: str
-
-    @property
-    def is_worse(self) -> bool:
-        """Whether something became slower or a count larger."""
-        return self.verdict in (SLOWER, MORE)
 
 
 def compare(old: Results, new: Results, over: str | None = None) -> Iterator[Change]:
@@ -56,7 +51,8 @@ def compare(old: Results, new: Results, over: str | None = None) -> Iterator[Cha
             continue
         if over is None or (method != over and under in before and under in after):
             then, since = _time(was, before.get(under)), _time(now, after.get(under))
-            yield Change(_words(now), "ratio" if over else "time", then, since, judge(then, since))
+            verdict = SLOWER if since.q25 > then.q75 else FASTER if since.q75 < then.q25 else SAME
+            yield Change(_words(now), "ratio" if over else "time", then, since, verdict)
         for name in _COUNTS:
             one, other = getattr(was, name), getattr(now, name)
             if one is not None and other is not None:
@@ -75,42 +71,30 @@ def differences(old: Results, new: Results) -> Iterator[str]:
         yield from (f"only in the {where} file: {_words(one[key])}" for key in one if key not in other)
 
 
-def judge(old: Quartiles, new: Quartiles) -> str:
-    """SLOWER or FASTER where the middle halves of the samples do not overlap, else SAME."""
-    if new.q25 > old.q75:
-        return SLOWER
-    return FASTER if new.q75 < old.q25 else SAME
-
-
 def _by_key(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
     """By the layer or net with the phase, and by method."""
     return {(f"{title(row)}: {row.phase} {row.shape}", row.method): row for row in rows}
 
 
 def _time(row: Row, under: Row | None) -> Quartiles:
-    if under is None:
-        return Quartiles(row.q25_us, row.median_us, row.q75_us)
-    return ratio(row.samples_us, under.samples_us)
+    return (
+        ratio(row.samples_us, under.samples_us) if under else Quartiles(row.q25_us, row.median_us, row.q75_us)
+    )
 
 
 def _words(row: Row) -> str:
     return f"{title(row)}: {row.method}, {row.phase}"
 
 
-def _print_changes(changes: list[Change], console: Console) -> None:
-    table = table_of(["", "what", "old", "new", "new/old", ""])
-    for change in changes:
-        quotient = f"{change.new.median / change.old.median:.3f}" if change.old.median else "-"
-        style = "" if not change.verdict else "red" if change.is_worse else "green"
-        cells = (_spread(change.old), _spread(change.new), quotient, change.verdict)
-        table.add_row(change.row, change.what, *cells, style=style)
-    console.print(table)
+def _cells(change: Change) -> list[str]:
+    row, what, old, new, verdict = change
+    quotient = f"{new.median / old.median:.3f}" if old.median else "-"
+    return [row, what, _spread(old), _spread(new), quotient, verdict]
 
 
 def _spread(value: Quartiles) -> str:
-    if value.q25 == value.q75:
-        return f"{value.median:,.4g}"
-    return f"{value.median:,.4g} ({value.q25:,.4g} .. {value.q75:,.4g})"
+    low, middle, high = (f"{one:,.4g}" for one in value)
+    return middle if low == high else f"{middle} ({low} .. {high})"
 
 
 @click.command(help=__doc__)
@@ -125,13 +109,13 @@ def main(old: Path, new: Path, over: str | None, everything: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"OLD and NEW must be results files; {type(error).__name__}: {error}"
         raise click.UsageError(why) from error
-    console, found = wide_console(), list(compare(before, after, over))
-    if shown := [change for change in found if everything or change.verdict]:
-        _print_changes(shown, console)
+    found = list(compare(before, after, over))
+    shown = [_cells(change) for change in found if everything or change.verdict]
     same = sum(not change.verdict for change in found)
-    for line in (f"{len(found) - same} changed, {same} within the noise", *differences(before, after)):
-        say(console, line)
-    sys.exit(int(any(change.is_worse for change in found)))
+    lines = [f"{len(found) - same} changed, {same} within the noise", *differences(before, after)]
+    table = Table(["", "what", "old", "new", "new/old", ""], shown, words=2)
+    click.echo(as_text([table, *lines] if shown else lines))
+    sys.exit(int(any(change.verdict in _WORSE for change in found)))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.precompile import compile_all
+from bench.compiling import compile_candidates, compile_variants
 from bench.process import Ended, outcome, run_child, run_process, surroundings
 from bench.results import Results
 from bench.run import say
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
-from bench.tuning import compile_candidates
 from fastlora.routes.decide import reload_tables
 
 Step = Callable[[Setting, Path], dict[str, Any]]
@@ -42,7 +41,7 @@ _VERDICT: Final = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b")
 def run_tests(setting: Setting, folder: Path) -> dict[str, Any]:
     """Run the suite's numeric tests on the device; the output goes to numeric-tests.log."""
     variables = {**surroundings(setting.device), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    ended = run_process(_pytest(setting), variables, setting.test_seconds)
+    ended = run_process(_pytest(setting), variables, setting.seconds["tests"])
     (folder / "numeric-tests.log").write_text(ended.output, encoding="utf-8")
     return read_tests(ended)
 
@@ -50,18 +49,16 @@ def run_tests(setting: Setting, folder: Path) -> dict[str, Any]:
 def read_tests(ended: Ended) -> dict[str, Any]:
     """What pytest's output says; of tests that were ended for their time, how far they came."""
     lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
-    closing = next((line for line in reversed(lines) if re.search(r"\d+ \w+.* in [\d.]+s", line)), None)
+    last = f"pytest exited with status {ended.status}: {' '.join(lines[-1:])}"
+    summary = next((line for line in reversed(lines) if re.search(r"\d+ \w+.* in [\d.]+s", line)), last)
     failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
     if ended.status is None:
         counted = Counter(match[1].lower() for line in lines if (match := _VERDICT.search(line)))
         counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items()) or "none done"
-        closing = f"not finished after {ended.seconds:.0f} s: {counts}"
+        summary = f"not finished after {ended.seconds:.0f} s: {counts}"
         failures = [line for line in lines if re.search(r"\b(FAILED|ERROR)\b", line)]
-    closing = closing or f"pytest exited with status {ended.status}: {' '.join(lines[-1:])}"
-    finished = ended.status is not None
-    return outcome(
-        ended.status == 0, closing.strip("= "), ended.seconds, finished=finished, failures=failures
-    )
+    ending = {"finished": ended.status is not None, "failures": failures}
+    return outcome(ended.status == 0, summary.strip("= "), ended.seconds, **ending)
 
 
 def _pytest(setting: Setting) -> list[str]:
@@ -70,24 +67,19 @@ def _pytest(setting: Setting) -> list[str]:
     The machine with the GPU may hold any plugins, in any versions; they do not decide whether a kernel is
     right.
     """
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-rfE", "--tb=short", "-W", "default"]
-    command += ["-p", "no:cacheprovider"]
+    options = "-o addopts= -v -rfE --tb=short -W default -p no:cacheprovider"
     if setting.device.type == "cuda" and importlib.util.find_spec("xdist") is not None:
-        workers = min(_MOST_WORKERS, os.cpu_count() or 1)
-        command += ["-p", "xdist", "-n", str(workers), "--dist", "worksteal"]
-    return [*command, *setting.tests]
+        options += f" -p xdist -n {min(_MOST_WORKERS, os.cpu_count() or 1)} --dist worksteal"
+    return [sys.executable, "-m", "pytest", *options.split(), *setting.tests]
 
 
 def _soak(how: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    return run_child("bench.soak:soak", [how], setting.device, setting.soak_seconds + _START_UP_SECONDS)
+    seconds = setting.seconds["soak"] + _START_UP_SECONDS
+    return run_child("bench.soak:soak", [how], setting.device, seconds)
 
 
 # What the tuning needs compiled, while there are processors to spare.
 CANDIDATES: Final = "candidates"
-
-TUNING: Final = "tuning"
-CHOICES: Final = "choices"
-COMPILE: Final = "compile"
 
 # In these a kernel that waits for ever shows as a step that did not finish.
 SOAKS: Final = {"soak": "repeat", "graph": "graph", "streams": "streams"}
@@ -98,6 +90,9 @@ LANES: Final[tuple[dict[str, Step], ...]] = (
     {tool: functools.partial(run_sanitizer, tool) for tool in ("memcheck", "racecheck")},
     {CANDIDATES: lambda setting, folder: compile_candidates(setting.device)},
 )
+
+# Steps of the tuning, in order: what it leaves, and the variable that tells the package of it.
+_TUNED: Final = {"tuning": ("tables", "FASTLORA_TABLES"), "choices": ("choices.json", "FASTLORA_TUNE_FILE")}
 
 
 def run_steps(
@@ -139,42 +134,32 @@ class Steps:
             self._note(name, result)
 
     def tune(self) -> None:
-        """Search tiles, and go on with the table that comes of it."""
-        folder = self.path.parent
-        if not self._passed(TUNING):
-            limit = self.setting.tune_seconds
-            if not self._passed(CANDIDATES):
-                compile_candidates(self.setting.device)
-            arguments = [str(folder), limit, self.results.environment.commit]
-            self._note(TUNING, run_child("bench.tuning:tune", arguments, self.setting.device, 2 * limit))
-        # One that ran out of time leaves the table of the classes that it came to.
-        if (folder / "tables").is_dir():
-            os.environ["FASTLORA_TABLES"] = str((folder / "tables").resolve())
-            reload_tables()
-
-    def choose(self) -> None:
-        """Prove and time every route that `fastlora tune` knows, and go on with the tiles that won."""
-        folder, limit = self.path.parent, self.setting.choose_seconds
-        if not self._passed(CHOICES):
-            arguments = [str(folder), limit]
-            self._note(CHOICES, run_child("bench.tuning:choose", arguments, self.setting.device, 2 * limit))
-        if (folder / "choices.json").is_file():
-            os.environ["FASTLORA_TUNE_FILE"] = str((folder / "choices.json").resolve())
-            reload_tables()
+        """Search tiles, then prove and time every route that `fastlora tune` knows; go on with what won."""
+        folder, device, commit = self.path.parent, self.setting.device, self.results.environment.commit
+        if not (self._passed(CANDIDATES) or self._passed("tuning")):
+            compile_candidates(device)
+        for name, (left, variable) in _TUNED.items():
+            if not self._passed(name):
+                limit = self.setting.seconds[name]
+                arguments = [str(folder), limit, commit]
+                self._note(name, run_child(f"bench.tuning:{name}", arguments, device, 2 * limit))
+            # One that ran out of time leaves what it came to.
+            if (folder / left).exists():
+                os.environ[variable] = str((folder / left).resolve())
+                reload_tables()
 
     def compile(self) -> None:
         """Compile what will be measured."""
-        if not self._passed(COMPILE):
-            self._note(COMPILE, compile_all(self.setting))
+        if not self._passed("compile"):
+            self._note("compile", compile_variants(self.setting))
 
     def hung(self) -> list[str]:
         """The soaks that did not finish: a kernel waits for ever in them."""
-        return [
-            name for name in SOAKS if not self.results.correctness.get(name, {"finished": True})["finished"]
-        ]
+        done = self.results.correctness
+        return [name for name in SOAKS if name in done and not done[name]["finished"]]
 
     def _passed(self, name: str) -> bool:
-        return name in self.results.correctness and bool(self.results.correctness[name]["passed"])
+        return bool(self.results.correctness.get(name, {}).get("passed"))
 
     def _note(self, name: str, result: dict[str, Any]) -> None:
         self.results.correctness[name] = result

@@ -49,13 +49,9 @@ def host_peak_bytes(work: Work) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         for run in work.parts.values():
             run()
-    changes = [
-        (event["ts"], event["args"]["Bytes"])
-        for event in _trace(recorded)
-        if event.get("name") == "[memory]" and event["args"].get("Device Type") == 0
-    ]
-    held = itertools.accumulate(size for _, size in sorted(changes, key=lambda change: change[0]))
-    return max(held, default=0)
+    changes = [event for event in _trace(recorded) if event.get("name") == "[memory]"]
+    sizes = [event["args"]["Bytes"] for event in changes if event["args"].get("Device Type") == 0]
+    return max(itertools.accumulate(sizes), default=0)
 
 
 def launches(events: Iterable[tuple[str, str]]) -> int:
@@ -93,17 +89,16 @@ def device_events(work: Work, device: torch.device) -> list[tuple[str, str]]:
         for run in work.parts.values():
             run()
         synchronize(device)
-    seen = [event for event in _trace(recorded) if event.get("cat") in wanted]
-    return [(event["cat"], _short(event["name"])) for event in sorted(seen, key=lambda event: event["ts"])]
+    return [(one["cat"], _short(one["name"])) for one in _trace(recorded) if one.get("cat") in wanted]
 
 
 def _trace(recorded: Any) -> list[dict[str, Any]]:
-    """The events of a profile."""
+    """The events of a profile, in order of their start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-        return events
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        return sorted(events, key=lambda event: event.get("ts", 0))
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bench.groups import OURS, Group, comparable, title
-from bench.layer import UNPACKING
+from bench.layer import UNPACKING, WHOLE_PASS
 from bench.methods import GROUPED
 from bench.results import Row
 
 _ROWS = 512  # of x, from which on packed layers are judged
 _MANY_ROWS = 2048
-_WHOLE = "forward+backward"
 
 
 class Shown(NamedTuple):
@@ -44,14 +43,16 @@ def lines(packed: Iterable[Row], nets: Iterable[Row]) -> Iterator[str]:
 
 
 def _packed(rows: list[Row]) -> Iterator[Shown]:
-    plain = {title(row): row for row in rows if row.phase == _WHOLE and row.method == OURS and not row.base}
+    plain = {
+        title(row): row for row in rows if row.phase == WHOLE_PASS and row.method == OURS and not row.base
+    }
     groups = [group for group in comparable(rows) if group.any_row.base and group.any_row.shape["M"] >= _ROWS]
     kinds = dict.fromkeys(group.title.partition(", ")[2] for group in groups)
     for kind in kinds:
         same = [group for group in groups if group.title.partition(", ")[2] == kind]
         ratios = [ratio.median for group in same if (ratio := group.over("peft"))]
         if ratios:
-            what = f"peft over fastlora, {_WHOLE}, {kind}, mean of {len(ratios)} shapes"
+            what = f"peft over fastlora, {WHOLE_PASS}, {kind}, mean of {len(ratios)} shapes"
             yield Shown(what, statistics.geometric_mean(ratios), least=1.2)
         if same[0].any_row.dtype != same[0].any_row.adapter_dtype and (saved := _saved(same)):
             yield Shown(f"bytes saved for backward, peft over fastlora, {kind}", min(saved), least=1.5)
@@ -62,7 +63,7 @@ def _packed(rows: list[Row]) -> Iterator[Shown]:
 def _saved(groups: Sequence[Group]) -> list[float]:
     found = []
     for group in groups:
-        theirs, ours = (group.rows.get(name, {}).get(_WHOLE) for name in ("peft", OURS))
+        theirs, ours = (group.rows.get(name, {}).get(WHOLE_PASS) for name in ("peft", OURS))
         if theirs and ours and theirs.saved_bytes and ours.saved_bytes:
             found.append(theirs.saved_bytes / ours.saved_bytes)
     return found
@@ -70,14 +71,12 @@ def _saved(groups: Sequence[Group]) -> list[float]:
 
 def _cost_of_packing(group: Group, plain: dict[str, Row]) -> Iterator[Shown]:
     """Ours over the packed W, over ours plain and the time that unpacking takes alone."""
-    row, unpacking = (group.rows.get(name, {}).get(_WHOLE) for name in (OURS, UNPACKING))
+    row, unpacking = (group.rows.get(name, {}).get(WHOLE_PASS) for name in (OURS, UNPACKING))
     if row is None or unpacking is None or row.shape["M"] != _MANY_ROWS:
         return
     same = plain.get(group.title.replace(f", base {row.base}", ""))
     if same is not None:
-        what = (
-            f"fastlora over {row.base}, over fastlora plain and the unpacking alone, {_WHOLE}, {group.title}"
-        )
+        what = f"fastlora over {row.base}, over fastlora plain and the unpacking alone, {group.title}"
         yield Shown(what, row.median_us / (same.median_us + unpacking.median_us), most=1.03)
 
 

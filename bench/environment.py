@@ -37,8 +37,7 @@ class Environment(NamedTuple):
 
     def matches(self, other: Environment) -> bool:
         """Whether figures from here and there may stand in one file."""
-        mine, theirs = ((e.device, e.versions, e.sources) for e in (self, other))
-        return mine == theirs
+        return self == other._replace(commit=self.commit, modified=self.modified)
 
     @property
     def versions_in_words(self) -> str:

@@ -12,15 +12,16 @@ import torch
 from bench.cases import Case
 from bench.counts import FILL
 from bench.groups import OURS, Group, comparable, subject
+from bench.layer import WHOLE_PASS
 from bench.methods import METHODS, OWN, UNDROPPED
-from bench.methods.routes import PERSISTENT
+from bench.methods.routes import PERSISTENT_METHODS
 from bench.results import Results
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
 
 _HEADLINE: Final = Case(8192, *HEADLINE, 16, torch.bfloat16, torch.bfloat16)
 _WIDE: Final = _HEADLINE._replace(adapter_dtype=torch.float32)
+_DROPPED: Final = _HEADLINE._replace(dropout=0.1)
 _FEWEST_ROWS: Final = 2048  # of x in the cases of the means
-_STEP: Final = "forward+backward"
 
 
 class Goal(NamedTuple):
@@ -34,7 +35,7 @@ class Goal(NamedTuple):
     what: str
     over: str
     under: str
-    phase: str = _STEP
+    phase: str = WHOLE_PASS
     case: Case = _HEADLINE
     most: float = math.inf
     least: float = 0.0
@@ -56,17 +57,14 @@ GOALS: Final = (
     Goal("fastlora over frozen, forward", OURS, "frozen", "forward", most=1.04, limit="1.00"),
     Goal("fastlora over frozen, forward+backward", OURS, "frozen", most=1.07, limit="1.01"),
     Goal("full over fastlora, forward+backward", "full", OURS, least=1.40, limit="1.50"),
-    Goal("persistent over frozen, forward", PERSISTENT.name, "frozen", "forward", most=1.04, limit="1.00"),
-    Goal("persistent over frozen, forward+backward", PERSISTENT.name, "frozen", most=1.07, limit="1.01"),
+    *(
+        Goal(f"{code} over frozen, {phase}", method.name, "frozen", phase, most=most, limit=limit)
+        for code, method in PERSISTENT_METHODS.items()
+        for phase, most, limit in (("forward", 1.04, "1.00"), (WHOLE_PASS, 1.07, "1.01"))
+    ),
     Goal("peft over fastlora, fp32 adapters", "peft", OURS, case=_WIDE, least=1.45),
     Goal("peft over fastlora, bf16 adapters", "peft", OURS, least=1.25),
-    Goal(
-        "dropout 0.1 over none, fastlora",
-        OURS,
-        UNDROPPED.name,
-        case=_HEADLINE._replace(dropout=0.1),
-        most=1.03,
-    ),
+    Goal("dropout 0.1 over none, fastlora", OURS, UNDROPPED.name, case=_DROPPED, most=1.03),
 )
 
 
@@ -102,13 +100,9 @@ def _finding(goal: Goal, shapes: str, ratios: Sequence[float]) -> Finding:
 def _fastest_other(groups: Sequence[Group]) -> Finding:
     """The least of the other methods' times over ours, over all cases."""
     what, reach = "fastest other LoRA over fastlora, forward+backward", "> 1.00"
-    others = [name for name, method in METHODS.items() if method.trains == "AB"]
-    found = [
-        (value, name, group)
-        for name in others
-        for group, value in _ratios(groups, name, OURS, _STEP)
-        if name not in OWN
-    ]
+    others = [name for name, method in METHODS.items() if method.trains == "AB" and name not in OWN]
+    ratios = {name: _ratios(groups, name, OURS, WHOLE_PASS) for name in others}
+    found = [(value, name, group) for name, pairs in ratios.items() for group, value in pairs]
     if not found:
         return Finding(what, "least of 0", reach=reach)
     cases = {group.title for *_, group in found}

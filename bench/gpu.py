@@ -23,15 +23,14 @@ from bench.environment import ROOT
 from bench.goals import findings
 from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
-from bench.measure import present
-from bench.methods import METHODS, OWN, Method
-from bench.methods.routes import PERSISTENT, why_unproven
+from bench.methods import METHODS, OWN, Method, present
+from bench.methods.routes import PERSISTENT_METHODS, why_unproven
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
 from bench.settings import DRY, GPU
-from bench.tables import print_header, print_tables, wide_console
-from fastlora.formula.cost import Problem
+from bench.tables import parts
+from fastlora.tables import as_text
 
 # Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
 _DRY_SURROUNDINGS: Final = {
@@ -52,7 +51,7 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
     """Run what was asked for; exits with status 1 if a test, the soak, a check or a step failed."""
     start = time.monotonic()
     refuse_what_cannot_run(out, dry_run=dry_run)
-    setting = DRY if dry_run else GPU
+    setting, warning = (DRY, "a dry run: these times mean nothing") if dry_run else (GPU, "")
     if dry_run:
         os.environ.update(_DRY_SURROUNDINGS)
         torch.set_num_threads(1)  # products this small only wait for their threads
@@ -60,17 +59,15 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
     results = open_results(path, Results.begin("bench.gpu", setting.device, commit))
-    print_header(results, wide_console())
+    where = ", ".join(filter(None, [results.environment.in_words, warning]))
+    say(where)
     for method in METHODS.values():
         say(f"method    {method.name}: {method.about}")
-    if dry_run:
-        say("dry run   every step at tiny sizes on the CPU; the times below mean nothing")
     steps, asked = Steps(results, setting, path), [only] if only else ["correctness", "tuning", "measure"]
     if "correctness" in asked:
         steps.check_correctness(then_tune="tuning" in asked)
     if "tuning" in asked:
         steps.tune()
-        steps.choose()
     if "measure" in asked:
         steps.compile()
         with fastlora.set_backend("triton"):
@@ -78,7 +75,13 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
             cache = results.environment.device["l2_bytes"]
             run = Run(results, setting.how, setting.measurements, path, cache, start + seconds)
             run.measure(methods)
-    report(results, out, "a dry run: these times mean nothing" if dry_run else "")
+    summary = as_text(parts(results, findings(results)))
+    say(summary)
+    (out / "summary.txt").write_text(summary, encoding="utf-8")
+    try:
+        draw(columns(results.rows), out / "linear.png", where)
+    except ImportError as error:
+        say(f"no picture: {error}")
     say(f"{time.monotonic() - start:.0f} s; results in {path}")
     sys.exit(1 if results.failures() else 0)
 
@@ -86,14 +89,13 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
 def present_methods(steps: Steps) -> list[Method]:
     """The methods that can run; the others are listed in the results with the reason."""
     results, setting = steps.results, steps.setting
-    methods, results.absent = present(METHODS, setting.device, setting.cases[0].dtype)
+    case = setting.cases[0]
+    methods, results.absent = present(METHODS, setting.device, case.dtype)
     if hung := steps.hung():
-        why = f"{', '.join(hung)} did not finish: a kernel may hang"
-        results.absent |= dict.fromkeys(OWN, why)
-    if PERSISTENT.name not in results.absent:
-        case = setting.cases[0]
-        if (unproven := why_unproven(Problem(*case[:4], case.dtype, case.adapter_dtype))) is not None:
-            results.absent[PERSISTENT.name] = unproven
+        results.absent |= dict.fromkeys(OWN, f"{', '.join(hung)} did not finish: a kernel may hang")
+    for code, method in PERSISTENT_METHODS.items():
+        if method.name not in results.absent and (unproven := why_unproven(code, case.problem)) is not None:
+            results.absent[method.name] = unproven
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]
@@ -109,18 +111,6 @@ def refuse_what_cannot_run(out: Path, *, dry_run: bool) -> None:
         raise click.UsageError("torch sees no GPU; --dry-run runs every step on the CPU")
     if not dry_run and os.environ.get("TRITON_INTERPRET") == "1":
         raise click.UsageError("TRITON_INTERPRET=1 would time the interpreter; unset it")
-
-
-def report(results: Results, out: Path, dry: str) -> None:
-    """Print the tables, and leave them and the picture beside the results."""
-    with (out / "summary.txt").open("w", encoding="utf-8") as file:
-        for console in (wide_console(), wide_console(file)):
-            print_tables(results, console, findings(results))
-    where = ", ".join(filter(None, [results.environment.in_words, dry]))
-    try:
-        draw(columns(results.rows), out / "linear.png", where)
-    except ImportError as error:
-        say(f"no picture: {error}")
 
 
 if __name__ == "__main__":

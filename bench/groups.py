@@ -69,24 +69,21 @@ def subject(row: Row) -> str:
     return f"{row.model}, {rows}, r{shape['r']}"
 
 
-class Multiple(NamedTuple):
-    """How many times ours: median and quartiles of one comparison, or mean of several and their range."""
-
-    low: float
-    middle: float
-    high: float
-
-    def __str__(self) -> str:
-        low, middle, high = (f"{value:.2f}" for value in self)
-        return middle if low == high else f"{middle} ({low} .. {high})"
-
-
 class Column(NamedTuple):
-    """One thing that all methods do, and how they do it, by name."""
+    """One thing that all methods do, and how many times ours they take, by name.
+
+    Of one comparison median and quartiles, of several their mean and range.
+    """
 
     head: str
-    cells: dict[str, Multiple]
+    cells: dict[str, Quartiles]
     is_time: bool = True
+
+
+def told(multiple: Quartiles) -> str:
+    """Such as "1.20 (1.10 .. 1.30)"; the middle alone where there is nothing around it."""
+    low, middle, high = (f"{value:.2f}" for value in multiple)
+    return middle if low == high else f"{middle} ({low} .. {high})"
 
 
 def columns(rows: Iterable[Row]) -> Iterator[Column]:
@@ -100,8 +97,7 @@ def columns(rows: Iterable[Row]) -> Iterator[Column]:
     for kind, same in layers.items():
         first = same[0]
         if first.any_row.level != "linear":
-            ratios = {method: first.over(method) for method in first.rows}
-            yield Column(kind, {name: Multiple(*ratio) for name, ratio in ratios.items() if ratio})
+            yield Column(kind, {name: ratio for name in first.rows if (ratio := first.over(name))})
             continue
         head = f"{first.whole} of a layer, {kind}, {len(same)} shape{'s'[: len(same) > 1]}"
         yield Column(head, _over_all(same, _time_over_ours))
@@ -109,14 +105,14 @@ def columns(rows: Iterable[Row]) -> Iterator[Column]:
             yield Column(f"bytes saved for backward, {kind}", saved, is_time=False)
 
 
-def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | None]) -> dict[str, Multiple]:
+def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | None]) -> dict[str, Quartiles]:
     cells = {}
     for method in dict.fromkeys(method for group in groups for method in group.rows):
         values = [found for group in groups if (found := value(group, method)) is not None]
         if values:
             low, high = min(values), max(values)
             # Its logarithms round: the mean of one value may lie a little beside it.
-            cells[method] = Multiple(low, min(max(statistics.geometric_mean(values), low), high), high)
+            cells[method] = Quartiles(low, min(max(statistics.geometric_mean(values), low), high), high)
     return cells
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.cases import Case
 from bench.methods.method import Bare, Method
@@ -18,7 +18,9 @@ from fastlora.layer.base_weights import packed_format
 from fastlora.measuring.inputs import Inputs
 from fastlora.measuring.timing import Work
 
-PHASES: Final = ("forward", "backward", "forward+backward")
+# The phase that methods are judged by.
+WHOLE_PASS: Final = "forward+backward"
+PHASES: Final = ("forward", "backward", WHOLE_PASS)
 
 # Beside the methods over a packed W: W unpacked alone, once for each pass.
 UNPACKING: Final = "unpacking"
@@ -34,8 +36,7 @@ class Layer(NamedTuple):
 
     def forward(self) -> Tensor:
         """Y, ready for a backward pass."""
-        y: Tensor = self.apply(self.x)
-        return y
+        return self.apply(self.x)
 
     def backward(self, y: Tensor) -> tuple[Tensor, ...]:
         """The gradients of x and of what is trained.
@@ -73,20 +74,18 @@ def phase_works(layers: Sequence[Layer]) -> Mapping[str, Work]:
     refuses that, and a method may write over what it saved. As CUDA graphs the two are captured one after the
     other on one stream and replayed in that order; the second reads what the first's replay left.
     """
-    prepared: list[Tensor | None] = [None] * len(layers)
-
-    def prepare() -> None:
-        prepared[:] = [layer.forward() for layer in layers]
-
-    def backward() -> None:
-        for number, layer in enumerate(layers):
-            y, prepared[number] = prepared[number], None  # what a backward pass saved goes with it
-            assert y is not None
-            layer.backward(y)
+    prepared: list[Tensor] = []
 
     def forward() -> None:
         for layer in layers:
             layer.forward()
+
+    def prepare() -> None:
+        prepared[:] = [layer.forward() for layer in reversed(layers)]
+
+    def backward() -> None:
+        for layer in layers:
+            layer.backward(prepared.pop())  # what a backward pass saved goes with it
 
     def both() -> None:
         for layer in layers:
@@ -113,17 +112,8 @@ def layer_saved_bytes(method: Method, case: Case, device: torch.device) -> int:
     inputs = case.inputs(device)
     layer = build_layer(method, case, inputs)
     own = [tensor for tensor in (inputs.W, inputs.b, *layer.trained) if tensor is not None]
-    if case.base:
-        own += [*layer.apply.parameters(), *_packed_tensors(layer.apply)]
+    for module in layer.apply.modules() if case.base else ():
+        own += module.parameters(recurse=False)
+        if (format := packed_format(module)) is not None:
+            own += format.base_of(module, format.values_dtype(module)).tensors
     return saved_bytes(layer.forward, own)
-
-
-def _packed_tensors(layer: nn.Module) -> list[Tensor]:
-    """The tensors that hold a packed W, of a layer or of one inside it."""
-    formats = ((module, packed_format(module)) for module in layer.modules())
-    return [
-        tensor
-        for module, format in formats
-        if format is not None
-        for tensor in format.base_of(module, format.values_dtype(module)).tensors
-    ]

@@ -14,14 +14,14 @@ import torch
 
 from bench.ceilings import Ceilings
 from bench.groups import columns
-from bench.measure import present
-from bench.methods import Method
+from bench.methods import Method, present
 from bench.methods.lorafusion import CHECKOUT
 from bench.pictures import draw
 from bench.results import Results
 from bench.run import keep_ceilings
 from bench.settings import Effort, effort_on
-from bench.tables import print_header, print_tables, wide_console
+from bench.tables import parts
+from fastlora.tables import as_text
 
 POSITIVE: Final = click.IntRange(min=1)
 
@@ -80,15 +80,14 @@ class Level:
 
     Attributes:
         methods: The names of those asked for.
-        threads: That torch was told to use; None where it chose.
         json: Where the results are written.
     """
 
+    name: str
     results: Results
     device: torch.device
     effort: Effort
     methods: Sequence[str]
-    threads: int | None
     json: Path | None
 
     def ceilings(self, dtype: torch.dtype) -> Ceilings:
@@ -111,6 +110,7 @@ def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] 
     """Make a command of a function that measures: it gets a `Level`, and the options of its own.
 
     Of the methods, all that there are, those chosen are compared unless others are asked for; none for all.
+    The command prints the tables, and exits with status 1 if anything went wrong.
     """
     here = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -136,37 +136,23 @@ def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] 
             commit: str | None,
             **own: Any,
         ) -> None:
-            _prepare_torch(threads)
+            if threads is not None:
+                torch.set_num_threads(threads)
+            # As the MNIST job does: Adam's mean of a gradient that has become zero falls until it is
+            # denormal, and denormals cost the CPU several times the whole step.
+            torch.set_flush_denormal(True)
+            torch.manual_seed(0)
             where = torch.device(device)
             results = Results.begin(f"bench.{name}", where, commit)
-            measuring = Level(results, where, effort_on(where, rounds), methods, threads, json)
+            measuring = Level(name, results, where, effort_on(where, rounds), methods, json)
             measure(measuring, **own)
             measuring.save()
-            finish(results, picture)
+            click.echo(as_text(parts(results)))
+            if picture is not None:
+                draw(columns(results.rows), picture, results.environment.in_words)
+            sys.exit(1 if results.failures() else 0)
 
         run.params += reversed(getattr(measure, "__click_params__", []))
         return run
 
     return make
-
-
-def _prepare_torch(threads: int | None) -> None:
-    """Set threads, and denormals to zero as the MNIST job does.
-
-    Adam's mean of a gradient that has become zero falls by 0.9 a step until it is denormal, and denormals
-    cost the CPU several times the whole step.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    torch.manual_seed(0)
-
-
-def finish(results: Results, picture: Path | None) -> None:
-    """Print the tables and draw the picture, if any; exits with status 1 if anything went wrong."""
-    console = wide_console()
-    print_header(results, console)
-    print_tables(results, console)
-    if picture is not None:
-        draw(columns(results.rows), picture, results.environment.in_words)
-    sys.exit(1 if results.failures() else 0)

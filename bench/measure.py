@@ -11,11 +11,20 @@ import torch
 from torch import nn
 
 from bench.cases import Measurement
-from bench.ceilings import Ceilings, Floor, floors, layer_use, net_uses
+from bench.ceilings import Ceilings, Floor, Use, floors, net_uses
 from bench.check import check
 from bench.counts import device_events, host_peak_bytes, launches, peak_bytes
 from bench.groups import OURS
-from bench.layer import UNPACKING, Layer, build_layer, phase_works, unpacking_works
+from bench.layer import (
+    PHASES,
+    UNPACKING,
+    WHOLE_PASS,
+    Layer,
+    build_layer,
+    layer_saved_bytes,
+    phase_works,
+    unpacking_works,
+)
 from bench.methods import METHODS, Method
 from bench.results import Results, Row
 from bench.settings import Effort
@@ -69,12 +78,10 @@ class Record(NamedTuple):
             else:
                 self.results.problems.append(f"{self.where}, {problem}")
 
-    def add_row(
-        self, samples: list[float], floor: Floor | None, whole: Mapping[str, int | None], **names: str
-    ) -> None:
-        """A row of these samples; level, method, phase and mode are its names."""
+    def add_row(self, samples: list[float], floor: Floor | None, **names: Any) -> None:
+        """A row of these samples; its other fields are the names."""
         least = {} if floor is None else floor._asdict()
-        self.results.rows.append(Row.of_samples(samples, **names, **least, **whole, **self.labels))
+        self.results.rows.append(Row.of_samples(samples, **names, **least, **self.labels))
 
 
 def measure_case(
@@ -91,23 +98,27 @@ def measure_case(
     """
     case = one.case
     record = Record(results, str(case), case.labels())
-    count = number_of_sets(case.base_bytes, cache_bytes)
+    count = number_of_sets(case.problem.base_bytes(), cache_bytes)
     sets = [case.inputs(how.device) for _ in range(count)]
-    task, floor = layer_task(case, sets[0]), floors(layer_use(case), ceilings)
+    task, floor = layer_task(case, sets[0]), floors([Use(case.problem)], ceilings)
 
     def build(method: Method) -> list[Layer]:
         return [build_layer(method, case, inputs) for inputs in sets]
 
     built = _right(record, methods, task, "eager", build)
-    phases = {name: phase_works(layers) for name, (_, layers) in built.items()}
-    single = {name: phase_works(layers[:1]) for name, (_, layers) in built.items()}
-    if case.base and built:
-        phases[UNPACKING], single[UNPACKING] = unpacking_works(case, sets), unpacking_works(case, sets[:1])
-    for phase in next(iter(phases.values()), ()):
-        works = {name: own[phase] for name, own in phases.items()}
+    unpacking = unpacking_works(case, sets) if case.base and built else {}
+    for phase in PHASES if built else ():
+        works = {name: phase_works(layers)[phase] for name, (_, layers) in built.items()}
+        if unpacking:
+            works[UNPACKING] = unpacking[phase]
         with on_record(results.problems, f"{case}, {phase}"):
             warm_up(works, how.warm_up_rounds, timer_for(how.device))
-            peaks = {name: peak_bytes(own[phase], how.device) for name, own in single.items()}
+            held = {}
+            for name, (method, layers) in built.items():
+                held[name] = {"peak_bytes": peak_bytes(phase_works(layers[:1])[phase], how.device)}
+                with record.tolerated(method, f"counting what {name} saves"):
+                    saved = layer_saved_bytes(method, case, how.device) if phase == WHOLE_PASS else None
+                    held[name]["saved_bytes"] = saved
             for mode in one.modes:
                 timed = works
                 if mode == "graph":
@@ -118,9 +129,9 @@ def measure_case(
                             timed[name] = as_graphs(work)
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
                 for name, times in _times(timed, how, one.seconds).items():
-                    samples, whole = [time / count for time in times[WHOLE]], {"peak_bytes": peaks[name]}
+                    samples = [time / count for time in times[WHOLE]]
                     names = {"level": "linear", "method": name, "phase": phase, "mode": mode}
-                    record.add_row(samples, floor[phase], whole, **names)
+                    record.add_row(samples, floor[phase], **names, **held.get(name, {}))
 
 
 def measure_task(
@@ -156,7 +167,7 @@ def measure_task(
             counts = count_step(trainers[name], how.device)
             for part, samples in times.items():
                 names = {"level": level, "method": name, "phase": part, "mode": mode}
-                record.add_row(samples, floor.get(part), counts if part == WHOLE else {}, **names)
+                record.add_row(samples, floor.get(part), **names, **counts if part == WHOLE else {})
 
 
 def _right(
@@ -229,12 +240,3 @@ def twin(model: nn.Module) -> nn.Module:
     }
     # As deepcopy's memo they stand for the copies of the model's own.
     return copy.deepcopy(model, {**shared})
-
-
-def present(
-    names: Iterable[str], device: torch.device, dtype: torch.dtype
-) -> tuple[list[Method], dict[str, str]]:
-    """The methods that can run on a device, and why the others cannot, by name."""
-    reasons = {name: METHODS[name].why_absent(device, dtype) for name in names}
-    absent = {name: why for name, why in reasons.items() if why is not None}
-    return [METHODS[name] for name in reasons if name not in absent], absent

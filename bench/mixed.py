@@ -7,6 +7,8 @@ all rows), peft (its `adapter_names=`, which it has for inference only) and fast
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import Case
+from bench.layer import WHOLE_PASS
 from bench.level import Level, level
 from bench.measure import on_record
 from bench.methods import PEFT
-from bench.results import WHOLE_PASS, Row
+from bench.results import Row
 from fastlora import LoRAConfig, adapter_batch, add_adapter, apply_lora, train_adapters
 from fastlora.measuring.errors import relative_error
 from fastlora.measuring.timing import WHOLE, Work, interleaved, rounds_within, timer_for, warm_up
 
-LEVEL: Final = "mixed"
 METHODS: Final = ("frozen", "one", "peft", "fastlora")
 ITEMS: Final = 16
 MIXES: Final = (1, 4, 8, 16)
@@ -34,80 +36,25 @@ CASES: Final = {
 }
 
 
-@level(LEVEL, 60, METHODS)
+@level("mixed", 60, METHODS)
 @click.option("--seconds", default=2.0, show_default=True, help="Of timing for each case and phase.")
 def main(level: Level, seconds: float) -> None:
     """Measure every case with every number of adapters."""
-    absent = {"peft": PEFT.why_absent(level.device, torch.float32)} if "peft" in level.methods else {}
-    level.results.absent |= {name: why for name, why in absent.items() if why}
-    methods = [name for name in level.methods if name not in level.results.absent]
-    for case in CASES[level.device.type]:
-        for adapters in MIXES:
-            with on_record(level.results.problems, f"{case}, {adapters} adapters"):
-                _measure(level, case, adapters, methods, seconds)
+    methods = list(level.methods)
+    if "peft" in methods and (why := PEFT.why_absent(level.device, torch.float32)):
+        level.results.absent["peft"] = why
+        methods.remove("peft")
+    for case, adapters in itertools.product(CASES[level.device.type], MIXES):
+        with on_record(level.results.problems, f"{case}, {adapters} adapters"):
+            nets = {method: _net(method, case, adapters).to(level.device) for method in methods}
+            _measure(level, case, nets, adapters, seconds)
 
 
-def _measure(level: Level, case: Case, adapters: int, methods: list[str], seconds: float) -> None:
-    nets = _nets(case, adapters, methods, level.device)
-    names = [_name(item % adapters) for item in range(ITEMS)]
-    x = torch.randn(ITEMS, case.M // ITEMS, case.K, dtype=case.dtype, device=level.device)
-    dy = torch.randn(ITEMS, case.M // ITEMS, case.N, dtype=case.dtype, device=level.device)
-
-    def forward(method: str, x: Tensor) -> Tensor:
-        net = nets[method]
-        options = {"adapter_names": names} if method == "peft" else {}
-        with adapter_batch(net, names) if method == "fastlora" else contextlib.nullcontext():
-            y: Tensor = net(x, **options)
-            return y
-
-    def infer(method: str) -> None:
-        with torch.no_grad():
-            forward(method, x)
-
-    def train(method: str) -> None:
-        own = [x, *(p for p in nets[method].parameters() if p.requires_grad)]
-        torch.autograd.grad(forward(method, x), own, dy, allow_unused=True)
-
-    if {"peft", "fastlora"} <= nets.keys():
-        with torch.no_grad():
-            error = relative_error(forward("fastlora", x), forward("peft", x).double())
-        if error > 8 * torch.finfo(case.dtype).eps:
-            raise ValueError(f"fastlora and peft differ by {error:.1e}")
-    phases: dict[str, dict[str, Work]] = {
-        "forward": {name: Work.of(lambda name=name: infer(name)) for name in nets},
-        WHOLE_PASS: {name: Work.of(lambda name=name: train(name)) for name in nets if name != "peft"},
-    }
-    for phase, works in phases.items():
-        x.requires_grad_(phase == WHOLE_PASS)
-        for method, samples in _times(level, works, seconds).items():
-            fields = {"method": method, "phase": phase, "mode": f"{adapters} adapters mixed"}
-            level.results.rows.append(Row.of_samples(samples, level=LEVEL, **fields, **case.labels()))
-
-
-def _times(level: Level, works: Mapping[str, Work], seconds: float) -> dict[str, list[float]]:
-    timer, how = timer_for(level.device), level.effort
-    warm_up(works, how.warm_up_rounds, timer)
-    rounds = rounds_within(seconds, works, timer, fewest=how.fewest_rounds, most=how.rounds)
-    return {name: times[WHOLE] for name, times in interleaved(works, rounds, timer).items()}
-
-
-def _nets(case: Case, adapters: int, methods: list[str], device: torch.device) -> dict[str, nn.Module]:
-    """A net of one layer for each method, with the same W and adapters; A and B are not zero."""
+def _net(method: str, case: Case, adapters: int) -> nn.Module:
+    """A net of one layer; for each method with the same W and adapters, and neither A nor B is zero."""
     torch.manual_seed(0)
-    W = torch.randn(case.N, case.K) / case.K**0.5
-    pairs = [(torch.randn(case.r, case.K), torch.randn(case.N, case.r)) for _ in range(adapters)]
-    made = {}
-    for method in methods:
-        net = nn.Sequential(nn.Linear(case.K, case.N, bias=False, dtype=case.dtype))
-        with torch.no_grad():
-            net[0].weight.copy_(W)
-        made[method] = _adapted(method, net, case, pairs[:1] if method == "one" else pairs).to(device)
-    return made
-
-
-def _adapted(method: str, net: nn.Sequential, case: Case, pairs: list[tuple[Tensor, Tensor]]) -> nn.Module:
-    """The net with an adapter of each pair."""
-    names = [_name(number) for number in range(len(pairs))]
+    net = nn.Sequential(nn.Linear(case.K, case.N, bias=False, dtype=case.dtype))
+    names = [_name(number) for number in range(1 if method == "one" else adapters)]
     if method == "frozen":
         return net.requires_grad_(False)
     if method == "peft":
@@ -118,24 +65,60 @@ def _adapted(method: str, net: nn.Sequential, case: Case, pairs: list[tuple[Tens
         for name in names[1:]:
             model.add_adapter(name, config)
         layer = model.base_model.model[0]
-        factors = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in names]
+        factors = [pair[name].weight for name in names for pair in (layer.lora_A, layer.lora_B)]
         model.eval()
     else:
         ours = LoRAConfig(r=case.r, alpha=case.r)
         model = apply_lora(net, ours)
         for name in names[1:]:
             add_adapter(model, name, ours)
-        factors = [tuple(net[0].adapters[name].parameters()) for name in names]
+        factors = [factor for name in names for factor in net[0].adapters[name].parameters()]
         train_adapters(model, names)
+    torch.manual_seed(1)
     with torch.no_grad():
-        for pair, values in zip(factors, pairs, strict=True):
-            for factor, value in zip(pair, values, strict=True):
-                factor.copy_(value)
+        for factor in factors:
+            factor.copy_(torch.randn(factor.shape))
     return model
 
 
 def _name(number: int) -> str:
     return f"a{number}" if number else "default"
+
+
+def _measure(level: Level, case: Case, nets: Mapping[str, nn.Module], adapters: int, seconds: float) -> None:
+    names = [_name(item % adapters) for item in range(ITEMS)]
+    x = torch.randn(ITEMS, case.M // ITEMS, case.K, dtype=case.dtype, device=level.device)
+    dy = torch.randn(ITEMS, case.M // ITEMS, case.N, dtype=case.dtype, device=level.device)
+
+    def forward(method: str) -> Tensor:
+        options = {"adapter_names": names} if method == "peft" else {}
+        with adapter_batch(nets[method], names) if method == "fastlora" else contextlib.nullcontext():
+            return nets[method](x, **options)
+
+    def infer(method: str) -> Tensor:
+        with torch.no_grad():
+            return forward(method)
+
+    def train(method: str) -> None:
+        own = [x, *(p for p in nets[method].parameters() if p.requires_grad)]
+        torch.autograd.grad(forward(method), own, dy, allow_unused=True)
+
+    if {"peft", "fastlora"} <= nets.keys():
+        error = relative_error(infer("fastlora"), infer("peft").double())
+        if error > 8 * torch.finfo(case.dtype).eps:
+            raise ValueError(f"fastlora and peft differ by {error:.1e}")
+    timer, how = timer_for(level.device), level.effort
+    for phase, run in (("forward", infer), (WHOLE_PASS, train)):
+        x.requires_grad_(phase == WHOLE_PASS)
+        able = [name for name in nets if phase == "forward" or name != "peft"]
+        works = {name: Work.of(functools.partial(run, name)) for name in able}
+        warm_up(works, how.warm_up_rounds, timer)
+        rounds = rounds_within(seconds, works, timer, fewest=how.fewest_rounds, most=how.rounds)
+        for method, times in interleaved(works, rounds, timer).items():
+            fields = {"method": method, "phase": phase, "mode": f"{adapters} adapters mixed"}
+            level.results.rows.append(
+                Row.of_samples(times[WHOLE], level=level.name, **fields, **case.labels())
+            )
 
 
 if __name__ == "__main__":

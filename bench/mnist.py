@@ -19,8 +19,6 @@ from fastlora.recipes.digits import read_sample
 from fastlora.recipes.mlp import LAYERS, DigitsMLP
 from fastlora.recipes.training import BATCH
 
-LEVEL = "mnist"
-
 
 def digits_task(device: torch.device) -> Task:
     """The net of the MNIST job at its seed's weights, fine-tuned on the nines that come with the package."""
@@ -48,14 +46,14 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
     return Outcome(nn.functional.cross_entropy(logits, batch["labels"]), logits)
 
 
-@level(LEVEL, 300, IN_NETS)
+@level("mnist", 300, IN_NETS)
 @several("--adam", ADAMS, ["fused", "foreach"])
 def main(level: Level, adam: tuple[str, ...]) -> None:
     """Measure the step."""
     task = digits_task(level.device)
     ceilings, here = level.ceilings(task.dtype), level.present(task.dtype)
     for way in adam:
-        measure_task(level.results, LEVEL, task, task, "eager", way, here, ceilings, level.effort)
+        measure_task(level.results, level.name, task, task, "eager", way, here, ceilings, level.effort)
 
 
 if __name__ == "__main__":

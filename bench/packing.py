@@ -34,8 +34,7 @@ def int8(W: Tensor, b: Tensor | None) -> nn.Module:
 def _with_bias(layer: Any, b: Tensor | None, device: torch.device) -> nn.Module:
     if b is not None:
         layer.bias = nn.Parameter(b.detach().clone(), requires_grad=False)
-    packed: nn.Module = layer.to(device)
-    return packed
+    return layer.to(device)
 
 
 PACKINGS: Final[dict[str, Callable[[Tensor, Tensor | None], nn.Module]]] = {"nf4": nf4, "int8": int8}

@@ -63,16 +63,16 @@ def draw(columns: Iterable[Column], path: Path, where: str = "") -> None:
 
 def _draw_panel(axes: Any, panel: Column) -> None:
     bars, places = list(panel.cells.values()), range(len(panel.cells))
-    values, highest = [bar.middle for bar in bars], max(bar.high for bar in bars)
-    spread = [[bar.middle - bar.low for bar in bars], [bar.high - bar.middle for bar in bars]]
+    values, highest = [bar.median for bar in bars], max(bar.q75 for bar in bars)
+    spread = [[bar.median - bar.q25 for bar in bars], [bar.q75 - bar.median for bar in bars]]
     axes.barh(
         places, values, 0.72, color=[_BLUE if name == OURS else _GREY for name in panel.cells], zorder=2
     )
     axes.errorbar(values, places, xerr=spread, fmt="none", ecolor=_INK, elinewidth=0.8, zorder=3)
     for place, (method, bar) in enumerate(panel.cells.items()):
         axes.annotate(
-            f"{bar.middle:.2f}x",
-            (bar.high, place),
+            f"{bar.median:.2f}x",
+            (bar.q75, place),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",

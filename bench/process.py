@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -45,13 +44,14 @@ def run_process(command: Sequence[str], surroundings: dict[str, str], seconds: f
         errors="replace",
         start_new_session=True,
     )
+    status: int | None = None
     try:
         output, _ = process.communicate(timeout=seconds)
+        status = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        return Ended(None, output, time.monotonic() - start)
-    return Ended(process.returncode, output, time.monotonic() - start)
+    return Ended(status, output, time.monotonic() - start)
 
 
 def run_child(target: str, arguments: Sequence[Any], device: torch.device, seconds: float) -> dict[str, Any]:
@@ -84,22 +84,6 @@ def main(target: str, device: str, arguments: str) -> None:
     print(json.dumps(found))  # noqa: T201
 
 
-def run_shares(target: str, count: int, device: torch.device, seconds: float, what: str) -> dict[str, Any]:
-    """Compile in `count` processes, each its share; a correctness step's result."""
-    start = time.monotonic()
-
-    def share(number: int) -> dict[str, Any]:
-        return run_child(target, [number, count], device, seconds)
-
-    with ThreadPoolExecutor(count) as pool:
-        found = list(pool.map(share, range(count)))
-    unwell = [part["summary"] for part in found if not part["passed"]]
-    ran = sum(part.get("ran", 0) for part in found)
-    finished = all(part["finished"] for part in found)
-    summary = "; ".join([f"{ran} {what} compiled and run once", *unwell])
-    return outcome(not unwell, summary, time.monotonic() - start, finished=finished)
-
-
 def outcome(
     passed: bool | None, summary: str, seconds: float, *, finished: bool = True, **more: Any
 ) -> dict[str, Any]:
@@ -127,15 +111,10 @@ def python_path() -> str:
 
 def surroundings(device: torch.device) -> dict[str, str]:
     """Environment variables for a process that works on the device."""
-    variables = {
-        **os.environ,
-        "PYTHONPATH": python_path(),
-        # Deterministic algorithms fill buffers with NaN; older torch then refuses cuBLAS without this.
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    }
-    if device.type == "cpu":
-        variables |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
-    return variables
+    on_cpu = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"} if device.type == "cpu" else {}
+    # Deterministic algorithms fill buffers with NaN; older torch then refuses cuBLAS without the latter.
+    own = {"PYTHONPATH": python_path(), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return {**os.environ, **own, **on_cpu}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import click
 
 from bench import cpu_goals
 from bench.environment import ROOT
-from bench.groups import OURS, Column, Group, columns, comparable
+from bench.groups import OURS, Column, Group, columns, comparable, told
+from bench.layer import WHOLE_PASS
 from bench.pictures import draw
 from bench.results import Results, Row
 
@@ -35,49 +36,49 @@ PACKED: Final = "packed"
 _LARGE: Final = {"M": 128, "K": 1000, "N": 1000}
 
 
-class Run(NamedTuple):
+class File(NamedTuple):
     """A results file: where it lies, and what it holds."""
 
     path: Path
     results: Results
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[File]:
     """Every results file of a folder.
 
     Raises:
         ValueError: If a file is no results file, or holds a dry run, whose times mean nothing.
     """
-    runs = [Run(path, Results.read(path)) for path in sorted(folder.glob("*.json"))]
+    runs = [File(path, Results.read(path)) for path in sorted(folder.glob("*.json"))]
     for run in runs:
         if any(row.mode == "dry-run" for row in run.results.rows):
             raise ValueError(f"{run.path} must hold measured times; it holds a dry run")
     return runs
 
 
-def newest(runs: Iterable[Run], kind: str) -> dict[str, Run]:
+def newest(runs: Iterable[File], kind: str) -> dict[str, File]:
     """The latest run of each level on a kind of device, by level."""
-    found: dict[str, Run] = {}
+    found: dict[str, File] = {}
     for run in sorted(runs, key=lambda run: run.results.started):
         if run.results.environment.device["kind"] == kind:
             found |= dict.fromkeys(_levels(run), run)
     return found
 
 
-def _levels(run: Run) -> list[str]:
+def _levels(run: File) -> list[str]:
     """The levels of a run. Layers over a packed W, with the same ones plain, are another than plain ones."""
     rows = run.results.rows
     return [PACKED] if any(row.base for row in rows) else [row.level for row in rows]
 
 
-def compared(runs: Mapping[str, Run]) -> list[Column]:
+def compared(runs: Mapping[str, File]) -> list[Column]:
     """What the table and the picture compare: levels that have no sentences of their own; layers first."""
     levels = sorted(runs.keys() - {"startup", "mixed"}, key=lambda level: (level != "linear", level))
     return list(columns(row for level in levels for row in _rows(runs, level)))
 
 
-def with_figures(readme: str, runs: Iterable[Run], pictures: Path) -> str:
-    """The README with what lies between its markers written anew.
+def with_figures(readme: str, runs: Iterable[File], pictures: Path) -> str:
+    """The text of the README with what lies between its markers written anew.
 
     Args:
         readme: Its text.
@@ -93,13 +94,12 @@ def with_figures(readme: str, runs: Iterable[Run], pictures: Path) -> str:
         if readme.count(first) != 1 or readme.count(last) != 1:
             raise ValueError(f"the README must hold {first!r} and {last!r} once each")
         before, rest = readme.split(first)
-        after = rest.split(last)[1]
         lines = _figures(newest(runs, kind), pictures / f"{kind}.png")
-        readme = "\n".join([before + first, *lines, last + after])
+        readme = "\n".join([before + first, *lines, last + rest.split(last)[1]])
     return readme
 
 
-def _figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
+def _figures(runs: Mapping[str, File], picture: Path) -> Iterator[str]:
     """The lines of Markdown for one kind of device, from its runs by level, and a link to its picture."""
     if not runs:
         yield NOT_MEASURED
@@ -112,19 +112,23 @@ def _figures(runs: Mapping[str, Run], picture: Path) -> Iterator[str]:
     yield ""
     if table := list(cpu_goals.lines(_all_rows(runs, PACKED), _rows(runs, "model"))):
         yield from [*table, ""]
-    sentences = _floor(_rows(runs, "linear")), _mixed(_rows(runs, "mixed")), _start(_rows(runs, "startup"))
-    if lines := [line for each in sentences for line in each]:
-        yield from [*lines, ""]
+    sentences = [
+        *_floor(_rows(runs, "linear")),
+        *_mixed(_rows(runs, "mixed")),
+        *_start(_rows(runs, "startup")),
+    ]
+    if sentences:
+        yield from [*sentences, ""]
     yield from _origin(runs, picture.parent)
 
 
-def _rows(runs: Mapping[str, Run], level: str) -> list[Row]:
+def _rows(runs: Mapping[str, File], level: str) -> list[Row]:
     if level == PACKED:  # without the layers that they are compared with
         return [row for row in _all_rows(runs, PACKED) if row.base]
     return [row for row in _all_rows(runs, level) if row.level == level]
 
 
-def _all_rows(runs: Mapping[str, Run], level: str) -> list[Row]:
+def _all_rows(runs: Mapping[str, File], level: str) -> list[Row]:
     return runs[level].results.rows if level in runs else []
 
 
@@ -133,16 +137,20 @@ def _table(shown: list[Column]) -> Iterator[str]:
     yield "| | " + " | ".join(f"**{name}**" if name == OURS else name for name in methods) + " |"
     yield "|---" * (1 + len(methods)) + "|"
     for head, cells, _ in shown:
-        yield "| " + " | ".join([head, *(str(cells.get(method, "-")) for method in methods)]) + " |"
+        yield (
+            "| "
+            + " | ".join([head, *(told(cells[method]) if method in cells else "-" for method in methods)])
+            + " |"
+        )
 
 
 def _floor(rows: list[Row]) -> Iterator[str]:
     """How far ours is from the frozen layer."""
-    large = [(group, group.over(OURS, "frozen")) for group in comparable(rows) if _is_large(group)]
+    large = ((group, group.over(OURS, "frozen")) for group in comparable(rows) if _is_large(group))
     over = sorted((ratio.median, group.title) for group, ratio in large if ratio is not None)
     if over:
         sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
-        what = f"fastlora over the frozen layer, which trains nothing, {large[0][0].whole}, {sizes}, r = 16"
+        what = f"fastlora over the frozen layer, which trains nothing, {WHOLE_PASS}, {sizes}, r = 16"
         yield f"- {what}: {over[0][0]:.2f} .. {over[-1][0]:.2f} ({over[-1][1]})."
 
 
@@ -172,7 +180,7 @@ def _start(rows: list[Row]) -> Iterator[str]:
             yield f"- {what}: {1e-6 * row.median_us:.3f} s."
 
 
-def _origin(runs: Mapping[str, Run], folder: Path) -> Iterator[str]:
+def _origin(runs: Mapping[str, File], folder: Path) -> Iterator[str]:
     """Where the figures are from: device, versions, commit, command."""
     told = {run.path: run.results for run in runs.values()}
     here = next(iter(told.values())).environment

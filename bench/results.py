@@ -4,10 +4,7 @@
      correctness: {step: {passed, finished, summary, seconds, ...}}, ceilings,
      other_ceilings: [...], absent: {method: why}, left_out: [{method, why, CASE}], problems: [...],
      checks: [{method, errors, failure, CASE}],
-     profiles: [{method, phase, CASE, launches, kernels}],
-     rows: [{level, method, phase, CASE, mode,
-             median_us, q25_us, q75_us, peak_bytes, launches, floor_us, samples_us,
-             saved_bytes, flops, moved_bytes, model, optimizer}]}
+     profiles: [{method, phase, CASE, launches, kernels}], rows: [{the fields of Row}]}
 
     CASE: dtype, adapter_dtype, shape: {M, K, N, r}, dropout, bias
 
@@ -25,10 +22,11 @@ dtype, that of most rows; `other_ceilings` of those that other rows have.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,9 +38,6 @@ from bench.environment import Environment, environment
 from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
-
-# The phase of a layer that methods are judged by.
-WHOLE_PASS: Final = "forward+backward"
 
 # In the order of the file.
 _HEAD: Final = ("command", "started", "correctness", "ceilings", "other_ceilings", "absent", "problems")
@@ -123,33 +118,25 @@ class Results:
         """The methods with rows of a case; none if it has not been measured."""
         return {row.method for row in self.rows if row.labels == labels}
 
-    def lacks_counts(self, labels: dict[str, Any], launches: bool) -> bool:
-        """Whether a case was measured, but the bytes that it saves, or its launches, were not counted."""
-        saved = [row.saved_bytes for row in self.rows if row.labels == labels and row.phase == WHOLE_PASS]
-        profiled = any(labels.items() <= profile.items() for profile in self.profiles)
-        return None in saved or (bool(saved) and launches and not profiled)
-
-    def add_saved(self, labels: dict[str, Any], saved: Mapping[str, int]) -> None:
-        """Note the bytes that each method's forward pass saves in its rows of both passes."""
-        for i, row in enumerate(self.rows):
-            if row.phase == WHOLE_PASS and row.labels == labels and row.method in saved:
-                self.rows[i] = replace(row, saved_bytes=saved[row.method])
+    def has_profiles(self, labels: dict[str, Any]) -> bool:
+        """Whether the launches of a case were counted."""
+        return any(labels.items() <= profile.items() for profile in self.profiles)
 
     def add_profiles(self, profiles: list[dict[str, Any]]) -> None:
         """Keep profiles, and note their launches in the rows that they belong to."""
         self.profiles += profiles
         for profile in profiles:
             for i, row in enumerate(self.rows):
-                same_call = (row.method, row.phase) == (profile["method"], profile["phase"])
-                if same_call and row.labels.items() <= profile.items():
+                if {"method": row.method, "phase": row.phase, **row.labels}.items() <= profile.items():
                     self.rows[i] = replace(row, launches=profile["launches"])
 
     def failures(self) -> list[str]:
         """What went wrong, a line each; empty for a run to be trusted."""
-        steps = self.correctness.items()
-        failures = [f"{name}: {step['summary']}" for name, step in steps if step["passed"] is False]
-        failures += [f"{check['method']}: {check['failure']}" for check in self.checks if check["failure"]]
-        return failures + self.problems
+        steps = [
+            f"{name}: {one['summary']}" for name, one in self.correctness.items() if one["passed"] is False
+        ]
+        checks = [f"{check['method']}: {check['failure']}" for check in self.checks if check["failure"]]
+        return [*steps, *checks, *self.problems]
 
     def write(self, path: Path) -> None:
         """Replace the file in one step: a run that is killed leaves the last complete one."""
@@ -162,11 +149,9 @@ class Results:
         content = {"schema": SCHEMA, **self.environment._asdict()}
         content |= {name: getattr(self, name) for name in _HEAD + _LISTS}
         content["rows"] = [asdict(row) for row in self.rows]
-        lists = {name: content.pop(name) for name in _LISTS}
+        lists = {name: ",".join(f"\n    {json.dumps(one)}" for one in content.pop(name)) for name in _LISTS}
         parts = [json.dumps(content, indent=2).removesuffix("\n}")]
-        for name, entries in lists.items():
-            lines = ",".join(f"\n    {json.dumps(entry)}" for entry in entries)
-            parts.append(f'  "{name}": [{lines}\n  ]')
+        parts += [f'  "{name}": [{lines}\n  ]' for name, lines in lists.items()]
         return ",\n".join(parts) + "\n}\n"
 
     @classmethod
@@ -189,13 +174,10 @@ def open_results(path: Path, fresh: Results) -> Results:
 
     A file that does not fit, or cannot be read, is set aside as *.old.json.
     """
-    if not path.exists():
-        return fresh
-    try:
-        earlier = Results.read(path)
-    except (ValueError, KeyError, TypeError):
-        earlier = None
-    if earlier is not None and earlier.environment.matches(fresh.environment):
-        return earlier
-    path.replace(path.with_suffix(".old.json"))
+    if path.exists():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            earlier = Results.read(path)
+            if earlier.environment.matches(fresh.environment):
+                return earlier
+        path.replace(path.with_suffix(".old.json"))
     return fresh

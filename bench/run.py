@@ -15,7 +15,6 @@ import torch
 from bench.cases import Measurement
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.counts import profile_case
-from bench.layer import layer_saved_bytes
 from bench.measure import measure_case, on_record
 from bench.methods import Method
 from bench.results import Results
@@ -24,6 +23,8 @@ from fastlora.arguments import dtype_name
 
 # On a GPU a case takes seconds, with compilation perhaps 30; one that takes this long hangs.
 _HANGS_SECONDS: Final = 120
+
+Step = Callable[[Measurement], None]
 
 # Kept free of cases, for the counts and the tables at the end.
 _LAST_SECONDS: Final = 25
@@ -61,7 +62,7 @@ class Run:
     deadline: float = math.inf
 
     def measure(self, methods: Sequence[Method]) -> None:
-        """Measure the ceilings, time every case by those of the methods that it names, then count."""
+        """Measure the ceilings, time every case by the methods that it names, then count launches."""
         results, how = self.results, self.how
         ceilings = keep_ceilings(results, how, [one.case.dtype for one in self.measurements])
         self._write()
@@ -70,32 +71,23 @@ class Run:
             own = [method for method in methods if method.name in one.methods]
             measure_case(results, one, how, own, ceilings[one.case.dtype], self.cache_bytes)
 
-        def count(one: Measurement) -> None:
+        def count_launches(one: Measurement) -> None:
             timed = results.methods_of(one.case.labels())
             own = [method for method in methods if method.name in timed]
-            saved = {method.name: layer_saved_bytes(method, one.case, how.device) for method in own}
-            results.add_saved(one.case.labels(), saved)
-            if one.launches:
-                results.add_profiles(profile_case(one.case, how.device, own))
+            results.add_profiles(profile_case(one.case, how.device, own))
 
         untimed = [one for one in self.measurements if not results.methods_of(one.case.labels())]
         self._each("times", time_case, untimed, self.deadline - _LAST_SECONDS)
-        uncounted = [m for m in self.measurements if results.lacks_counts(m.case.labels(), m.launches)]
-        self._each("counts", count, uncounted, self.deadline)
+        counted = [one for one in self.measurements if one.launches and results.methods_of(one.case.labels())]
+        uncounted = [one for one in counted if not results.has_profiles(one.case.labels())]
+        self._each("launches", count_launches, uncounted, self.deadline)
 
-    def _each(
-        self,
-        what: str,
-        step: Callable[[Measurement], None],
-        measurements: Sequence[Measurement],
-        deadline: float,
-    ) -> None:
+    def _each(self, what: str, step: Step, measurements: Sequence[Measurement], deadline: float) -> None:
         """Take a step for each measurement, until time is up.
 
         A step that fails is a problem on record, and the next is taken: after an illegal memory access all of
         them fail, but the tables of what was measured before still come.
         """
-        total = len(self.measurements)
         for measurement in measurements:
             number, case = self.measurements.index(measurement) + 1, measurement.case
             if time.monotonic() > deadline:
@@ -108,7 +100,8 @@ class Run:
                 step(measurement)
             faulthandler.cancel_dump_traceback_later()
             self._write()
-            say(f"{what:8}  {number}/{total} {case}: {time.monotonic() - start:.1f} s")
+            took = time.monotonic() - start
+            say(f"{what:8}  {number}/{len(self.measurements)} {case}: {took:.1f} s")
 
     def _write(self) -> None:
         if self.path is not None:

@@ -15,7 +15,6 @@ from bench.layer import build_layer
 from bench.methods import FASTLORA
 from bench.process import Ended, child_command, not_run, outcome, run_process, surroundings, why_ended
 from bench.settings import Setting
-from fastlora.measuring.inputs import Inputs
 
 _PROGRAM: Final = "compute-sanitizer"
 _FOUND_SOMETHING: Final = 86
@@ -32,15 +31,14 @@ def run_sanitizer(tool: str, setting: Setting, folder: Path) -> dict[str, Any]:
     """
     program = find_sanitizer()
     if program is None:
-        places = "on PATH, in CUDA_HOME, CUDA_PATH, /usr/local/cuda or NVIDIA's wheels"
-        return not_run(f"no {_PROGRAM} {places}")
+        return not_run(f"no {_PROGRAM} on PATH, in CUDA_HOME, CUDA_PATH, /usr/local/cuda or NVIDIA's wheels")
     command = [program, "--tool", tool, "--error-exitcode", str(_FOUND_SOMETHING), "--print-limit", "20"]
     command += child_command("bench.sanitizer:run_cases", [], setting.device)
     # torch's cache of memory would hide what lies behind a tensor: one large block would hold many.
     variables = {**surroundings(setting.device), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    ended = run_process(command, variables, setting.sanitizer_seconds)
+    ended = run_process(command, variables, setting.seconds["sanitizer"])
     (folder / f"{tool}.log").write_text(ended.output, encoding="utf-8")
-    return read_sanitizer(ended, setting.sanitizer_seconds)
+    return read_sanitizer(ended, setting.seconds["sanitizer"])
 
 
 def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
@@ -65,17 +63,10 @@ def find_sanitizer() -> str | None:
 
 
 def run_cases(setting: Setting) -> None:
-    """Forward and backward of each case; their numbers are for the tests, and must only be finite.
-
-    Inputs are made on the CPU: the fewer other kernels run, the sooner the sanitizer is done.
-    """
+    """Forward and backward of each case; their numbers are for the tests, and must only be finite."""
     torch.manual_seed(0)
     for case in setting.sanitized:
-        made = vars(case.inputs(torch.device("cpu")))
-        tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
-        inputs = Inputs(**made | {name: value.detach().to(setting.device) for name, value in tensors.items()})
-        inputs.x.requires_grad_()
-        for result in build_layer(FASTLORA, case, inputs).forward_backward():
+        for result in build_layer(FASTLORA, case, case.inputs(setting.device)).forward_backward():
             if not result.cpu().isfinite().all():
                 raise AssertionError(f"{case}: a result is not finite")
         print(f"ran {case}", flush=True)  # noqa: T201

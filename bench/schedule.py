@@ -112,17 +112,12 @@ _LARGE: Final = (
     (512, 1000, 2000, 16),
 )
 
-# What is saved for backward shows with dropout and adapters wider than the base; in bf16 where the CPU has
-# units for it. Without them a product takes seconds, whatever the method.
-_ON_CPU: Final = (
+# bf16 where the CPU has units for it; without them a product takes seconds, whatever the method.
+FAST_ON_CPU: Final = (
     _BF16 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else _FP32
 )
-_DROPPED: Final = Case(
-    *(512, 1024, 1024, 16),
-    _ON_CPU,
-    _FP32,
-    dropout=0.1,
-)
+# What is saved for backward shows with dropout and adapters wider than the base.
+_DROPPED: Final = Case(512, 1024, 1024, 16, FAST_ON_CPU, _FP32, dropout=0.1)
 
 
 def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
@@ -134,7 +129,7 @@ def packed_measurements(base: str, device: torch.device) -> tuple[Measurement, .
     """Layers whose W is packed, and the same ones plain; frozen is the library's own layer, or nn.Linear."""
     shapes = [(512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024)]
     modes: tuple[str, ...] = ("eager",)
-    dtypes = dict.fromkeys((_ON_CPU, _FP32))
+    dtypes = dict.fromkeys((FAST_ON_CPU, _FP32))
     if device.type == "cuda":
         dtypes = dict.fromkeys((_BF16,))
         shapes, modes = [(M, K, N) for M in (2048, 4096, 8192) for K, N in LLAMA_8B], _BOTH

@@ -28,7 +28,7 @@ def effort_on(device: torch.device, rounds: int) -> Effort:
 
 
 class Setting(NamedTuple):
-    """What a run of `bench.gpu` does; no part takes longer than its seconds.
+    """What a run of `bench.gpu` does.
 
     Attributes:
         how: Of the measuring.
@@ -38,22 +38,18 @@ class Setting(NamedTuple):
         streams: The cases that run at once, a stream each.
         sanitized: The cases that run under the sanitizer.
         compilers: Processes that compile what will be measured.
+        seconds: No step before the measurement takes longer, by its name.
     """
 
     how: Effort
     measurements: tuple[Measurement, ...]
     tests: tuple[str, ...]
-    test_seconds: float
     soak: Case
     soak_runs: int
-    soak_seconds: float
     streams: tuple[Case, ...]
     sanitized: tuple[Case, ...]
-    sanitizer_seconds: float
-    tune_seconds: float
-    choose_seconds: float
     compilers: int
-    compile_seconds: float
+    seconds: dict[str, float]
 
     @property
     def device(self) -> torch.device:
@@ -78,11 +74,9 @@ GPU: Final = Setting(
         "tests/routes/test_split_k.py::test_few_rows_of_a_long_contraction_are_split_by_themselves",
         "tests/routes/test_split_k.py::test_splits_are_added_in_the_same_order_every_time",
     ),
-    test_seconds=150,
     # A ragged number of rows, enough blocks of them for every multiprocessor to hand over to others.
     soak=Case(2837, 4096, 4096, 16, _BF16, _BF16),
     soak_runs=2000,
-    soak_seconds=20,
     # None fills the machine for long, so that programs of one launch run among those of the others.
     streams=(
         Case(1000, 2048, 2048, 16, _BF16, _BF16),
@@ -97,14 +91,13 @@ GPU: Final = Setting(
         Case(1, 128, 256, 8, _BF16, _BF16),
         Case(40, 72, 80, 6, _FP32, _FP32, dropout=0.3),
     ),
-    sanitizer_seconds=70,
-    tune_seconds=90,
-    choose_seconds=60,
     compilers=10,
-    compile_seconds=150,
+    seconds={"tests": 150, "soak": 20, "sanitizer": 70, "tuning": 90, "choices": 60, "compile": 150},
 )
 
 # Triton's interpreter multiplies bf16 wrongly, so the dry run takes fp16.
+_SMALL: Final = Case(37, 48, 80, 4, _FP16, _FP16)
+_SMALLER: Final = Case(5, 40, 24, 3, _FP16, _FP32)
 _MIXED: Final = Case(9, 16, 20, 3, _FP16, _FP32, dropout=0.25, bias=True)
 DRY: Final = Setting(
     how=Effort(torch.device("cpu"), 2, 2, 1, 64, 2**20),
@@ -113,25 +106,12 @@ DRY: Final = Setting(
         Measurement(_MIXED, EVERY_WITH_DROPOUT, ("dry-run",), launches=True),
     ),
     tests=("tests/routes/test_fused.py", "-k", "adds_none or same_bits"),
-    test_seconds=300,
-    soak=Case(37, 48, 80, 4, _FP16, _FP16),
+    soak=_SMALL,
     soak_runs=5,
-    soak_seconds=10,
-    streams=(
-        Case(37, 48, 80, 4, _FP16, _FP16),
-        Case(5, 40, 24, 3, _FP16, _FP32),
-        Case(24, 16, 16, 8, _FP32, _FP32),
-        Case(1, 30, 30, 2, _FP16, _FP16),
-    ),
-    sanitized=(
-        Case(37, 48, 80, 4, _FP16, _FP16),
-        Case(5, 40, 24, 3, _FP16, _FP32, dropout=0.3, bias=True),
-    ),
-    sanitizer_seconds=60,
-    tune_seconds=60,
-    choose_seconds=200,
+    streams=(_SMALL, _SMALLER, Case(24, 16, 16, 8, _FP32, _FP32), Case(1, 30, 30, 2, _FP16, _FP16)),
+    sanitized=(_SMALL, _SMALLER._replace(dropout=0.3, bias=True)),
     compilers=1,
-    compile_seconds=300,
+    seconds={"tests": 300, "soak": 10, "sanitizer": 60, "tuning": 60, "choices": 200, "compile": 300},
 )
 
 SETTINGS: Final = {"cuda": GPU, "cpu": DRY}

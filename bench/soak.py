@@ -51,10 +51,10 @@ def compare(
         for number, count in enumerate(counts)
         for name, value in zip(NAMES, count, strict=True)
     }
-    passed = runs > 0 and not any(different.values())
-    found = "all bitwise equal" if passed else f"different: {different}"
+    wrong = any(different.values())
+    summary = f"{runs} {what}, {f'different: {different}' if wrong else 'all bitwise equal'}"
     took = time.monotonic() - start
-    return outcome(passed, f"{runs} {what}, {found}", took, runs=runs, different=different)
+    return outcome(runs > 0 and not wrong, summary, took, runs=runs, different=different)
 
 
 def replay(layer: Layer, runs: int, seconds: float) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def soak(setting: Setting, how: str) -> dict[str, Any]:
     """One of the three on a setting's cases."""
     torch.manual_seed(0)
     cases = setting.streams if how == "streams" else (setting.soak,)
-    limits = (setting.soak_runs, setting.soak_seconds)
+    limits = (setting.soak_runs, setting.seconds["soak"])
     with poisoned():
         layers = [build_layer(FASTLORA, case, case.inputs(setting.device)) for case in cases]
         found = replay(layers[0], *limits) if how == "graph" else at_once(layers, *limits)

@@ -7,13 +7,14 @@ are made before the clock starts, so what the first step has beyond the second i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,6 @@ from bench.process import python_path, run_process
 from bench.results import Results, Row
 from bench.schedule import EVERY
 
-LEVEL: Final = "startup"
 PACKAGES: Final = ("fastlora", "peft", "loralib")
 
 CASES: Final = {
@@ -50,10 +50,9 @@ _STEPS: Final = "from bench.startup import first_steps; print(first_steps({!r}, 
 _CACHES: Final = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
-def first_steps(method: str, device: str, threads: int | None) -> str:
+def first_steps(method: str, device: str, threads: int) -> str:
     """JSON of the seconds that a method's first two steps take in this process."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     case, where = CASES[device], torch.device(device)
     layer = build_layer(METHODS[method], case, case.inputs(where))
@@ -66,38 +65,37 @@ def first_steps(method: str, device: str, threads: int | None) -> str:
     return json.dumps(seconds)
 
 
-@level(LEVEL, 5, (*EVERY, UNDROPPED.name))
+@level("startup", 5, (*EVERY, UNDROPPED.name))
 def main(level: Level) -> None:
     """Time imports, then first steps."""
-    results, case = level.results, CASES[level.device.type]
-    results.rows += import_rows(results, level.effort.rounds)
+    results, case, rounds = level.results, CASES[level.device.type], level.effort.rounds
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    results.absent |= {package: f"{package} is not installed" for package in missing}
+    nothing = {"dtype": "", "adapter_dtype": "", "shape": {}, "dropout": 0.0}
+    here = [package for package in PACKAGES if package not in missing]
+    for package, seconds in import_seconds(here, rounds).items():
+        add_row(results, seconds, method=package, phase="import", mode="behind torch", **nothing)
     for method in level.present(case.dtype):
         if why := case.why_not(method):
             results.absent[method.name] = why
             continue
-        with on_record(results.problems, f"{LEVEL}, {method.name}"):
-            steps = _STEPS.format(method.name, level.device.type, level.threads)
-            results.rows += first_step_rows(method.name, steps, level.effort.rounds, case.labels())
+        with on_record(results.problems, f"startup, {method.name}"):
+            steps = _STEPS.format(method.name, level.device.type, torch.get_num_threads())
+            for (mode, step), seconds in step_seconds(steps, rounds).items():
+                add_row(results, seconds, method=method.name, phase=step, mode=mode, **case.labels())
 
 
-def import_rows(results: Results, rounds: int) -> Iterator[Row]:
-    """A row for each package; the first import of all, which may compile bytecode, is not counted."""
+def import_seconds(packages: Iterable[str], rounds: int) -> dict[str, list[float]]:
+    """Of each package; the first import of all, which may compile bytecode, is not counted."""
     seconds: dict[str, list[float]] = defaultdict(list)
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    results.absent |= {package: f"{package} is not installed" for package in missing}
-    for number in range(rounds + 1):
-        for package in PACKAGES:
-            if package not in missing:
-                *_, line = output_of(_IMPORT.format(package), {})
-                if number:
-                    seconds[package].append(float(line))
-    case = {"dtype": "", "adapter_dtype": "", "shape": {}, "dropout": 0.0}
-    for package, times in seconds.items():
-        yield _row(package, "import", "behind torch", times, case)
+    for number, package in itertools.product(range(rounds + 1), packages):
+        *_, line = output_of(_IMPORT.format(package), {})
+        seconds[package] += [float(line)] if number else []
+    return seconds
 
 
-def first_step_rows(method: str, steps: str, rounds: int, labels: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows of the first and second step, with cold and with warm caches."""
+def step_seconds(steps: str, rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Of the first and second step, with cold and with warm caches."""
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -105,8 +103,7 @@ def first_step_rows(method: str, steps: str, rounds: int, labels: Mapping[str, A
                 *_, line = output_of(steps, {name: str(Path(folder, name)) for name in _CACHES})
                 for step, taken in json.loads(line).items():
                     seconds[mode, step].append(taken)
-    for (mode, step), times in seconds.items():
-        yield _row(method, step, mode, times, labels)
+    return seconds
 
 
 def output_of(code: str, variables: Mapping[str, str]) -> list[str]:
@@ -123,9 +120,9 @@ def output_of(code: str, variables: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _row(method: str, phase: str, mode: str, seconds: Sequence[float], labels: Mapping[str, Any]) -> Row:
-    micro = [1e6 * taken for taken in seconds]
-    return Row.of_samples(micro, level=LEVEL, method=method, phase=phase, mode=mode, **labels)
+def add_row(results: Results, seconds: Sequence[float], **names: Any) -> None:
+    """A row of these times."""
+    results.rows.append(Row.of_samples([1e6 * taken for taken in seconds], level="startup", **names))
 
 
 if __name__ == "__main__":

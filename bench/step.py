@@ -69,18 +69,12 @@ class Trainer:
 
 
 def checkpointed(model: nn.Module) -> nn.Module:
-    """Activation checkpointing of a Transformers model's decoder layers, also through PEFT's wrapper.
-
-    Raises:
-        TypeError: If it is no Transformers model.
-    """
+    """Activation checkpointing of a Transformers model's decoder layers, also through PEFT's wrapper."""
     transformers = cast(Any, model)
     # The second is its name before version 5.
-    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
-        if hasattr(transformers, name):
-            getattr(transformers, name)({"use_reentrant": False})
-            return model
-    raise TypeError(f"model must be a Transformers model to be checkpointed; got {type(model).__name__}")
+    enable = getattr(transformers, "activation_checkpointing_enable", None)
+    (enable or transformers.gradient_checkpointing_enable)({"use_reentrant": False})
+    return model
 
 
 def compiled(model: nn.Module) -> nn.Module:

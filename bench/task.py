@@ -92,8 +92,7 @@ class OneLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, K] -> [M, N]."""
-        y: Tensor = self.linear(x)
-        return y
+        return self.linear(x)
 
 
 def layer_task(case: Case, inputs: Inputs) -> Task:

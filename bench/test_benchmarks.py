@@ -10,11 +10,12 @@ import torch
 from bench.cases import Case
 from bench.check import check
 from bench.counts import synchronize
+from bench.language import Text, language_task
 from bench.layer import PHASES, build_layer, phase_works
 from bench.methods import GROUPED, IN_NETS, METHODS, UNDROPPED
 from bench.methods.method import Update
 from bench.mnist import digits_task
-from bench.model import Text, llama_task
+from bench.model import LLAMA
 from bench.step import Trainer
 from bench.task import layer_task
 
@@ -60,9 +61,9 @@ def test_linear(benchmark, case, phase, method):
     timed(benchmark, phase_works([build_layer(METHODS[method], case, inputs)])[phase])
 
 
-def llama(layers=None):
+def llama(layers=0):
     """A Llama, whole or with so many of its layers."""
-    return llama_task(NET, TEXT, Update(16, 32.0, 0.0, torch.float32), DEVICE, BASE, layers)
+    return language_task(LLAMA, NET, TEXT, Update(16, 32.0, 0.0, torch.float32), DEVICE, BASE, layers)
 
 
 @pytest.mark.parametrize("method", IN_NETS)

@@ -2,7 +2,7 @@
 
 The candidates are compiled in several processes, then `fastlora.tuning` times them in this one. DIR gets
 tuning.json with every measurement, and tables/ARCHITECTURE.json: to be committed in the place of the
-package's own, or used from where it is with FASTLORA_TABLES=DIR/tables. `choose` is `fastlora tune` for the
+package's own, or used from where it is with FASTLORA_TABLES=DIR/tables. `choices` is `fastlora tune` for the
 layers that a run measures.
 """
 
@@ -18,37 +18,22 @@ from typing import Any
 import click
 import torch
 
+from bench.compiling import compile_candidates
 from bench.environment import environment
-from bench.process import outcome, run_shares
+from bench.process import outcome
 from bench.settings import SETTINGS, Setting
-from fastlora.formula.cost import Problem
-
-_COMPILE_SECONDS = 120
 
 
-def compile_candidates(device: torch.device) -> dict[str, Any]:
-    """Compile them; Triton keeps what the processes made on disk. A correctness step's result."""
-    count = 8 if device.type == "cuda" else 1
-    return run_shares("bench.tuning:compile_share", count, device, _COMPILE_SECONDS, "candidates")
-
-
-def compile_share(setting: Setting, number: int, of: int) -> dict[str, Any]:
-    """Every `of`-th candidate, from `number` on."""
-    from fastlora.tuning import search  # Triton reads TRITON_INTERPRET when it is imported
-
-    return search.compile_share(setting.device, number, of)
-
-
-def tune(setting: Setting, out: str, seconds: float, commit: str | None) -> dict[str, Any]:
-    """The search, with candidates that are compiled."""
+def tuning(setting: Setting, folder: str, seconds: float, commit: str | None) -> dict[str, Any]:
+    """The search, with candidates that are compiled; a correctness step's result."""
     from fastlora.tuning import search
 
     torch.manual_seed(0)
     here = environment(setting.device, commit)._asdict()
-    return search.tune(setting.device, Path(out), seconds, here)
+    return search.tune(setting.device, Path(folder), seconds, here)
 
 
-def choose(setting: Setting, folder: str, seconds: float) -> dict[str, Any]:
+def choices(setting: Setting, folder: str, seconds: float, commit: str | None) -> dict[str, Any]:
     """Hold every route that `fastlora tune` knows to fp64, and time it, for the layers that will be measured.
 
     Leaves choices.json, which FASTLORA_TUNE_FILE may name, and choices-times.json, which has every
@@ -58,10 +43,8 @@ def choose(setting: Setting, folder: str, seconds: float) -> dict[str, Any]:
     from fastlora.tuning.report import Request
 
     start = time.monotonic()
-    cases = [case for case in setting.cases if not case.base]
-    problems = [Request(Problem(*case[:6]), case.dropout > 0) for case in cases]
     report = tune_requests(
-        problems,
+        [Request(case.problem, case.dropout > 0) for case in setting.cases],
         minutes=seconds / 60,
         path=Path(folder) / "choices.json",
         dry_run=setting.device.type == "cpu",
@@ -85,7 +68,7 @@ def main(device: str, out: str, seconds: float, commit: str | None) -> None:
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     compile_candidates(torch.device(device))
-    found = tune(SETTINGS[device], out, seconds, commit)
+    found = tuning(SETTINGS[device], out, seconds, commit)
     click.echo(json.dumps(found))
     sys.exit(0 if found["passed"] else 1)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
+
+import torch
 
 from bench.methods.by_hand import ADDMM, COMPILED, FROZEN, FULL, PARAMETRIZED, UNFUSED
 from bench.methods.libraries import (
@@ -33,3 +36,12 @@ IN_NETS: Final = ("frozen", "full", "parametrized", "unfused", "loralib", "peft"
 
 # Those that take experts in 3-D parameters.
 IN_MIXTURES: Final = ("frozen", "full", "peft", "peft-fastlora", "fastlora")
+
+
+def present(
+    names: Iterable[str], device: torch.device, dtype: torch.dtype
+) -> tuple[list[Method], dict[str, str]]:
+    """The methods that can run on a device, and why the others cannot, by name."""
+    reasons = {name: METHODS[name].why_absent(device, dtype) for name in names}
+    absent = {name: why for name, why in reasons.items() if why is not None}
+    return [METHODS[name] for name in reasons if name not in absent], absent

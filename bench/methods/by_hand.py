@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bench.methods.method import Method, Pair, Tuned, Update, bare, replacing
+from bench.methods.method import Method, Tuned, Update, bare, refusing, replacing
 from fastlora import LoRAParametrization
 from fastlora.formula.oracle import unfused
 
@@ -93,19 +93,9 @@ def _cannot_compile(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _parametrized(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
-    lora = LoRAParametrization.register(linear, r=update.r, alpha=update.alpha)
-    return linear, (lora.lora_A, lora.lora_B)
-
-
-def _not_in_weight_space(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
-    if update.dropout:
-        return "the weight is formed before x is seen: there is nothing to drop"
-    return None if update.adapter_dtype == dtype else "its A and B take the weight's dtype"
-
-
-def _not_dropped(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
-    return "it has no dropout: Unsloth refuses one in its fused layers" if update.dropout else None
+def _parametrized(linear: nn.Linear, update: Update) -> nn.Module:
+    LoRAParametrization.register(linear, r=update.r, alpha=update.alpha)
+    return linear
 
 
 FROZEN = Method("frozen", "frozen: forward, and dx alone backward", freeze, trains="", drops=False)
@@ -126,11 +116,14 @@ ADDMM = Method(
     "addmm",
     "LoRA in cuBLAS products and addmm_, backward by hand, as Unsloth does",
     bare(AddmmLoRA.apply),
-    why_not=_not_dropped,
+    why_not=refusing(dropout="it has no dropout: Unsloth refuses one in its fused layers"),
 )
 PARAMETRIZED = Method(
     "parametrized",
     "LoRA in weight space by torch.nn.utils.parametrize: W + s B A formed at each forward",
-    replacing(_parametrized),
-    why_not=_not_in_weight_space,
+    replacing(_parametrized, "parametrizations.weight.0.lora_A", "parametrizations.weight.0.lora_B"),
+    why_not=refusing(
+        dropout="the weight is formed before x is seen: there is nothing to drop",
+        wider="its A and B take the weight's dtype",
+    ),
 )

@@ -1,4 +1,4 @@
-"""LoRA on modules of experts: by fastlora, by PEFT, and in separate torch operations."""
+"""LoRA on modules of experts in separate torch operations; and what libraries are told of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.methods.method import Method, Pair, Tuned, Update, named
-from fastlora import LoRAConfig, apply_lora, lora_layers
 from fastlora.segments.oracle import unfused
 
 PARAMETERS = ("gate_up_proj", "down_proj")
@@ -20,40 +19,9 @@ def holds_experts(model: nn.Module, names: Sequence[str]) -> bool:
     return not any(isinstance(model.get_submodule(name), nn.Linear) for name in names)
 
 
-def tune_fastlora_experts(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
-    """The call that the documentation shows."""
-    config = LoRAConfig(
-        r=update.r,
-        alpha=update.alpha,
-        dropout=update.dropout,
-        adapter_dtype=update.adapter_dtype,
-        target_parameters=_parameters(names),
-    )
-    model = apply_lora(model, config)
-    return Tuned(model, named({name: (layer.lora_A, layer.lora_B) for name, layer in lora_layers(model)}))
-
-
-def tune_peft_experts(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
-    """get_peft_model, and A and B in the dtype asked for, as stacks that lie in PEFT's memory."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=update.r,
-        lora_alpha=update.alpha,  # type: ignore[arg-type]
-        target_modules=[],
-        target_parameters=_parameters(names),
-    )
-    wrapped = get_peft_model(model, config).train()
-    pairs: dict[str, Pair] = {}
-    for name in names:
-        wrapper: Any = model.get_submodule(name)
-        for parameter in reversed(PARAMETERS):
-            assert wrapper.parameter_name == parameter
-            factors = (wrapper.lora_A["default"], wrapper.lora_B["default"])
-            A, B = (factor.to(update.adapter_dtype).weight for factor in factors)
-            pairs[f"{name}.{parameter}"] = (A, B)
-            wrapper = wrapper.base_layer
-    return Tuned(wrapped, named({name: pairs[name] for name in _parameters(names)}))
+def parameters_of(names: Sequence[str]) -> list[str]:
+    """The names of the stacks of modules of experts."""
+    return [f"{name}.{parameter}" for name in names for parameter in PARAMETERS]
 
 
 class UnfusedExperts(nn.Module):
@@ -89,10 +57,6 @@ def tune_unfused_experts(model: nn.Module, names: Sequence[str], update: Update)
         for parameter in PARAMETERS:
             pairs[f"{name}.{parameter}"] = (layer.pairs[f"{parameter}_A"], layer.pairs[f"{parameter}_B"])
     return Tuned(model, named(pairs))
-
-
-def _parameters(names: Sequence[str]) -> list[str]:
-    return [f"{name}.{parameter}" for name in names for parameter in PARAMETERS]
 
 
 UNFUSED_EXPERTS = Method(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -12,34 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.methods.experts import (
-    holds_experts,
-    tune_fastlora_experts,
-    tune_peft_experts,
+from bench.methods.experts import PARAMETERS, holds_experts, parameters_of
+from bench.methods.method import (
+    Method,
+    Pair,
+    Tuned,
+    Update,
+    WhyAbsent,
+    fresh_pair,
+    importable,
+    named,
+    refusing,
+    replacing,
 )
-from bench.methods.method import Method, Pair, Tuned, Update, fresh_pair, importable, named, replacing
-from fastlora import BackendError, LoRAConfig, apply_lora
+from fastlora import BackendError, LoRAConfig, apply_lora, lora_layers
 from fastlora.routes.route import route_on
 
 
 def tune_fastlora(model: nn.Module, names: Sequence[str], update: Update, *, group: bool = False) -> Tuned:
-    """The call that the README shows."""
+    """The call that the documentation shows."""
+    where: dict[str, Any] = {"target_modules": list(names), "group": group}
     if holds_experts(model, names):
-        return tune_fastlora_experts(model, names, update)
-    config = LoRAConfig(
-        r=update.r,
-        alpha=update.alpha,
-        dropout=update.dropout,
-        adapter_dtype=update.adapter_dtype,
-        target_modules=list(names),
-        group=group,
-    )
-    model = apply_lora(model, config)
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
-    return Tuned(model, named({name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}))
+        where = {"target_parameters": parameters_of(names)}
+    model = apply_lora(model, LoRAConfig(**update._asdict(), **where))
+    return Tuned(model, named({name: (layer.lora_A, layer.lora_B) for name, layer in lora_layers(model)}))
 
 
-def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
+def no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the backend that was set cannot run."""
     try:
         route_on(device, dtype)
     except BackendError as error:
@@ -48,22 +48,27 @@ def _no_backend(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
-    """get_peft_model, and A and B in the dtype asked for."""
-    if holds_experts(model, names):
-        return tune_peft_experts(model, names, update)
+    """get_peft_model, and A and B in the dtype asked for; of experts as stacks that lie in PEFT's memory."""
     from peft import LoraConfig, get_peft_model
 
+    experts = holds_experts(model, names)
+    where: dict[str, Any] = {"target_modules": list(names), "lora_dropout": update.dropout}
+    if experts:
+        where = {"target_modules": [], "target_parameters": parameters_of(names)}
     # PEFT annotates an integer alpha, and computes with whatever number it gets.
-    config = LoraConfig(
-        r=update.r, lora_alpha=update.alpha, lora_dropout=update.dropout, target_modules=list(names)
-    )  # type: ignore[arg-type]
+    config = LoraConfig(r=update.r, lora_alpha=update.alpha, **where)  # type: ignore[arg-type]
     wrapped = get_peft_model(model, config).train()
-    pairs = {}
+    pairs: dict[str, Pair] = {}
     for name in names:
         layer: Any = model.get_submodule(name)
-        A, B = (factor["default"].to(update.adapter_dtype).weight for factor in (layer.lora_A, layer.lora_B))
-        pairs[name] = (A, B)
-    return Tuned(wrapped, named(pairs))
+        # PEFT wraps a module of experts once for each of its parameters, the last one outermost.
+        for parameter in reversed(PARAMETERS) if experts else ("",):
+            factors = (factor["default"].to(update.adapter_dtype) for factor in (layer.lora_A, layer.lora_B))
+            A, B = (factor.weight for factor in factors)
+            pairs[f"{name}.{parameter}" if experts else name] = (A, B)
+            layer = layer.base_layer
+    ordered = parameters_of(names) if experts else names
+    return Tuned(wrapped, named({name: pairs[name] for name in ordered}))
 
 
 def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
@@ -76,7 +81,7 @@ def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> 
     return tuned
 
 
-def _loralib_layer(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
+def _loralib_layer(linear: nn.Linear, update: Update) -> nn.Module:
     """A loralib.Linear in training mode with the layer's own weight and bias, both frozen.
 
     `merge_weights` is off: with it, `eval` adds the update into the weight, which is then not as it was.
@@ -90,7 +95,7 @@ def _loralib_layer(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
     layer: Any = Linear(K, N, r=update.r, device="meta", **options)
     layer.weight, layer.bias = linear.weight, linear.bias
     layer.lora_A, layer.lora_B = fresh_pair(linear, update.r, linear.weight.dtype)
-    return layer, (layer.lora_A, layer.lora_B)
+    return layer
 
 
 class Chains(nn.Module):
@@ -123,16 +128,10 @@ class Chains(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[M, K] -> [M, N]."""
         y, forked = self.base(x)
-        total: Tensor = self.update(forked, y)
-        return total
+        return self.update(forked, y)
 
 
-def _chains(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
-    layer = Chains(linear, update)
-    return layer, (layer.A, layer.B)
-
-
-def lacking(module: str, *, needs_gpu: bool = False) -> Callable[[torch.device, torch.dtype], str | None]:
+def lacking(module: str, *, needs_gpu: bool = False) -> WhyAbsent:
     """The `why_absent` of a method whose code is a module's."""
     package = module.partition(".")[0]
 
@@ -146,11 +145,10 @@ def lacking(module: str, *, needs_gpu: bool = False) -> Callable[[torch.device, 
     return why_absent
 
 
-def _not_mixed(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
-    return None if update.adapter_dtype == dtype else "it multiplies x by A as it is: one dtype for both"
+_NOT_MIXED = refusing(wider="it multiplies x by A as it is: one dtype for both")
 
 
-FASTLORA = Method("fastlora", "fastlora.apply_lora", tune_fastlora, why_absent=_no_backend)
+FASTLORA = Method("fastlora", "fastlora.apply_lora", tune_fastlora, why_absent=no_backend)
 GROUPED = replace(
     FASTLORA,
     name="grouped",
@@ -167,25 +165,26 @@ UNDROPPED = replace(
 PEFT = Method(
     "peft", "Hugging Face's PEFT: get_peft_model", tune_peft, why_absent=lacking("peft"), external=True
 )
-ACCELERATED = Method(
-    "peft-fastlora",
-    "PEFT's model with our layers: accelerate_peft",
-    tune_accelerated,
-    why_absent=lacking("peft"),
+ACCELERATED = replace(
+    PEFT,
+    name="peft-fastlora",
+    about="PEFT's model with our layers: accelerate_peft",
+    tune=tune_accelerated,
+    external=False,
 )
 LORALIB = Method(
     "loralib",
     "Microsoft's loralib.Linear",
-    replacing(_loralib_layer),
+    replacing(_loralib_layer, "lora_A", "lora_B"),
     why_absent=lacking("loralib"),
-    why_not=_not_mixed,
+    why_not=_NOT_MIXED,
     external=True,
 )
 TRANSFORMER_ENGINE = Method(
     "transformer-engine",
     "Transformer Engine's operation fuser, as Megatron Bridge builds LoRA with it",
-    replacing(_chains),
+    replacing(Chains),
     why_absent=lacking("transformer_engine.pytorch", needs_gpu=True),
-    why_not=_not_mixed,
+    why_not=_NOT_MIXED,
     external=True,
 )

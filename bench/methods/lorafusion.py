@@ -39,8 +39,7 @@ def _function(x: Tensor, *others: Any, dropout: float = 0.0, **_: Any) -> Tensor
     W, b, A, B, s = others
     fused = _load(os.environ[CHECKOUT]).fused_linear_lora
     # It wants a batch of sequences.
-    y: Tensor = fused(x[None], W, A, B, s, dropout_p=dropout, linear_bias=b)
-    return y[0]
+    return fused(x[None], W, A, B, s, dropout_p=dropout, linear_bias=b)[0]
 
 
 def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -82,8 +81,7 @@ def _load(checkout: str) -> ModuleType:
         from lorafusion.ops import lora_v1  # type: ignore[import-not-found]
         from lorafusion.ops.triton_ops import config  # type: ignore[import-not-found]
     config.HARDWARE_CONFIGS.setdefault(config.get_device_short_name(), config.H100_CONFIG)
-    module: ModuleType = lora_v1
-    return module
+    return lora_v1
 
 
 LORAFUSION = Method(

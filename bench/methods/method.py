@@ -33,6 +33,8 @@ class Tuned(NamedTuple):
 
 
 Tune = Callable[[nn.Module, Sequence[str], Update], Tuned]
+WhyAbsent = Callable[[torch.device, torch.dtype], str | None]
+WhyNot = Callable[[tuple[int, int], torch.dtype, Update], str | None]
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Method:
     about: str
     tune: Tune
     trains: str = "AB"
-    why_absent: Callable[[torch.device, torch.dtype], str | None] = lambda device, dtype: None
-    why_not: Callable[[tuple[int, int], torch.dtype, Update], str | None] = lambda layer, dtype, update: None
+    why_absent: WhyAbsent = lambda device, dtype: None
+    why_not: WhyNot = lambda layer, dtype, update: None
     drops: bool = True
     external: bool = False
 
@@ -64,15 +66,16 @@ class Method:
 Pair = tuple[nn.Parameter, nn.Parameter]
 
 
-def replacing(layer_around: Callable[[nn.Linear, Update], tuple[nn.Module, Pair]]) -> Tune:
-    """The `tune` that freezes the net and puts a layer with its A and B in each linear layer's place."""
+def replacing(layer_around: Callable[[nn.Linear, Update], nn.Module], A: str = "A", B: str = "B") -> Tune:
+    """The `tune` that freezes the net and puts a layer, whose A and B are called so, in each one's place."""
 
     def tune(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
         model.requires_grad_(False)
         pairs = {}
         for name in names:
-            layer, pairs[name] = layer_around(cast(nn.Linear, model.get_submodule(name)), update)
+            layer = layer_around(cast(nn.Linear, model.get_submodule(name)), update)
             model.set_submodule(name, layer)
+            pairs[name] = (layer.get_parameter(A), layer.get_parameter(B))
         return Tuned(model, named(pairs))
 
     return tune
@@ -103,11 +106,10 @@ class Bare(nn.Module):
 
     def bound(self) -> Callable[[Tensor], Tensor]:
         """The function of x alone, past the module's call and its look-ups."""
-        function, tensors = self.function, (self.weight, self.bias, self.A, self.B, self.s)
+        function, W, b, A, B, s = self.function, self.weight, self.bias, self.A, self.B, self.s
         if self.dropout:
-            options = {"dropout": self.dropout, "training": True}
-            return lambda x: function(x, *tensors, **options)
-        W, b, A, B, s = tensors
+            dropout = self.dropout
+            return lambda x: function(x, W, b, A, B, s, dropout=dropout, training=True)
         return lambda x: function(x, W, b, A, B, s)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,12 +119,17 @@ class Bare(nn.Module):
 
 def bare(function: Callable[..., Tensor]) -> Tune:
     """The `tune` of a function of tensors."""
+    return replacing(lambda linear, update: Bare(linear, update, function))
 
-    def around(linear: nn.Linear, update: Update) -> tuple[nn.Module, Pair]:
-        layer = Bare(linear, update, function)
-        return layer, (layer.A, layer.B)
 
-    return replacing(around)
+def refusing(*, dropout: str = "", wider: str = "") -> WhyNot:
+    """The `why_not` of a method that takes no dropout, or no wider adapters, each with its reason."""
+
+    def why_not(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
+        other = update.adapter_dtype != dtype
+        return (dropout if update.dropout else "") or (wider if other else "") or None
+
+    return why_not
 
 
 def importable(importing: Callable[[], object]) -> str | None:

@@ -20,6 +20,7 @@ from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
 from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.token_rows import TokenRows
@@ -89,9 +90,10 @@ def collect(
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
-        for slot in found[layer].adapters[name].slots[2:]:
+        adapter = found[layer].adapters[name]
+        for slot, third in zip(adapter.slots[2:], adapter.current()[2:], strict=True):
             key = third_key(in_files[layer], "m" if slot == MAGNITUDE else "b")
-            tensors[key] = getattr(found[layer].adapters[name], slot)
+            tensors[key] = third
             places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
@@ -117,27 +119,41 @@ def collect(
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
+    windows = {
+        in_files[layer]: list(found[layer].weight.shape[1:])
+        for layer in layers
+        if isinstance(found[layer], CONVOLUTIONS)
+    }
     if state is not None and (sharded or is_other(state, model, places)):
-        return CollectedAdapter(text, _as_in_files(from_state(state, tensors, places), in_files), writes=True)
+        given = from_state(state, tensors, places)
+        return CollectedAdapter(text, _as_in_files(given, in_files, windows), writes=True)
     # Every process does this, in the same order, because gathering is a collective.
-    gathered = _as_in_files({key: whole(tensor) for key, tensor in tensors.items()}, in_files)
+    gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+    gathered = _as_in_files(gathered, in_files, windows)
     return CollectedAdapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
 
 
-def _as_in_files(tensors: dict[str, Tensor], in_files: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of an adapter with those of experts laid out as in PEFT's files."""
+def _as_in_files(
+    tensors: dict[str, Tensor], in_files: Mapping[str, str], windows: Mapping[str, list[int]]
+) -> dict[str, Tensor]:
+    """The tensors of an adapter with those of experts and convolutions laid out as in PEFT's files."""
     laid_out = dict(tensors)
     for name in in_files.values():
         keys = layer_keys(name)
         if keys[0] not in tensors:  # an embedding's
             continue
-        laid_out.update(zip(keys, to_file(*(tensors[key] for key in keys)), strict=True))
+        A, B = to_file(*(tensors[key] for key in keys))
+        if window := windows.get(name):
+            A, B = A.view(-1, *window), B.view(*B.shape, *(1 for _ in window[1:]))
+        laid_out.update(zip(keys, (A, B), strict=True))
     return laid_out
 
 
 def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
     """Raise ValueError if FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
     check_present(module, A, f"A of layer {layer!r}")
+    if A.is_meta:
+        raise ValueError(f"A of layer {layer!r} must have values to be saved; it is on 'meta'")
     if A.ndim not in (2, 3) or A.shape[-2] != options.r or not A.numel():
         raise ValueError(
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "

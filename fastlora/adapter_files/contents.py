@@ -6,6 +6,7 @@ contents to one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -31,6 +32,7 @@ class LayerHeader(NamedTuple):
         out_features: N.
         dtype: The dtype of A and B.
         experts: Number of experts whose A and B are stacked in it; 0 of a linear layer.
+        window: [in_channels, *kernel] of a convolution, where in_features is their product; else empty.
     """
 
     options: Options
@@ -38,6 +40,7 @@ class LayerHeader(NamedTuple):
     out_features: int
     dtype: torch.dtype
     experts: int = 0
+    window: tuple[int, ...] = ()
 
 
 class Contents:
@@ -188,7 +191,9 @@ class Contents:
         config, saved_as = self.config, self._saved_as.get(name, name)
         r, experts = config.rank(saved_as), self._experts.get(name, 0)
         ranks = r * max(experts, 1)
-        if [len(A.shape), len(B.shape)] != [2, 2] or A.shape[0] != ranks or B.shape[1] != ranks:
+        window, of_one = tuple(A.shape[1:]), all(size == 1 for size in B.shape[2:])
+        fits = len(A.shape) == len(B.shape) in ((2,) if experts else (2, 3, 4, 5)) and of_one
+        if not fits or A.shape[0] != ranks or B.shape[1] != ranks:
             each = f", of {experts} experts" if experts else ""
             raise AdapterError(
                 f"A and B of {name!r} must be [{ranks}, K] and [N, {ranks}]{each}; got {list(A.shape)}, "
@@ -202,7 +207,8 @@ class Contents:
             self._check_third(third_key(name, config.third), B.shape[0])
         alpha = config.alpha_of(saved_as)
         options = Options(r, alpha, config.dropout, config.rslora, config.init, config.dora, config.lora_bias)
-        return LayerHeader(options, A.shape[1], B.shape[0], A.dtype, experts)
+        window = window if len(window) > 1 else ()
+        return LayerHeader(options, math.prod(A.shape[1:]), B.shape[0], A.dtype, experts, window)
 
     def _check_third(self, key: str, N: int) -> None:
         third = self.file.headers[key]

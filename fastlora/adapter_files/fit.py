@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastlora.adapter_files.contents import Contents, LayerHeader
 from fastlora.adapter_files.errors import AdapterError
@@ -13,6 +13,7 @@ from fastlora.adapter_files.experts import places_by_name, shape_of
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.experts.stacks import Stack, check_stack
 from fastlora.layer.base_weights import check_original_weights, stored_weight
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.model.experts_targets import Place
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer
 from fastlora.model.name_matching import listed, near_names
@@ -37,7 +38,7 @@ def targets(model: nn.Module, contents: Contents) -> dict[str, Any]:
                 check_stack(f"target {path!r}", place)
             elif not isinstance(place, LORA_LAYERS):
                 check_adaptable(path, place, compiled)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise AdapterError(str(error)) from error
     _check_original_weights({path: layer for path, layer in found.items() if isinstance(layer, LORA_LAYERS)})
     if contents.config.ties:
@@ -86,6 +87,21 @@ def layers_with(adapted: Mapping[str, LoRALayer], name: str) -> dict[str, LoRALa
     return {path: layer for path, layer in adapted.items() if name in layer.adapters}
 
 
+def check_not_on_meta(
+    layers: Mapping[str, Any], name: str, plain: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise AdapterError if values for these layers, or for `plain`, would be lost on "meta"."""
+    takes: dict[str, Any] = dict(plain or {})
+    for path, layer in layers.items():
+        own: Any = layer.adapters if isinstance(layer, LORA_LAYERS) else {}
+        takes[path] = own[name].lora_A if name in own else stored_weight(layer)
+    if lost := [path for path, tensor in takes.items() if tensor.is_meta]:
+        raise AdapterError(
+            f"its layers must have values in the model; on 'meta', where values are lost, are {listed(lost)} "
+            "(load the model's values first; to_empty and reset_parameters give adapters theirs)"
+        )
+
+
 def check_unmerged(layers: Mapping[str, LoRALayer], name: str) -> None:
     """Raise AdapterError if an adapter to be changed is merged into W, or was initialized from W."""
     _check_original_weights(layers)
@@ -132,6 +148,11 @@ def _sizes(header: LayerHeader) -> list[int]:
 def _check_kinds(layers: Mapping[str, Any], contents: Contents) -> None:
     """Raise AdapterError where one of file and model has an embedding and the other a linear layer."""
     for path, layer in layers.items():
+        own = tuple(layer.weight.shape[1:]) if isinstance(layer, CONVOLUTIONS) else ()
+        if (window := contents.layers[path].window) != own:
+            raise AdapterError(
+                f"{path!r} must have [in_channels, *kernel] = {list(own)}; the file has {list(window)}"
+            )
         if isinstance(layer, nn.Embedding) != (path in contents.embeddings):
             kind = "an embedding" if path in contents.embeddings else "a linear layer"
             raise AdapterError(f"{path!r} must be {kind}, as in the file; it is a {type(layer).__name__}")

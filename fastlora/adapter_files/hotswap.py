@@ -63,6 +63,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
     check_path("directory", directory)
     layers = fit.layers_with(adapted, name)
     fit.check_unmerged(layers, name)
+    fit.check_not_on_meta(layers, name)
     with open_directory(directory) as contents:
         fit_names(model, contents, known_names(model))
         name_layers(model, contents)
@@ -139,7 +140,7 @@ def _values(contents: Contents, path: str, layer: LoRALayer, name: str) -> _Valu
     wide = torch.promote_types(header.dtype, torch.float32)
     A = contents.file.read(key_A, own_A.device, own_A.dtype)
     B = contents.file.read(key_B, own_B.device, wide) * (header.options.scaling / own.scaling)
-    A, B = from_file(A, B, experts)
+    A, B = from_file(A.flatten(1), B.flatten(1), experts)
     if not (B := B.to(own_B.dtype)).isfinite().all():
         raise AdapterError(f"B of {path!r} must be finite in {own_B.dtype} once scaled")
     return _Values(own_A, own_B, A, B)

@@ -115,8 +115,9 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     if known:
         for path, layer in layers.items():
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
-    fit_modules.check_base(model, contents)
     saved = fit_modules.modules_to_save(model, contents)
+    fit.check_not_on_meta(layers, name, saved.tensors)
+    fit_modules.check_base(model, contents)
     if known:
         fit_modules.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
@@ -193,7 +194,7 @@ def _read_update(contents: Contents, path: str, layer: Any, name: str) -> _Updat
         dtype = layer.adapters[name].lora_A.dtype
     device = stored_weight(layer).device
     A, B = (contents.file.read(key, device, dtype) for key in contents.keys_of(path))
-    A, B = from_file(A, B, header.experts)
+    A, B = from_file(A.flatten(1), B.flatten(1), header.experts)
     if not (letter := contents.config.third):
         return _Update(header.options, (A, B))
     third = contents.file.read(third_key(path, letter), device, dtype)

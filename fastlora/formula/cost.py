@@ -49,18 +49,21 @@ class Problem(NamedTuple):
         """The products x Wᵀ, x Aᵀ and p Bᵀ; x, W, A and B are read, y and p are written."""
         M, K, N, r = self[:4]
         small = self.adapter_dtype.itemsize * r * (K + N) + _P_BYTES * M * r
-        return Cost(2 * M * (N * K + r * (K + N)), self._base_bytes() + small)
+        return Cost(2 * M * (N * K + r * (K + N)), self.base_bytes() + small)
 
-    def backward(self) -> Cost:
+    def backward(self, *, needs_dx: bool = True) -> Cost:
         """The products dy W, dy B and q A for dx, dyᵀ p for dB, qᵀ x for dA.
 
-        dy, x, W, A, B and p are read; dx, dA and dB are written.
+        dy, x, W, A, B and p are read; dx, dA and dB are written. Without dx, W and A are not read; without an
+        update (r = 0) x is not.
         """
         M, K, N, r = self[:4]
-        small = 2 * self.adapter_dtype.itemsize * r * (K + N) + _P_BYTES * M * r
-        dx = self.dtype.itemsize * M * K
-        return Cost(2 * M * (N * K + 2 * r * (K + N)), self._base_bytes() + dx + small)
+        dx = N * K + r * K if needs_dx else 0
+        base = M * N + (M * K if r else 0) + (N * K + M * K if needs_dx else 0)
+        small = r * (K + 2 * N) + (r * K if needs_dx else 0)
+        moved = self.dtype.itemsize * base + self.adapter_dtype.itemsize * small + _P_BYTES * M * r
+        return Cost(2 * M * (dx + r * (K + 2 * N)), moved)
 
-    def _base_bytes(self) -> int:
+    def base_bytes(self) -> int:
         """Bytes of x and W, and of y (forward) or dy (backward)."""
         return self.dtype.itemsize * (self.M * self.K + self.N * self.K + self.M * self.N)

@@ -76,6 +76,7 @@ class Adapter(nn.Module):
 
     Attributes:
         name: Its key in `layer.adapters`.
+        of_embedding: Whether its layer is an embedding, where A starts at zero and B random.
         trains: While it is not in use: for each of `slots`, whether it is to be trained once the adapter is.
             Until then all are frozen.
     """
@@ -93,6 +94,7 @@ class Adapter(nn.Module):
     lora_bias: bool = False
     name: str = ""
     trains: tuple[bool, ...] = (True, True)
+    of_embedding: bool = False
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 
@@ -131,6 +133,16 @@ class Adapter(nn.Module):
             return oracle.dora_weight(W, A, B, self.scaling, *third)
         return oracle.effective_weight(W, A, B, self.scaling)
 
+    def current(self) -> tuple[Tensor, ...]:
+        """A, B, and m or b_B, as a forward pass would take them now.
+
+        Pruning and the older weight_norm compute them in a hook before a forward pass. The attributes have
+        the values of the last one, from before an optimizer's step.
+        """
+        computed = any(slot not in self._parameters for slot in self.slots)
+        found: tuple[Tensor, ...] = self() if computed else Adapter.forward(self)
+        return found
+
     def forward(self) -> tuple[Tensor, ...]:
         """A, B, and m or b_B. Called as a module, so that hooks which fetch offloaded ones run first."""
         return tuple(getattr(self, slot) for slot in self.slots)
@@ -166,7 +178,7 @@ class Adapter(nn.Module):
 
         DoRA's m starts as the row norms of W, so the layer resets it.
         """
-        start(self.lora_A, self.lora_B, self.init)
+        start(self.lora_A, self.lora_B, self.init, self.of_embedding)
         if self.lora_bias:
             nn.init.zeros_(self.lora_B_bias)
 
@@ -188,7 +200,7 @@ class Adapters(nn.ModuleDict):
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
-    return {name: (each.lora_A, each.lora_B, each.options) for name, each in layer.adapters.items()}
+    return {name: (*each.current()[:2], each.options) for name, each in layer.adapters.items()}
 
 
 def check_name(name: object) -> str:
@@ -206,50 +218,20 @@ def check_name(name: object) -> str:
     return name
 
 
-def new_adapter(
-    weight: Tensor, options: Options, dtype: torch.dtype | None, norms: Tensor | None = None
-) -> Adapter:
-    """A new adapter for a weight [N, K], on its device. For a `dtype` of None see `adapter_dtype_over`.
-
-    For a stack of weights [E, N, K], A and B are stacks too.
-
-    Args:
-        weight: W, or a stand-in with its shape, dtype and device.
-        options: The adapter's.
-        dtype: Of its parameters.
-        norms: [N], the norms of W's rows, for DoRA.
-
-    Raises:
-        ValueError: If the options ask for DoRA and there are no norms, as for a stack.
-    """
-    if options.dora and norms is None:
-        raise ValueError("dora must be False for experts, as in PEFT (leave them out by exclude_modules)")
-    *stack, N, K = weight.shape
-    if options.lora_bias and stack:
-        raise ValueError("lora_bias must be False for experts (leave them out by exclude_modules)")
-    kind: dict[str, Any] = {
-        "device": weight.device,
-        "dtype": arguments.adapter_dtype_over(weight.dtype, dtype),
-    }
-    # A and B are trained later, even if this is called in inference mode.
-    with torch.inference_mode(False):
-        A, B = (
-            nn.Parameter(torch.empty(*stack, *shape, **kind)) for shape in ((options.r, K), (N, options.r))
-        )
-        third = None if norms is None else nn.Parameter(norms.detach().to(**kind, copy=True))
-        if options.lora_bias:
-            third = nn.Parameter(torch.zeros(N, **kind))
-    start(A, B, options.init)
-    return Adapter(A, B, options, third)
-
-
 def with_bias(y: Tensor, s: float, b_B: Tensor) -> Tensor:
     """y + s b_B [..., N] in y's dtype."""
     return y + (b_B * s).to(y.dtype)
 
 
-def start(A: Tensor, B: Tensor, init: str) -> None:
-    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself."""
+def start(A: Tensor, B: Tensor, init: str, of_embedding: bool = False) -> None:
+    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself.
+
+    An embedding's A starts at zero, whatever `init` says, so that the row of its padding has no update.
+    """
+    if of_embedding:
+        nn.init.zeros_(A)
+        nn.init.normal_(B)
+        return
     if A.dim() > 2:
         with torch.no_grad():
             for A_e, B_e in zip(A, B, strict=True):

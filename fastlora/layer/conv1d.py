@@ -1,10 +1,11 @@
-"""Layers whose `weight` is W transposed, [K, N]: the Conv1D of Transformers' GPT-2, and embeddings."""
+"""Layers whose `weight` does not lie as W [N, K]: GPT-2's Conv1D and embeddings, [K, N], and convolutions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 
 def is_conv1d(module: object) -> bool:
@@ -23,5 +24,7 @@ def holds_transposed(layer: Any) -> bool:
 
 
 def turned(layer: Any, W: Tensor) -> Tensor:
-    """W [N, K] as a layer's `weight` lies, or that as W [N, K]: a view."""
+    """W [N, K] as a layer's `weight` lies, or that as W [N, K]: a view; of a convolution, only the latter."""
+    if isinstance(layer, _ConvNd):
+        return W.flatten(1)
     return W.t() if holds_transposed(layer) else W

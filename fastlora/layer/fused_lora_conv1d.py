@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import arguments
-from fastlora.layer.adapter import DEFAULT, Options, new_adapter
+from fastlora.layer.adapter import DEFAULT, Options
 from fastlora.layer.base_weights import like_weight
 from fastlora.layer.commits import exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.replacement import check_plain_conv1d, linear_as
 
 _SIZES = ("in_features", "out_features")

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.compiler import is_compiling
-from torch.nn import functional as F
+from torch import nn
 
 from fastlora import arguments
 from fastlora.arguments import check_size
-from fastlora.autograd.dora import dora_linear
-from fastlora.autograd.function import lora_linear
-from fastlora.formula import oracle
-from fastlora.formula.grouped import Projection
-from fastlora.formula.operands import autocasts, checked_base
-from fastlora.layer import commits, sharing, training_warnings
-from fastlora.layer.adapter import BIAS, DEFAULT, MAGNITUDE, Options, new_adapter, with_bias
+from fastlora.layer.adapter import DEFAULT, Options
 from fastlora.layer.commits import commit
+from fastlora.layer.forward_pass import ForwardPass
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.merging import MergeableLinear
-from fastlora.layer.projection import projection_of
+from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.replacement import check_plain_linear, linear_as
 from fastlora.layer.state import Stored
 
 
-class FusedLoRALinear(Stored, MergeableLinear):
+class FusedLoRALinear(ForwardPass, Stored, MergeableLinear):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ + b with W and b frozen; A and B are trained.
 
     It can replace an nn.Linear: it has the same attributes, shapes and state_dict names (`weight`, `bias`),
@@ -183,101 +175,3 @@ class FusedLoRALinear(Stored, MergeableLinear):
             changing.freeze(self.weight)
             if self.bias is not None:
                 changing.freeze(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: [..., in_features], in the weight's dtype and on its device.
-
-        Returns:
-            [..., out_features].
-
-        Raises:
-            TypeError: If x is no Tensor, or not in the weight's dtype.
-            ValueError: If x's last dimension or device is wrong.
-        """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
-        if self._group is not None and (taken := sharing.take(self, x)) is not None:
-            return taken
-        # Compiled code needs no check: its guards hold it to one state. And as `moved` would become a guard,
-        # every commit would cause a recompilation.
-        if is_compiling():
-            return self._computed(x)
-        moved = commits.moved
-        try:
-            y = self._computed(x)
-        except Exception:  # perhaps because the operands came from two states
-            if commits.moved == moved and not moved & 1:
-                raise
-        else:
-            if commits.moved == moved and not moved & 1:
-                return y
-        return commits.undisturbed(self._computed, x)
-
-    def _projection(self, x: Tensor) -> Projection | str:
-        """What the layer computes, for its group; or why it must compute alone."""
-        return projection_of(self)
-
-    def _computed(self, x: Tensor) -> Tensor:
-        own: dict[str, Any] = self._parameters  # read directly, as __getattr__ takes 0.6 us for each
-        active = self._active
-        A: Any
-        B: Any
-        third: Any = ()
-        try:
-            W, b = own["weight"], own["bias"]
-            if active is None:
-                A = B = None
-            elif active._forward_pre_hooks or "forward" in active.__dict__:
-                A, B, *third = active()
-            else:
-                factors = active._parameters
-                A, B = factors["lora_A"], factors["lora_B"]
-                if active.dora:
-                    third = (factors[MAGNITUDE],)
-                elif active.lora_bias:
-                    third = (factors[BIAS],)
-        except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
-            W, b = self.weight, self.bias
-            A, B, *third = (None, None) if active is None else self.adapters[active.name]()
-        kept = self._buffers["_base_weight"]
-        if kept is not None and not self.enabled:
-            W = kept
-        if self.holds_transposed:
-            W = W.t()
-        if self.split is not None:
-            W, b, A, B = self.split.local(W, b, A, B)
-        if W.requires_grad or (b is not None and b.requires_grad):
-            warnings.warn(
-                "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
-                "gradient; to train them use remove_lora and unfreeze",
-                stacklevel=3,
-            )
-            W, b = W.detach(), None if b is None else b.detach()
-        if self._batch is not None and self._batch.applies(self):
-            return self._batch.computed(self, x, W, b)
-        if active is not None and kept is None and self.enabled:
-            s = arguments.scaling(active.r, active.alpha, active.rslora)
-            dropout = active.dropout if self.training else 0.0
-            if active.dora:
-                return dora_linear(x, W, b, A, B, s, *third, dropout=dropout)
-            y = lora_linear(x, W, b, A, B, s, dropout=dropout)
-            return with_bias(y, s, *third) if third else y
-        training_warnings.suspect(self)
-        if not (x.is_nested or autocasts(x) or torch._C._get_tracing_state()):
-            checked_base(x, W, b)
-        if self.enabled or self.start_A is None or self.start_B is None:
-            y = F.linear(x, W, b)
-            if active is None or not (active.lora_bias and self.enabled):
-                return y
-            return with_bias(y, active.scaling, *third)
-        return oracle.unfused(x, W, b, self.start_A, self.start_B, self.start_scaling)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse torch.jit.script, which calls this first, for this layer and every model with it."""
-        raise TypeError(
-            "torch.jit.script cannot compile FusedLoRALinear, whose passes run in a Python function; "
-            "use torch.compile, torch.export or torch.jit.trace, or merge first (remove_lora)"
-        )

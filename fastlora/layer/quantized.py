@@ -17,10 +17,11 @@ from fastlora.formats.registry import format_of
 from fastlora.formula.grouped import Projection
 from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
-from fastlora.layer.adapter import DEFAULT, Options, new_adapter, with_bias
+from fastlora.layer.adapter import DEFAULT, Options, with_bias
 from fastlora.layer.base_weights import FORMAT, like_weight
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.packed_merging import PackedMerging
 from fastlora.layer.projection import projection_of
 from fastlora.layer.replacement import check_own_forward, linear_as

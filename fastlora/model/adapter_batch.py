@@ -14,11 +14,13 @@ from fastlora.layer.active_adapter import check_switchable
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.layer.magnitude import check_plain_lora
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import active_adapter, adapter_names
+from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import idle_versions
 
 NONE = "__base__"
@@ -68,13 +70,18 @@ def _enter(model: nn.Module, batch: AdapterBatch) -> None:
         ("whole, not divided among processes", [name for name, layer in layers.items() if layer.split]),
         ("linear, not experts", [name for name, layer in layers.items() if hasattr(layer, "num_experts")]),
         (
-            "linear, no embeddings",
-            [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)],
+            "linear, no embeddings or convolutions",
+            [n for n, layer in layers.items() if isinstance(layer, (nn.Embedding, *CONVOLUTIONS))],
         ),
         ("in no other adapter_batch", [name for name, layer in layers.items() if layer.in_batch]),
     ):
         if wrong:
             raise ValueError(f"layers must be {what} to mix adapters; these are not: {listed(wrong)}")
+    if rows := [name for name, _, _ in token_rows(model)]:
+        raise ValueError(
+            f"rows of tokens are those of the adapter in use, for a whole batch; {listed(rows)} has some "
+            "(one adapter a batch, by set_adapter)"
+        )
     foreign = {*batch.names} - {active_adapter(model)}
     if foreign and any(True for _ in idle_versions(model)):
         raise ValueError(

@@ -15,11 +15,13 @@ from fastlora.arguments import check_dtype
 from fastlora.config import LoRAConfig
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.active_adapter import put_idle, switch
-from fastlora.layer.adapter import Adapter, Options, check_name, new_adapter
+from fastlora.layer.adapter import Adapter, Options, check_name
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
+from fastlora.layer.lora_conv import LoRAConv
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.layer.token_rows import TokenRows
 from fastlora.model.apply import make_layers, options_for
@@ -194,7 +196,7 @@ def _at_start(target: Target, config: LoRAConfig) -> Adapter:
     )
     layer = target.linear
     dtype = check_dtype("adapter_dtype", config.adapter_dtype)
-    if isinstance(layer, FusedLoRAEmbedding):
+    if isinstance(layer, (FusedLoRAEmbedding, LoRAConv)):
         return layer.new_adapter(options, dtype)
     weight = layer.stack.weight if isinstance(layer, FusedLoRAExperts) else like_weight(layer)
     norms = row_norms(layer) if config.dora and not isinstance(layer, FusedLoRAExperts) else None

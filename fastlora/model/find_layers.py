@@ -10,11 +10,12 @@ from torch import nn
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
+from fastlora.layer.lora_conv import LoRAConv
 from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names
 
-LoRALayer: TypeAlias = FusedLoRALinear | FusedLoRAEmbedding | FusedLoRAExperts
-LORA_LAYERS: Final = (FusedLoRALinear, FusedLoRAEmbedding, FusedLoRAExperts)
+LoRALayer: TypeAlias = FusedLoRALinear | FusedLoRAEmbedding | LoRAConv | FusedLoRAExperts
+LORA_LAYERS: Final = (FusedLoRALinear, FusedLoRAEmbedding, LoRAConv, FusedLoRAExperts)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:

@@ -12,6 +12,7 @@ from fastlora.arguments import DTYPES, shown
 from fastlora.formats.registry import format_of
 from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
+from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.groups import MEMBERSHIP, Group, Membership
 from fastlora.model.find_layers import check_model, existing_layers
 from fastlora.model.group_names import AUTO, FUSED, check_groups, children, tuples_for
@@ -45,7 +46,8 @@ def group_projections(model: nn.Module, groups: str | Sequence[Sequence[str]] = 
         ValueError: If there is no LoRA layer, or no module has two layers with LoRA of a given tuple.
     """
     given = check_groups(groups)
-    layers = {layer: name for name, layer in existing_layers(model).items()}
+    found = existing_layers(model)
+    layers = {layer: name for name, layer in found.items() if isinstance(layer, FusedLoRALinear)}
     with commit() as changing:
         return group_layers(model, layers, given, changing)
 

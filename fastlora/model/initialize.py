@@ -78,8 +78,8 @@ def _linear_layers(model: nn.Module) -> dict[str, FusedLoRALinear]:
     others = [name for name in layers if name not in linear]
     if others:
         raise ValueError(
-            f"layers must be linear to be started from W; {listed(others)} holds experts or embeddings "
-            "(exclude_modules leaves them out)"
+            f"layers must be linear to be started from W; {listed(others)} holds experts, an "
+            "embedding or a convolution (exclude_modules leaves them out)"
         )
     return linear
 

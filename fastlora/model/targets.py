@@ -16,6 +16,7 @@ from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding, check_embedding, is_embedding
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_pefts, other_linear_kind
+from fastlora.layer.lora_conv import LoRAConv, check_conv, is_conv
 from fastlora.layer.quantized import check_packed
 from fastlora.layer.replacement import check_plain_conv1d, check_plain_linear
 from fastlora.model.all_linear import all_linear
@@ -148,7 +149,7 @@ def _check_named(
     taken = [
         names[module][0]
         for module in chosen
-        if isinstance(module, (FusedLoRALinear, FusedLoRAEmbedding)) and module not in adapted
+        if isinstance(module, (FusedLoRALinear, FusedLoRAEmbedding, LoRAConv)) and module not in adapted
     ]
     if taken:
         raise ValueError(
@@ -175,7 +176,9 @@ def check_adaptable(name: str, module: nn.Module, compiled: Collection[nn.Module
     if kind is not None:
         hint = " (name them in target_parameters)" if stacks_of(module) else ""
         raise TypeError(f"target {shown(name)} must be exactly an nn.Linear; it is a {kind}{hint}")
-    if is_embedding(module):
+    if is_conv(module):
+        check_conv(f"target {shown(name)}", module)
+    elif is_embedding(module):
         check_embedding(f"target {shown(name)}", module)
     elif is_conv1d(module):
         check_plain_conv1d(f"target {shown(name)}", module)

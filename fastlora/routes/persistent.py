@@ -1,5 +1,7 @@
 """Whether the persistent kernels for sm_90 can take a call; `fastlora tune` decides whether they do.
 
+There are two: "persistent", in Gluon (`hopper.py`), and "flattened", in plain Triton (`flattened.py`).
+
 They are never the default: only a choice that was measured on this machine's GPU takes them. Nothing here
 imports Triton.
 """
@@ -14,20 +16,25 @@ import torch
 
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
+from fastlora_kernels.choice_content import FLATTENED, PERSISTENT
+from fastlora_kernels.flattened_blocks import most_ranks
 from fastlora_kernels.hopper import blocks
 
-# Gluon is experimental: its names change from version to version.
+PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
+
+# Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
 _OLDEST_TRITON: Final = (3, 6)
 _NEWEST_TRITON: Final = (3, 9)
 _OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
 
 
 def refusal(
-    architecture: str, problem: Problem, *, dropout: bool = False, aligned: bool = True
+    code: str, architecture: str, problem: Problem, *, dropout: bool = False, aligned: bool = True
 ) -> str | None:
-    """Why these kernels do not take a call, as a phrase; None if they do.
+    """Why kernels do not take a call, as a phrase; None if they do.
 
     Args:
+        code: One of PERSISTENT_CODES.
         architecture: Of the GPU, by the name of its tile table.
         problem: Shape and dtypes.
         dropout: Whether there is dropout.
@@ -35,8 +42,14 @@ def refusal(
     """
     rows = problem.K % 8 == 0 and problem.N % 8 == 0  # of y and dx, which are contiguous
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
+    most = most_ranks(problem.K, problem.N) if code == FLATTENED else blocks.MOST_RANKS
     return _refusal_of_triton() or blocks.refusal(
-        architecture, *dtypes, problem.r, aligned=aligned and rows, dropout=dropout
+        architecture,
+        *dtypes,
+        problem.r,
+        aligned=aligned and rows,
+        dropout=dropout,
+        most_ranks=most,
     )
 
 
@@ -47,8 +60,12 @@ def refusal_here(architecture: str) -> str | None:
 
 def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
     """As `told`, of one call; arguments as in `refusal`."""
-    why = refusal(architecture, problem, dropout=dropout, aligned=aligned)
-    return f"not for this call: {why}" if why else _OFFERED
+    why, why_flattened = (
+        refusal(code, architecture, problem, dropout=dropout, aligned=aligned) for code in PERSISTENT_CODES
+    )
+    if why:
+        return f"not for this call: {why}"
+    return f"{_OFFERED}; not those in plain Triton: {why_flattened}" if why_flattened else _OFFERED
 
 
 def told(device: torch.device) -> str:

@@ -106,8 +106,7 @@ class Contest:
         self.dropout = dropout
         M, K, N, r, dtype, adapter_dtype = problem
         if num_sets is None:
-            base_bytes = dtype.itemsize * (M * K + N * K + M * N)
-            num_sets = number_of_sets(base_bytes, describe_device(device)["l2_bytes"])
+            num_sets = number_of_sets(problem.base_bytes(), describe_device(device)["l2_bytes"])
         self.sets = [
             random_inputs(M, K, N, r, dtype=dtype, adapter_dtype=adapter_dtype, bias=bias, device=device)
             for _ in range(num_sets)

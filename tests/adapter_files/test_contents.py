@@ -33,7 +33,7 @@ def layers(directory):
 def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
     write(tmp_path, {"use_rslora": True, "lora_dropout": 0.5, "alpha_pattern": {"fc": 7}})
     header = layers(tmp_path)["fc"]
-    assert header == (Options(2, 7.0, 0.5, True, "kaiming"), 6, 5, torch.float32, 0)
+    assert header == (Options(2, 7.0, 0.5, True, "kaiming"), 6, 5, torch.float32, 0, ())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fastlora import (
     merge_lora,
     save_pretrained,
 )
-from fastlora.layer import adapter
+from fastlora.layer import new_adapter
 from tests.adapter_files.stored import assert_unchanged, snapshot, twins
 from tests.models import adapted, mlp
 
@@ -95,7 +95,7 @@ def test_a_layer_that_cannot_be_made_while_loading_changes_nothing(store, monkey
     def fail(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(adapter, "start", fail)
+    monkeypatch.setattr(new_adapter, "start", fail)
     with pytest.raises(torch.OutOfMemoryError):
         store.load(plain)
     assert_unchanged(plain, before)

@@ -9,20 +9,23 @@ import torch
 import fastlora
 from bench.cases import Case
 from bench.check import check, read_mask, seed_all
-from bench.layer import PHASES, build_layer, phase_works
+from bench.layer import PHASES, build_layer, layer_saved_bytes, phase_works
 from bench.methods import (
     ADDMM,
     BY_ROUTE,
     FASTLORA,
+    FROZEN,
     IN_NETS,
     LORAFUSION,
     METHODS,
     PARAMETRIZED,
+    PEFT,
     UNDROPPED,
     UNFUSED,
 )
 from bench.methods.lorafusion import CHECKOUT
 from bench.task import layer_task
+from fastlora.formats.registry import format_of
 from fastlora.formula.masks import dropout_constants
 from tests.bench.rows import CPU, small_task
 
@@ -92,9 +95,10 @@ def test_output_and_gradients_of_a_net_are_within_the_budget(name):
 @pytest.mark.parametrize("mode", ["eager", "checkpoint"])
 def test_a_llama_is_tuned_in_every_layer_but_its_head(mode):
     pytest.importorskip("transformers")
-    from bench.model import Text, llama_task
+    from bench.language import Text, language_task
+    from bench.model import LLAMA
 
-    task = llama_task("tiny", Text(1, 8), small_task().update, CPU, torch.float32)
+    task = language_task(LLAMA, "tiny", Text(1, 8), small_task().update, CPU, torch.float32)
     assert len(task.names) == 2 * 7
     assert "lm_head" not in task.names
     assert check(FASTLORA, task, mode).failure is None
@@ -164,7 +168,7 @@ def test_the_mask_read_back_is_the_one_that_was_drawn(method):
 
 
 def test_cases_are_taken_by_those_who_can():
-    others = {"compiled", "lorafusion", "transformer-engine", "fastlora-persistent"}
+    others = {"compiled", "lorafusion", "transformer-engine", "fastlora-persistent", "fastlora-flattened"}
     with fastlora.set_backend("triton"):
         here = present(CASES[0])
     assert set(here) | {"peft", "loralib"} == set(METHODS) - others
@@ -186,8 +190,7 @@ def test_what_cannot_run_here_says_why(monkeypatch, tmp_path):
     assert "holds no lorafusion/ops/lora_v1.py" in LORAFUSION.why_absent(gpu, torch.bfloat16)
     assert METHODS["transformer-engine"].why_absent(CPU, torch.float16).endswith("needs a CUDA GPU")
     monkeypatch.setattr("bench.methods.libraries.find_spec", lambda name: None)
-    for name in ("peft", "loralib"):
-        assert METHODS[name].why_absent(CPU, torch.float32) == f"{name} is not installed"
+    assert PEFT.why_absent(CPU, torch.float32) == "peft is not installed"
     with fastlora.set_backend("triton"):
         assert "not torch.float64" in FASTLORA.why_absent(DEVICE, torch.float64)
         assert FASTLORA.why_absent(DEVICE, torch.float32) is None
@@ -208,3 +211,22 @@ def test_phases_leave_no_gradient_behind_and_backward_alone_gives_the_steps(name
 def test_a_layer_shares_the_memory_of_its_inputs():
     inputs = CASES[0].inputs(CPU)
     assert layer_task(CASES[0], inputs).build().linear.weight.data_ptr() == inputs.W.data_ptr()
+
+
+@pytest.mark.parametrize("base", ["nf4", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("method", [FROZEN, PEFT, FASTLORA], ids=lambda method: method.name)
+def test_each_method_is_held_to_the_unpacked_weight(method, base):
+    pytest.importorskip("bitsandbytes")
+    case = Case(16, 64, 32, 4, torch.float32, torch.float32, base=base)
+    task = layer_task(case, case.inputs(CPU))
+    assert format_of(task.build().linear) is not None
+    assert format_of(task.plain().linear) is None
+    assert check(method, task).failure is None
+
+
+def test_peft_saves_half_as_much_again_for_wider_adapters_of_a_packed_weight():
+    pytest.importorskip("bitsandbytes")
+    case = Case(16, 64, 32, 4, torch.bfloat16, torch.float32, base="nf4")
+    ours = layer_saved_bytes(FASTLORA, case, CPU)
+    assert ours == 2 * 16 * 64 + 4 * 16 * 4
+    assert layer_saved_bytes(PEFT, case, CPU) >= 1.5 * ours

@@ -3,8 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from bench.compare import FASTER, FEWER, MORE, SAME, SLOWER, compare, differences, judge, main
-from fastlora.measuring.timing import Quartiles
+from bench.compare import FASTER, FEWER, MORE, SAME, SLOWER, compare, differences, main
 from tests.bench.rows import HERE, results, row
 
 BEFORE = (9.0, 10.0, 11.0)
@@ -26,7 +25,7 @@ def verdicts(old, new, **options):
     ],
 )
 def test_a_change_is_one_whose_quartiles_lie_beside_the_old(new, verdict):
-    assert judge(Quartiles(9, 10, 11), Quartiles(*new)) == verdict
+    assert verdicts(results(row((9, 9, 10, 11, 11))), results(row((new[0], *new, new[2])))) == [verdict]
 
 
 def test_rows_are_compared_with_their_like():
@@ -63,21 +62,16 @@ def test_rows_without_their_like_and_another_device_are_listed():
     assert "full" in only_new
 
 
-def test_the_exit_status_tells_whether_something_got_worse(tmp_path):
-    old, slow = str(tmp_path / "old.json"), str(tmp_path / "slow.json")
+def test_the_exit_status_tells_whether_something_got_worse_and_other_files_are_refused(tmp_path):
+    old, slow, other = (str(tmp_path / name) for name in ("old.json", "slow.json", "other.json"))
     results(row(BEFORE, saved_bytes=100)).write(tmp_path / "old.json")
     results(row(TWICE, saved_bytes=100)).write(tmp_path / "slow.json")
-    same = CliRunner().invoke(main, [old, old])
-    assert same.exit_code == 0
-    assert "0 changed, 2 within the noise" in same.output
-    worse = CliRunner().invoke(main, [old, slow])
-    assert (worse.exit_code, "2.000" in worse.output) == (1, True)
-    assert CliRunner().invoke(main, [slow, old]).exit_code == 0
-
-
-def test_what_is_no_results_file_is_refused(tmp_path):
-    path = tmp_path / "other.json"
-    path.write_text("{}")
-    refused = CliRunner().invoke(main, [str(path), str(path)])
-    assert refused.exit_code == 2
-    assert "must be results files" in refused.output
+    (tmp_path / "other.json").write_text("{}")
+    for given, status, said in (
+        ((old, old), 0, "0 changed, 2 within the noise"),
+        ((old, slow), 1, "2.000"),
+        ((slow, old), 0, "0.500"),
+        ((other, other), 2, "must be results files"),
+    ):
+        done = CliRunner().invoke(main, given)
+        assert (done.exit_code, said in done.output) == (status, True), done.output

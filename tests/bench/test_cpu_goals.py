@@ -10,7 +10,7 @@ from bench.cpu_goals import lines
 from bench.layer import PHASES, UNPACKING, unpacking_works
 from bench.measure import measure_case
 from bench.methods import FASTLORA, FROZEN
-from bench.report import Run, compared, newest, with_figures
+from bench.report import File, compared, newest, with_figures
 from bench.schedule import packed_measurements
 from bench.settings import effort_on
 from tests.bench.rows import CEILINGS, results, row
@@ -75,11 +75,11 @@ def test_groups_are_held_to_what_the_net_of_that_size_can_gain():
 
 
 def test_a_run_over_packed_weights_takes_no_other_runs_place():
-    plain = Run(Path("a.json"), results(row((1.0,) * 3), row((2.0,) * 3, method="peft")))
+    plain = File(Path("a.json"), results(row((1.0,) * 3), row((2.0,) * 3, method="peft")))
     later = results(
         packed(10.0), packed(15.0, method="peft"), packed(7.0, base=""), started="2027-01-01T00:00:00+00:00"
     )
-    runs = [plain, Run(Path("b.json"), later)]
+    runs = [plain, File(Path("b.json"), later)]
     heads = [column.head for column in compared(newest(runs, "cpu"))]
     assert [("base nf4" in head) for head in heads] == [False, True]
     text = "".join(f"<!-- figures: {kind} -->\n<!-- end of figures: {kind} -->\n" for kind in ("cpu", "cuda"))

@@ -73,26 +73,25 @@ def test_methods_can_be_chosen_unknown_ones_are_refused_and_where_one_is_left_ou
     assert "slowlora" in printed
 
 
-def test_the_step_of_a_net_is_split_and_the_exit_status_tells_of_wrong_methods(tmp_path, monkeypatch):
-    few = ("--methods", "frozen", "fastlora", "--adam", "fused")
+def test_the_step_of_a_net_is_split_for_each_way_to_compute_adam_and_the_exit_status_tells_of_wrong_methods(
+    tmp_path, monkeypatch
+):
+    few = ("--methods", "frozen", "fastlora")
     found, _ = run(mnist, tmp_path, *few)
     assert {row.phase for row in found.rows} == {"forward", "backward", "optimizer", "step"}
-    assert {row.level for row in found.rows} == {"mnist"}
+    assert {(row.level, row.optimizer) for row in found.rows} == {
+        ("mnist", "fused Adam"),
+        ("mnist", "foreach Adam"),
+    }
+    assert len(comparable(found.rows)) == 2
 
     def broken(model, names, update):
         raise RuntimeError("out of resources")
 
     monkeypatch.setitem(METHODS, "fastlora", replace(METHODS["fastlora"], tune=broken))
-    found, _ = run(mnist, tmp_path, *few, status=1)
+    found, _ = run(mnist, tmp_path, *few, "--adam", "fused", status=1)
     assert len(found.problems) == 1
     assert {row.method for row in found.rows} == {"frozen"}
-
-
-def test_each_way_to_compute_adam_is_measured_beside_the_others(tmp_path):
-    found, _ = run(mnist, tmp_path, "--methods", "fastlora")
-    steps = [row for row in found.rows if row.phase == "step"]
-    assert [row.optimizer for row in steps] == ["fused Adam", "foreach Adam"]
-    assert len(comparable(steps)) == 2
 
 
 @pytest.mark.exhaustive
@@ -110,7 +109,7 @@ def test_a_llama_is_measured_in_each_mode(tmp_path):
 
 def test_first_steps_are_timed(monkeypatch):
     monkeypatch.setitem(startup.CASES, "cpu", CASE)
-    taken = json.loads(startup.first_steps("fastlora", "cpu", None))
+    taken = json.loads(startup.first_steps("fastlora", "cpu", torch.get_num_threads()))
     assert list(taken) == ["first step", "second step"]
     assert all(seconds > 0 for seconds in taken.values())
 

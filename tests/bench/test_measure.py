@@ -1,5 +1,6 @@
 """What is measured: right methods alone, in every phase, with floor, launches, bytes; failures on record."""
 
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,16 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from bench import ceilings
 from bench.cases import Measurement
-from bench.ceilings import affordable_size, floors, layer_use, net_uses
+from bench.ceilings import Use, floors, net_uses
+from bench.compiling import variants_of
 from bench.counts import device_events, profile_case
 from bench.layer import PHASES
-from bench.measure import count_step, measure_case, measure_task, present, twin
-from bench.methods import ADDMM, FASTLORA, FROZEN, FULL, METHODS, UNFUSED
+from bench.measure import count_step, measure_case, measure_task, twin
+from bench.methods import ADDMM, FASTLORA, FROZEN, FULL, METHODS, UNFUSED, present
 from bench.mnist import digits_task
-from bench.precompile import variants
-from bench.schedule import LLAMA_8B, LLAMA_70B, gpu_measurements
+from bench.schedule import LLAMA_8B, LLAMA_70B, gpu_measurements, packed_measurements
 from bench.settings import DRY, effort_on
 from bench.step import ADAMS, PARTS, Trainer
 from fastlora.formula.cost import Problem
@@ -39,14 +39,6 @@ def measured(*methods, case=DRY.cases[0], modes=("dry-run",)):
     return found
 
 
-def test_every_method_gets_a_row_for_each_phase():
-    found = measured(FROZEN, UNFUSED)
-    assert [(row.phase, row.method) for row in found.rows] == [(p, name) for p in PHASES for name in FEW]
-    assert all(row.q25_us <= row.median_us <= row.q75_us for row in found.rows)
-    assert all(len(row.samples_us) == 2 for row in found.rows)
-    assert (found.problems, found.left_out) == ([], [])
-
-
 def test_another_librarys_failure_leaves_it_out_and_is_no_problem():
     broken = replace(UNFUSED, tune=unfinished, external=True)
     wrong = replace(UNFUSED, name="wrong", tune=wrong_scale, external=True)
@@ -55,13 +47,6 @@ def test_another_librarys_failure_leaves_it_out_and_is_no_problem():
     assert [entry["why"].split(":")[0] for entry in found.left_out] == ["checking unfused", "wrong"]
     assert not found.problems
     assert [check["method"] for check in found.checks] == ["frozen"]
-
-
-def test_a_method_that_does_not_take_a_case_is_left_out_with_the_reason():
-    found = measured(ADDMM, FROZEN, case=CASES[3])
-    why = "it has no dropout: Unsloth refuses one in its fused layers"
-    assert found.left_out == [{"method": "addmm", "why": why, **CASES[3].labels()}]
-    assert {row.dropout for row in found.rows} == {CASES[3].dropout}
 
 
 def test_graphs_are_captured_for_each_phase_and_a_backward_pass_behind_its_forward(monkeypatch):
@@ -87,6 +72,7 @@ def test_what_cannot_be_captured_has_eager_rows_alone(monkeypatch):
     monkeypatch.setattr("bench.measure.as_graphs", captured)
     found = measured(FROZEN, replace(UNFUSED, external=True), case=CASES[0], modes=("eager", "graph"))
     assert {row.mode for row in found.rows} == {"eager"}
+    assert all(row.q25_us <= row.median_us <= row.q75_us and len(row.samples_us) == 2 for row in found.rows)
     assert [problem.split(", ")[-1].split(":")[0] for problem in found.problems] == ["capturing frozen"] * 3
     assert [entry["method"] for entry in found.left_out] == ["unfused"] * 3
 
@@ -135,17 +121,14 @@ def test_wrong_and_broken_methods_are_not_timed_and_the_others_are(measure, wher
     assert found.problems == [f"{where}, checking fastlora: RuntimeError: out of resources"]
 
 
-def test_checkpointing_what_is_no_transformers_model_is_a_problem():
-    (problem,) = stepped(FROZEN, mode="checkpoint").problems
-    assert "must be a Transformers model" in problem
-
-
 def test_what_a_step_saves_is_its_inputs_and_adams_ways_launch_apart():
     task = small_task()
 
     def counts(method, adam="fused"):
         return count_step(Trainer(method.tune(build(), task.names, task.update), task, adam), CPU)
 
+    digits = digits_task(CPU).batches[0]["x"]
+    assert digits.untyped_storage().nbytes() == digits.nbytes == 4 * 10 * 784  # and not those of all digits
     full, frozen = counts(FULL), counts(FROZEN)
     assert full["saved_bytes"] - frozen["saved_bytes"] == task.batches[0]["x"].nbytes
     weights = sum(parameter.nbytes for parameter in build().parameters())
@@ -154,7 +137,11 @@ def test_what_a_step_saves_is_its_inputs_and_adams_ways_launch_apart():
     assert len({counts(FULL, adam)["launches"] for adam in ADAMS}) == len(ADAMS)
 
 
-def test_methods_that_do_not_take_a_net_are_left_out_and_those_absent_say_why(monkeypatch):
+def test_methods_that_do_not_take_a_layer_or_a_net_are_left_out_and_those_absent_say_why(monkeypatch):
+    found = measured(ADDMM, FROZEN, case=CASES[3])
+    why = "it has no dropout: Unsloth refuses one in its fused layers"
+    assert found.left_out == [{"method": "addmm", "why": why, **CASES[3].labels()}]
+    assert {row.method for row in found.rows} == {"frozen"}
     assert "nothing to drop" in stepped(METHODS["parametrized"], dropout=0.1).left_out[0]["why"]
     monkeypatch.setattr("bench.methods.libraries.find_spec", lambda name: None)
     methods, absent = present(["fastlora", "loralib"], CPU, torch.float32)
@@ -172,21 +159,13 @@ def test_a_twin_lies_in_the_same_memory_and_freezes_apart():
     assert isinstance(model[0], nn.Linear)
 
 
-def test_the_digits_of_a_batch_do_not_keep_all_digits_in_memory():
-    batch = digits_task(CPU).batches[0]
-    assert batch["x"].shape == (10, 784)
-    assert batch["x"].untyped_storage().nbytes() == batch["x"].nbytes
-    assert set(batch["labels"].tolist()) == {9}
-
-
 def test_the_floor_is_the_longer_of_arithmetic_and_bytes_and_passes_add_up():
-    case = CASES[1]
-    problem = Problem(*case[:6])
-    found = floors(layer_use(case), CEILINGS._replace(matmul_flops=1e6, copy_bytes_per_s=1e30))
+    problem = CASES[1].problem
+    found = floors([Use(problem)], CEILINGS._replace(matmul_flops=1e6, copy_bytes_per_s=1e30))
     assert found["forward"].floor_us == problem.forward().flops
     assert found["backward"].floor_us == found["backward"].flops == problem.backward().flops
     assert found["forward+backward"] == tuple(map(sum, zip(found["forward"], found["backward"], strict=True)))
-    found = floors(layer_use(case), CEILINGS._replace(matmul_flops=1e30, copy_bytes_per_s=1e6))
+    found = floors([Use(problem)], CEILINGS._replace(matmul_flops=1e30, copy_bytes_per_s=1e6))
     assert found["forward"].floor_us == problem.forward().moved
 
 
@@ -212,43 +191,34 @@ def test_a_layer_that_is_not_adapted_counts_as_the_frozen_one_it_is():
     assert (first.problem.r, first.backward()) == (0, (0, 0))
 
 
-def test_a_gpu_run_begins_with_the_headline_shape_in_every_method_and_mode():
-    first = MEASUREMENTS[0]
-    assert first.case[:4] == (8192, 4096, 4096, 16)
-    # A group needs more layers than one.
-    assert set(first.methods) == set(METHODS) - {"fastlora-p0", "grouped"}
-    assert (first.modes, first.launches) == (("eager", "graph"), True)
-
-
-def test_every_case_stands_once_with_ours_and_the_frozen_layer_and_ours_undropped_beside_dropout():
-    cases = [one.case for one in MEASUREMENTS]
+def test_a_gpu_run_begins_with_the_headline_and_has_each_case_once_with_what_belongs_beside_it():
+    first, cases = MEASUREMENTS[0], [one.case for one in MEASUREMENTS]
+    assert (first.case[:4], first.modes, first.launches) == ((8192, 4096, 4096, 16), ("eager", "graph"), True)
+    assert set(first.methods) == set(METHODS) - {
+        "fastlora-p0",
+        "grouped",
+    }  # a group needs more layers than one
     assert len(set(cases)) == len(cases)
     for one in (*MEASUREMENTS, *DRY.measurements):
         assert {"frozen", "fastlora"} <= set(one.methods) <= set(METHODS)
         assert ("fastlora-p0" in one.methods) == (one.case.dropout > 0)
+    for M, dtype in itertools.product((2048, 8192), (torch.bfloat16, torch.float32)):  # of the means
+        layers = {(c.K, c.N) for c in cases if (c.M, c.r, c.adapter_dtype) == (M, 16, dtype)}
+        assert layers >= {*LLAMA_8B, *LLAMA_70B}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("M", [2048, 8192])
-def test_the_means_shapes_come_with_both_adapter_dtypes(dtype, M):
-    layers = {(c.K, c.N) for c, *_ in MEASUREMENTS if (c.M, c.r, c.adapter_dtype) == (M, 16, dtype)}
-    assert layers >= {*LLAMA_8B, *LLAMA_70B}
+def test_packed_layers_are_measured_beside_the_same_ones_plain():
+    cases = [one.case for one in packed_measurements("nf4", CPU)]
+    assert [case.base for case in cases] == ["nf4", ""] * (len(cases) // 2)
+    assert len(set(cases)) == len(cases)
 
 
 def test_few_variants_need_compiling_and_each_method_that_compiles_has_its_own():
-    found = variants(MEASUREMENTS)
+    found = variants_of(MEASUREMENTS)
     ours = [case for name, case in found if name == "fastlora"]
     assert len(ours) < len(MEASUREMENTS)
     assert {c[3:] for c in ours} == {c[3:] for c, *_ in MEASUREMENTS}
     # Compiling runs a kernel, and the persistent ones are proven afterwards, in processes of their own.
-    assert "fastlora-persistent" not in {name for name, _ in found}
+    assert not {"fastlora-persistent", "fastlora-flattened"} & {name for name, _ in found}
     compiled = [case for name, case in found if name == "compiled"]
     assert compiled == [one.case for one in MEASUREMENTS if "compiled" in one.methods]
-
-
-def test_the_ceilings_product_is_one_that_the_device_can_afford(monkeypatch):
-    monkeypatch.setattr(ceilings, "_PRODUCT_SECONDS", float("inf"))
-    assert affordable_size(2048, torch.float32, CPU) == 2048
-    monkeypatch.setattr(ceilings, "_PRODUCT_SECONDS", 0.0)
-    assert affordable_size(2048, torch.float32, CPU) == 256
-    assert affordable_size(64, torch.float32, CPU) == 64

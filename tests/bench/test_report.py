@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bench.groups import columns
 from bench.pictures import draw
-from bench.report import KINDS, NOT_MEASURED, README, RESULTS, Run, compared, main, newest, read_runs
+from bench.report import KINDS, NOT_MEASURED, README, RESULTS, File, compared, main, newest, read_runs
 from bench.report import with_figures as with_figures_in
 from tests.bench.rows import HERE, LAYER, results, row
 
@@ -21,7 +21,7 @@ def with_figures(*runs, text=EMPTY):
 
 
 def run(*rows, name="a.json", **changes):
-    return Run(Path(name), results(*rows, **changes))
+    return File(Path(name), results(*rows, **changes))
 
 
 def cells(*rows):
@@ -41,14 +41,14 @@ def test_figures_stand_between_their_markers_and_what_was_not_measured_is_said_t
     assert "old" not in told
     assert told.count(NOT_MEASURED) == 1
     assert with_figures(text=told) == with_figures()
+    there = HERE._replace(device={**HERE.device, "kind": "cuda", "name": "a GPU"})
+    cpu, gpu = with_figures(run(row(), environment=there)).split("<!-- end of figures: cpu -->")
+    assert (NOT_MEASURED in cpu, "a GPU" in gpu) == (True, True)
 
 
-def test_a_cell_is_the_median_of_ratios_taken_pair_by_pair():
+def test_a_cell_is_the_median_of_ratios_pair_by_pair_and_shapes_of_one_kind_are_one_mean_with_its_range():
     (found,) = cells(row((1.0, 10.0, 100.0)), row((2.0, 30.0, 400.0), method="peft")).values()
     assert found == {"fastlora": (1, 1, 1), "peft": (3, 3, 3)}
-
-
-def test_shapes_of_one_kind_are_one_mean_with_its_range():
     other = {**LAYER, "M": 512}
     rows = [row(), TWICE, row(shape=other), row((8.0, 16.0, 24.0), method="peft", shape=other)]
     (found,) = cells(*rows).values()
@@ -59,7 +59,7 @@ def test_saved_bytes_are_compared_where_dropout_acts():
     kind = {"dropout": 0.1, "dtype": "bfloat16"}
     found = cells(row(saved_bytes=100, **kind), row(saved_bytes=390, method="peft", **kind))
     (head,) = (head for head in found if head.startswith("bytes saved"))
-    assert found[head]["peft"].middle == pytest.approx(3.9)
+    assert found[head]["peft"].median == pytest.approx(3.9)
 
 
 def test_the_newest_run_of_each_level_counts():
@@ -67,14 +67,7 @@ def test_the_newest_run_of_each_level_counts():
     late = run(row(), row((5.0, 10.0, 15.0), method="peft"), started="2026-02-02T00:00:00+00:00")
     for order in ((early, late), (late, early)):
         (column,) = compared(newest(order, "cpu"))
-        assert column.cells["peft"].middle == 5
-
-
-def test_figures_of_a_gpu_stand_in_the_gpus_place():
-    there = HERE._replace(device={**HERE.device, "kind": "cuda", "name": "a GPU"})
-    cpu, gpu = with_figures(run(row(), environment=there)).split("<!-- end of figures: cpu -->")
-    assert NOT_MEASURED in cpu
-    assert "a GPU" in gpu
+        assert column.cells["peft"].median == 5
 
 
 def test_a_large_layers_distance_to_the_floor_and_the_import_are_told():

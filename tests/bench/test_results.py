@@ -92,64 +92,39 @@ def test_a_file_that_is_no_results_file_is_set_aside(content, path):
     assert path.with_name("results.old.json").read_text() == content
 
 
-def test_a_case_is_known_by_its_rows():
-    assert LABELS["shape"] == {"M": 2, "K": 3, "N": 4, "r": 1}
-    assert results(*ROWS).methods_of(LABELS) == {"frozen", "full"}
-    for other in ({"adapter_dtype": "bfloat16"}, {"dropout": 0.1}, {"bias": True}):
-        assert not results(*ROWS).methods_of({**LABELS, **other})
-    assert not EMPTY.methods_of(LABELS)
-
-
 def test_launches_are_noted_in_the_rows_they_belong_to():
     found = results(row(launches=None), row(launches=None, mode="graph"), row(launches=None, method="full"))
+    assert not found.has_profiles(LABELS)
     found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
     assert [entry.launches for entry in found.rows] == [3, 3, None]
+    assert found.has_profiles(LABELS)
+    assert not found.has_profiles({**LABELS, "dtype": "float16"})
 
 
-def test_what_was_not_counted_of_what_was_measured_is_known():
-    both = {"phase": "forward+backward"}
-    found = results(row(), row(**both), row(**both, dropout=0.1), row(**both, method="full"))
-    assert found.lacks_counts(LABELS, launches=False)
-    found.add_saved(LABELS, {"frozen": 0, "full": 8})
-    assert [entry.saved_bytes for entry in found.rows] == [None, 0, None, 8]
-    assert not found.lacks_counts(LABELS, launches=False)
-    assert found.lacks_counts(LABELS, launches=True)
-    found.add_profiles([{"method": "frozen", "phase": "forward", **LABELS, "launches": 3, "kernels": []}])
-    assert not found.lacks_counts(LABELS, launches=True)
-    assert not found.lacks_counts({**LABELS, "dtype": "float16"}, launches=True)
-
-
-def test_everything_that_went_wrong_is_a_failure():
+def test_everything_that_went_wrong_is_a_failure_and_what_did_not_run_is_none():
     assert results().failures() == []
-    bad = results(
-        correctness={
-            "tests": {"passed": False, "summary": "1 failed, 2 passed"},
-            "soak": {"passed": False, "summary": "different"},
-            "racecheck": {"passed": None, "summary": "not run"},
-        },
-        checks=[{"method": "addmm", "failure": "dx: error"}],
-        problems=["case, forward: RuntimeError"],
-    )
-    steps = ["tests: 1 failed, 2 passed", "soak: different"]
-    assert bad.failures() == [*steps, "addmm: dx: error", "case, forward: RuntimeError"]
+    steps = {
+        "tests": {"passed": False, "summary": "1 failed"},
+        "graph": {"passed": None, "summary": "not run"},
+    }
+    checks = [{"method": "addmm", "failure": "dx: error"}]
+    bad = results(correctness=steps, checks=checks, problems=["case, forward: RuntimeError"])
+    assert bad.failures() == ["tests: 1 failed", "addmm: dx: error", "case, forward: RuntimeError"]
 
 
-def test_the_environment_names_the_sources_also_without_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    here = environment(CPU, commit="given")
-    assert (here.commit, here.modified) == ("given", None)
-    assert len(here.sources) == 64
-    assert here == environment(CPU, commit="given")
-
-
-def test_the_environment_knows_the_versions_of_what_is_compared(monkeypatch):
+def test_the_environment_names_sources_also_without_git_and_the_versions_of_what_is_compared(monkeypatch):
     def absent(name):
         raise metadata.PackageNotFoundError(name)
 
+    monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(metadata, "version", absent)
-    versions = environment(CPU).versions
-    assert versions["torch"]
-    assert {versions[name] for name in ("peft", "transformers", "loralib", "transformer-engine")} == {None}
+    here = environment(CPU, commit="given")
+    assert (here.commit, here.modified, len(here.sources)) == ("given", None, 64)
+    assert here == environment(CPU, commit="given")
+    assert here.versions["torch"]
+    assert {here.versions[name] for name in ("peft", "transformers", "loralib", "transformer-engine")} == {
+        None
+    }
 
 
 def test_a_changed_source_changes_the_digest(monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ def _steps(monkeypatch):
     monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)  # wants a real stderr
     monkeypatch.setattr("bench.correctness.run_steps", steps)
     monkeypatch.setattr("bench.correctness.compile_candidates", lambda device: None)
-    monkeypatch.setattr("bench.correctness.compile_all", lambda setting: outcome(True, "compiled", 0.0))
+    monkeypatch.setattr("bench.correctness.compile_variants", lambda setting: outcome(True, "compiled", 0.0))
     monkeypatch.setattr("bench.correctness.run_child", lambda *given: outcome(False, "no tiles", 0.0))
 
 
@@ -108,13 +108,13 @@ def test_what_is_measured_after_tuning_runs_with_the_table_found(tmp_path, monke
 
     def tuned(target, *_):
         calls.append(target)
-        (tmp_path / "tables").mkdir()
+        (tmp_path / "tables").mkdir(exist_ok=True)
         return outcome(True, "tuned", 1.0)
 
     monkeypatch.setattr("bench.correctness.run_child", tuned)
     steps_in(tmp_path).tune()
     steps_in(tmp_path).tune()
-    assert calls == ["bench.tuning:tune"]
+    assert calls == ["bench.tuning:tuning", "bench.tuning:choices"]
     assert os.environ["FASTLORA_TABLES"] == str(tmp_path / "tables")
     monkeypatch.delenv("FASTLORA_TABLES")
     reload_tables()
@@ -135,7 +135,8 @@ def test_kernels_that_hang_are_not_measured(tmp_path):
     one.results.correctness["streams"] = outcome(False, "not finished", 0.0, finished=False)
     here = {method.name for method in present_methods(one)}
     hung = {name for name, why in one.results.absent.items() if why.startswith("streams did not finish")}
-    assert hung == {"fastlora", "fastlora-vendor", "fastlora-persistent", "grouped", "fastlora-p0"}
+    by_route = {"fastlora-vendor", "fastlora-persistent", "fastlora-flattened"}
+    assert hung == {"fastlora", *by_route, "grouped", "fastlora-p0"}
     assert not hung & here
 
 

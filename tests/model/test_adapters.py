@@ -21,7 +21,7 @@ from fastlora import (
     set_adapter,
     unmerge_lora,
 )
-from fastlora.layer import adapter
+from fastlora.layer import new_adapter
 from tests.models import Block, TiedLM, adapted, mlp
 from tests.several_adapters import alone, filled, same_state, two
 
@@ -237,7 +237,7 @@ def test_an_adapter_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
         raise torch.OutOfMemoryError("no memory")
 
     weight.requires_grad_(True)
-    monkeypatch.setattr(adapter, "start", fail)
+    monkeypatch.setattr(new_adapter, "start", fail)
     with pytest.raises(torch.OutOfMemoryError):
         add_adapter(model, "fr", LoRAConfig(target_modules=["q_proj", "v_proj"]))
     assert adapter_names(model) == ("default",)

@@ -20,7 +20,7 @@ from fastlora import (
     unfreeze,
     unmerge_lora,
 )
-from fastlora.layer import adapter
+from fastlora.layer import new_adapter
 from tests.failures import InjectedError, failing_at, snapshot
 from tests.models import Block, Shared, TiedLM, adapted, mlp, trainable
 
@@ -138,8 +138,8 @@ def test_a_layer_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
     model = mlp()
     model(torch.randn(2, 6)).sum().backward()
     before, grads = snapshot(model), [p.grad for p in model.parameters()]
-    make = failing_at(2, adapter.start)
-    monkeypatch.setattr(adapter, "start", make)
+    make = failing_at(2, new_adapter.start)
+    monkeypatch.setattr(new_adapter, "start", make)
     with pytest.raises(InjectedError):
         apply_lora(model, LoRAConfig(r=2))
     assert snapshot(model) == before

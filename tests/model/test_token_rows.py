@@ -12,6 +12,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from fastlora import (
     AdapterError,
     LoRAConfig,
+    adapter_batch,
     add_adapter,
     apply_lora,
     hot_swap,
@@ -241,6 +242,8 @@ def test_modules_in_full_have_no_rows_and_rows_are_the_same_tokens_for_all_adapt
     model = ours(llama())
     with pytest.raises(ValueError, match="must have the tokens that the model's adapters have"):
         add_adapter(model, "fr", LoRAConfig(target_modules=["q_proj"], trainable_token_indices=[4]))
+    with pytest.raises(ValueError, match="rows of tokens are those"), adapter_batch(model, ["default", None]):
+        pass
     with pytest.raises(ValueError, match="must come before apply_lora"):
         model.resize_token_embeddings(500)
     plain = apply_lora(llama(), LoRAConfig(r=2, target_modules=["q_proj"]))

@@ -1,14 +1,7 @@
-"""Low-rank matrices: the rank of a matrix, the two factors nearest to it, and the parameters they save.
-
-    W = U S Vᵀ        B = U_r √S_r  [N, r]        A = √S_r V_rᵀ  [r, K]        ‖W - B A‖² = sum_{i > r} S_i²
-
-No other B and A of rank r come nearer to W (Eckart and Young, 1936). Everything is computed and returned in
-fp32, or in fp64 if W is fp64.
-"""
+"""Singular value decompositions of matrices, and the two factors nearest to one."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -55,20 +48,6 @@ class Factors(NamedTuple):
         return torch.nn.functional.linear(x @ self.A.t(), self.B, b)
 
 
-class ParameterCounts(NamedTuple):
-    """The number of parameters of a matrix and of its factors.
-
-    Attributes:
-        dense: N K.
-        factored: r (N + K).
-        percent: `factored` in percent of `dense`.
-    """
-
-    dense: int
-    factored: int
-    percent: float
-
-
 class Spectrum(NamedTuple):
     """A singular value decomposition W = U diag(S) Vᵀ, with S in descending order.
 
@@ -101,7 +80,7 @@ def decompose(W: Tensor) -> Spectrum:
         TypeError: If W is not a floating-point tensor.
         ValueError: If W is not a matrix with entries, or not finite.
     """
-    return Spectrum(*torch.linalg.svd(_checked(W), full_matrices=False))
+    return Spectrum(*torch.linalg.svd(checked(W), full_matrices=False))
 
 
 @unaffected_by_autocast
@@ -118,7 +97,7 @@ def decompose_product(B: Tensor, A: Tensor) -> Spectrum:
         TypeError: If one is not a floating-point tensor.
         ValueError: If one is not a matrix with entries, or not finite.
     """
-    (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(_checked(B, "B")), torch.linalg.qr(_checked(A, "A").t())
+    (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(checked(B, "B")), torch.linalg.qr(checked(A, "A").t())
     U, S, Vt = torch.linalg.svd(R_B @ R_A.t(), full_matrices=False)
     return Spectrum(Q_B @ U, S, Vt @ Q_A.t())
 
@@ -142,7 +121,7 @@ def decompose_randomized(W: Tensor, r: int, *, iterations: int = 2) -> Spectrum:
 
     Source: Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 5.1.
     """
-    wide = _checked(W)
+    wide = checked(W)
     _check_kept(r, min(W.shape))
     if isinstance(iterations, bool) or not isinstance(iterations, int):
         raise TypeError(f"iterations must be an int >= 0; got {iterations!r}")
@@ -160,91 +139,8 @@ def factorize(W: Tensor, r: int) -> Factors:
         TypeError: As by `decompose`, or if r is not an int.
         ValueError: As by `decompose`, or if r is not in 1 ... min(N, K).
     """
-    _check_kept(r, min(_checked(W).shape))
+    _check_kept(r, min(checked(W).shape))
     return decompose(W).factors(r)
-
-
-def factorize_energy(W: Tensor, share: float) -> Factors:
-    """The factors of least rank that keep a share of W's energy: ‖B A‖² >= share ‖W‖².
-
-    Raises:
-        TypeError: As by `decompose`, or if `share` is not a number.
-        ValueError: As by `decompose`, or if `share` is outside (0, 1].
-    """
-    check_share(share)
-    spectrum = decompose(W)
-    return spectrum.factors(rank_for_energy(spectrum.S, share))
-
-
-def rank_for_energy(S: Tensor, share: float) -> int:
-    """The least r with sum_{i <= r} S_i² >= share sum_i S_i²; at least 1.
-
-    Args:
-        S: [k], singular values in descending order.
-        share: In (0, 1].
-
-    Raises:
-        TypeError: If `share` is not a number.
-        ValueError: If `share` is outside (0, 1].
-    """
-    check_share(share)
-    kept = S.double().square().cumsum(0)
-    return min(int((kept < share * kept[-1]).sum()) + 1, S.shape[0])
-
-
-def matrix_rank(W: Tensor) -> int:
-    """The number of singular values of W [N, K] above its rounding: S_i > max(N, K) eps S_1, with W's eps.
-
-    Raises:
-        TypeError: As by `decompose`.
-        ValueError: As by `decompose`.
-
-    Source: the tolerance of torch.linalg.matrix_rank and numpy.linalg.matrix_rank.
-    """
-    return numerical_rank(torch.linalg.svdvals(_checked(W)), W)
-
-
-def numerical_rank(S: Tensor, W: Tensor) -> int:
-    """`matrix_rank` of W, given its singular values S in descending order."""
-    return int(S.gt(max(W.shape) * torch.finfo(W.dtype).eps * S[0]).sum())
-
-
-def optimal_error(S: Tensor, r: int) -> float:
-    """‖W - B A‖ (Frobenius) of the best B A of rank r: sqrt(sum_{i > r} S_i²).
-
-    Args:
-        S: [k], all singular values of W in descending order.
-        r: >= 0.
-
-    Source: Eckart and Young, Psychometrika 1, 1936.
-    """
-    return float(S[r:].double().norm())
-
-
-def reconstruction_error(W: Tensor, factors: Factors) -> float:
-    """‖W - B A‖ (Frobenius)."""
-    return float((W.to(factors.A.dtype) - factors.product()).double().norm())
-
-
-def parameter_counts(N: int, K: int, r: int) -> ParameterCounts:
-    """Count the parameters of a [N, K] matrix, and of its factors of rank r.
-
-    Raises:
-        TypeError: If N, K or r is not an int.
-        ValueError: If N, K or r is below 1.
-    """
-    for name, size in (("N", N), ("K", K), ("r", r)):
-        check_rank(size, name)
-    return ParameterCounts(N * K, r * (N + K), 100 * r * (N + K) / (N * K))
-
-
-def check_share(share: object) -> float:
-    """The share, if it lies in (0, 1]; else TypeError or ValueError."""
-    if isinstance(share, bool) or not isinstance(share, (int, float)):
-        raise TypeError(f"share must be a number in (0, 1]; got {share!r}")
-    if not (math.isfinite(share) and 0 < share <= 1):
-        raise ValueError(f"share must be a number in (0, 1]; got {share!r}")
-    return float(share)
 
 
 def _check_kept(r: object, most: int) -> None:
@@ -252,7 +148,7 @@ def _check_kept(r: object, most: int) -> None:
         raise ValueError(f"r must be at most {most}, the smaller side of the matrix; got {r}")
 
 
-def _checked(W: object, name: str = "W") -> Tensor:
+def checked(W: object, name: str = "W") -> Tensor:
     """W in the dtype to compute in; TypeError or ValueError if it is not a finite matrix."""
     if not isinstance(W, Tensor) or not W.is_floating_point():
         kind = W.dtype if isinstance(W, Tensor) else type(W).__name__

@@ -1,0 +1,195 @@
+"""LoRAConv: a trained low-rank update on a convolution, unfused."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from fastlora import arguments
+from fastlora.arguments import check_bool
+from fastlora.layer import base_weights, commits, training_warnings
+from fastlora.layer.adapter import DEFAULT, Adapter, Options
+from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.linear_kinds import odd_tensor
+from fastlora.layer.merging import finite
+from fastlora.layer.new_adapter import new_adapter
+from fastlora.layer.replacement import check_own_forward, linear_as
+from fastlora.layer.state import Stored
+
+CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FUNCTIONS: Final[Any] = (F.conv1d, F.conv2d, F.conv3d)
+
+
+class LoRAConv(Stored, _ConvNd):
+    """y = W * x + s B * (A * x) + b, convolutions, with `weight` and `bias` frozen.
+
+    It is made around an nn.Conv1d, Conv2d or Conv3d (`apply_lora` by name; "all-linear" means none), whose
+    parameters, attributes and state_dict names it takes over; its class is also a subclass of that layer's. A
+    is [r, K] with K = in_channels times the kernel's size, a kernel of its own for each rank, and B [N, r], a
+    1 x 1 convolution; files have both in PEFT's shapes. Dropout falls on the x that A takes.
+    """
+
+    _library_class: type = nn.Conv2d
+    weight: nn.Parameter
+
+    @classmethod
+    def from_conv(cls, conv: _ConvNd, **options: Any) -> LoRAConv:
+        """Wrap a convolution: the same weight and bias (now frozen), its hooks and its mode.
+
+        Args:
+            conv: An nn.Conv1d, Conv2d or Conv3d.
+            options: As those of `FusedLoRALinear.from_linear`.
+
+        Raises:
+            TypeError: If it may compute something else (see `check_conv`).
+            ValueError: As in FusedLoRALinear's constructor; or if it has groups, dilation or a padding mode,
+                or dora or lora_bias is True.
+        """
+        layer = conv_layer_around(conv, **{"r": 8, "alpha": None, **options})
+        layer._freeze_base()
+        return layer
+
+    @property
+    def in_features(self) -> int:
+        """K: in_channels times the kernel's size."""
+        return self.weight[0].numel()
+
+    @property
+    def out_features(self) -> int:
+        """N: out_channels."""
+        return self.out_channels
+
+    def new_adapter(self, options: Options, dtype: torch.dtype | None) -> Adapter:
+        """A new adapter, whose update is zero."""
+        return _started(base_weights.like_weight(self), options, dtype)
+
+    def _freeze_base(self) -> None:
+        with commit() as changing:
+            changing.freeze(self.weight)
+            if self.bias is not None:
+                changing.freeze(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution, [..., in_channels, *sizes] -> [..., out_channels, *sizes]."""
+        return self._computed(x) if is_compiling() else commits.undisturbed(self._computed, x)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        active, kept = self._active, self._base_weight
+        off = active is None or not self.enabled
+        W = self.weight if kept is None or not off else kept
+        y: Tensor = self._conv_forward(x, W, self.bias)
+        if active is None or off or kept is not None:
+            training_warnings.suspect(self)
+            return y
+        A, B = active()
+        conv = _FUNCTIONS[len(self.kernel_size) - 1]
+        x = F.dropout(x.to(A.dtype), active.dropout, self.training)
+        p = conv(x, A.view(-1, *self.weight.shape[1:]), None, self.stride, self.padding)
+        update: Tensor = conv(p, B.view(*B.shape, *(1 for _ in self.kernel_size)))
+        return y + (update * active.scaling).to(y.dtype)
+
+    def _sum(self) -> Tensor:
+        return super()._sum().view(self.weight.shape)
+
+    @exclusive
+    @torch.no_grad()
+    def effective_weight(self) -> Tensor:
+        """A copy of the weight that forward applies, in `weight`'s shape."""
+        return super().effective_weight().view(self.weight.shape)
+
+    @exclusive
+    @torch.no_grad()
+    def to_linear(self, merge: bool = True) -> _ConvNd:
+        """A plain convolution, with a new weight that holds the update, or with this one's own."""
+        check_bool(merge, "merge")
+        check_own_forward("layer", self)
+        plain = self._as_plain_linear()
+        if merge:
+            plain.weight = nn.Parameter(finite(self._sum()), requires_grad=False)
+        elif self._base_weight is not None:
+            plain.weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
+        return plain
+
+    def _as_plain_linear(self) -> _ConvNd:
+        return cast(_ConvNd, linear_as(cast(Any, self), self._library_class, without=self._own_attributes))
+
+    def reset_parameters(self) -> None:
+        """Reset the weight, the bias and all adapters. Called after `to_empty`."""
+        _ConvNd.reset_parameters(self)
+        if "adapters" in self._modules:
+            self.reset_adapters()
+
+
+def is_conv(module: object) -> bool:
+    """Whether a module is one of torch's convolutions, or of a subclass, but no LoRA layer."""
+    return isinstance(module, CONVOLUTIONS) and not isinstance(module, LoRAConv)
+
+
+def check_conv(name: str, module: Any) -> None:
+    """Raise, calling the module `name`, unless LoRA on it computes what PEFT's does, and merges to that.
+
+    Raises:
+        TypeError: If it is of a subclass, its forward was replaced, or a parameter is no plain tensor.
+        ValueError: If it has groups, of which PEFT's B alone has them, or a dilation or a padding mode, which
+            PEFT's A lacks.
+    """
+    if type(module) not in CONVOLUTIONS:
+        raise TypeError(f"{name} must be exactly an nn.Conv1d, Conv2d or Conv3d; got {type(module).__name__}")
+    check_own_forward(name, module)
+    if set(module._parameters) != {"weight", "bias"}:
+        raise TypeError(f"{name} must hold a weight and a bias; it has {', '.join(module._parameters)}")
+    for own, tensor in module._parameters.items():
+        if tensor is not None and (why := odd_tensor(tensor)):
+            raise TypeError(f"{name}.{own} must hold its numbers as they are; it is {why}")
+    for what, found, wanted in (
+        ("groups", module.groups, 1),
+        ("dilation", max(module.dilation), 1),
+        ("padding_mode", module.padding_mode, "zeros"),
+    ):
+        if found != wanted:
+            raise ValueError(f"{name} must have {what}={wanted!r} to take LoRA; it has {found!r}")
+
+
+def conv_layer_around(
+    conv: Any, *, adapter_dtype: Any = None, name: str = DEFAULT, **options: Any
+) -> LoRAConv:
+    """A LoRA layer around a convolution, which is unchanged; the caller freezes W and b."""
+    check_conv("conv", conv)
+    dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
+    checked = Options.checked(**{"dropout": 0.0, "rslora": False, "init": "gaussian", **options})
+    layer = linear_as(conv, cast(Any, _OVER[type(conv)]))
+    layer._begin(name, _started(base_weights.like_weight(layer), checked, dtype))
+    return cast(LoRAConv, layer)
+
+
+def _started(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
+    for name in ("dora", "lora_bias"):
+        if getattr(options, name):
+            raise ValueError(f"{name} must be False for a convolution (exclude_modules leaves it out)")
+    return new_adapter(weight, options, dtype)
+
+
+class LoRAConv1d(LoRAConv, nn.Conv1d):
+    """A LoRAConv over an nn.Conv1d."""
+
+    _library_class = nn.Conv1d
+
+
+class LoRAConv2d(LoRAConv, nn.Conv2d):
+    """A LoRAConv over an nn.Conv2d."""
+
+    _library_class = nn.Conv2d
+
+
+class LoRAConv3d(LoRAConv, nn.Conv3d):
+    """A LoRAConv over an nn.Conv3d."""
+
+    _library_class = nn.Conv3d
+
+
+_OVER: Final = {nn.Conv1d: LoRAConv1d, nn.Conv2d: LoRAConv2d, nn.Conv3d: LoRAConv3d}
