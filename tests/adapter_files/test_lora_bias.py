@@ -180,7 +180,7 @@ def test_half_precision_bases_keep_it_in_fp32_and_round_once():
 
 def test_a_file_is_of_layers_that_all_have_one_or_none(tmp_path):
     model = apply_lora(ours(base(), target_modules=["0"]), LoRAConfig(r=2, target_modules=["2"]))
-    with pytest.raises(ValueError, match="must have lora_bias all or none.* these have it: '0'"):
+    with pytest.raises(ValueError, match=r"must have lora_bias all or none.* these have it: '0'"):
         save_pretrained(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
