@@ -24,7 +24,7 @@ from bench.goals import findings
 from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
 from bench.methods import METHODS, OWN, Method, present
-from bench.methods.routes import PERSISTENT, why_unproven
+from bench.methods.routes import PERSISTENT_METHODS, why_unproven
 from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
@@ -93,8 +93,9 @@ def present_methods(steps: Steps) -> list[Method]:
     methods, results.absent = present(METHODS, setting.device, case.dtype)
     if hung := steps.hung():
         results.absent |= dict.fromkeys(OWN, f"{', '.join(hung)} did not finish: a kernel may hang")
-    if PERSISTENT.name not in results.absent and (unproven := why_unproven(case.problem)) is not None:
-        results.absent[PERSISTENT.name] = unproven
+    for code, method in PERSISTENT_METHODS.items():
+        if method.name not in results.absent and (unproven := why_unproven(code, case.problem)) is not None:
+            results.absent[method.name] = unproven
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]

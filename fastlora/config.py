@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +17,15 @@ from fastlora.arguments import (
     check_rank,
     shown,
 )
+from fastlora.config_values import (
+    check_indices,
+    check_names,
+    check_pattern,
+    check_regex,
+    check_several_names,
+    check_task_name,
+    check_tokens,
+)
 
 ALL_LINEAR: Final = "all-linear"
 _PEFTS_NAMES: Final = {
@@ -28,7 +35,6 @@ _PEFTS_NAMES: Final = {
     "init_lora_weights": "init",
     "use_dora": "dora",
 }
-TASKS: Final = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,37 +128,40 @@ class LoRAConfig:
             raise ValueError("lora_bias and dora must not both be True, as in PEFT")
         check_init(self.init)
         check_bool(self.group, "group")
-        # Copies, so that a list or dict changed later does not change the config.
-        own = object.__setattr__
-        own(self, "adapter_dtype", check_dtype("adapter_dtype", self.adapter_dtype))
-        if isinstance(self.target_parameters, str):
-            raise TypeError(
-                f"target_parameters must be a sequence of names; got {shown(self.target_parameters)}"
-            )
+        self._own("adapter_dtype", check_dtype("adapter_dtype", self.adapter_dtype))
+        self._check_names()
+        if self.trainable_token_indices is not None:
+            self._own("trainable_token_indices", check_tokens(self.trainable_token_indices))
+        if self.task_type is not None:
+            self._own("task_type", check_task_name(self.task_type))
+        self._check_layers()
+        self._check_patterns()
+
+    def _own(self, field: str, value: object) -> None:
+        """Set a field to a copy, so that a list or dict changed later does not change the config."""
+        object.__setattr__(self, field, value)
+
+    def _check_names(self) -> None:
         if self.target_parameters is not None:
-            own(self, "target_parameters", _names("target_parameters", self.target_parameters))
+            self._own("target_parameters", check_several_names("target_parameters", self.target_parameters))
             if self.layers_to_transform is not None:
                 raise ValueError("layers_to_transform goes with target_modules alone; name the parameters")
         if self.target_modules is None or (self.target_parameters and not self.target_modules):
-            own(self, "target_modules", () if self.target_parameters else ALL_LINEAR)
+            self._own("target_modules", () if self.target_parameters else ALL_LINEAR)
         else:
-            own(self, "target_modules", _names("target_modules", self.target_modules))
+            self._own("target_modules", check_names("target_modules", self.target_modules))
         if self.exclude_modules is not None:
-            own(self, "exclude_modules", _names("exclude_modules", self.exclude_modules))
-        if isinstance(self.modules_to_save, str):
-            raise TypeError(f"modules_to_save must be a sequence of names; got {shown(self.modules_to_save)}")
+            self._own("exclude_modules", check_names("exclude_modules", self.exclude_modules))
         if self.modules_to_save is not None:
-            own(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
-        if self.trainable_token_indices is not None:
-            own(self, "trainable_token_indices", check_tokens(self.trainable_token_indices))
-        if self.task_type is not None:
-            own(self, "task_type", check_task_name(self.task_type))
-        own(self, "layers_to_transform", _indices(self.layers_to_transform))
+            self._own("modules_to_save", check_several_names("modules_to_save", self.modules_to_save))
+
+    def _check_layers(self) -> None:
+        self._own("layers_to_transform", check_indices(self.layers_to_transform))
         if self.layers_pattern is not None:
-            patterns = _names("layers_pattern", self.layers_pattern)
-            own(self, "layers_pattern", (patterns,) if isinstance(patterns, str) else patterns)
+            patterns = check_names("layers_pattern", self.layers_pattern)
+            self._own("layers_pattern", (patterns,) if isinstance(patterns, str) else patterns)
             for pattern in self.layers_pattern:
-                _check_regex("layers_pattern", pattern)
+                check_regex("layers_pattern", pattern)
         if self.layers_to_transform is None and self.layers_pattern is not None:
             raise ValueError("layers_pattern goes with layers_to_transform, which is None")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -160,8 +169,10 @@ class LoRAConfig:
                 "layers_to_transform goes with target_modules that are a sequence of names; got "
                 f"{shown(self.target_modules)}"
             )
-        own(self, "rank_pattern", _pattern("rank_pattern", self.rank_pattern))
-        own(self, "alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
+
+    def _check_patterns(self) -> None:
+        self._own("rank_pattern", check_pattern("rank_pattern", self.rank_pattern))
+        self._own("alpha_pattern", check_pattern("alpha_pattern", self.alpha_pattern))
         for key, r in self.rank_pattern.items():
             check_rank(r, f"rank_pattern[{shown(key)}]")
         for key, alpha in self.alpha_pattern.items():
@@ -172,72 +183,3 @@ class LoRAConfig:
     def targets_all_linear(self) -> bool:
         """Whether target_modules is "all-linear", in any case of letters."""
         return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
-
-
-def _indices(value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    found = (value,) if isinstance(value, int) else value
-    if isinstance(found, (Sequence, AbstractSet)) and found and not isinstance(found, (str, bytes)):
-        indices = tuple(found)
-        if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in indices):
-            return indices
-    raise ValueError(f"layers_to_transform must be an int >= 0 or a sequence of such; got {shown(value)}")
-
-
-def check_tokens(value: object) -> dict[str, tuple[int, ...]] | tuple[int, ...]:
-    """trainable_token_indices as a dict of tuples or a tuple; else TypeError or ValueError."""
-    if isinstance(value, Mapping):
-        if not value or not all(isinstance(name, str) and name for name in value):
-            raise ValueError(f"trainable_token_indices must map names to tokens; got {shown(value)}")
-        return {name: _tokens(tokens) for name, tokens in value.items()}
-    return _tokens(value)
-
-
-def _tokens(value: object) -> tuple[int, ...]:
-    wanted = f"trainable_token_indices must be different ints >= 0, at least one; got {shown(value)}"
-    if not isinstance(value, (Sequence, AbstractSet)) or isinstance(value, (str, bytes)):
-        raise TypeError(wanted)
-    tokens = tuple(sorted(value)) if isinstance(value, AbstractSet) else tuple(value)
-    if not all(isinstance(each, int) and not isinstance(each, bool) for each in tokens):
-        raise TypeError(wanted)
-    if not tokens or min(tokens) < 0 or len(set(tokens)) < len(tokens):
-        raise ValueError(wanted)
-    return tokens
-
-
-def check_task_name(value: object) -> str:
-    """PEFT's name of a task, as a plain string; else ValueError listing the known ones."""
-    if not isinstance(value, str) or value not in TASKS:
-        raise ValueError(f"task_type must be one of {', '.join(TASKS)} or None; got {shown(value)}")
-    return next(task for task in TASKS if task == value)  # PEFT's enumeration compares equal
-
-
-def _names(argument: str, value: object) -> str | tuple[str, ...]:
-    """A regular expression, or names as a tuple."""
-    if isinstance(value, str):
-        _check_regex(argument, value)
-        return value
-    if not isinstance(value, (Sequence, AbstractSet)) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{argument} must be a regular expression or a sequence of names; got {shown(value)}")
-    names = tuple(sorted(value)) if isinstance(value, AbstractSet) else tuple(value)
-    if not names or "" in names:
-        raise ValueError(f"{argument} must hold at least one name and no empty one; got {shown(value)}")
-    return names
-
-
-def _pattern(argument: str, value: object) -> dict[str, object]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{argument} must map names or regular expressions to numbers; got {shown(value)}")
-    for key in value:
-        _check_regex(f"{argument} key", key)
-    return dict(value)
-
-
-def _check_regex(argument: str, pattern: str) -> None:
-    if not pattern:
-        raise ValueError(f"{argument} must not be empty")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{argument} must be a regular expression; got {shown(pattern)}: {error}") from error

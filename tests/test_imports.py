@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 # make no circle.
 ROOMS = (
     ("arguments", "tables", "version"),
-    ("config", "seeding"),
+    ("config_values", "seeding"),
+    ("config",),
     ("formula",),
     ("formats",),
     ("measuring", "lowrank", "reference_layers", "routes"),
@@ -46,6 +47,7 @@ KERNEL_ROUTES = (
     "routes.fused_packed",
     "routes.group_fused",
     "routes.fused_runs",
+    "routes.flattened",
     "routes.hopper",
 )
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")

@@ -14,8 +14,9 @@ from bench.methods.method import Method, Update, bare
 from fastlora.formula.cost import Problem
 from fastlora.formula.operands import Needs, Operands, plain
 from fastlora.routes.architecture import architecture_of
+from fastlora.routes.choices import WORDS
 from fastlora.routes.passes import Passes, passes_of
-from fastlora.routes.persistent import refusal, refusal_here
+from fastlora.routes.persistent import PERSISTENT_CODES, refusal, refusal_here
 from fastlora.routes.route import route_on
 from fastlora.tuning.proofs import prove
 from fastlora.tuning.trial import Job
@@ -58,23 +59,24 @@ def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return no_backend(device, dtype) or (None if (route := route_on(device, dtype)).is_fused else route.why)
 
 
-def _no_persistent_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
-    return "it needs a GPU" if device.type != "cuda" else refusal_here(architecture_of(device))
+def _no_persistent_kernels(code: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    return "it needs a GPU" if device.type != "cuda" else refusal_here(code, architecture_of(device))
 
 
-def _not_persistent(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
+def _not_persistent(code: str, layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
     K, N = layer
     problem = Problem(1, K, N, update.r, dtype, update.adapter_dtype)
-    return refusal("sm_90", problem, dropout=update.dropout > 0)
+    return refusal(code, "sm_90", problem, dropout=update.dropout > 0)
 
 
-def why_unproven(problem: Problem) -> str | None:
-    """Why the persistent kernels are not to be trusted on this machine's GPU; None if both passes are right.
+def why_unproven(code: str, problem: Problem) -> str | None:
+    """Why persistent kernels are not to be trusted on this machine's GPU; None if both passes are right.
 
-    Each is proven in a process of its own, so that a kernel that hangs costs its time alone.
+    `code` is one of PERSISTENT_CODES. Each pass is proven in a process of its own, so one that hangs costs
+    its time alone.
     """
     for direction in choice_content.DIRECTIONS:
-        (why,) = prove(Job("cuda", direction, problem, False, _REPEATS), [choice_content.PERSISTENT])
+        (why,) = prove(Job("cuda", direction, problem, False, _REPEATS), [code])
         if why is not None:
             return f"{direction}: {why}"
     return None
@@ -86,13 +88,16 @@ BY_VENDOR: Final = Method(
     bare(partial(by_route, choice_content.VENDOR)),
     why_absent=_no_kernels,
 )
-PERSISTENT: Final = Method(
-    f"fastlora-{choice_content.PERSISTENT}",
-    "fastlora's persistent kernels for sm_90, both passes, in a bare function",
-    bare(partial(by_route, choice_content.PERSISTENT)),
-    why_absent=_no_persistent_kernels,
-    why_not=_not_persistent,
-    drops=False,
-)
+PERSISTENT_METHODS: Final = {
+    code: Method(
+        f"fastlora-{code}",
+        f"{WORDS[code]} of fastlora, for sm_90, both passes, in a bare function",
+        bare(partial(by_route, code)),
+        why_absent=partial(_no_persistent_kernels, code),
+        why_not=partial(_not_persistent, code),
+        drops=False,
+    )
+    for code in PERSISTENT_CODES
+}
 # Those beside the fused kernels, which are fastlora's own method: each of choice_content.CODES.
-BY_ROUTE: Final = (BY_VENDOR, PERSISTENT)
+BY_ROUTE: Final = (BY_VENDOR, *PERSISTENT_METHODS.values())

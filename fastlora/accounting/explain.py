@@ -156,29 +156,27 @@ def explain_problem(
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
         plan = None
         if route.is_fused:  # the tile table is read only if it is needed
-            from fastlora.routes.architecture import architecture_of
             from fastlora.routes.plan import plan_for
 
-            plan = plan_for(
-                name,
-                architecture or architecture_of(device),
-                problem,
-                dropout=dropout,
-                aligned=aligned and all(map(is_aligned, rows)),
-                measured=not named,
-            )
+            tma, where = aligned and all(map(is_aligned, rows)), architecture or _architecture_of(device)
+            plan = plan_for(name, where, problem, dropout=dropout, aligned=tma, measured=not named)
         cost: Cost = getattr(problem, name)()
         floor = None if gpu is None else _floor(cost, problem.dtype, gpu)
         passes.append(PassExplanation(name, route, plan, cost, floor))
     path = route_on(device, problem.dtype, gpu=gpu if named else None, architecture=architecture)
     persistent = None
     if path.name == "triton":
-        from fastlora.routes.architecture import architecture_of
         from fastlora.routes.persistent import told_of
 
-        where = architecture or architecture_of(device)
-        persistent = told_of(where, problem, dropout=dropout > 0, aligned=aligned and is_aligned(x))
+        tma, where = aligned and is_aligned(x), architecture or _architecture_of(device)
+        persistent = told_of(where, problem, dropout=dropout > 0, aligned=tma)
     return Explanation(problem, path, gpu, tuple(passes), persistent=persistent)
+
+
+def _architecture_of(device: torch.device) -> str:
+    from fastlora.routes.architecture import architecture_of  # which needs Triton
+
+    return architecture_of(device)
 
 
 def _floor(cost: Cost, dtype: torch.dtype, gpu: str) -> float:

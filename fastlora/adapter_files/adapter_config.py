@@ -17,7 +17,7 @@ from fastlora import arguments
 from fastlora.adapter_files.config_keys import DEFAULTS, check_supported, shown
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.patterns import Patterns
-from fastlora.config import check_tokens
+from fastlora.config_values import check_tokens
 
 CONFIG_FILE: Final = "adapter_config.json"
 # Enough for some 30,000 entries of rank_pattern.

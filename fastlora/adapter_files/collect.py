@@ -90,9 +90,10 @@ def collect(
         own = found[layer].place_in_state(layer)
         slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
         places.update(zip(keys, slots, strict=True))
-        for slot in found[layer].adapters[name].slots[2:]:
+        adapter = found[layer].adapters[name]
+        for slot, third in zip(adapter.slots[2:], adapter.current()[2:], strict=True):
             key = third_key(in_files[layer], "m" if slot == MAGNITUDE else "b")
-            tensors[key] = getattr(found[layer].adapters[name], slot)
+            tensors[key] = third
             places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
@@ -151,6 +152,8 @@ def _as_in_files(
 def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> None:
     """Raise ValueError if FSDP1, DeepSpeed's ZeRO-3 or accelerate has put an empty tensor in A's place."""
     check_present(module, A, f"A of layer {layer!r}")
+    if A.is_meta:
+        raise ValueError(f"A of layer {layer!r} must have values to be saved; it is on 'meta'")
     if A.ndim not in (2, 3) or A.shape[-2] != options.r or not A.numel():
         raise ValueError(
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "

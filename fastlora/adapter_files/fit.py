@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastlora.adapter_files.contents import Contents, LayerHeader
 from fastlora.adapter_files.errors import AdapterError
@@ -85,6 +85,21 @@ def same_layers(adapted: Mapping[str, LoRALayer], contents: Contents, name: str)
 def layers_with(adapted: Mapping[str, LoRALayer], name: str) -> dict[str, LoRALayer]:
     """{path in files: layer} of the layers that have A and B for an adapter."""
     return {path: layer for path, layer in adapted.items() if name in layer.adapters}
+
+
+def check_not_on_meta(
+    layers: Mapping[str, Any], name: str, plain: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise AdapterError if values for these layers, or for `plain`, would be lost on "meta"."""
+    takes: dict[str, Any] = dict(plain or {})
+    for path, layer in layers.items():
+        own: Any = layer.adapters if isinstance(layer, LORA_LAYERS) else {}
+        takes[path] = own[name].lora_A if name in own else stored_weight(layer)
+    if lost := [path for path, tensor in takes.items() if tensor.is_meta]:
+        raise AdapterError(
+            f"its layers must have values in the model; on 'meta', where values are lost, are {listed(lost)} "
+            "(load the model's values first; to_empty and reset_parameters give adapters theirs)"
+        )
 
 
 def check_unmerged(layers: Mapping[str, LoRALayer], name: str) -> None:

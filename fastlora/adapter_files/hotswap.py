@@ -63,6 +63,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
     check_path("directory", directory)
     layers = fit.layers_with(adapted, name)
     fit.check_unmerged(layers, name)
+    fit.check_not_on_meta(layers, name)
     with open_directory(directory) as contents:
         fit_names(model, contents, known_names(model))
         name_layers(model, contents)

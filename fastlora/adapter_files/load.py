@@ -115,8 +115,9 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     if known:
         for path, layer in layers.items():
             check_own_writable(layer.adapters[name], layer.adapters[name].slots, f"layer {path!r}")
-    fit_modules.check_base(model, contents)
     saved = fit_modules.modules_to_save(model, contents)
+    fit.check_not_on_meta(layers, name, saved.tensors)
+    fit_modules.check_base(model, contents)
     if known:
         fit_modules.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}

@@ -19,7 +19,7 @@ from fastlora.layer.adapter import SLOTS, Options
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.merging import Mergeable
 from fastlora.layer.new_adapter import new_adapter
-from fastlora.layer.state import saved_name
+from fastlora.layer.state import put_own_values_in, saved_name
 
 
 class Updates(nn.ModuleDict):
@@ -148,8 +148,9 @@ class FusedLoRAExperts(Mergeable):
         if any(name in state_dict for name in (prefix + self.parameter, *slots)):
             self.unmerge()
         if prefix + self.parameter in state_dict and not any(name.startswith(own) for name in state_dict):
-            # The adapters' own values are put in, so that each adapter loads what it has.
-            self.adapters.state_dict(destination=state_dict, prefix=own + "adapters.", keep_vars=True)
+            put_own_values_in(
+                self.adapters, state_dict, own + "adapters.", state_dict[prefix + self.parameter]
+            )
 
     def reset_parameters(self) -> None:
         """Reset all adapters. Code that builds a model on "meta" calls this after `to_empty`."""

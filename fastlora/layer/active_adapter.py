@@ -7,7 +7,7 @@ where it expects them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ REFERENCE = "_active"
 
 def put_idle(layer: Any, name: str, adapter: Adapter, changing: Commit) -> None:
     """Add an adapter to a layer without putting it in use."""
-    adapter.name = name
+    adapter.name, adapter.of_embedding = name, isinstance(layer, nn.Embedding)
     adapter.train(layer.training)
     _rest(adapter, changing)
     changing.put(layer.adapters._modules, name, adapter)
@@ -82,11 +82,3 @@ def name_in_use(layers: Iterable[Any]) -> str | None:
             f"layers must have one adapter in use; they have {', '.join(names)} (see set_adapter)"
         )
     return next(iter(names), None)
-
-
-def idle_parameters(layer: Any) -> Iterator[nn.Parameter]:
-    """The parameters of a layer's adapters that are not in use."""
-    active = vars(layer)[REFERENCE]
-    for adapter in layer.adapters.values():
-        if adapter is not active:
-            yield from adapter.parameters()

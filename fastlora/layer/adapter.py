@@ -76,6 +76,7 @@ class Adapter(nn.Module):
 
     Attributes:
         name: Its key in `layer.adapters`.
+        of_embedding: Whether its layer is an embedding, where A starts at zero and B random.
         trains: While it is not in use: for each of `slots`, whether it is to be trained once the adapter is.
             Until then all are frozen.
     """
@@ -93,6 +94,7 @@ class Adapter(nn.Module):
     lora_bias: bool = False
     name: str = ""
     trains: tuple[bool, ...] = (True, True)
+    of_embedding: bool = False
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 
@@ -131,6 +133,16 @@ class Adapter(nn.Module):
             return oracle.dora_weight(W, A, B, self.scaling, *third)
         return oracle.effective_weight(W, A, B, self.scaling)
 
+    def current(self) -> tuple[Tensor, ...]:
+        """A, B, and m or b_B, as a forward pass would take them now.
+
+        Pruning and the older weight_norm compute them in a hook before a forward pass. The attributes have
+        the values of the last one, from before an optimizer's step.
+        """
+        computed = any(slot not in self._parameters for slot in self.slots)
+        found: tuple[Tensor, ...] = self() if computed else Adapter.forward(self)
+        return found
+
     def forward(self) -> tuple[Tensor, ...]:
         """A, B, and m or b_B. Called as a module, so that hooks which fetch offloaded ones run first."""
         return tuple(getattr(self, slot) for slot in self.slots)
@@ -166,7 +178,7 @@ class Adapter(nn.Module):
 
         DoRA's m starts as the row norms of W, so the layer resets it.
         """
-        start(self.lora_A, self.lora_B, self.init)
+        start(self.lora_A, self.lora_B, self.init, self.of_embedding)
         if self.lora_bias:
             nn.init.zeros_(self.lora_B_bias)
 
@@ -188,7 +200,7 @@ class Adapters(nn.ModuleDict):
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
-    return {name: (each.lora_A, each.lora_B, each.options) for name, each in layer.adapters.items()}
+    return {name: (*each.current()[:2], each.options) for name, each in layer.adapters.items()}
 
 
 def check_name(name: object) -> str:
@@ -211,8 +223,15 @@ def with_bias(y: Tensor, s: float, b_B: Tensor) -> Tensor:
     return y + (b_B * s).to(y.dtype)
 
 
-def start(A: Tensor, B: Tensor, init: str) -> None:
-    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself."""
+def start(A: Tensor, B: Tensor, init: str, of_embedding: bool = False) -> None:
+    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself.
+
+    An embedding's A starts at zero, whatever `init` says, so that the row of its padding has no update.
+    """
+    if of_embedding:
+        nn.init.zeros_(A)
+        nn.init.normal_(B)
+        return
     if A.dim() > 2:
         with torch.no_grad():
             for A_e, B_e in zip(A, B, strict=True):

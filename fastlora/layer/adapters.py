@@ -57,7 +57,7 @@ class Adapted(nn.Module):
     _base_weight: Tensor | None
 
     def _begin(self, name: str, first: Adapter) -> None:
-        first.name = name
+        first.name, first.of_embedding = name, isinstance(self, nn.Embedding)
         self.adapters = Adapters({name: first}).train(self.training)
         # Through `vars`: an assignment would register the adapter as a second submodule.
         vars(self)[REFERENCE] = first
@@ -125,7 +125,7 @@ class Adapted(nn.Module):
         check_own_writable(active, active.slots, "the layer")
         if A is None or B is None:
             A, B = torch.empty_like(active.lora_A), torch.empty_like(active.lora_B)
-            adapter.start(A, B, active.init)
+            adapter.start(A, B, active.init, active.of_embedding)
         with commit() as changing:
             changing.write(active.lora_A, A)
             changing.write(active.lora_B, B)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastlora import arguments
 from fastlora.arguments import check_bool
 from fastlora.layer import base_weights, commits, training_warnings
-from fastlora.layer.adapter import DEFAULT, Adapter, Options
+from fastlora.layer.adapter import DEFAULT, Adapter, Options, start
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.new_adapter import new_adapter
@@ -185,8 +185,7 @@ def _started(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Ada
                 f"{name} must be False for an embedding (leave it out, or train it in modules_to_save)"
             )
     adapter = new_adapter(weight, options, dtype)
-    nn.init.zeros_(adapter.lora_A)
-    nn.init.normal_(adapter.lora_B)
+    start(adapter.lora_A, adapter.lora_B, options.init, of_embedding=True)
     return adapter
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastlora.layer.adapter import ALL_SLOTS, DEFAULT, MAGNITUDE, SLOTS
 from fastlora.layer.base_weights import left_of, packed_format
@@ -63,8 +64,8 @@ class Stored(Mergeable):
         What was made of W follows the W that comes: an m that is not trained yet starts as its norms, and
         what `initialize` took out of the old W is taken out of it.
         """
-        self.adapters.state_dict(destination=state_dict, prefix=prefix + "adapters.", keep_vars=True)
         given, W = state_dict[prefix + self.keeper[1]], self.weight
+        put_own_values_in(self.adapters, state_dict, prefix + "adapters.", given)
         plain = (given, W)
         if packed_format(self) is not None or any(each.is_meta or is_dtensor(each) for each in plain):
             return
@@ -79,6 +80,17 @@ class Stored(Mergeable):
         if self.start_A is not None and self.start_B is not None:
             state_dict |= {prefix + slot: getattr(self, slot) for slot in ("start_A", "start_B")}
             state_dict[prefix + "weight"] = left_of(self, given)
+
+
+def put_own_values_in(
+    adapters: nn.Module, state_dict: dict[str, Any], prefix: str, given: torch.Tensor
+) -> None:
+    """Put the adapters' own values into a state_dict that gives W, so that each adapter loads what it has.
+
+    On "meta" they have none: where the W that comes has values, they are left out, as keys that are missing.
+    """
+    own: dict[str, Any] = adapters.state_dict(prefix=prefix, keep_vars=True)
+    state_dict |= {key: value for key, value in own.items() if given.is_meta or not value.is_meta}
 
 
 def _name_as_now(state_dict: dict[str, Any], prefix: str) -> None:

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fastlora.arguments import listed
-from fastlora.layer.adapter import ALL_SLOTS
 
 _NAMED: Final = 6
 
@@ -179,8 +178,7 @@ def _holds_another_part(own: set[int], layer: nn.Module) -> bool:
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
     active = vars(layer)["_active"]
-    slots = (None if active is None else active._parameters.get(slot) for slot in ALL_SLOTS)
-    return [parameter for parameter in slots if parameter is not None and parameter.requires_grad]
+    return [] if active is None else [each for each in active.parameters() if each.requires_grad]
 
 
 def _lacks_gradient(parameter: nn.Parameter) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from fastlora.layer.active_adapter import idle_parameters
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.sharding import reshard
 from fastlora.layer.writable import check_trainable
@@ -30,10 +29,10 @@ def freeze(model: nn.Module) -> None:
     reshard(model)
     saved = [module for _, module in saved_modules(model)]
     updates = {
-        f"{slot} of layer {name!r}": getattr(layer.active, slot)
+        f"{slot} of layer {name!r}": parameter
         for name, layer in layers.items()
         if layer.active is not None
-        for slot in layer.active.slots
+        for slot, parameter in layer.active.named_parameters()
     }
     for what, tensor in updates.items():
         check_trainable(tensor, what)
@@ -57,11 +56,10 @@ def unfreeze(model: nn.Module) -> None:
     """
     layers = dict(lora_layers(model))
     reshard(model)
-    frozen = {
-        id(tensor)
-        for layer in layers.values()
-        for tensor in (layer.weight, layer.bias, *idle_parameters(layer))
-    }
+    # All that a layer holds, as W may be computed from others, by a parametrization.
+    own = ((layer.weight, layer.bias, *layer.parameters()) for layer in layers.values())
+    frozen = {id(each) for tensors in own for each in tensors}
+    frozen -= {id(each) for layer in layers.values() if layer.active for each in layer.active.parameters()}
     frozen |= {id(tensor) for tensor in idle_versions(model)}
     chosen = {
         name: parameter

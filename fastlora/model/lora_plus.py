@@ -37,7 +37,14 @@ def lora_plus_groups(model: nn.Module, lr: float, ratio: float) -> list[dict[str
     _check_positive("ratio", ratio)
     layers = existing_layers(model).values()
     updates = [each for layer in layers for each in layer.adapters.values()]
-    side = {id(getattr(each, slot)): slot for each in updates for slot in SLOTS}
+    # By name, as a parametrization of B has parameters of its own: "parametrizations.lora_B.original".
+    side = {
+        id(parameter): slot
+        for each in updates
+        for name, parameter in each.named_parameters()
+        for slot in SLOTS
+        if slot in name
+    }
     groups: dict[str, dict[str, Any]] = {
         name: {"params": [], "lr": rate, "name": name}
         for name, rate in (("lora_A", lr), ("lora_B", lr * ratio), ("others", lr))

@@ -15,7 +15,8 @@ from typing import Final
 from torch import nn
 
 from fastlora.arguments import shown
-from fastlora.config import LoRAConfig, check_task_name
+from fastlora.config import LoRAConfig
+from fastlora.config_values import check_task_name
 from fastlora.layer.commits import Commit
 from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.modules_to_save import TASK, check_trainable, saved_modules

@@ -16,7 +16,7 @@ from fastlora.layer.commits import Commit
 from fastlora.layer.fused_lora_embedding import check_embedding
 from fastlora.layer.replacement import check_plain_linear
 from fastlora.layer.sharding import all_finite, check_not_dtensor
-from fastlora.layer.token_rows import CHILD, TIED, TokenRows, embedded, projected
+from fastlora.layer.token_rows import CHILD, TokenRows, use, uses_rows
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.name_matching import listed, matched_modules
@@ -124,13 +124,13 @@ def _checked(
             raise ValueError(
                 f"{what} must train rows of modules without LoRA; {names[each][0]!r} has it (exclude_modules)"
             )
-    linears = tied
-    if isinstance(module, nn.Embedding):
-        check_embedding(what, module)
-    else:
-        linears = [module, *tied]
-    for each in linears:
-        check_plain_linear(f"trainable_token_indices: {names[each][0]!r}", each)
+    for each in (module, *tied):
+        if uses_rows(each):
+            continue
+        if each is module and isinstance(module, nn.Embedding):
+            check_embedding(what, module)
+        else:
+            check_plain_linear(f"trainable_token_indices: {names[each][0]!r}", each)
     check_not_dtensor(module.weight, f"weight of {name!r}")
     rows, size = module._modules.get(CHILD), module.weight.shape[0]
     outside = [token for token in tokens if not 0 <= token < size]
@@ -159,28 +159,17 @@ def put_rows(found: Sequence[Found], changing: Commit) -> list[nn.Module]:
             continue
         new.append(rows)
         changing.put(module._modules, CHILD, rows)
-        _hook(module, embedded if isinstance(module, nn.Embedding) else projected, changing)
-        for head in tied:
-            changing.put(vars(head), TIED, [rows])
-            _hook(head, projected, changing)
+        for each in (module, *tied):
+            use(each, rows, changing)
     return new
-
-
-def _hook(module: nn.Module, hook: Any, changing: Commit) -> None:
-    changing.keep(module._forward_hooks)
-    module.register_forward_hook(hook)
 
 
 def take_rows(model: nn.Module, merge: bool, changing: Commit) -> None:
     """Take all rows away; with `merge`, W has them then."""
     for module in list(module_names(model)):
         rows: Any = module._modules.get(CHILD)
-        if not isinstance(rows, TokenRows) and TIED not in vars(module):
-            continue
-        for key, hook in list(module._forward_hooks.items()):
-            if hook in (embedded, projected):
-                changing.drop(module._forward_hooks, key)
-        changing.drop(vars(module), TIED)
+        if uses_rows(module):
+            changing.drop(vars(module), "forward")
         if isinstance(rows, TokenRows):
             changing.drop(module._modules, CHILD)
             if merge:
@@ -205,8 +194,7 @@ def token_rows(model: nn.Module) -> Iterator[tuple[str, Any, TokenRows]]:
 def with_rows(model: nn.Module, found: Sequence[Found]) -> set[nn.Module]:
     """The modules that have rows, or that take the rows of one, now or once these are put in place."""
     new = {module for each in found for module in (each.module, *each.tied)}
-    own = {module for module in module_names(model) if TIED in vars(module)}
-    return new | own | {module for _, module, _ in token_rows(model)}
+    return new | {module for module in module_names(model) if uses_rows(module)}
 
 
 def check_rows_mergeable(model: nn.Module) -> None:

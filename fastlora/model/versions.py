@@ -27,7 +27,7 @@ _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterL
 
 
 class Version(nn.Module):
-    """The parameters and buffers that a module has for an adapter that is not in use.
+    """The parameters and persistent buffers that a module has for an adapter that is not in use.
 
     Attributes:
         trains: Those of its parameters that are trained once it is in use.
@@ -100,13 +100,12 @@ def switch_versions(model: nn.Module, name: str, changing: Commit) -> None:
             continue
         new: Any = versions._modules[name]
         old = Version()
-        old._non_persistent_buffers_set = set(owner._non_persistent_buffers_set)
         old.trains = frozenset(own for own, p in owner.named_parameters(recurse=False) if p.requires_grad)
         for own, parameter in list(owner._parameters.items()):
             old._parameters[own] = parameter
             if parameter is not None:
                 changing.freeze(parameter)
-        old._buffers.update(owner._buffers)
+        old._buffers.update(_kept_buffers(owner))
         for own, parameter in new._parameters.items():
             changing.put(owner._parameters, own, parameter)
             if own in new.trains:
@@ -177,6 +176,13 @@ def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, Versions]]:
             yield owner, versions
 
 
+def _kept_buffers(owner: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers that are saved; what is in no state_dict follows from the module, for all its versions."""
+    return {
+        own: buffer for own, buffer in owner._buffers.items() if own not in owner._non_persistent_buffers_set
+    }
+
+
 def _copied(owner: nn.Module, copies: dict[int, nn.Parameter], trained: bool | None) -> Version:
     """A copy of a module's tensors, frozen; `trained` says whether it will be, None as the module is now."""
     version = Version()
@@ -193,9 +199,8 @@ def _copied(owner: nn.Module, copies: dict[int, nn.Parameter], trained: bool | N
             if parameter.requires_grad if trained is None else trained and floating:
                 trains.add(own)
         version._buffers.update(
-            {own: None if b is None else b.detach().clone() for own, b in owner._buffers.items()}
+            {own: None if b is None else b.detach().clone() for own, b in _kept_buffers(owner).items()}
         )
-    version._non_persistent_buffers_set = set(owner._non_persistent_buffers_set)
     version.trains = frozenset(trains)
     return version
 

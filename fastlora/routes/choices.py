@@ -25,6 +25,7 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.architecture import architecture_of, kind_of
 from fastlora_kernels.choice_content import (
+    FLATTENED,
     KERNELS,
     PERSISTENT,
     VENDOR,
@@ -41,10 +42,11 @@ from fastlora_kernels.tables import text_of
 SHIPPED: Final = Path(__file__).parent / "choices_of_gpus"
 COMMAND: Final = "run `fastlora tune` again"
 
-_WORDS: Final = {
+WORDS: Final = {
     KERNELS: "this tile",
     VENDOR: "the vendor's matrix products",
     PERSISTENT: "the persistent kernels",
+    FLATTENED: "the persistent kernels in plain Triton",
 }
 _MOST_BYTES: Final = 8 * 2**20
 _KERNELS: Final = "fastlora_kernels"
@@ -92,7 +94,7 @@ def chosen(
 
 def why(choice: Choice) -> str:
     """Why a choice was made, as a phrase to show."""
-    what = _WORDS[choice.code]
+    what = WORDS[choice.code]
     gain = "the default" if choice.gain == 1 else f"{choice.gain:.2f} times as fast as the default"
     return (
         f"`fastlora tune` measured {what} to be the fastest here: {choice.us:.1f} us, {gain}; "

@@ -134,18 +134,18 @@ def _measured(
 ) -> Route:
     """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
     from fastlora.routes.architecture import architecture_of
-    from fastlora.routes.choices import chosen, why
-    from fastlora.routes.persistent import refusal
+    from fastlora.routes.choices import WORDS, chosen, why
+    from fastlora.routes.persistent import PERSISTENT_CODES, refusal
     from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
     if gpu is None:
         choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
-        if choice is not None and choice.code == "persistent":
-            refused = refusal(architecture, problem, dropout=dropped, aligned=aligned)
+        if choice is not None and choice.code in PERSISTENT_CODES:
+            refused = refusal(choice.code, architecture, problem, dropout=dropped, aligned=aligned)
             if refused is None:
-                return Route("persistent", why(choice))
-            return Route(route.name, f"{route.why}; the persistent kernels were chosen, but {refused}")
+                return Route(choice.code, why(choice))
+            return Route(route.name, f"{route.why}; {WORDS[choice.code]} were chosen, but {refused}")
         if choice is not None:
             return Route(choice.code if choice.tile is None else route.name, why(choice))
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):

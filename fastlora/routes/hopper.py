@@ -6,8 +6,6 @@ copies are made first, those of fp32 adapters on bf16 as two terms.
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes import fused as plain
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.launch import on_device
+from fastlora.routes.launch import multiprocessors, on_device, scales
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.hopper import blocks as hopper
 from fastlora_kernels.hopper.backward import hopper_backward_kernel
@@ -26,8 +24,6 @@ from fastlora_kernels.hopper.blocks import Blocks, blocks_for
 from fastlora_kernels.hopper.forward import hopper_forward_kernel
 
 _GROUP = 8  # rows of tiles that run together, as in the tile table
-# Powers of two beyond these are not exact on an accumulator of fp16 products.
-_MOST_EXPONENT = 60
 
 
 def forward(o: Operands, blocks: Blocks | None = None, programs: int | None = None) -> tuple[Tensor, Tensor]:
@@ -44,9 +40,9 @@ def forward(o: Operands, blocks: Blocks | None = None, programs: int | None = No
     y = x.new_empty(M, N)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     rows, tiles = num_blocks(M, blocks.m), num_blocks(M, blocks.m) * num_blocks(N, blocks.c)
-    s, power, inverse = _scales(o)
+    s, power, inverse = scales(float(o.s), x.dtype)
     with on_device(x):
-        hopper_forward_kernel[(programs or min(tiles, _multiprocessors(x.device)),)](
+        hopper_forward_kernel[(programs or min(tiles, multiprocessors(x.device)),)](
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.c, blocks.step),
             A=_blocks_of(_for_tma(o.A, x.dtype, blocks.terms, blocks.r), blocks.r, blocks.step),
@@ -88,7 +84,7 @@ def backward_of_all(
     tickets = rows * columns + sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
     padded = num_blocks(N, blocks.step) * blocks.step
     with on_device(x):
-        hopper_backward_kernel[(programs or min(tickets, _multiprocessors(x.device)),)](
+        hopper_backward_kernel[(programs or min(tickets, multiprocessors(x.device)),)](
             dy=_blocks_of(dy, blocks.m, blocks.step),
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.step, blocks.c),
@@ -142,15 +138,6 @@ def _is_wide(o: Operands) -> bool:
     return o.A.dtype != o.x.dtype
 
 
-def _scales(o: Operands) -> tuple[float, float | None, float | None]:
-    """(s, None, None); in fp16, which cannot hold s p where it holds p, a power of two is taken out of s."""
-    s = float(o.s)
-    if o.x.dtype != torch.float16:
-        return s, None, None
-    exponent = min(max(math.frexp(s)[1], -_MOST_EXPONENT), _MOST_EXPONENT)
-    return math.ldexp(s, -exponent), math.ldexp(1.0, exponent), math.ldexp(1.0, -exponent)
-
-
 def _for_tma(matrix: Tensor, dtype: torch.dtype, terms: int = 1, pitch: int = 0) -> Tensor:
     """A or B for TMA, in a dtype: itself, a copy, or two terms, the second `pitch` rows below the first."""
     if terms == 1 and matrix.dtype == dtype and is_aligned(matrix):
@@ -168,9 +155,3 @@ def _blocks_of(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A tensor descriptor of [rows, columns] blocks of a matrix of 16 bits."""
     layout = gl.NVMMASharedLayout(min(128, 2 * columns), 16, 2)
     return TensorDescriptor.from_tensor(matrix, [rows, columns], layout)
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import functools
+import math
+from typing import Any, Final
 
 import torch
 import triton
@@ -14,6 +16,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.plan import Plan
+
+# Powers of two beyond these are not exact on an accumulator of fp16 products.
+_MOST_EXPONENT: Final = 60
 
 
 def readable(matrix: Tensor, block: tuple[int, int] = (0, 0), tma: bool = False) -> Any:
@@ -45,3 +50,18 @@ def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
     if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(x.device)
+
+
+def scales(s: float, dtype: torch.dtype) -> tuple[float, float | None, float | None]:
+    """(s, None, None); in fp16, which cannot hold s p where it holds p, a power of two is taken out of s."""
+    if dtype != torch.float16:
+        return s, None, None
+    exponent = min(max(math.frexp(s)[1], -_MOST_EXPONENT), _MOST_EXPONENT)
+    return math.ldexp(s, -exponent), math.ldexp(1.0, exponent), math.ldexp(1.0, -exponent)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has."""
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

@@ -27,7 +27,7 @@ from fastlora.routes.choices import (
     write_choices,
 )
 from fastlora.routes.decide import reload_tables
-from fastlora.routes.persistent import refusal
+from fastlora.routes.persistent import PERSISTENT_CODES, refusal
 from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
 from fastlora.tuning.contest import Contest
@@ -35,7 +35,7 @@ from fastlora.tuning.machine import Machine
 from fastlora.tuning.proofs import prove
 from fastlora.tuning.report import Found, Progress, Request, TuneReport
 from fastlora.tuning.trial import DROPOUT, Candidate, Job
-from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, PERSISTENT, VENDOR, Choice, Choices, Key
+from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, VENDOR, Choice, Choices, Key
 
 Times = Mapping[Candidate, Sequence[float]]
 
@@ -172,8 +172,9 @@ def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candi
     architecture = architecture_of(machine.device)
     plan = plan_for(direction, architecture, problem, dropout=dropout, measured=False)
     tiles: list[Candidate] = [*candidates(plan.shape_class, direction, plan.tile)]
-    if plan.shape_class == "wide" and refusal(architecture, problem, dropout=request.dropout) is None:
-        tiles.append(PERSISTENT)
+    if plan.shape_class == "wide":
+        whys = {code: refusal(code, architecture, problem, dropout=dropout > 0) for code in PERSISTENT_CODES}
+        tiles += [code for code, why in whys.items() if why is None]
     by_vendor = not request.dropout and vendor_won(direction, architecture, problem) is not None
     return (VENDOR, [VENDOR, *tiles]) if by_vendor else (tiles[0], [*tiles, VENDOR])
 

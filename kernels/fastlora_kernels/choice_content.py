@@ -14,7 +14,8 @@ DIRECTIONS: Final = ("forward", "backward")
 KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
 PERSISTENT: Final = "persistent"
-CODES: Final = (KERNELS, VENDOR, PERSISTENT)
+FLATTENED: Final = "flattened"
+CODES: Final = (KERNELS, VENDOR, PERSISTENT, FLATTENED)
 
 _SIZES: Final = range(1, 2**31)
 _LONGEST_TEXT: Final = 200

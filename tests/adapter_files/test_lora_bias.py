@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -27,6 +28,7 @@ from fastlora import (
     unmerge_lora,
 )
 from fastlora.measuring.errors import assert_within_budget
+from fastlora.parallel.tensor import _check_divisible
 from tests.models import Block, moved
 from tests.packed import net as packed_net
 
@@ -166,6 +168,19 @@ def test_half_precision_bases_keep_it_in_fp32_and_round_once():
     merged = model[0].to_linear().bias
     wide = model[0].bias.float() + model[0].scaling * model[0].lora_B_bias
     assert torch.equal(merged, wide.bfloat16())
+
+
+def test_a_file_is_of_layers_that_all_have_one_or_none(tmp_path):
+    model = apply_lora(ours(base(), target_modules=["0"]), LoRAConfig(r=2, target_modules=["2"]))
+    with pytest.raises(ValueError, match=r"must have lora_bias all or none.* these have it: '0'"):
+        save_pretrained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_with_one_is_not_divided_among_processes():
+    layer = ours(base(), target_modules=["0"])[0]
+    with pytest.raises(ValueError, match="adapter 'default' has a bias of B"):
+        _check_divisible(layer, "out_features", SimpleNamespace(size=lambda: 1))
 
 
 def test_what_it_does_not_go_with_is_refused_by_name(tmp_path):

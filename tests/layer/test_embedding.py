@@ -181,3 +181,14 @@ def test_what_would_compute_something_else_is_refused():
         pass
     with pytest.raises(TypeError, match="layer must be linear; embeddings"):
         explain((4, 7), model.embed_tokens)
+
+
+@pytest.mark.parametrize("reset", ["reset_adapter", "reset_parameters", "its adapter's reset_parameters"])
+def test_reset_it_starts_as_it_did_so_that_padding_has_no_update_yet(reset):
+    model = ours(Net())
+    add_adapter(model, "fr", LoRAConfig(r=2, target_modules=["embed_tokens"]))
+    set_adapter(model, "fr")
+    layer = moved(model).embed_tokens
+    getattr(layer if reset.startswith("reset") else layer.active, reset.rpartition(" ")[2])()
+    assert not layer.lora_A.any()
+    assert layer.lora_B.norm() > 0

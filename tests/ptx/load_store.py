@@ -97,11 +97,12 @@ def _look(g: Group, warps: np.ndarray, where: np.ndarray, size: int, acquires: b
     index = memory.granules(where, size, "load", g.access(warps))
     if not memory.written[index].all():
         raise Fault(f"load of global memory that nobody wrote: {g}")
-    for warp, one in zip(warps, where, strict=True):
-        row = int(g.rows[warp])
+    for warp in np.unique(warps):
+        row, places = int(g.rows[warp]), tuple(np.unique(where[warps == warp]).tolist())
         if acquires:
-            machine.clocks.acquire(row, int(one))
-        look = (g.number, int(one), machine.events)
+            for one in places:
+                machine.clocks.acquire(row, one)
+        look = (g.number, places, machine.events)
         if machine.polls[row] == look:
             machine.state[row] = ASLEEP
             machine.waits_for[row] = ("global", machine.events)

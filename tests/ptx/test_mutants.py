@@ -5,11 +5,13 @@ import inspect
 import pytest
 
 from tests.ptx.children import run_command
+from tests.ptx.driver.flattened_mutants import FLATTENED_CASES, FLATTENED_MUTANTS
 from tests.ptx.driver.mutants import CASES, MUTANTS
 from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES, PERSISTENT_MUTANTS
 from tests.ptx.driver.plant import source_changes
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
 
+ALL = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS, *FLATTENED_MUTANTS)
 # One in the source and one in the PTX, on either architecture.
 QUICK = ("publish is relaxed", "TMA loads are not waited for")
 
@@ -34,15 +36,14 @@ def test_the_kernels_without_it_are_right(done, name):
 
 
 def test_each_mutant_has_a_name_of_its_own_and_a_case():
-    mutants = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS)
-    assert len({mutant.name for mutant in mutants}) == len(mutants)
-    assert {mutant.case for mutant in mutants} <= set(CASES | SEGMENT_CASES | PERSISTENT_CASES)
+    assert len({mutant.name for mutant in ALL}) == len(ALL)
+    assert {mutant.case for mutant in ALL} <= set(CASES | SEGMENT_CASES | PERSISTENT_CASES | FLATTENED_CASES)
 
 
 def test_each_fault_still_has_its_place_in_the_kernels():
     gone = [
         (mutant.name, place, old)
-        for mutant in (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS)
+        for mutant in ALL
         for place, function, old, _ in source_changes(mutant)
         if old not in inspect.getsource(function.fn)  # `.src` is missing under the interpreter
     ]

@@ -1,4 +1,4 @@
-"""The persistent kernels for sm_90: what they take, that only a measured choice takes them, and operands."""
+"""The persistent kernels for sm_90, in Gluon and in plain Triton: what they take, who takes them."""
 
 import math
 from types import SimpleNamespace
@@ -14,11 +14,13 @@ from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import choices, decide, persistent
 from fastlora.routes.choices import current_versions, key_of, write_choices
 from fastlora.routes.decide import Decision
+from fastlora.routes.launch import scales
 from fastlora.routes.route import Route
 from fastlora.tuning import tuner
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
 from fastlora_kernels.choice_content import (
+    FLATTENED,
     PERSISTENT,
     Choice,
     Choices,
@@ -26,6 +28,7 @@ from fastlora_kernels.choice_content import (
     as_content,
     read_choices,
 )
+from fastlora_kernels.flattened_blocks import counters, rows_a_ticket
 from fastlora_kernels.hopper.blocks import SHARED_MEMORY, blocks_for
 
 GPU = "NVIDIA Test 80GB"
@@ -49,8 +52,9 @@ def on_sm_90(monkeypatch, tmp_path):
     decide.reload_tables()
 
 
-def file_of(problem=PROBLEM):
-    entries = {key_of(direction, problem, False): CHOICE for direction in ("forward", "backward")}
+def file_of(problem=PROBLEM, code=PERSISTENT):
+    choice = CHOICE._replace(code=code)
+    entries = {key_of(direction, problem, False): choice for direction in ("forward", "backward")}
     return Choices({"gpu": GPU, "when": "2026-01-02", **current_versions()}, entries)
 
 
@@ -59,17 +63,18 @@ def routes(problem=PROBLEM, **options):
     return found.forward.name, found.backward.name
 
 
-def test_only_a_choice_takes_them_and_only_in_auto(on_sm_90, monkeypatch):
+@pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
+def test_only_a_choice_takes_them_and_only_in_auto(on_sm_90, monkeypatch, code):
     with monkeypatch.context() as patch:
         patch.setenv("FASTLORA_TUNE", "0")
         assert routes() == ("triton", "triton")
-    write_choices(file_of(), on_sm_90)
+    write_choices(file_of(code=code), on_sm_90)
     decide.reload_tables()
-    assert routes() == ("persistent", "persistent")
+    assert routes() == (code, code)
     assert routes(setting="triton") == ("triton", "triton")
-    assert routes(needs=EVERYTHING._replace(dx=False)) == ("persistent", "triton")
+    assert routes(needs=EVERYTHING._replace(dx=False)) == (code, "triton")
     assert routes(dropout=0.5) == routes(aligned=False) == ("triton", "triton")
-    assert "the persistent kernels to be the fastest" in decide.decide_for(PROBLEM, DEVICE).forward.why
+    assert f"{choices.WORDS[code]} to be the fastest" in decide.decide_for(PROBLEM, DEVICE).forward.why
 
 
 def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(on_sm_90, monkeypatch):
@@ -104,12 +109,48 @@ def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(
     ids=str,
 )
 def test_what_they_take(changed, options, why):
-    found = persistent.refusal("sm_90", PROBLEM._replace(**changed), **options)
+    found = persistent.refusal(PERSISTENT, "sm_90", PROBLEM._replace(**changed), **options)
     assert found is None if why is None else why in found
 
 
-def test_another_architecture_is_refused_and_told():
-    assert persistent.refusal("sm_100", PROBLEM) == "they are written for sm_90, not for sm_100"
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"r": 32}, None),
+        ({"r": 33}, "ranks up to 32, not 33"),
+        ({"r": 17, "K": 4104}, "ranks up to 16, not 17"),
+        ({"r": 16, "N": 4104}, None),
+        ({"adapter_dtype": FP32, "r": 17}, "ranks up to 16, not 17"),
+        ({"K": 4092}, "16 bytes"),
+    ],
+    ids=str,
+)
+def test_what_those_in_plain_triton_take(changed, why):
+    found = persistent.refusal(FLATTENED, "sm_90", PROBLEM._replace(**changed))
+    assert found is None if why is None else why in found
+
+
+def test_a_call_that_only_some_take_is_told_so():
+    told = persistent.told_of("sm_90", PROBLEM._replace(r=64), dropout=False, aligned=True)
+    assert told.endswith("fastest; not those in plain Triton: they take ranks up to 32, not 64")
+
+
+def test_those_in_plain_triton_want_the_version_that_they_are_proven_with(monkeypatch):
+    monkeypatch.setattr(persistent.metadata, "version", lambda _: "3.6.0")
+    persistent._refusal_of_triton.cache_clear()
+    try:
+        assert persistent.refusal(PERSISTENT, "sm_90", PROBLEM) is None
+        why = "they were compiled with Triton 3.9, and this is 3.6.0"
+        assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) == why
+        assert persistent.refusal_here(FLATTENED, "sm_90") == why
+        assert persistent._in_words("not here", None, why).endswith(f"not those in plain Triton: {why}")
+    finally:
+        persistent._refusal_of_triton.cache_clear()
+
+
+@pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
+def test_another_architecture_is_refused_and_told(code):
+    assert persistent.refusal(code, "sm_100", PROBLEM) == "they are written for sm_90, not for sm_100"
     assert persistent.told(torch.device("cpu")) == "not here: they are written for sm_90, not for interpreter"
 
 
@@ -118,11 +159,11 @@ def test_tuning_tries_them_where_they_take_a_wide_shape(monkeypatch):
     here = Machine(torch.device("cpu"), "a processor")
 
     def tried(dropout=False, **changed):
-        return (
-            PERSISTENT in tuner._entrants(Request(PROBLEM._replace(**changed), dropout), "forward", here)[1]
-        )
+        request = Request(PROBLEM._replace(**changed), dropout)
+        return [one for one in tuner._entrants(request, "forward", here)[1] if one in (PERSISTENT, FLATTENED)]
 
-    assert tried()
+    assert tried() == [PERSISTENT, FLATTENED]
+    assert tried(r=64) == [PERSISTENT]
     assert not tried(r=128)
     assert not tried(M=16)
     assert not tried(dropout=True)
@@ -172,13 +213,15 @@ def test_shared_memory_holds_the_ring_and_the_tiles_that_wait(r, wide):
         assert of.buffers * of.terms * of.r * of.m <= of.m // 2 * of.store
 
 
-def test_a_pass_goes_where_the_decision_says(monkeypatch):
-    hopper = pytest.importorskip("fastlora.routes.hopper")
+@pytest.mark.parametrize("name", ["hopper", "flattened"])
+def test_a_pass_goes_where_the_decision_says(monkeypatch, name):
+    module = pytest.importorskip(f"fastlora.routes.{name}")
+    code = PERSISTENT if name == "hopper" else FLATTENED
     made = random_inputs(8, 16, 16, 2, dtype=FP16, adapter_dtype=FP16)
-    o, route, ran = made.call(0.0, None), Route("persistent", ""), []
-    monkeypatch.setattr(hopper, "forward", lambda o: (ran.append("forward"), made.x))
-    monkeypatch.setattr(hopper, "backward_of_all", lambda o, dy, p: ran.append("backward"))
-    monkeypatch.setattr(hopper.plain, "backward", lambda *given: ran.append("plain"))
+    o, route, ran = made.call(0.0, None), Route(code, ""), []
+    monkeypatch.setattr(module, "forward", lambda o: (ran.append("forward"), made.x))
+    monkeypatch.setattr(module, "backward_of_all", lambda o, dy, p: ran.append("backward"))
+    monkeypatch.setattr(module.plain, "backward", lambda *given: ran.append("plain"))
     decision = Decision(route, route)
     _, p, handed = calls.forward(o, EVERYTHING, "auto", decision)
     for dy, needs in (
@@ -208,11 +251,19 @@ def test_a_and_b_are_copied_for_tma_only_where_they_must_be():
 
 @pytest.mark.parametrize("s", [0.75, 1.0, 3.0, 1e5, -2.5, 0.0])
 def test_in_fp16_a_power_of_two_is_taken_out_of_s(s):
-    hopper = pytest.importorskip("fastlora.routes.hopper")
-    x = torch.zeros(1, 1)
-    rest, power, inverse = hopper._scales(SimpleNamespace(s=s, x=x.to(FP16)))
+    rest, power, inverse = scales(s, FP16)
     assert rest * power == s
     assert power * inverse == 1
     assert abs(rest) <= 1
     assert math.log2(power).is_integer()
-    assert hopper._scales(SimpleNamespace(s=s, x=x.to(BF16))) == (s, None, None)
+    assert scales(s, BF16) == (s, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "blocks"),
+    # 1024 tiles are 7 each of 132 and 100 more; 132 with none left over; one tile; half a tile for each.
+    [(64, 16, 2), (33, 4, 1), (1, 1, 1), (66, 1, 1), (256, 17, 3)],
+)
+def test_those_with_a_tile_less_make_p(rows, columns, blocks):
+    assert rows_a_ticket(rows, rows * columns, 132) == blocks
+    assert counters(rows) == rows + 3

@@ -69,7 +69,7 @@ def check_persistent(case: Persistent) -> tuple[str, list[str]]:
     except Exception as error:
         return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
     found = resources_of(made, case.target, parameters_of(kernel, kinds))
-    steps = instructions_of_steps(_disassembled(made.asm["cubin"]), f"64x{case.blocks.c}x16")
+    steps = instructions_of_steps(disassembled(made.asm["cubin"]), f"64x{case.blocks.c}x16")
     line = f"{case}: {found.registers} registers, {found.shared} bytes shared, {found.spill} spilled"
     return f"{line}, {max(steps, default=0)} instructions a step", faults(found, steps)
 
@@ -98,7 +98,7 @@ def faults(made: Any, steps: list[int]) -> list[str]:
 
 def instructions_of_steps(assembly: str, shape: str) -> list[int]:
     """Instructions of each loop whose matrix products are one step's, all of a shape such as "64x256x16"."""
-    instructions, labels = _instructions(assembly)
+    instructions, labels = instructions_of(assembly)
     loops = []
     for end, text in enumerate(instructions):
         target = re.search(r"BRA(?:\.\S+)?\s.*?(\.L_\w+)", text)
@@ -116,7 +116,7 @@ def instructions_of_steps(assembly: str, shape: str) -> list[int]:
     ]
 
 
-def _instructions(assembly: str) -> tuple[list[str], dict[str, int]]:
+def instructions_of(assembly: str) -> tuple[list[str], dict[str, int]]:
     """(the instructions, what number of them each label stands before)."""
     instructions: list[str] = []
     labels = {}
@@ -128,7 +128,8 @@ def _instructions(assembly: str) -> tuple[list[str], dict[str, int]]:
     return instructions, labels
 
 
-def _disassembled(cubin: bytes) -> str:
+def disassembled(cubin: bytes) -> str:
+    """A kernel as ptxas made it, as text."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

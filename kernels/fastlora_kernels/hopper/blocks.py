@@ -19,9 +19,8 @@ LOAD_REGISTERS: Final = 24
 SHARED_MEMORY: Final = 232_448
 
 _DTYPES: Final = (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16"))
-_MOST_RANKS: Final = 64
-# With 32 the backward spilled 48 bytes (Triton 3.9.0).
-_MOST_WIDE_RANKS: Final = 16
+# Of adapters in x's dtype, and of fp32: with 32 of these the backward spilled 48 bytes (Triton 3.9.0).
+MOST_RANKS: Final = (64, 16)
 
 
 class Blocks(NamedTuple):
@@ -58,7 +57,14 @@ def blocks_for(r: int, wide_adapters: bool, m: int = BLOCK_M, c: int = BLOCK_C) 
 
 
 def refusal(
-    architecture: str, dtype: str, adapter: str, r: int, *, aligned: bool = True, dropout: bool = False
+    architecture: str,
+    dtype: str,
+    adapter: str,
+    r: int,
+    *,
+    aligned: bool = True,
+    dropout: bool = False,
+    most_ranks: tuple[int, int] = MOST_RANKS,
 ) -> str | None:
     """Why these kernels do not take a call, as a phrase; None if they do.
 
@@ -69,12 +75,13 @@ def refusal(
         r: The rank.
         aligned: Whether TMA can address x, W, y and dx.
         dropout: Whether there is dropout.
+        most_ranks: Of adapters in x's dtype, and of fp32.
     """
     if architecture != "sm_90":
         return f"they are written for sm_90, not for {architecture}"
     if (dtype, adapter) not in _DTYPES:
         return f"they take bf16 and fp16, and fp32 adapters on bf16, not {adapter} on {dtype}"
-    most = _MOST_WIDE_RANKS if adapter == "float32" else _MOST_RANKS
+    most = most_ranks[adapter == "float32"]
     if r > most:
         return f"they take ranks up to {most}, not {r}"
     if dropout:
