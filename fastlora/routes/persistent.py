@@ -9,6 +9,7 @@ imports Triton.
 from __future__ import annotations
 
 import functools
+from functools import partial
 from importlib import metadata
 from typing import Final
 
@@ -22,8 +23,9 @@ from fastlora_kernels.hopper import blocks
 
 PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
 
-# Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
-_OLDEST_TRITON: Final = (3, 6)
+# Gluon is experimental: its names change from version to version. Which loops Triton flattens does too, and
+# what 3.6.0 makes of those in plain Triton lacks a fence (docs/persistent.md).
+_OLDEST_TRITON: Final = {PERSISTENT: (3, 6), FLATTENED: (3, 9)}
 _NEWEST_TRITON: Final = (3, 9)
 _OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
 
@@ -43,7 +45,7 @@ def refusal(
     rows = problem.K % 8 == 0 and problem.N % 8 == 0  # of y and dx, which are contiguous
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     most = most_ranks(problem.K, problem.N) if code == FLATTENED else blocks.MOST_RANKS
-    return _refusal_of_triton() or blocks.refusal(
+    return _refusal_of_triton(code) or blocks.refusal(
         architecture,
         *dtypes,
         problem.r,
@@ -53,36 +55,39 @@ def refusal(
     )
 
 
-def refusal_here(architecture: str) -> str | None:
+def refusal_here(code: str, architecture: str) -> str | None:
     """Why no call is taken on a GPU of an architecture by the Triton that is installed; None if some are."""
-    return _refusal_of_triton() or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
+    return _refusal_of_triton(code) or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
 
 
 def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
     """As `told`, of one call; arguments as in `refusal`."""
-    why, why_flattened = (
-        refusal(code, architecture, problem, dropout=dropout, aligned=aligned) for code in PERSISTENT_CODES
-    )
-    if why:
-        return f"not for this call: {why}"
-    return f"{_OFFERED}; not those in plain Triton: {why_flattened}" if why_flattened else _OFFERED
+    of = partial(refusal, architecture=architecture, problem=problem, dropout=dropout, aligned=aligned)
+    return _in_words("not for this call", of(PERSISTENT), of(FLATTENED))
 
 
 def told(device: torch.device) -> str:
     """Of a GPU, whether the persistent kernels are offered there, as a phrase to show."""
     from fastlora.routes.architecture import architecture_of
 
-    why = refusal_here(architecture_of(device))
-    return f"not here: {why}" if why else _OFFERED
+    where = architecture_of(device)
+    return _in_words("not here", refusal_here(PERSISTENT, where), refusal_here(FLATTENED, where))
+
+
+def _in_words(refused: str, why: str | None, why_flattened: str | None) -> str:
+    if why:
+        return f"{refused}: {why}"
+    return f"{_OFFERED}; not those in plain Triton: {why_flattened}" if why_flattened else _OFFERED
 
 
 @functools.cache
-def _refusal_of_triton() -> str | None:
+def _refusal_of_triton(code: str) -> str | None:
     try:
         version = metadata.version("triton")
     except metadata.PackageNotFoundError:
         return "triton is not installed"
     major, minor = (int(part) for part in version.split(".")[:2])
-    if _OLDEST_TRITON <= (major, minor) <= _NEWEST_TRITON:
+    if _OLDEST_TRITON[code] <= (major, minor) <= _NEWEST_TRITON:
         return None
-    return f"they were compiled with Triton 3.6 to 3.9, and this is {version}"
+    proven = "3.9" if code == FLATTENED else "3.6 to 3.9"
+    return f"they were compiled with Triton {proven}, and this is {version}"

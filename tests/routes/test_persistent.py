@@ -135,6 +135,19 @@ def test_a_call_that_only_some_take_is_told_so():
     assert told.endswith("fastest; not those in plain Triton: they take ranks up to 32, not 64")
 
 
+def test_those_in_plain_triton_want_the_version_that_they_are_proven_with(monkeypatch):
+    monkeypatch.setattr(persistent.metadata, "version", lambda _: "3.6.0")
+    persistent._refusal_of_triton.cache_clear()
+    try:
+        assert persistent.refusal(PERSISTENT, "sm_90", PROBLEM) is None
+        why = "they were compiled with Triton 3.9, and this is 3.6.0"
+        assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) == why
+        assert persistent.refusal_here(FLATTENED, "sm_90") == why
+        assert persistent._in_words("not here", None, why).endswith(f"not those in plain Triton: {why}")
+    finally:
+        persistent._refusal_of_triton.cache_clear()
+
+
 @pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
 def test_another_architecture_is_refused_and_told(code):
     assert persistent.refusal(code, "sm_100", PROBLEM) == "they are written for sm_90, not for sm_100"
