@@ -15,8 +15,9 @@ import click
 
 from bench.groups import title
 from bench.results import Results, Row
+from bench.tables import show
 from fastlora.measuring.timing import Quartiles, ratio
-from fastlora.tables import Table, as_text
+from fastlora.tables import Table
 
 # Counts have no noise: any difference is a change.
 _COUNTS: Final = ("saved_bytes", "peak_bytes", "launches")
@@ -114,7 +115,7 @@ def main(old: Path, new: Path, over: str | None, everything: bool) -> None:
     same = sum(not change.verdict for change in found)
     lines = [f"{len(found) - same} changed, {same} within the noise", *differences(before, after)]
     table = Table(["", "what", "old", "new", "new/old", ""], shown, words=2)
-    click.echo(as_text([table, *lines] if shown else lines))
+    show([table, *lines] if shown else lines)
     sys.exit(int(any(change.verdict in _WORSE for change in found)))
 
 

@@ -29,7 +29,7 @@ from bench.pictures import draw
 from bench.results import Results, open_results
 from bench.run import Run, say
 from bench.settings import DRY, GPU
-from bench.tables import parts
+from bench.tables import parts, show
 from fastlora.tables import as_text
 
 # Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
@@ -75,9 +75,9 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
             cache = results.environment.device["l2_bytes"]
             run = Run(results, setting.how, setting.measurements, path, cache, start + seconds)
             run.measure(methods)
-    summary = as_text(parts(results, findings(results)))
-    say(summary)
-    (out / "summary.txt").write_text(summary, encoding="utf-8")
+    found = list(parts(results, findings(results)))
+    show(found)
+    (out / "summary.txt").write_text(as_text(found), encoding="utf-8")
     try:
         draw(columns(results.rows), out / "linear.png", where)
     except ImportError as error:

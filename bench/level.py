@@ -20,8 +20,7 @@ from bench.pictures import draw
 from bench.results import Results
 from bench.run import keep_ceilings
 from bench.settings import Effort, effort_on
-from bench.tables import parts
-from fastlora.tables import as_text
+from bench.tables import parts, show
 
 POSITIVE: Final = click.IntRange(min=1)
 
@@ -147,7 +146,7 @@ def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] 
             measuring = Level(name, results, where, effort_on(where, rounds), methods, json)
             measure(measuring, **own)
             measuring.save()
-            click.echo(as_text(parts(results)))
+            show(parts(results))
             if picture is not None:
                 draw(columns(results.rows), picture, results.environment.in_words)
             sys.exit(1 if results.failures() else 0)

@@ -39,6 +39,11 @@ def layer_of(ops: Inputs) -> FusedLoRALinear:
     return layer
 
 
+def trained_layer(**options: Any) -> FusedLoRALinear:
+    """A layer 5 -> 3 of rank 2 (or as the options say), with an update that is not zero."""
+    return with_update(FusedLoRALinear(5, 3, **{"r": 2, **options}))
+
+
 def mlp() -> nn.Sequential:
     """6 -> 5 -> 3, with ReLU; its layers are "0" and "2"."""
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))

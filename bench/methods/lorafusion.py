@@ -26,8 +26,8 @@ CHECKOUT: Final = "LORAFUSION_CHECKOUT"
 _TILE: Final = 256
 _RANKS: Final = (16, 32, 64, 128)
 
-# Its TMA kernels are imported with the others, and fail there: they use what Triton dropped before 3.4, the
-# oldest that this library takes. What is imported from their modules, by module.
+# Its TMA kernels are imported with the others, and fail there: they use what Triton dropped before 3.4.
+# What is imported from their modules, by module.
 _TMA_MODULES: Final[dict[str, dict[str, Any]]] = {
     "tma_utils": {"HAS_TMA_DESC": False},
     "fused_lora_xw_sb_tma": {"fused_lora_xw_sb_tma": None},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -46,22 +46,12 @@ class ByRoute(torch.autograd.Function):
         return *route.backward(o, dy, p, Needs(*ctx.needs_input_grad[:3])), None, None
 
 
-def by_route(
-    code: str,
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    s: float,
-    *,
-    dropout: float = 0.0,
-    training: bool = True,
-) -> Tensor:
+def by_route(code: str, x: Tensor, *rest: Any, dropout: float = 0.0, **_: Any) -> Tensor:
     """y [M, N] by a route, by its name in a file of choices; a bare function, without a module's checks."""
+    W, b, A, B, s = rest
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     o = Operands(x, plain(W), b, A, B, s, dropout, seed)
-    return cast(Tensor, ByRoute.apply(x, A, B, o, passes_of(code)))  # type: ignore[no-untyped-call]
+    return ByRoute.apply(x, A, B, o, passes_of(code))  # type: ignore[no-untyped-call]
 
 
 def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -16,7 +16,7 @@ from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
 from fastlora.adapter_files.keys import layer_keys, plain_key, third_key
 from fastlora.experts.layer import FusedLoRAExperts
-from fastlora.layer.adapter import MAGNITUDE, SLOTS, Options
+from fastlora.layer.adapter import MAGNITUDE, Options
 from fastlora.layer.base_weights import adapters_for_original
 from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
@@ -26,7 +26,7 @@ from fastlora.layer.state import saved_name
 from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
 from fastlora.model.buffers import warn_of_moved
-from fastlora.model.find_layers import existing_layers
+from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import inside
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import adapter_names
@@ -79,22 +79,8 @@ def collect(
     }
     if not layers:
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
-    tensors: dict[str, Tensor] = {}
-    # {key in the file: key in the model's state}
-    places: dict[str, str] = {}
     in_files = names_in_files({layer: found[layer] for layer in layers})
-    for layer, (A, B, options) in layers.items():
-        _check_here(found[layer], layer, A, options)
-        keys = layer_keys(in_files[layer], embedding=isinstance(found[layer], FusedLoRAEmbedding))
-        tensors.update(zip(keys, (A, B), strict=True))
-        own = found[layer].place_in_state(layer)
-        slots = (f"{own}.{saved_name(name, slot)}".lstrip(".") for slot in SLOTS)
-        places.update(zip(keys, slots, strict=True))
-        adapter = found[layer].adapters[name]
-        for slot, third in zip(adapter.slots[2:], adapter.current()[2:], strict=True):
-            key = third_key(in_files[layer], "m" if slot == MAGNITUDE else "b")
-            tensors[key] = third
-            places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
+    tensors, places = _updates(found, layers, in_files, name)
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
@@ -119,31 +105,58 @@ def collect(
         auto_mapping=None if task_type else _class_of(inner),
     )
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
-    windows = {
-        in_files[layer]: list(found[layer].weight.shape[1:])
-        for layer in layers
-        if isinstance(found[layer], CONVOLUTIONS)
-    }
     if state is not None and (sharded or is_other(state, model, places)):
         given = from_state(state, tensors, places)
-        return CollectedAdapter(text, _as_in_files(given, in_files, windows), writes=True)
+        return CollectedAdapter(text, _as_in_files(given, in_files, found), writes=True)
     # Every process does this, in the same order, because gathering is a collective.
     gathered = {key: whole(tensor) for key, tensor in tensors.items()}
-    gathered = _as_in_files(gathered, in_files, windows)
-    return CollectedAdapter(text, gathered, writes=not sharded or torch.distributed.get_rank() == 0)
+    laid_out = _as_in_files(gathered, in_files, found)
+    return CollectedAdapter(text, laid_out, writes=not sharded or torch.distributed.get_rank() == 0)
+
+
+def _updates(
+    found: Mapping[str, LoRALayer],
+    layers: Mapping[str, tuple[Tensor, Tensor, Options]],
+    in_files: Mapping[str, str],
+    name: str,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """{key in the file: tensor} and {key in the file: key in the model's state} of an adapter's updates.
+
+    Args:
+        found: {layer: the layer} of the model.
+        layers: {layer: A, B and options} as the file is to have them.
+        in_files: {layer: its name in the file}.
+        name: The adapter.
+    """
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, str] = {}
+    for layer, (A, B, options) in layers.items():
+        _check_here(found[layer], layer, A, options)
+        adapter, own = found[layer].adapters[name], found[layer].place_in_state(layer)
+        keys: tuple[str, ...] = layer_keys(
+            in_files[layer], embedding=isinstance(found[layer], FusedLoRAEmbedding)
+        )
+        letters = ["m" if slot == MAGNITUDE else "b" for slot in adapter.slots[2:]]
+        keys += tuple(third_key(in_files[layer], letter) for letter in letters)
+        values = (A, B, *adapter.current()[2:])
+        for key, slot, value in zip(keys, adapter.slots, values, strict=True):
+            tensors[key] = value
+            places[key] = f"{own}.{saved_name(name, slot)}".lstrip(".")
+    return tensors, places
 
 
 def _as_in_files(
-    tensors: dict[str, Tensor], in_files: Mapping[str, str], windows: Mapping[str, list[int]]
+    tensors: dict[str, Tensor], in_files: Mapping[str, str], found: Mapping[str, LoRALayer]
 ) -> dict[str, Tensor]:
     """The tensors of an adapter with those of experts and convolutions laid out as in PEFT's files."""
     laid_out = dict(tensors)
-    for name in in_files.values():
+    for layer, name in in_files.items():
         keys = layer_keys(name)
         if keys[0] not in tensors:  # an embedding's
             continue
         A, B = to_file(*(tensors[key] for key in keys))
-        if window := windows.get(name):
+        if isinstance(found[layer], CONVOLUTIONS):
+            window = found[layer].weight.shape[1:]
             A, B = A.view(-1, *window), B.view(*B.shape, *(1 for _ in window[1:]))
         laid_out.update(zip(keys, (A, B), strict=True))
     return laid_out

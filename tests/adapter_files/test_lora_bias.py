@@ -29,7 +29,7 @@ from fastlora import (
 )
 from fastlora.measuring.errors import assert_within_budget
 from fastlora.parallel.tensor import _check_divisible
-from tests.models import Block
+from tests.models import Block, moved
 from tests.packed import net as packed_net
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have invalid shape", "ignore:.*lora_bias=True. was passed")
@@ -41,22 +41,14 @@ def base(bias=True, dtype=torch.float64):
     return net.requires_grad_(False)
 
 
-def moved(model):
-    """The model with B and b_B away from zero."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-    return model.eval()
-
-
 def ours(net, **options):
-    return moved(apply_lora(net, LoRAConfig(**{"r": 2, "alpha": 3.0, "lora_bias": True, **options})))
+    options = {"r": 2, "alpha": 3.0, "lora_bias": True, **options}
+    return moved(apply_lora(net, LoRAConfig(**options))).eval()
 
 
 def theirs(net):
     config = peft.LoraConfig(r=2, lora_alpha=3, lora_bias=True, target_modules=["0", "2"])
-    return moved(peft.get_peft_model(net, config))
+    return moved(peft.get_peft_model(net, config)).eval()
 
 
 def same(name, found, stock, truth):
@@ -109,7 +101,7 @@ def test_a_new_one_is_zero_and_a_peft_config_is_taken():
     assert torch.equal(model(X.double()), net(X.double()))
     assert model[0].lora_bias
     assert model[0].lora_B_bias.requires_grad
-    moved(model)
+    moved(model).eval()
     assert not torch.equal(model(X.double()), net(X.double()))
     model[0].reset_adapter()
     assert torch.equal(model(X.double()), net(X.double()))

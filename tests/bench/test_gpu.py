@@ -26,7 +26,9 @@ STEPS = {
     *("candidates", "tuning", "choices", "compile"),
 }
 # What torchao says, which Transformers imports where it is installed.
-OTHERS = re.compile(r"torchao/_C|Enum subclass and is now natively supported")
+OTHERS = re.compile(
+    r"torchao/_C|Enum subclass and is now natively supported|Failed to load CPU gemm_4bit_forward"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,7 @@ def test_a_dry_run_writes_results_tables_picture_and_log_and_nobody_can_take_its
     made = {"results.json", "summary.txt", "linear.png", "numeric-tests.log", "tuning.json", "tables"}
     assert {path.name for path in out.iterdir()} == made | {"choices.json", "choices-times.json"}
     summary = (out / "summary.txt").read_text()
-    assert summary.strip() in done.stdout
-    assert summary.count("not measured") == 23
+    assert summary.count("not measured") == done.stdout.count("not measured") == 23
     assert "mean nothing" in done.stdout
     assert [line for line in done.stderr.splitlines() if not OTHERS.search(line)] == []
     found = content(out)

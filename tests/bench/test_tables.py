@@ -65,7 +65,7 @@ def test_what_was_to_be_shown_and_is_absent_or_left_out_is_listed_and_failures_s
         left_out=[{"method": "addmm", "why": "no dropout"}] * 2,
         correctness={"racecheck": {"passed": None, "summary": "not run: no tool"}},
     )
-    assert text.count("not measured") == 19
+    assert text.count("not measured") == len(list(findings(results())))
     assert text.splitlines()[-4:] == [
         "racecheck: not run: no tool",
         "left out: addmm of 2 cases: no dropout",

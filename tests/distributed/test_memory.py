@@ -21,22 +21,10 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 @pytest.fixture(scope="module")
 def llama():
     """The 8B in bf16 with fp32 updates of rank 16 on all linear layers, on "meta"."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from bench.model import LLAMA, SIZES
 
-    from bench.model import SIZES
-
-    size = SIZES["8B"]
     with torch.device("meta"):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=size.hidden,
-                intermediate_size=size.inner,
-                num_hidden_layers=size.layers,
-                num_attention_heads=size.heads,
-                num_key_value_heads=size.kv_heads,
-                vocab_size=size.vocabulary,
-            )
-        )
+        model = LLAMA.build(SIZES["8B"])
     config = fastlora.LoRAConfig(r=16, adapter_dtype=torch.float32)
     return fastlora.apply_lora(model.bfloat16(), config)
 

@@ -9,7 +9,7 @@ import torch
 from fastlora import LoRAConfig, apply_lora
 from fastlora.integrations.peft import accelerate_peft, forward_counts, register
 from tests.integrations.architectures import pair, tiny
-from tests.integrations.test_trainer import Recorded, Tokens, tokenizer
+from tests.integrations.test_trainer import SETTINGS, Recorded, Tokens, tokenizer
 from tests.models import with_update
 
 trl = pytest.importorskip("trl")
@@ -35,18 +35,8 @@ def preferred(kind, model, folder, **options):
             "completion": data["chosen"] + data["rejected"],
             "label": [True] * len(rows) + [False] * len(rows),
         }
-    arguments = getattr(trl, f"{kind}Config")(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        seed=7,
-    )
+    settings = {**SETTINGS, "max_steps": STEPS, "bf16": False}
+    arguments = getattr(trl, f"{kind}Config")(output_dir=str(folder), **settings)
     trainer = getattr(trl, f"{kind}Trainer")
     recorded = type("RecordedTrainer", (Recorded, trainer), {})(
         model,

@@ -19,6 +19,16 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
 
 STEPS = 4
+SETTINGS = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "seed": 7,
+}
 
 
 class Tokens(Dataset):
@@ -50,17 +60,7 @@ class RecordedTrainer(Recorded, Trainer):
 
 def trained(model, folder, *, resume=None, **options):
     """The loss at each step of a short training."""
-    settings = {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 7,
-    }
-    arguments = TrainingArguments(output_dir=str(folder), **{**settings, **options})
+    arguments = TrainingArguments(output_dir=str(folder), **{**SETTINGS, **options})
     trainer = RecordedTrainer(model=model, args=arguments, train_dataset=Tokens())
     trainer.train(resume_from_checkpoint=resume)
     return torch.tensor(trainer.losses, dtype=torch.float64)
@@ -127,18 +127,7 @@ def fine_tuned(model, folder, **options):
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     texts = [" ".join(str(n) for n in row.tolist()) for row in Tokens().rows]
-    arguments = trl.SFTConfig(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        seed=7,
-    )
+    arguments = trl.SFTConfig(output_dir=str(folder), bf16=False, **SETTINGS)
     data = datasets.Dataset.from_dict({"text": texts})
     recorded = type("RecordedSFTTrainer", (Recorded, trl.SFTTrainer), {})
     trainer = recorded(model, args=arguments, train_dataset=data, processing_class=tokenizer(), **options)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastlora import FusedLoRALinear
-from tests.models import with_update
+from tests.models import trained_layer, with_update
 
 SHAPES = [(5,), (1, 5), (7, 5), (2, 3, 5), (2, 1, 3, 5), (0, 5), (2, 0, 5)]
 
@@ -16,17 +16,13 @@ def pair(**options):
     return linear, FusedLoRALinear.from_linear(linear, r=2)
 
 
-def trained(**options):
-    return with_update(FusedLoRALinear(5, 3, r=2, **options))
-
-
 def of_integers(tensor):
     """Small whole numbers, whose products and sums are exact in fp32 in any order."""
     return tensor.detach().copy_(torch.randint(-4, 5, tensor.shape).to(tensor.dtype))
 
 
 def trained_on_integers():
-    layer = trained()
+    layer = trained_layer()
     for parameter in layer.parameters():
         of_integers(parameter)
     return layer
@@ -103,7 +99,7 @@ def test_a_nested_batch_gives_what_its_parts_give():
 
 
 def test_the_weight_and_the_bias_are_frozen_and_get_no_gradient():
-    layer = trained()
+    layer = trained_layer()
     layer(torch.randn(4, 5)).sum().backward()
     assert {name for name, p in layer.named_parameters() if p.requires_grad} == {
         "adapters.default.lora_A",
@@ -118,7 +114,7 @@ def test_the_weight_and_the_bias_are_frozen_and_get_no_gradient():
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("state", ["enabled", "disabled", "merged", "dropout"])
 def test_asking_for_a_gradient_of_the_frozen_tensors_warns_and_gives_none(name, state):
-    layer = trained(dropout=0.5 if state == "dropout" else 0.0)
+    layer = trained_layer(dropout=0.5 if state == "dropout" else 0.0)
     layer.enabled = state != "disabled"
     if state == "merged":
         layer.eval().merge()
@@ -131,7 +127,7 @@ def test_asking_for_a_gradient_of_the_frozen_tensors_warns_and_gives_none(name, 
 
 
 def test_x_is_never_written_to():
-    layer = trained()
+    layer = trained_layer()
     x = torch.randn(4, 5, requires_grad=True)
     before, version = x.detach().clone(), x._version
     layer(x).sum().backward()
@@ -159,7 +155,7 @@ def test_it_follows_the_shape_of_the_weight_that_linear_computes_with():
 # torch.compile itself makes an instance of the Function, which torch.autograd then calls deprecated.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_torch_compile_makes_one_graph_of_it():
-    layer = trained()
+    layer = trained_layer()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = torch.randn(4, 5)
     compiled(x).sum().backward()
@@ -205,7 +201,7 @@ def test_an_unsound_argument_is_refused_before_anything_is_allocated(options, er
     ids=["last dimension", "0-D", "dtype", "integer", "device"],
 )
 def test_an_unfit_input_is_refused_in_every_state(x, error, message, state):
-    layer = trained(dropout=0.5 if state == "dropout" else 0.0)
+    layer = trained_layer(dropout=0.5 if state == "dropout" else 0.0)
     layer.enabled = state != "disabled"
     if state == "merged":
         layer.merge()

@@ -31,6 +31,7 @@ from fastlora import (
 from fastlora.accounting.explain import explain
 from fastlora.layer.lora_conv import LoRAConv, LoRAConv2d
 from fastlora.measuring.errors import assert_within_budget
+from tests.models import moved
 
 KINDS = {
     1: (nn.Conv1d, {"kernel_size": 3, "stride": 2, "padding": 1}),
@@ -61,18 +62,9 @@ def inputs(dims=2, dtype=torch.float64):
     return torch.randn(2, 3, *(6, 5, 4)[:dims], dtype=dtype)
 
 
-def moved(model):
-    """The model with B away from zero."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-    return model.eval()
-
-
 def ours(net, **options):
     config = {"r": 2, "alpha": 3.0, "target_modules": ["first", "last", "head"], **options}
-    return moved(apply_lora(net, LoRAConfig(**config)))
+    return moved(apply_lora(net, LoRAConfig(**config))).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -80,7 +72,7 @@ def ours(net, **options):
 def test_pefts_file_gives_pefts_outputs_and_gradients_and_comes_back(dims, dtype, tmp_path):
     net, x = base(dims, dtype), inputs(dims, dtype)
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["first", "last", "head"])
-    stock = moved(peft.get_peft_model(copy.deepcopy(net), config))
+    stock = moved(peft.get_peft_model(copy.deepcopy(net), config)).eval()
     stock.save_pretrained(str(tmp_path))
     model, true = load_pretrained(copy.deepcopy(net), tmp_path).eval(), copy.deepcopy(stock).double()
     results = []
@@ -112,7 +104,7 @@ def test_a_new_one_is_zero_and_dropout_falls_on_the_update_alone():
     net, x = base(), inputs()
     model = apply_lora(copy.deepcopy(net), LoRAConfig(r=2, target_modules=["first"], dropout=0.5))
     assert torch.equal(model(x), net(x))
-    moved(model)
+    moved(model).eval()
     assert not torch.equal(model(x), net(x))
     model.train()
     assert not torch.equal(model(x), model(x))

@@ -5,19 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastlora import FusedLoRALinear
-from tests.models import with_update
+from tests.models import trained_layer
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def trained(**options):
-    return with_update(FusedLoRALinear(5, 3, **{"r": 2, **options}))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merging_makes_it_the_effective_weight_and_unmerging_restores_w_bit_for_bit(dtype):
-    layer = trained(alpha=3, dtype=dtype)
+    layer = trained_layer(alpha=3, dtype=dtype)
     W, effective = layer.weight.clone(), layer.effective_weight()
     x = torch.randn(4, 5, dtype=dtype)
     before = layer(x)
@@ -35,14 +30,14 @@ def test_merging_makes_it_the_effective_weight_and_unmerging_restores_w_bit_for_
 
 
 def test_merging_rounds_once():
-    layer = trained(dtype=torch.bfloat16)
+    layer = trained_layer(dtype=torch.bfloat16)
     W, A, B = (t.detach().double() for t in (layer.weight, layer.lora_A, layer.lora_B))
     layer.merge()
     assert torch.equal(layer.weight, (W + layer.scaling * B @ A).bfloat16())
 
 
 def test_merging_keeps_the_parameter_object():
-    layer = trained()
+    layer = trained_layer()
     weight = layer.weight
     layer.merge()
     layer.unmerge()
@@ -50,7 +45,7 @@ def test_merging_keeps_the_parameter_object():
 
 
 def test_the_state_dict_of_a_merged_layer_holds_w():
-    layer = trained()
+    layer = trained_layer()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.merge()
     state = layer.state_dict()
@@ -60,7 +55,7 @@ def test_the_state_dict_of_a_merged_layer_holds_w():
 
 @pytest.mark.parametrize("keys", [["weight", "bias"], ["adapters.default.lora_A", "adapters.default.lora_B"]])
 def test_loading_into_a_merged_layer_unmerges_it(keys):
-    layer, other = trained(), trained()
+    layer, other = trained_layer(), trained_layer()
     expected = {**layer.state_dict(), **{key: other.state_dict()[key] for key in keys}}
     layer.merge()
     layer.load_state_dict({key: other.state_dict()[key] for key in keys}, strict=False)
@@ -71,7 +66,7 @@ def test_loading_into_a_merged_layer_unmerges_it(keys):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("merged", [False, True])
 def test_disabled_it_is_exactly_the_plain_layer(merged, dtype):
-    layer = trained(dtype=dtype)
+    layer = trained_layer(dtype=dtype)
     linear = nn.Linear(5, 3, dtype=dtype)
     linear.load_state_dict({"weight": layer.weight, "bias": layer.bias})
     if merged:
@@ -86,7 +81,7 @@ def test_disabled_it_is_exactly_the_plain_layer(merged, dtype):
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_to_linear_gives_the_sum_or_w_and_leaves_the_layer_as_it_is(merged):
-    layer = trained()
+    layer = trained_layer()
     W, effective = layer.weight.clone(), layer.effective_weight()
     if merged:
         layer.merge()

@@ -9,15 +9,11 @@ import torch
 from torch import nn
 
 from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, initialize
-from tests.models import with_update
-
-
-def trained(**options):
-    return with_update(FusedLoRALinear(5, 3, r=2, **options))
+from tests.models import trained_layer, with_update
 
 
 def test_a_deep_copy_is_independent():
-    layer = trained()
+    layer = trained_layer()
     twin = copy.deepcopy(layer)
     x = torch.randn(4, 5)
     assert torch.equal(twin(x), layer(x))
@@ -27,7 +23,7 @@ def test_a_deep_copy_is_independent():
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_it_pickles_with_its_state(merged):
-    layer = trained(alpha=3, rslora=True, bias=False)
+    layer = trained_layer(alpha=3, rslora=True, bias=False)
     if merged:
         layer.merge()
     layer.enabled = False
@@ -43,7 +39,7 @@ def test_it_pickles_with_its_state(merged):
 
 
 def test_its_state_dict_saves_and_loads_with_weights_only():
-    layer, other = trained(), trained()
+    layer, other = trained_layer(), trained_layer()
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
@@ -57,7 +53,7 @@ def test_its_state_dict_saves_and_loads_with_weights_only():
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_checkpoint_of_the_plain_layer_loads_strictly_and_leaves_the_update(assign):
-    linear, layer = nn.Linear(5, 3), trained()
+    linear, layer = nn.Linear(5, 3), trained_layer()
     A, B = layer.lora_A.clone(), layer.lora_B.clone()
     layer.load_state_dict(linear.state_dict(), assign=assign)
     assert torch.equal(layer.weight, linear.weight)
@@ -101,7 +97,7 @@ def initialize_in(model):
 
 
 def test_the_plain_layer_takes_a_lora_checkpoint_but_for_a_and_b():
-    linear, layer = nn.Linear(5, 3), trained()
+    linear, layer = nn.Linear(5, 3), trained_layer()
     keys = linear.load_state_dict(layer.state_dict(), strict=False)
     assert keys.unexpected_keys == ["adapters.default.lora_A", "adapters.default.lora_B"]
     assert not keys.missing_keys
@@ -110,7 +106,7 @@ def test_the_plain_layer_takes_a_lora_checkpoint_but_for_a_and_b():
 
 @pytest.mark.parametrize("lost", ["adapters.default.lora_A", "adapters.default.lora_B", "weight", "bias"])
 def test_half_a_checkpoint_does_not_load_strictly(lost):
-    layer = trained()
+    layer = trained_layer()
     state = layer.state_dict()
     del state[lost]
     with pytest.raises(RuntimeError, match=f'Missing key.*"{lost}"'):
@@ -118,7 +114,7 @@ def test_half_a_checkpoint_does_not_load_strictly(lost):
 
 
 def test_it_moves_to_another_dtype_and_device():
-    layer = trained().to(torch.bfloat16)
+    layer = trained_layer().to(torch.bfloat16)
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
     assert layer(torch.randn(4, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert {p.dtype for p in layer.half().parameters()} == {torch.float16}
@@ -126,7 +122,7 @@ def test_it_moves_to_another_dtype_and_device():
 
 
 def test_a_merged_layer_moved_to_another_dtype_unmerges_to_the_moved_weight():
-    layer = trained()
+    layer = trained_layer()
     W = layer.weight.clone()
     layer.merge()
     layer.bfloat16()
@@ -136,7 +132,7 @@ def test_a_merged_layer_moved_to_another_dtype_unmerges_to_the_moved_weight():
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_dict_with_the_names_of_before_loads_strictly(assign):
-    layer, other = trained(), trained()
+    layer, other = trained_layer(), trained_layer()
     state = {name.rpartition(".")[2]: value for name, value in layer.state_dict().items()}
     assert list(state) == ["weight", "bias", "lora_A", "lora_B"]
     other.load_state_dict(state, assign=assign)

@@ -12,15 +12,11 @@ from torch.nn.utils import parametrize, prune
 from fastlora import FusedLoRALinear, LoRAParametrization, ReferenceLoRALinear
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import random_inputs
-from tests.models import layer_of, with_update
+from tests.models import layer_of, trained_layer
 
 LOW = (torch.float16, torch.bfloat16)
 # The budget is measured against fp64, so it says nothing about fp64; gradcheck does.
 BUDGETED = (*LOW, torch.float32)
-
-
-def trained(**options):
-    return with_update(FusedLoRALinear(5, 3, **{"r": 2, **options}))
 
 
 def results(layer, x, dy):
@@ -71,7 +67,7 @@ def test_it_agrees_with_lora_as_a_parametrization_of_the_weight(dtype):
 
 
 def test_gradcheck_passes_through_the_layer_in_fp64():
-    layer = trained(alpha=3, dtype=torch.float64)
+    layer = trained_layer(alpha=3, dtype=torch.float64)
 
     def forward(x, A, B):
         return functional_call(layer, {"adapters.default.lora_A": A, "adapters.default.lora_B": B}, (x,))
@@ -83,7 +79,7 @@ def test_gradcheck_passes_through_the_layer_in_fp64():
 @pytest.mark.parametrize("name", ["weight", "lora_A", "lora_B"])
 @pytest.mark.parametrize("way", ["parametrize", "prune"])
 def test_parameters_that_torchs_utilities_replace_are_applied_as_replaced(way, name):
-    layer, x = trained(), torch.randn(4, 5)
+    layer, x = trained_layer(), torch.randn(4, 5)
     owner = layer if name == "weight" else layer.active
     if way == "parametrize":
         parametrize.register_parametrization(owner, name, nn.Tanh())
@@ -97,7 +93,7 @@ def test_parameters_that_torchs_utilities_replace_are_applied_as_replaced(way, n
 
 
 def test_a_second_backward_adds_the_same_gradient_again():
-    layer = trained()
+    layer = trained_layer()
     x = torch.randn(4, 5, requires_grad=True)
     y = layer(x).square().sum()
     y.backward(retain_graph=True)
@@ -128,7 +124,7 @@ def test_backward_keeps_x_w_a_b_and_p_and_nothing_else(adapter_dtype):
 
 
 def test_frozen_a_or_b_gets_no_gradient_and_the_other_keeps_its_own():
-    layer = trained()
+    layer = trained_layer()
     x = torch.randn(4, 5)
     layer(x).sum().backward()
     expected, layer.lora_B.grad, layer.lora_A.grad = layer.lora_B.grad, None, None
@@ -157,7 +153,7 @@ def test_kaiming_a_is_uniform_within_one_over_the_root_of_k_as_pefts_default():
 
 
 def test_resetting_the_adapter_starts_it_anew_and_leaves_w():
-    layer = trained()
+    layer = trained_layer()
     W, A = layer.weight.clone(), layer.lora_A.clone()
     layer.reset_adapter()
     assert torch.equal(layer.weight, W)
@@ -166,7 +162,7 @@ def test_resetting_the_adapter_starts_it_anew_and_leaves_w():
 
 
 def test_resetting_all_parameters_of_a_merged_layer_leaves_it_unmerged():
-    layer = trained()
+    layer = trained_layer()
     W = layer.weight.clone()
     layer.merge()
     layer.reset_parameters()
@@ -185,7 +181,7 @@ def test_scaling_is_alpha_over_r_or_over_its_root_and_follows_alpha():
 
 
 def test_dropout_acts_in_training_on_the_low_rank_branch_alone():
-    layer = trained(dropout=0.5)
+    layer = trained_layer(dropout=0.5)
     x = torch.randn(64, 5)
     base = F.linear(x, layer.weight, layer.bias)
     first, second = layer(x), layer(x)
@@ -203,7 +199,7 @@ def test_dropout_acts_in_training_on_the_low_rank_branch_alone():
 @pytest.mark.parametrize("state", ["enabled", "disabled", "merged", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_under_autocast_it_has_the_dtypes_of_the_plain_layer(dtype, state):
-    layer = trained(dropout=0.5 if state == "dropout" else 0.0)
+    layer = trained_layer(dropout=0.5 if state == "dropout" else 0.0)
     linear = layer.to_linear()
     layer.enabled = state != "disabled"
     if state == "merged":
@@ -231,7 +227,7 @@ def test_under_autocast_it_keeps_the_error_budget_and_fp32_gradients():
 
 
 def test_fp64_under_autocast_stays_fp64_as_in_the_plain_layer():
-    layer = trained(dtype=torch.float64)
+    layer = trained_layer(dtype=torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == layer.to_linear()(x).dtype == torch.float64
