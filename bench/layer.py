@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.methods.method import Bare, Method
+from bench.packing import PACKINGS, unpacked
 from bench.task import draw_update, layer_task
 from fastlora.accounting.activations import saved_bytes
 from fastlora.layer.base_weights import packed_format
@@ -19,6 +21,9 @@ from fastlora.measuring.timing import Work
 # The phase that methods are judged by.
 WHOLE_PASS: Final = "forward+backward"
 PHASES: Final = ("forward", "backward", WHOLE_PASS)
+
+# Beside the methods over a packed W: W unpacked alone, once for each pass.
+UNPACKING: Final = "unpacking"
 
 
 class Layer(NamedTuple):
@@ -88,6 +93,18 @@ def phase_works(layers: Sequence[Layer]) -> Mapping[str, Work]:
 
     works = (Work.of(forward), Work.of(backward, prepare), Work.of(both))
     return dict(zip(PHASES, works, strict=True))
+
+
+def unpacking_works(case: Case, sets: Sequence[Inputs]) -> Mapping[str, Work]:
+    """Of a packed case, each phase without its products: W unpacked as often as a layer of ours does it."""
+    layers = [PACKINGS[case.base](inputs.W, None) for inputs in sets]
+
+    def unpack(times: int) -> None:
+        for layer in layers:
+            for _ in range(times):
+                unpacked(layer, case.dtype)
+
+    return {phase: Work.of(partial(unpack, times)) for phase, times in zip(PHASES, (1, 1, 2), strict=True)}
 
 
 def layer_saved_bytes(method: Method, case: Case, device: torch.device) -> int:

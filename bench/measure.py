@@ -14,8 +14,18 @@ from bench.cases import Measurement
 from bench.ceilings import Ceilings, Floor, Use, floors, net_uses
 from bench.check import check
 from bench.counts import device_events, host_peak_bytes, launches, peak_bytes
-from bench.layer import PHASES, WHOLE_PASS, Layer, build_layer, layer_saved_bytes, phase_works
-from bench.methods import Method
+from bench.groups import OURS
+from bench.layer import (
+    PHASES,
+    UNPACKING,
+    WHOLE_PASS,
+    Layer,
+    build_layer,
+    layer_saved_bytes,
+    phase_works,
+    unpacking_works,
+)
+from bench.methods import METHODS, Method
 from bench.results import Results, Row
 from bench.settings import Effort
 from bench.step import MODES, Trainer
@@ -96,8 +106,11 @@ def measure_case(
         return [build_layer(method, case, inputs) for inputs in sets]
 
     built = _right(record, methods, task, "eager", build)
+    unpacking = unpacking_works(case, sets) if case.base and built else {}
     for phase in PHASES if built else ():
         works = {name: phase_works(layers)[phase] for name, (_, layers) in built.items()}
+        if unpacking:
+            works[UNPACKING] = unpacking[phase]
         with on_record(results.problems, f"{case}, {phase}"):
             warm_up(works, how.warm_up_rounds, timer_for(how.device))
             held = {}
@@ -111,13 +124,14 @@ def measure_case(
                 if mode == "graph":
                     timed = {}
                     for name, work in works.items():
-                        with record.tolerated(built[name][0], f"{phase}, capturing {name}"):
+                        method = METHODS[OURS] if name == UNPACKING else built[name][0]
+                        with record.tolerated(method, f"{phase}, capturing {name}"):
                             timed[name] = as_graphs(work)
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
                 for name, times in _times(timed, how, one.seconds).items():
                     samples = [time / count for time in times[WHOLE]]
                     names = {"level": "linear", "method": name, "phase": phase, "mode": mode}
-                    record.add_row(samples, floor[phase], **names, **held[name])
+                    record.add_row(samples, floor[phase], **names, **held.get(name, {}))
 
 
 def measure_task(

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import click
 
+from bench import cpu_goals
 from bench.environment import ROOT
 from bench.groups import OURS, Column, Group, columns, comparable, told
 from bench.layer import WHOLE_PASS
@@ -27,6 +28,9 @@ RESULTS: Final = ROOT / "bench" / "results"
 KINDS: Final = ("cpu", "cuda")
 
 NOT_MEASURED: Final = "Not measured yet."
+
+# `bench.linear --base`, beside `bench.linear`.
+PACKED: Final = "packed"
 
 # Layers this large are bound by their products, not by Python.
 _LARGE: Final = {"M": 128, "K": 1000, "N": 1000}
@@ -57,8 +61,14 @@ def newest(runs: Iterable[File], kind: str) -> dict[str, File]:
     found: dict[str, File] = {}
     for run in sorted(runs, key=lambda run: run.results.started):
         if run.results.environment.device["kind"] == kind:
-            found |= dict.fromkeys((row.level for row in run.results.rows), run)
+            found |= dict.fromkeys(_levels(run), run)
     return found
+
+
+def _levels(run: File) -> list[str]:
+    """The levels of a run. Layers over a packed W, with the same ones plain, are another than plain ones."""
+    rows = run.results.rows
+    return [PACKED] if any(row.base for row in rows) else [row.level for row in rows]
 
 
 def compared(runs: Mapping[str, File]) -> list[Column]:
@@ -100,6 +110,8 @@ def _figures(runs: Mapping[str, File], picture: Path) -> Iterator[str]:
     yield ""
     yield f"![How many times fastlora's time each method takes]({picture.as_posix()})"
     yield ""
+    if table := list(cpu_goals.lines(_all_rows(runs, PACKED), _rows(runs, "model"))):
+        yield from [*table, ""]
     sentences = [
         *_floor(_rows(runs, "linear")),
         *_mixed(_rows(runs, "mixed")),
@@ -111,7 +123,13 @@ def _figures(runs: Mapping[str, File], picture: Path) -> Iterator[str]:
 
 
 def _rows(runs: Mapping[str, File], level: str) -> list[Row]:
-    return [row for row in runs[level].results.rows if row.level == level] if level in runs else []
+    if level == PACKED:  # without the layers that they are compared with
+        return [row for row in _all_rows(runs, PACKED) if row.base]
+    return [row for row in _all_rows(runs, level) if row.level == level]
+
+
+def _all_rows(runs: Mapping[str, File], level: str) -> list[Row]:
+    return runs[level].results.rows if level in runs else []
 
 
 def _table(shown: list[Column]) -> Iterator[str]:

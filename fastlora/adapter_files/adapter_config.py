@@ -97,6 +97,8 @@ class AdapterConfig:
         Args:
             about: Keys without a field here, such as target_modules and task_type.
         """
+        # PEFT refuses a config with lora_bias and "gaussian", which says nothing of trained values.
+        gaussian = self.init == "gaussian" and not self.lora_bias
         own = {
             "r": self.r,
             "lora_alpha": _short(self.alpha),
@@ -104,7 +106,7 @@ class AdapterConfig:
             "use_rslora": self.rslora,
             "use_dora": self.dora,
             "lora_bias": self.lora_bias,
-            "init_lora_weights": "gaussian" if self.init == "gaussian" else True,
+            "init_lora_weights": "gaussian" if gaussian else True,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": {key: _short(alpha) for key, alpha in self.alpha_pattern.items()},
             "modules_to_save": list(self.modules_to_save) or None,

@@ -3,9 +3,10 @@
 A layer trains nothing if it is merged or disabled, or if something reads its weight without calling it.
 Nothing else would say so: an optimizer skips parameters without a gradient. Nor does it train parameters that
 it does not hold. One made before `apply_lora` has neither A nor B; one made before `set_adapter` has those of
-another adapter. A and B that were converted to 16 bits with the model lose small steps. After the first step
-only layers are checked that ran merged or disabled while training, or whose adapter was switched or
-converted.
+another adapter. A and B that were converted to 16 bits with the model lose small steps. Those frozen
+with everything else, as by PEFT's `prepare_model_for_kbit_training`, leave an optimizer nothing to train.
+After the first step only layers are checked that ran merged or disabled while training, or whose adapter was
+switched or converted.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         _with_closure.add(optimizer)
         return  # a closure computes the gradients after this; at the second step they are still there
     own = _held(optimizer)
+    if not known and (frozen := _frozen_with_all(optimizer, own)):
+        _warn_of_frozen(optimizer, frozen)
     mine: list[Any] = []
     passed_by: list[Any] = []
     for layer in list(_suspects if known else _layers):
@@ -122,6 +125,27 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         _look_for_another(optimizer, passed_by, known)
     if narrowed := [layer for layer in mine if layer.active.narrowed_from is not None]:
         _warn_of_narrowed(narrowed)
+
+
+def _frozen_with_all(optimizer: Optimizer, own: set[int]) -> list[Any]:
+    """The layers whose A and B are frozen where the optimizer has nothing to train; none if it has.
+
+    Those are all layers for one that holds no parameters: a trainer leaves out what is frozen.
+    """
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(parameter.requires_grad or not _lacks_gradient(parameter) for parameter in held):
+        return []
+    frozen = [layer for layer in _layers if not _trained(layer)]
+    return [layer for layer in frozen if not own or any(id(each) in own for each in layer.parameters())]
+
+
+def _warn_of_frozen(optimizer: Optimizer, layers: list[Any]) -> None:
+    warnings.warn(
+        f"{type(optimizer).__name__} trains nothing: A and B of {_names(layers)} require no gradient, nor "
+        "does anything else that it holds. They may have been frozen with the whole model, as PEFT's "
+        "prepare_model_for_kbit_training does: call that before apply_lora, or not at all",
+        stacklevel=4,
+    )
 
 
 def _warn_of_narrowed(layers: list[Any]) -> None:

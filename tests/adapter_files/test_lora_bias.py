@@ -85,6 +85,15 @@ def test_pefts_file_gives_pefts_outputs_and_gradients_and_comes_back(bias, dtype
     torch.testing.assert_close(again(x), model(x))
 
 
+@pytest.mark.parametrize("init", ["gaussian", "kaiming", "orthogonal"])
+def test_peft_reads_it_however_it_was_started(init, tmp_path):
+    net = base()
+    model = ours(copy.deepcopy(net), init=init)
+    save_pretrained(model, tmp_path)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path))
+    torch.testing.assert_close(again(X.double()), model(X.double()))
+
+
 def test_a_new_one_is_zero_and_a_peft_config_is_taken():
     net = base()
     config = peft.LoraConfig(r=2, lora_bias=True, target_modules=["0"])

@@ -35,7 +35,7 @@ LINEAR = 7 * 2  # q, k, v, o, gate, up and down of two blocks
 def folder(tmp_path_factory):
     """A tiny Llama on disk, as a hub would have it."""
     path = tmp_path_factory.mktemp("llama")
-    # Rows are whole blocks of 64: elsewhere bitsandbytes' own kernel for AVX512 scales some entries wrongly.
+    # Rows of whole blocks: where they are not, bitsandbytes itself errs on a CPU with AVX512.
     tiny("Llama", hidden_size=64, intermediate_size=128).save_pretrained(path)
     return path
 

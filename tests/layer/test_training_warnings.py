@@ -288,3 +288,35 @@ def test_updates_that_are_narrowed_between_two_steps_are_named_too():
     model.half()
     with pytest.warns(UserWarning, match=r"A and B of '0', '2' were made in torch.float32"):
         step(model, optimizer, torch.ones(2, model[0].in_features, dtype=torch.float16))
+
+
+class Trained(nn.Module):
+    """Something that is trained beside a model with LoRA."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.other = adapted(mlp()), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("leaves_out", [True, False], ids=["no parameters", "frozen parameters"])
+def test_an_optimizer_with_nothing_to_train_beside_frozen_updates_says_so(leaves_out):
+    model = adapted(mlp())
+    for parameter in model.parameters():  # as PEFT's prepare_model_for_kbit_training, called after apply_lora
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW([{"params": [] if leaves_out else list(model.parameters())}])
+    with pytest.warns(UserWarning, match=r"AdamW trains nothing: A and B of '0', '2' .*kbit_training") as met:
+        step(model, optimizer)
+    assert len(met) == 1
+    step(model, optimizer)
+
+
+def test_updates_that_are_frozen_on_purpose_are_not_named():
+    net = Trained()
+    net.model.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.other(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    other = nn.Linear(2, 2)
+    other(torch.ones(1, 2)).sum().backward()
+    other.requires_grad_(False)  # trained in turn: it has its gradients
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
