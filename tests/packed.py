@@ -35,6 +35,7 @@ def linear_4bit(
     layer.weight = bnb.nn.Params4bit(W.clone(), requires_grad=False, blocksize=block, module=layer, **options)
     if b is not None:
         layer.bias = nn.Parameter(b.clone())
+    layer.support_avx512bf16_for_cpu = False  # the same on every CPU: where it is true, eval mode repacks W
     return layer.to("cpu")
 
 
