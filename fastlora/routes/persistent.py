@@ -8,24 +8,22 @@ imports Triton.
 
 from __future__ import annotations
 
-import functools
 from functools import partial
-from importlib import metadata
 from typing import Final
 
 import torch
 
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
+from fastlora.routes.triton_version import FIRST_WITH_FENCES, triton_version
 from fastlora_kernels.choice_content import FLATTENED, PERSISTENT
 from fastlora_kernels.flattened_blocks import most_ranks
 from fastlora_kernels.hopper import blocks
 
 PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
 
-# Gluon is experimental: its names change from version to version. Which loops Triton flattens does too, and
-# what 3.6.0 makes of those in plain Triton lacks a fence (docs/persistent.md).
-_OLDEST_TRITON: Final = {PERSISTENT: (3, 6), FLATTENED: (3, 9)}
+# Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
+_OLDEST_TRITON: Final = {PERSISTENT: (3, 6), FLATTENED: FIRST_WITH_FENCES}
 _NEWEST_TRITON: Final = (3, 9)
 _OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
 
@@ -80,14 +78,11 @@ def _in_words(refused: str, why: str | None, why_flattened: str | None) -> str:
     return f"{_OFFERED}; not those in plain Triton: {why_flattened}" if why_flattened else _OFFERED
 
 
-@functools.cache
 def _refusal_of_triton(code: str) -> str | None:
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    version = triton_version()
+    if version is None:
         return "triton is not installed"
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if _OLDEST_TRITON[code] <= (major, minor) <= _NEWEST_TRITON:
+    if _OLDEST_TRITON[code] <= version and version[:2] <= _NEWEST_TRITON:
         return None
-    proven = "3.9" if code == FLATTENED else "3.6 to 3.9"
-    return f"they were compiled with Triton {proven}, and this is {version}"
+    oldest, newest, found = (".".join(map(str, v)) for v in (_OLDEST_TRITON[code], _NEWEST_TRITON, version))
+    return f"they were compiled with Triton {oldest} to {newest}, and this is {found}"

@@ -78,17 +78,13 @@ def test_only_a_choice_takes_them_and_only_in_auto(on_sm_90, monkeypatch, code):
 
 
 def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(on_sm_90, monkeypatch):
-    monkeypatch.setattr(persistent.metadata, "version", lambda _: "3.12.1")
-    persistent._refusal_of_triton.cache_clear()
+    monkeypatch.setattr(persistent, "triton_version", lambda: (3, 12, 1))
     write_choices(file_of(), on_sm_90)
     decide.reload_tables()
-    try:
-        route = decide.decide_for(PROBLEM, DEVICE, setting="auto").forward
-        assert route.name == "triton"
-        assert "were chosen, but they were compiled with Triton 3.6 to 3.9, and this is 3.12.1" in route.why
-        assert persistent.told(DEVICE).startswith("not here: they were compiled with Triton")
-    finally:
-        persistent._refusal_of_triton.cache_clear()
+    route = decide.decide_for(PROBLEM, DEVICE, setting="auto").forward
+    assert route.name == "triton"
+    assert "were chosen, but they were compiled with Triton 3.6 to 3.9, and this is 3.12.1" in route.why
+    assert persistent.told(DEVICE).startswith("not here: they were compiled with Triton")
 
 
 @pytest.mark.parametrize(
@@ -135,17 +131,19 @@ def test_a_call_that_only_some_take_is_told_so():
     assert told.endswith("fastest; not those in plain Triton: they take ranks up to 32, not 64")
 
 
-def test_those_in_plain_triton_want_the_version_that_they_are_proven_with(monkeypatch):
-    monkeypatch.setattr(persistent.metadata, "version", lambda _: "3.6.0")
-    persistent._refusal_of_triton.cache_clear()
-    try:
-        assert persistent.refusal(PERSISTENT, "sm_90", PROBLEM) is None
-        why = "they were compiled with Triton 3.9, and this is 3.6.0"
-        assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) == why
-        assert persistent.refusal_here(FLATTENED, "sm_90") == why
-        assert persistent._in_words("not here", None, why).endswith(f"not those in plain Triton: {why}")
-    finally:
-        persistent._refusal_of_triton.cache_clear()
+@pytest.mark.parametrize("version", [(3, 6, 0), (3, 7, 0)])
+def test_those_in_plain_triton_want_a_version_that_puts_fences(monkeypatch, version):
+    monkeypatch.setattr(persistent, "triton_version", lambda: version)
+    assert persistent.refusal(PERSISTENT, "sm_90", PROBLEM) is None
+    why = f"they were compiled with Triton 3.7.1 to 3.9, and this is {'.'.join(map(str, version))}"
+    assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) == why
+    assert persistent.refusal_here(FLATTENED, "sm_90") == why
+    assert persistent._in_words("not here", None, why).endswith(f"not those in plain Triton: {why}")
+
+
+def test_those_in_plain_triton_take_the_first_version_that_puts_fences(monkeypatch):
+    monkeypatch.setattr(persistent, "triton_version", lambda: (3, 7, 1))
+    assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) is None
 
 
 @pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)

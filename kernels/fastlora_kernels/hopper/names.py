@@ -1,16 +1,16 @@
-"""What Gluon calls differently in Triton 3.6 and 3.9."""
+"""What Gluon calls differently from Triton 3.6 to 3.9. Each name is looked for by itself: 3.7 has some of the new ones."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-_IS_NEW = hasattr(tma, "async_load")
+_HAS_LOAD = hasattr(tma, "async_load")
 
-load_async = tma.async_load if _IS_NEW else tma.async_copy_global_to_shared
-store_async = tma.async_store if _IS_NEW else tma.async_copy_shared_to_global
-meet = gl.barrier if _IS_NEW else gl.thread_barrier  # of the warps of one partition
+load_async = tma.async_load if _HAS_LOAD else tma.async_copy_global_to_shared
+store_async = tma.async_store if _HAS_LOAD else tma.async_copy_shared_to_global
+meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of the warps of one partition
 
-if _IS_NEW:
+if hasattr(gl.shared_memory_descriptor, "reinterpret"):
 
     @gluon.jit
     def reinterpret(memory, shape: gl.constexpr, layout: gl.constexpr):
