@@ -1,4 +1,4 @@
-"""What Gluon calls differently from Triton 3.6 to 3.9. Each name is looked for by itself: 3.7 has some of the new ones."""
+"""What Gluon calls differently in Triton 3.6 to 3.9, name by name: 3.7 has some of the new ones."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
