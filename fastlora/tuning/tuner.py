@@ -20,6 +20,7 @@ from fastlora.arguments import dtype_name
 from fastlora.measuring.timing import quartiles, ratio
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.choices import (
+    check_place,
     current_versions,
     key_of,
     own_file,
@@ -100,12 +101,14 @@ def tune_for(
         What was found. After an interrupt (KeyboardInterrupt) it holds what had been measured until then.
 
     Raises:
-        OSError: If the choices cannot be written; then nothing is half-written.
+        OSError: If the choices cannot be written, before anything is measured; nothing is ever half-written.
         ValueError: If there is no place for the file, or the kernels do not run on the device.
     """
     start = time.monotonic()
     means = means or (DRY if dry else ON_THE_GPU)
     path = path if path is not None or dry else _place(machine)
+    if path is not None:
+        check_place(path)  # minutes of measuring would be lost
     contests = [(one, direction) for one in dict.fromkeys(requests) for direction in DIRECTIONS]
     report = TuneReport(machine.name, dry=dry)
     entries: dict[Key, Choice] = {}

@@ -1,10 +1,12 @@
 """Groups in real architectures of Transformers, natively and in PEFT's models."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlora import LoRAConfig, apply_lora, group_counts, group_projections, ungroup_projections
 from fastlora.integrations.peft import FastLinear, accelerate_peft, forward_counts, register, undo
@@ -31,6 +33,19 @@ GROUPS = {
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
+class Passes(TorchDispatchMode):
+    """Counts our operators by their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name().startswith("fastlora::"):
+            self.counted[func.name().rpartition("_")[2]] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def step(model, batch):
     """The loss, and all gradients in one vector; names of parameters that have one."""
     model.zero_grad()
@@ -48,6 +63,17 @@ def assert_same_step(model, apart, batch):
     assert names == others
     assert_within_budget("loss", loss.float(), truth.float(), truth)
     assert_within_budget("gradients", gradient.float(), expected.float(), expected)
+
+
+def test_a_block_of_a_llama_takes_four_passes_each_way_instead_of_seven():
+    model = with_update(apply_lora(tiny("Llama"), LoRAConfig(r=4)))
+    model.enable_input_require_grads()
+    batch, blocks = inputs_of(model), 2
+    for each in (7, 4):
+        with Passes() as passes:
+            step(model, batch)
+        assert passes.counted == {"forward": each * blocks, "backward": each * blocks}
+        group_projections(model)
 
 
 @pytest.mark.parametrize("name", quick(GROUPS, "Llama", "T5"))

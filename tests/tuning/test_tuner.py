@@ -137,8 +137,13 @@ def test_choices_that_are_still_valid_stay_and_others_go(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        run(tmp_path / "file" / "a.json", means())
+
+    def measured(job, entrants):
+        raise AssertionError("what is measured would be lost")
+
+    never = means()._replace(prove=measured)
+    with pytest.raises(OSError, match=r"cannot be written to .*file.* FASTLORA_TUNE_FILE"):
+        run(tmp_path / "file" / "a.json", never)
 
 
 CHILD = """
