@@ -167,7 +167,7 @@ def undo(model: nn.Module) -> None:
     with commit() as changing:
         for layer in layers.values():
             changing.assign(layer, "__class__", theirs(type(layer)))
-            for name in (*ADDED, INNER):
+            for name in (*ADDED, INNER, "forward"):
                 changing.drop(vars(layer), name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -14,7 +15,7 @@ from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.linear_kinds import odd_tensor
 
 # The new module has its own of these; every other attribute is taken over.
-_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "forward")
 # Buffers of a LoRA layer itself; a packed layer's hold a part of its W.
 _LORA_BUFFERS = ("_base_weight", "start_A", "start_B")
 
@@ -67,7 +68,8 @@ def check_own_forward(name: str, module: nn.Module) -> None:
             "dispatch the model afterwards, or take its hooks off by "
             "accelerate.hooks.remove_hook_from_submodules)"
         )
-    if "forward" in vars(module):
+    # Where accelerate took its hooks off, it leaves the class's own as an attribute.
+    if vars(module).get("forward", own := MethodType(type(module).forward, module)) != own:
         raise TypeError(f"{name} must keep its class's forward; this module's was replaced")
     if module._compiled_call_impl is not None:
         raise TypeError(f"{name} must be compiled afterwards; this module was compiled already")

@@ -1,5 +1,8 @@
 """Models that accelerate prepares or offloads: what was trained is saved and read back, or it is refused."""
 
+import copy
+
+import peft
 import pytest
 import torch
 
@@ -9,9 +12,11 @@ from fastlora import (
     initialize,
     load_pretrained,
     merge_lora,
+    remove_lora,
     save_pretrained,
     set_adapter,
 )
+from fastlora.integrations.peft import accelerate_peft, undo
 from tests.layer.test_training_warnings import optimizer_of
 from tests.models import adapted, mlp
 
@@ -87,3 +92,39 @@ def test_an_offloaded_model_merges_once_it_is_brought_back():
     accelerate.hooks.remove_hook_from_submodules(model)
     merge_lora(model.eval())
     torch.testing.assert_close(model(x), before)
+
+
+def test_a_model_whose_hooks_were_taken_off_takes_lora_and_gives_it_back():
+    model, x = mlp(), torch.randn(4, 6)
+    truth = copy.deepcopy(model)
+    hooked(model)
+    adapted(model)
+    truth.load_state_dict({key: value for key, value in model.state_dict().items() if "adapters" not in key})
+    assert not torch.equal(model(x), truth(x))
+    y = model(x)
+    hooked(model)
+    assert torch.equal(model(x), y)
+    assert torch.equal(remove_lora(model)(x), truth(x))
+    assert all(type(layer) is torch.nn.Linear for layer in (model[0], model[2]))
+
+
+def test_pefts_layers_are_their_own_again_once_hooks_were_taken_off():
+    model = peft.get_peft_model(
+        mlp(), peft.LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False)
+    )
+    x = torch.randn(4, 6)
+    y = model(x)
+    accelerate_peft(model)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    accelerate.hooks.remove_hook_from_submodules(model)
+    undo(model)
+    assert "forward" not in vars(model.base_model.model[0])
+    assert torch.equal(model(x), y)
+
+
+def hooked(model):
+    """Have accelerate offload the model and bring it back."""
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    model(torch.ones(1, 6))
+    accelerate.hooks.remove_hook_from_submodules(model)
+    assert "forward" in vars(model[0])
