@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastlora import explain, set_backend
+from fastlora import explain, info, set_backend
 from fastlora.autograd import calls, operators
 from fastlora.cli.commands import fastlora as command
 from fastlora.formats.registry import FORMATS
@@ -131,6 +131,11 @@ def test_explain_tells_of_it(path, on_a_gpu, choice):
     assert "over bnb-4bit" in forward.path.why
     assert forward.unpacks is (choice is BEFORE)
     assert (forward.plan.tile == TILE) is (choice is BEFORE)
+
+
+def test_info_counts_them(path, on_a_gpu):
+    keep(path, {(FEW, "forward"): INSIDE, (FEW._replace(base="plain"), "forward"): VENDOR})
+    assert info._choices(torch.device("cuda", 0)).startswith("2 passes (1 over a packed W), measured on")
 
 
 def test_both_passes_are_decided_by_the_format_called_directly_and_as_operators(monkeypatch):
