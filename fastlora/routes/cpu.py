@@ -29,15 +29,16 @@ def forward(o: Operands) -> tuple[Tensor, Tensor]:
     (W,) = base.tensors
     if x.dtype == torch.bfloat16:
         x, W, A, B = map(without_gaps, (x, W, A, B))
-    x_d = x
     if dropout > 0:
         threshold, kept_scale = dropout_constants(dropout)
-        x_d = draw_mask(x, threshold, seed).mul_(x).mul_(kept_scale)
+        p = shrink(draw_mask(x, threshold, seed).mul_(x), A.t(), kept_scale)
+    elif A.dtype == x.dtype in ACCUMULATED:
+        p = F.linear(x, A)
+    else:
+        p = shrink(x, A.t())
     if A.dtype == x.dtype in ACCUMULATED:
-        p = F.linear(x_d, A)
         y = scaled_product(p, B.t(), s) if b is None else torch.addmm(b, p, B.t(), alpha=s)
     else:
-        p = shrink(x_d, A.t())
         y = grow(p, B.t(), x.dtype, s, b)
     if base.N * base.K >= LARGE and is_faster_transposed(x):
         return y.add_(torch.mm(W, x.t()).t()), p
@@ -60,6 +61,7 @@ def backward(
     if x.dtype == torch.bfloat16:
         x, W, A, B, dy = map(without_gaps, (x, W, A, B, dy))
     dx = dA = dB = mask = None
+    kept_scale = 1.0
     if dropout > 0 and (needs.dx or needs.dA):
         threshold, kept_scale = dropout_constants(dropout)
         mask = draw_mask(x, threshold, seed)
@@ -68,11 +70,15 @@ def backward(
     if needs.dx or needs.dA:
         q = shrink(dy, B, s)
     if needs.dA:
-        dA = gram(q, x if mask is None else torch.mul(x, mask).mul_(kept_scale), A.dtype)
+        dA = gram(q, x if mask is None else torch.mul(x, mask), A.dtype, kept_scale)
     if needs.dx:
-        dx = torch.mm(q, A) if q.dtype == A.dtype == x.dtype else grow(q, A, x.dtype)
+        dx = (
+            scaled_product(q, A, kept_scale)
+            if q.dtype == A.dtype == x.dtype
+            else grow(q, A, x.dtype, kept_scale)
+        )
         if mask is not None:
-            dx.mul_(mask).mul_(kept_scale)
+            dx.mul_(mask)
         dx.addmm_(dy, W)
     return dx, dA, dB
 

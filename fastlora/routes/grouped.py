@@ -99,9 +99,9 @@ def _low_rank_gradients(
         threshold, scale = dropout_constants(member.dropout)
         mask = draw_mask(x, threshold, seed)
         if needs.dA[place]:
-            dA[place] = gram(q, torch.mul(x, mask).mul_(scale), A.dtype)
+            dA[place] = gram(q, torch.mul(x, mask), A.dtype, scale)
         if needs.dx:
-            more = grow(q, A, x.dtype).mul_(mask).mul_(scale)
+            more = grow(q, A, x.dtype, scale).mul_(mask)
             dx = more if dx is None else dx.add_(more)
     if not places:
         return dx
@@ -125,11 +125,11 @@ def _shrunk(o: Grouped) -> Sequence[Tensor]:
         return torch.unsafe_split_with_sizes(shrink(x, _joined(As, 0).t()), o.ranks, 1)
     ps = []
     for member, seed in o.each_seed():
-        x_d = x
+        x_d, scale = x, 1.0
         if member.dropout > 0:
             threshold, scale = dropout_constants(member.dropout)
-            x_d = draw_mask(x, threshold, seed).mul_(x).mul_(scale)
-        ps.append(x.new_empty(0) if member.A is None else shrink(x_d, member.A.t()))
+            x_d = draw_mask(x, threshold, seed).mul_(x)
+        ps.append(x.new_empty(0) if member.A is None else shrink(x_d, member.A.t(), scale))
     return ps
 
 

@@ -78,8 +78,8 @@ def forward(o: Mixed) -> tuple[Tensor, list[Tensor]]:
         A, B, s, dropout = found
         x_d = x[rows]
         if (mask := mask_of(x_d, dropout, seed)) is not None:
-            x_d = mask.mul_(x_d).mul_(dropout_constants(dropout)[1])
-        p = shrink(x_d, A.t())
+            x_d = mask.mul_(x_d)
+        p = shrink(x_d, A.t(), dropout_constants(dropout)[1])
         if isinstance(rows, Tensor):
             y[rows] = grow(p, B.t(), x.dtype, s, b)
         else:
@@ -122,14 +122,14 @@ def backward(o: Mixed, dy: Tensor, ps: Sequence[Tensor], needs: Sequence[Needs])
         mask = mask_of(x_r, dropout, seed)
         kept_scale = dropout_constants(dropout)[1]
         if need.dA:
-            x_d = x_r if mask is None else torch.mul(x_r, mask).mul_(kept_scale)
-            dA.add(part.adapter, gram(q, x_d, A.dtype))
+            x_d = x_r if mask is None else torch.mul(x_r, mask)
+            dA.add(part.adapter, gram(q, x_d, A.dtype, kept_scale))
         if dx is None:
             continue
         out = dx[rows] if isinstance(rows, slice) else None
-        dx_r = grow(q, A, x.dtype, out=out)
+        dx_r = grow(q, A, x.dtype, kept_scale, out=out)
         if mask is not None:
-            dx_r.mul_(mask).mul_(kept_scale)
+            dx_r.mul_(mask)
         if out is None:
             dx[rows] = dx_r
     return None if dx is None else dx.addmm_(dy, o.base.tensors[0]), dA.rounded(), dB.rounded()
