@@ -170,7 +170,9 @@ def _choices(device: torch.device) -> str:
     found = loaded(architecture_of(device))
     if found.choices is None:
         return f"not used: {found.why}" if found.path else found.why
-    return f"{len(found.choices.entries)} passes, {found.why}, in {found.path}"
+    packed = sum(key.base != "plain" for key in found.choices.entries)
+    of_these = f" ({packed} over a packed W)" if packed else ""
+    return f"{len(found.choices.entries)} passes{of_these}, {found.why}, in {found.path}"
 
 
 def _persistent(device: torch.device) -> str:

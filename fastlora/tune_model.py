@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from fastlora.accounting.gpus import GPUS, find_gpu, rate_of
 from fastlora.arguments import check_path, check_rank, shown
-from fastlora.formats.registry import format_of
 from fastlora.formula.cost import Problem
 from fastlora.layer.adapter import Adapter
+from fastlora.layer.base_weights import packed_format
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model.find_layers import check_model, existing_layers, lora_layers
 from fastlora.routes.route import KERNEL_DTYPES, route_on
 from fastlora.tuning.machine import Machine
+from fastlora.tuning.packed_weights import BASES
 from fastlora.tuning.report import Progress, Request, TuneReport
 
 ROWS: Final = (512, 2048, 8192)
@@ -42,10 +43,10 @@ def tune(
     """Measure which code is the fastest for a model's LoRA layers on its GPU, and take that from now on.
 
     Each kind of layer, forward and backward, is a contest between tiles of the kernels and the vendor's
-    matrix products. A candidate is first proven, in a process of its own: its results against fp64, 200 runs
-    with the same bits, in buffers filled with NaN. One that fails or hangs is never used. Then all are timed
-    in turn, on inputs that miss the cache. The choices go into one file for this kind of GPU, which this
-    process and later ones read; see docs/tuning.md.
+    matrix products, over a packed W with its unpacking. A candidate is first proven, in a process of its own:
+    its results against fp64, 200 runs with the same bits, in buffers filled with NaN. One that fails or hangs
+    is never used. Then all are timed in turn, on inputs that miss the cache. The choices go into one file for
+    this kind of GPU, which this process and later ones read; see docs/tuning.md.
 
     Args:
         model: A model with LoRA layers, ours or PEFT's, on the GPU or not: only their shapes are read.
@@ -86,8 +87,10 @@ def requests_of(model: nn.Module, rows: Sequence[int], dtype: torch.dtype | None
     check_model(model)
     kinds = list(dict.fromkeys(_pefts_kinds(model))) or list(dict.fromkeys(_own_kinds(model)))
     return [
-        Request(Problem(M, K, N, r, dtype or base, adapter), dropout)
-        for M, (K, N, r, base, adapter, dropout) in product([check_rank(M, "rows") for M in rows], kinds)
+        Request(Problem(M, K, N, r, dtype or of_W, adapter, base), dropout)
+        for M, (K, N, r, of_W, base, adapter, dropout) in product(
+            [check_rank(M, "rows") for M in rows], kinds
+        )
     ]
 
 
@@ -102,8 +105,8 @@ def untuned(model: nn.Module) -> list[str]:
     return [f"{len(found)} {kind}: {found[0]}{', ...' * (len(found) > 1)}" for kind, found in names.items()]
 
 
-# K, N, r, the dtypes of W and of A, and whether there is dropout.
-_Kind = tuple[int, int, int, torch.dtype, torch.dtype, bool]
+# K, N, r, W's dtype and format, the dtype of A, and whether there is dropout.
+_Kind = tuple[int, int, int, torch.dtype, str, torch.dtype, bool]
 
 
 def _own_kinds(model: nn.Module) -> Iterator[_Kind]:
@@ -111,7 +114,7 @@ def _own_kinds(model: nn.Module) -> Iterator[_Kind]:
         if isinstance(layer, FusedLoRALinear):
             for adapter in cast(Iterable[Adapter], layer.adapters.values()):
                 sizes = layer.in_features, layer.out_features, adapter.r
-                yield *sizes, _dtype_of(layer), adapter.lora_A.dtype, adapter.dropout > 0
+                yield *sizes, *_weight_of(layer), adapter.lora_A.dtype, adapter.dropout > 0
 
 
 def _pefts_kinds(model: nn.Module) -> Iterator[_Kind]:
@@ -125,7 +128,7 @@ def _pefts_kinds(model: nn.Module) -> Iterator[_Kind]:
             A: Tensor = parts["lora_A"][name].weight
             B: Tensor = parts["lora_B"][name].weight
             dropout = getattr(parts["lora_dropout"][name], "p", 0.0) > 0
-            yield A.shape[1], B.shape[0], A.shape[0], _dtype_of(base), A.dtype, dropout
+            yield A.shape[1], B.shape[0], A.shape[0], *_weight_of(base), A.dtype, dropout
 
 
 def _is_pefts(layer: nn.Module) -> bool:
@@ -171,17 +174,21 @@ def tune_requests(
     )
 
 
-def _dtype_of(layer: Any) -> torch.dtype:
-    """What W stands for."""
-    format = format_of(layer)
-    found: torch.dtype = layer.weight.dtype if format is None else format.values_dtype(layer)
-    return found
+def _weight_of(layer: Any) -> tuple[torch.dtype, str]:
+    """The dtype that W is multiplied in, and its format; "plain" where a plain one's choices are taken."""
+    format = packed_format(layer)
+    if format is None:
+        return layer.weight.dtype, "plain"
+    dtype = format.compute_dtype(layer, format.values_dtype(layer), None)
+    return dtype, format.name if format.name in BASES.values() else "plain"
 
 
 def _dry(request: Request) -> Request:
     """Tiny, and in dtypes that the interpreter multiplies rightly."""
-    dtypes = (torch.float16 if one == torch.bfloat16 else one for one in request.problem[4:])
-    return Request(Problem(*_DRY_SIZES, *dtypes), request.dropout)
+    rows, _, _, _, dtype, adapter, base = request.problem
+    dtype, adapter = (torch.float16 if one == torch.bfloat16 else one for one in (dtype, adapter))
+    M, K, N, r = _DRY_SIZES
+    return Request(Problem(min(M, rows), K, N, r, dtype, adapter, base), request.dropout)
 
 
 def _this_machine() -> Machine:

@@ -65,7 +65,8 @@ def explain(
     if isinstance(layer, QuantizedLoRALinear):
         dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
         W = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
-    problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype)
+    base = layer.format.name if isinstance(layer, QuantizedLoRALinear) else "plain"
+    problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype, base)
     dropout = layer.dropout if layer.training else 0.0
     explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
     explained = replace(explained, dora=bool(layer.dora))
@@ -85,7 +86,8 @@ def _with_unpacking(plain: Explanation, layer: QuantizedLoRALinear, dropout: flo
     passes = []
     for one in plain.passes:
         plan, unpacks = one.plan, True
-        if one.name == "forward" and plan is not None and takes(base, problem.M):
+        inside = one.name == "forward" and not one.path.unpacks_first
+        if inside and plan is not None and takes(base, problem.M):
             from fastlora.routes.architecture import architecture_of
             from fastlora.routes.plan import few_rows_plan
 

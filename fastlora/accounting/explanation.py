@@ -75,7 +75,7 @@ class Explanation:
 
     def as_dict(self) -> dict[str, object]:
         """The explanation in JSON's types."""
-        M, K, N, r, dtype, adapter_dtype = self.problem
+        M, K, N, r, dtype, adapter_dtype, _ = self.problem
         return {
             "shape": {"M": M, "K": K, "N": N, "r": r},
             "dtype": dtype_name(dtype),
@@ -100,7 +100,7 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        M, K, N, r, dtype, adapter_dtype = self.problem
+        M, K, N, r, dtype, adapter_dtype, _ = self.problem
         lines = [
             f"x [{M}, {K}] {dtype_name(dtype)} -> y [{M}, {N}], rank {r} in {dtype_name(adapter_dtype)}",
             f"path: {self.path.name} ({self.path.why})",

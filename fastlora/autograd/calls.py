@@ -35,7 +35,7 @@ def forward(
         y, p = passes_of(decision.forward.name, o.x.is_cpu).forward(o)
         return y, p, decision
     (W,) = o.base.tensors
-    y, p = lora_forward(o.x, W, o.b, o.A, o.B, o.s, o.dropout, o.seed, setting)
+    y, p = lora_forward(o.x, W, o.b, o.A, o.B, o.s, o.dropout, o.seed, setting, o.base.unpacked_from)
     return y, p, None
 
 
@@ -46,7 +46,8 @@ def packed_forward(o: Operands, needs: Needs, setting: str) -> tuple[Tensor, Ten
 
         y, p = fused_packed.few_rows(o)
         return y, p, decision
-    return forward(o._replace(base=plain(dequantized(o.base, o.x))), needs, setting)
+    W = plain(dequantized(o.base, o.x), o.base.format)
+    return forward(o._replace(base=W), needs, setting)
 
 
 def backward(
@@ -67,7 +68,8 @@ def backward(
     if decision is not None and not torch.is_grad_enabled() and not needs_operator(o.x):
         return passes_of(decision.backward.name, o.x.is_cpu).backward(o, dy, p, needs)
     (W,) = o.base.tensors
-    found = lora_backward(dy, o.x, W, o.A, o.B, p, o.s, o.dropout, o.seed, *needs, setting)
+    rest = o.s, o.dropout, o.seed, *needs, setting, o.base.unpacked_from
+    found = lora_backward(dy, o.x, W, o.A, o.B, p, *rest)
     dx, dA, dB = (one if needed else None for one, needed in zip(found, needs, strict=True))
     return dx, dA, dB
 

@@ -79,7 +79,7 @@ class DoRAFunction(torch.autograd.Function):
         W = _whole(base, rows)
         n = _norms(W, A, B, o.s, setting)
         needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
-        on_rows = o._replace(x=rows, base=plain(W))
+        on_rows = o._replace(x=rows, base=plain(W, base.format))
         y, z, p, decision = _forward(on_rows, dora.over_norms(m, n), needs, setting, keeps_z)
         ctx.save_for_backward(x, A, B, m, o.b, p, n, z, o.seed, *weight)
         ctx.rest = (base._replace(tensors=()), o.s, o.dropout, setting, decision)
@@ -94,7 +94,7 @@ class DoRAFunction(torch.autograd.Function):
         rows, needs = as_rows(dy), Needs(*ctx.needs_input_grad[:3])
         reads = needs.dx or torch.is_grad_enabled()
         W = _whole(base, rows) if reads or not base.is_packed else rows.new_empty(base.N, base.K)
-        o = Operands(as_rows(x), plain(W), b, A, B, s, dropout, seed)
+        o = Operands(as_rows(x), plain(W, base.format), b, A, B, s, dropout, seed)
         if torch.is_grad_enabled():
             return *_differentiable(o, x, m, n, dy, ctx.needs_input_grad[:4], setting), *rest
         dm = None

@@ -156,7 +156,7 @@ def _unpacked(
         base = member.base
         dy = after if dys is None else dys[place]
         W = after.new_empty(base.N, base.K) if dy is None or not reads else calls.dequantized(base, dy)
-        members.append(member._replace(base=plain(W)))
+        members.append(member._replace(base=plain(W, base.format)))
     return o._replace(members=tuple(members))
 
 

@@ -2,7 +2,8 @@
 
 A compiler sees each pass of a layer as one of these. They have flat signatures, so only here are the operands
 spelled out. An operator decides its code path by its operands and by `backend`, a backend setting; None means
-the current one. A backward is given the setting of its forward, because the code paths draw different masks.
+the current one; what was measured counts by `unpacked_from` too (see `BaseWeight`). A backward is given the
+setting of its forward, because the code paths draw different masks.
 The fake versions tell torch.compile and torch.export the shapes. The operators are defined by Library.define,
 whose call costs about half of a `custom_op`'s. `triton` is imported only when a kernel first runs.
 """
@@ -22,12 +23,12 @@ from fastlora.routes.passes import passes_of
 _library = torch.library.Library("fastlora", "DEF")
 _library.define(
     "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s, float dropout, Tensor? seed, "
-    "str? backend=None) -> (Tensor, Tensor)"
+    "str? backend=None, str unpacked_from='plain') -> (Tensor, Tensor)"
 )
 _library.define(
     "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
-    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB, str? backend=None) "
-    "-> (Tensor, Tensor, Tensor)"
+    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB, str? backend=None, "
+    "str unpacked_from='plain') -> (Tensor, Tensor, Tensor)"
 )
 # `after` is not read. A backward pass gives dy: else a compiler would see the same call as in the forward
 # pass, make one of the two, and keep W between them.
@@ -47,8 +48,9 @@ def _forward(
     dropout: float,
     seed: Tensor | None,
     backend: str | None = None,
+    unpacked_from: str = "plain",
 ) -> tuple[Tensor, Tensor]:
-    o = Operands(x, plain(W), b, A, B, s, dropout, seed)
+    o = Operands(x, plain(W, unpacked_from), b, A, B, s, dropout, seed)
     return passes_of(decide(o, EVERYTHING, backend).forward.name, x.is_cpu).forward(o)
 
 
@@ -71,9 +73,11 @@ def _backward(
     need_dA: bool,
     need_dB: bool,
     backend: str | None = None,
+    unpacked_from: str = "plain",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dA and dB; one that is not needed is an empty tensor of shape [0]."""
-    o, needs = Operands(x, plain(W), None, A, B, s, dropout, seed), Needs(need_dx, need_dA, need_dB)
+    o = Operands(x, plain(W, unpacked_from), None, A, B, s, dropout, seed)
+    needs = Needs(need_dx, need_dA, need_dB)
     passes = passes_of(decide(o, needs, backend).backward.name, x.is_cpu)
     found = passes.backward(o, dy, p, needs)
     dx, dA, dB = (
@@ -96,6 +100,7 @@ def _backward_fake(
     need_dA: bool,
     need_dB: bool,
     backend: str | None = None,
+    unpacked_from: str = "plain",
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape if need_dx else (0,)),

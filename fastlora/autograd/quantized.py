@@ -52,7 +52,7 @@ class QuantizedLoRAFunction(torch.autograd.Function):
         # dA and dB do not read W; their derivatives do.
         reads = needs.dx or torch.is_grad_enabled()
         W = calls.dequantized(base, rows) if reads else rows.new_empty(N, K)
-        o = Operands(as_rows(x), plain(W), None, A, B, s, dropout, seed)
+        o = Operands(as_rows(x), plain(W, format), None, A, B, s, dropout, seed)
         dx, dA, dB = calls.backward(o, rows, p, needs, setting, decision)
         if dx is not None:
             dx = dx.view(x.shape)

@@ -20,7 +20,7 @@ from fastlora.formula.masks import dropout_constants
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, W, A, B, _, s, dropout, seed, *_, backend = inputs
+    dy, x, W, A, B, _, s, dropout, seed, *_, backend, _ = inputs
     ctx.save_for_backward(dy, x, W, A, B, seed)
     ctx.s, ctx.dropout, ctx.backend = s, dropout, backend
     ctx.set_materialize_grads(False)
@@ -46,7 +46,7 @@ def _backward(ctx: Any, *arrived: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient.to(of.dtype)
         for gradient, of in zip((for_dy, for_x, for_A, for_B), (*operands[:2], *operands[3:]), strict=True)
     )
-    return for_dy, for_x, None, for_A, for_B, *[None] * 8
+    return for_dy, for_x, None, for_A, for_B, *[None] * 9
 
 
 def mask(x: Tensor, dropout: float, seed: Tensor, backend: str | None) -> Tensor:

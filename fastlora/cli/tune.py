@@ -21,6 +21,7 @@ from fastlora.cli.reporting import reported
 from fastlora.config import ALL_LINEAR, LoRAConfig
 from fastlora.formula.cost import Problem
 from fastlora.tune_model import ROWS, requests_of, tune_requests, untuned
+from fastlora.tuning.packed_weights import BASES
 from fastlora.tuning.report import Progress, Request
 
 _DTYPE = click.Choice(["float16", "bfloat16", "float32"])
@@ -41,6 +42,12 @@ _LAYERS = "4096,4096 4096,1024 4096,14336 14336,4096"
 @click.option("--dtype", type=_DTYPE, default="bfloat16", help="Of the model.")
 @click.option(
     "--adapter-dtype", type=_DTYPE, help="Of A and B.  [default: fp32 over 16 bits]", show_default=False
+)
+@click.option(
+    "--base",
+    type=click.Choice(sorted(BASES)),
+    help="How W is packed.  [default: it is not]",
+    show_default=False,
 )
 @click.option("--dropout", is_flag=True, help="For training with dropout.")
 @click.option("--minutes", type=float, default=5.0, help="Begin nothing later.")
@@ -86,22 +93,25 @@ def _requests(
     rank: int,
     dtype: str,
     adapter_dtype: str | None,
+    base: str | None,
     dropout: bool,
 ) -> tuple[list[Request], list[str]]:
     """What is tuned for, and the model's layers that take other code."""
-    base = getattr(torch, dtype)
-    adapters = adapter_dtype_over(base, None if adapter_dtype is None else getattr(torch, adapter_dtype))
+    of_W, format = getattr(torch, dtype), "plain" if base is None else BASES[base]
+    adapters = adapter_dtype_over(of_W, None if adapter_dtype is None else getattr(torch, adapter_dtype))
     if model is not None and shapes:
         raise ValueError("--model and --shape must not both be given")
     if shapes:
         sizes = [_numbers("--shape", shape, 4) for shape in shapes]
-        return [Request(Problem(M, K, N, r, base, adapters), dropout) for M, K, N, r in sizes], []
+        problems = [Problem(M, K, N, r, of_W, adapters, format) for M, K, N, r in sizes]
+        return [Request(problem, dropout) for problem in problems], []
     each = _numbers("--rows", rows)
     config = LoRAConfig(
         r=rank, target_modules=ALL_LINEAR, adapter_dtype=adapters, dropout=0.1 if dropout else 0.0
     )
-    found = blueprint_with_lora(model or _LAYERS, config, base)
-    return requests_of(found, each), untuned(found)
+    found = blueprint_with_lora(model or _LAYERS, config, of_W)
+    requests = [one._replace(problem=one.problem._replace(base=format)) for one in requests_of(found, each)]
+    return requests, untuned(found)
 
 
 def _exported(to: Path) -> Path:

@@ -36,6 +36,8 @@ class Problem(NamedTuple):
         r: The rank.
         dtype: Of x, W and y.
         adapter_dtype: Of A and B.
+        base: The format that the layer keeps W in, "plain" or a packed one; the cost of unpacking is not
+            counted here.
     """
 
     M: int
@@ -44,6 +46,7 @@ class Problem(NamedTuple):
     r: int
     dtype: torch.dtype
     adapter_dtype: torch.dtype
+    base: str = "plain"
 
     def forward(self) -> Cost:
         """The products x Wᵀ, x Aᵀ and p Bᵀ; x, W, A and B are read, y and p are written."""

@@ -25,6 +25,7 @@ class BaseWeight(NamedTuple):
         K: Columns of x.
         dtype: The dtype of W's values, which is x's.
         statics: The format's own sizes, such as the length of a block.
+        unpacked_from: Of a plain W that is a packed one's values: the format of that.
     """
 
     format: str
@@ -33,6 +34,7 @@ class BaseWeight(NamedTuple):
     K: int
     dtype: torch.dtype
     statics: tuple[int, ...] = ()
+    unpacked_from: str = "plain"
 
     @property
     def is_packed(self) -> bool:
@@ -40,10 +42,10 @@ class BaseWeight(NamedTuple):
         return self.format != "plain"
 
 
-def plain(W: Tensor) -> BaseWeight:
+def plain(W: Tensor, unpacked_from: str = "plain") -> BaseWeight:
     """A BaseWeight in the format "plain", from W [N, K]."""
     N, K = W.shape
-    return BaseWeight("plain", (W,), N, K, W.dtype)
+    return BaseWeight("plain", (W,), N, K, W.dtype, (), unpacked_from)
 
 
 class Operands(NamedTuple):

@@ -8,14 +8,17 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fastlora.formula.operands import Operands, plain
+from fastlora.formula.operands import BaseWeight, Operands, plain
 
 SCALE: Final = 0.75
 
 
 @dataclass
 class Inputs:
-    """x [M, K], W [N, K], b [N] or None, A [r, K], B [N, r], s, and a gradient dy [M, N]; B is never zero."""
+    """x [M, K], W [N, K], b [N] or None, A [r, K], B [N, r], s, and a gradient dy [M, N]; B is never zero.
+
+    `packed` is W as a packed format has it, or None; W then is what it unpacks to.
+    """
 
     x: Tensor
     W: Tensor
@@ -24,6 +27,7 @@ class Inputs:
     B: Tensor
     s: float
     dy: Tensor
+    packed: BaseWeight | None = None
 
     def call(self, dropout: float = 0.0, seed: Tensor | None = None) -> Operands:
         """The bundle that the passes take."""

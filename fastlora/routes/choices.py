@@ -28,7 +28,10 @@ from fastlora.routes.architecture import architecture_of, kind_of
 from fastlora_kernels.choice_content import (
     FLATTENED,
     KERNELS,
+    MOST_PACKED_ROWS,
+    PACKED,
     PERSISTENT,
+    PLAIN,
     VENDOR,
     Choice,
     Choices,
@@ -48,6 +51,7 @@ WORDS: Final = {
     VENDOR: "the vendor's matrix products",
     PERSISTENT: "the persistent kernels",
     FLATTENED: "the persistent kernels in plain Triton",
+    PACKED: "the kernel that unpacks W inside the product",
 }
 _MOST_BYTES: Final = 8 * 2**20
 _KERNELS: Final = "fastlora_kernels"
@@ -77,8 +81,11 @@ class Loaded(NamedTuple):
 
 def chosen(
     direction: str, architecture: str, problem: Problem, *, dropout: bool, aligned: bool
-) -> Choice | None:
+) -> tuple[Choice | None, str]:
     """The code measured to be the fastest for a pass on this machine's GPU; None if nobody measured it.
+
+    Beside it, the format of W that it was measured with: the layer's, else "plain", whose choices a packed W
+    takes where it has none of its own.
 
     Args:
         direction: "forward" or "backward".
@@ -88,14 +95,21 @@ def chosen(
         aligned: Whether TMA can address the operands, as it could where it was measured.
     """
     if not aligned or 0 in problem[:4]:
-        return None
+        return None, PLAIN
     found = loaded(architecture).choices
-    return None if found is None else found.entries.get(key_of(direction, problem, dropout))
+    if found is None:
+        return None, PLAIN
+    key = key_of(direction, problem, dropout)
+    choice = found.entries.get(key)
+    # A bucket's larger numbers of rows are not for every code.
+    if choice is not None and (choice.code != PACKED or problem.M <= MOST_PACKED_ROWS):
+        return choice, key.base
+    return found.entries.get(key._replace(base=PLAIN)), PLAIN
 
 
-def why(choice: Choice) -> str:
-    """Why a choice was made, as a phrase to show."""
-    what = WORDS[choice.code]
+def why(choice: Choice, base: str = PLAIN) -> str:
+    """Why a choice was made, measured over a W in a format, as a phrase to show."""
+    what = WORDS[choice.code] + ("" if base == PLAIN else f", over {base},")
     gain = "the default" if choice.gain == 1 else f"{choice.gain:.2f} times as fast as the default"
     return (
         f"`fastlora tune` measured {what} to be the fastest here: {choice.us:.1f} us, {gain}; "
@@ -105,9 +119,9 @@ def why(choice: Choice) -> str:
 
 def key_of(direction: str, problem: Problem, dropout: bool) -> Key:
     """What a choice for a pass is kept under."""
-    M, K, N, r, dtype, adapter = problem
+    M, K, N, r, dtype, adapter, base = problem
     dtypes = kind_of(dtype), dtype_name(dtype), dtype_name(adapter)
-    return Key(direction, *dtypes, K, N, r, bucket(M), dropout)
+    return Key(direction, *dtypes, K, N, r, bucket(M), dropout, base)
 
 
 @functools.lru_cache(maxsize=8)

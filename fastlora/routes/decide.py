@@ -140,14 +140,15 @@ def _measured(
 
     architecture = architecture or architecture_of(device)
     if gpu is None:
-        choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
+        choice, base = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
         if choice is not None and choice.code in PERSISTENT_CODES:
             refused = refusal(choice.code, architecture, problem, dropout=dropped, aligned=aligned)
             if refused is None:
-                return Route(choice.code, why(choice))
+                return Route(choice.code, why(choice, base))
             return Route(route.name, f"{route.why}; {WORDS[choice.code]} were chosen, but {refused}")
         if choice is not None:
-            return Route(choice.code if choice.tile is None else route.name, why(choice))
+            name = "vendor" if choice.code == "vendor" else route.name
+            return Route(name, why(choice, base), unpacks_first=base != "plain" and choice.code != "packed")
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
         return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
     return route
@@ -156,7 +157,8 @@ def _measured(
 def problem_of(o: Operands) -> Problem:
     """Shape and dtypes of a call."""
     base = o.base
-    return Problem(o.x.shape[0], base.K, base.N, o.A.shape[0], base.dtype, o.A.dtype)
+    stored = base.format if base.is_packed else base.unpacked_from
+    return Problem(o.x.shape[0], base.K, base.N, o.A.shape[0], base.dtype, o.A.dtype, stored)
 
 
 def is_aligned(matrix: Tensor) -> bool:

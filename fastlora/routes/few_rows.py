@@ -20,7 +20,8 @@ def decision_of(o: Operands, needs: Needs, setting: str) -> Decision | None:
         return None
     aligned = is_aligned(o.x)
     decision = decide_for(problem_of(o), o.x.device, needs, setting, dropout=o.dropout, aligned=aligned)
-    return decision if decision.forward.is_fused else None
+    inside = decision.forward.is_fused and not decision.forward.unpacks_first
+    return decision if inside else None
 
 
 def takes(base: BaseWeight, M: int) -> bool:

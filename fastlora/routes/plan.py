@@ -151,7 +151,7 @@ def _cached_plan(
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms
     if tile is None and measured:
-        choice = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
+        choice, _ = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
         tile = None if choice is None else choice.tile
     tile = tile or getattr(entry, direction)
     block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters, tf32_terms)

@@ -90,7 +90,7 @@ def _cached_plan(
     precision: str,
 ) -> Plan:
     name, tile, tma = found
-    _, K, N, r, x, adapter = problem
+    _, K, N, r, x, adapter, _ = problem
     kind = configs.element_kind(torch.finfo(x).bits, precision)
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms

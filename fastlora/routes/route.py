@@ -26,10 +26,13 @@ class Route(NamedTuple):
             for sm_90 in Gluon and in plain Triton), "vendor" (the vendor's base products beside kernels for
             what is low-rank) or "torch".
         why: The reason, as a phrase to show.
+        unpacks_first: Whether it was measured to be faster for few rows over a packed W to unpack that
+            beforehand, where else it is unpacked inside the product.
     """
 
     name: str
     why: str
+    unpacks_first: bool = False
 
     @property
     def is_fused(self) -> bool:

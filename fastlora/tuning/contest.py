@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from fastlora.formats.registry import FORMATS
 from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, plain
@@ -29,9 +30,11 @@ from fastlora.measuring.timing import (
     warm_up,
 )
 from fastlora.routes.architecture import architecture_of
+from fastlora.routes.dequantize import dequantize
 from fastlora.routes.passes import passes_of
 from fastlora.routes.plan import Plan, plan_for
-from fastlora_kernels.choice_content import VENDOR
+from fastlora.tuning.packed_weights import packed_weight
+from fastlora_kernels.choice_content import PACKED, PLAIN, VENDOR
 from fastlora_kernels.tables import Tile
 
 # Of every contest.
@@ -104,13 +107,17 @@ class Contest:
         self.direction = direction
         self.problem = problem
         self.dropout = dropout
-        M, K, N, r, dtype, adapter_dtype = problem
+        M, K, N, r, dtype, adapter_dtype, base = problem
         if num_sets is None:
-            num_sets = number_of_sets(problem.base_bytes(), describe_device(device)["l2_bytes"])
+            num_sets = number_of_sets(_bytes_of(problem), describe_device(device)["l2_bytes"])
         self.sets = [
             random_inputs(M, K, N, r, dtype=dtype, adapter_dtype=adapter_dtype, bias=bias, device=device)
             for _ in range(num_sets)
         ]
+        if base != PLAIN:
+            for one in self.sets:
+                one.packed = packed_weight(base, N, K, dtype, device)
+                one.W = FORMATS[base].dequantize(one.packed)  # by torch
         self.seed = torch.tensor([2026], device=device) if dropout else None
         D = self._kept() if dropout else None
         self.ps = [_dropped(one.x, D).float() @ one.A.float().t() for one in self.sets]
@@ -181,6 +188,9 @@ class Contest:
 
     def _results(self, candidate: Tile | str, of: Inputs, p: Tensor) -> dict[str, Tensor]:
         o = of.call(self.dropout, self.seed)
+        if of.packed is not None:
+            W = of.packed if candidate == PACKED else plain(dequantize(of.packed), of.packed.format)
+            o = o._replace(base=W)
         forward, backward = self._passes_of(candidate)
         if self.direction == "forward":
             y, p = forward(o)
@@ -195,6 +205,10 @@ class Contest:
         # Triton reads TRITON_INTERPRET when it is imported.
         from fastlora.routes import fused
 
+        if candidate == PACKED:
+            from fastlora.routes.fused_packed import few_rows
+
+            return few_rows, fused.backward  # it has no backward pass of its own
         if isinstance(candidate, str):
             route = passes_of(candidate)
             return route.forward, route.backward
@@ -220,6 +234,14 @@ class Contest:
         if dx is None:
             raise AssertionError("the backward pass gave no dx")
         return (dx != 0).double() * dropout_constants(self.dropout)[1]
+
+
+def _bytes_of(problem: Problem) -> int:
+    """Of x and of y or dy, and of W as it is stored."""
+    if problem.base == PLAIN:
+        return problem.base_bytes()
+    whole = problem.dtype.itemsize * problem.N * problem.K
+    return problem.base_bytes() - whole + FORMATS[problem.base].packed_bytes(problem.N, problem.K)
 
 
 def _dropped(x: Tensor, D: Tensor | None) -> Tensor:

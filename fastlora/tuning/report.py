@@ -106,6 +106,7 @@ class TuneReport(Shown):
                     **dict(zip("MKNr", one.problem[:4], strict=True)),
                     "dtype": _name(one.problem.dtype),
                     "adapter_dtype": _name(one.problem.adapter_dtype),
+                    "base": one.problem.base,
                     "pass": one.direction,
                     "dropout": one.dropout,
                     "default_us": one.default_us,
@@ -127,8 +128,10 @@ class TuneReport(Shown):
 
 
 def _row(one: Found) -> tuple[str, ...]:
-    M, K, N, r, dtype, adapter = one.problem
+    M, K, N, r, dtype, adapter, base = one.problem
     dtypes = _name(dtype) if dtype == adapter else f"{_name(dtype)}/{_name(adapter)}"
+    if base != "plain":
+        dtypes += f", {base}"
     return (
         *(f"{size:,}" for size in (M, K, N, r)),
         dtypes,

@@ -40,15 +40,17 @@ class Job(NamedTuple):
 
     def dumps(self, candidates: list[Candidate]) -> str:
         """The argument of the process."""
-        problem = [*self.problem[:4], *(str(dtype).removeprefix("torch.") for dtype in self.problem[4:])]
+        dtypes = (str(dtype).removeprefix("torch.") for dtype in self.problem[4:6])
+        problem = [*self.problem[:4], *dtypes, self.problem.base]
         return json.dumps([self.device, self.direction, problem, self.dropout, self.repeats, candidates])
 
     @classmethod
     def loads(cls, text: str) -> tuple[Job, list[Candidate]]:
         """What `dumps` wrote."""
         device, direction, problem, dropout, repeats, candidates = json.loads(text)
-        dtypes = [getattr(torch, name) for name in problem[4:]]
-        job = cls(device, direction, Problem(*problem[:4], *dtypes), dropout, repeats)
+        M, K, N, r, dtype, adapter, base = problem
+        of_W, of_A = getattr(torch, dtype), getattr(torch, adapter)
+        job = cls(device, direction, Problem(M, K, N, r, of_W, of_A, base), dropout, repeats)
         return job, [one if isinstance(one, str) else Tile(*one) for one in candidates]
 
 

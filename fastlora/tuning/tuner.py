@@ -3,7 +3,8 @@
 Each pass of each problem is a contest: the tile that would be taken by default, others, the persistent
 kernels where they take it, and the vendor's matrix products. Every candidate is first proven in a process of
 its own (`proofs`), then those that are right are timed in turn. Another than the default is taken only where
-its time is below 0.97 of the default's, in the median of paired rounds.
+its time is below 0.97 of the default's, in the median of paired rounds. Over a packed W each candidate
+unpacks it first, within its time; for few rows the kernel that unpacks inside the product competes too.
 """
 
 from __future__ import annotations
@@ -33,10 +34,20 @@ from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
 from fastlora.tuning.contest import Contest
 from fastlora.tuning.machine import Machine
+from fastlora.tuning.packed_weights import unpacks_inside
 from fastlora.tuning.proofs import prove
 from fastlora.tuning.report import Found, Progress, Request, TuneReport
 from fastlora.tuning.trial import DROPOUT, Candidate, Job
-from fastlora_kernels.choice_content import DIRECTIONS, KERNELS, VENDOR, Choice, Choices, Key
+from fastlora_kernels.choice_content import (
+    DIRECTIONS,
+    KERNELS,
+    PACKED,
+    PLAIN,
+    VENDOR,
+    Choice,
+    Choices,
+    Key,
+)
 
 Times = Mapping[Candidate, Sequence[float]]
 
@@ -175,6 +186,8 @@ def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candi
     architecture = architecture_of(machine.device)
     plan = plan_for(direction, architecture, problem, dropout=dropout, measured=False)
     tiles: list[Candidate] = [*candidates(plan.shape_class, direction, plan.tile)]
+    if direction == "forward" and unpacks_inside(problem):
+        tiles.insert(0, PACKED)
     if plan.shape_class == "wide":
         whys = {code: refusal(code, architecture, problem, dropout=dropout > 0) for code in PERSISTENT_CODES}
         tiles += [code for code, why in whys.items() if why is None]
@@ -208,9 +221,10 @@ def _keep(entries: Mapping[Key, Choice], machine: Machine, path: Path) -> None:
 
 
 def _words(request: Request, direction: str) -> str:
-    M, K, N, r, dtype, adapter = request.problem
+    M, K, N, r, dtype, adapter, base = request.problem
     dtypes = dtype_name(dtype) if dtype == adapter else f"{dtype_name(dtype)}/{dtype_name(adapter)}"
-    return f"{direction} {M}x{K}->{N} r{r}, {dtypes}" + (", dropout" if request.dropout else "")
+    over = "" if base == PLAIN else f", over {base}"
+    return f"{direction} {M}x{K}->{N} r{r}, {dtypes}{over}" + (", dropout" if request.dropout else "")
 
 
 def _name(one: Candidate) -> str:

@@ -7,6 +7,7 @@ from a stranger; so each value is checked, as those of tile tables are.
 import math
 from typing import Any, Final, NamedTuple
 
+from fastlora_kernels.configs import PACKED_ROWS
 from fastlora_kernels.table_content import DTYPES, KINDS, ContentError, Tile, fields, number, tile
 
 SCHEMA: Final = 1
@@ -15,7 +16,14 @@ KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
 PERSISTENT: Final = "persistent"
 FLATTENED: Final = "flattened"
-CODES: Final = (KERNELS, VENDOR, PERSISTENT, FLATTENED)
+PACKED: Final = "packed"
+CODES: Final = (KERNELS, VENDOR, PERSISTENT, FLATTENED, PACKED)
+
+# The formats of W, the packed ones by fastlora's names. An entry without one is of a plain W.
+PLAIN: Final = "plain"
+BASES: Final = (PLAIN, "bnb-4bit", "bnb-int8")
+# The kernel that unpacks W inside the product takes so many rows.
+MOST_PACKED_ROWS: Final = PACKED_ROWS
 
 _SIZES: Final = range(1, 2**31)
 _LONGEST_TEXT: Final = 200
@@ -35,6 +43,7 @@ class Key(NamedTuple):
         r: The rank.
         rows: M, as `bucket` rounds it.
         dropout: Whether there is dropout.
+        base: The format that the layer keeps W in, one of BASES.
     """
 
     direction: str
@@ -46,6 +55,7 @@ class Key(NamedTuple):
     r: int
     rows: int
     dropout: bool
+    base: str = PLAIN
 
 
 class Choice(NamedTuple):
@@ -115,7 +125,8 @@ def as_content(choices: Choices) -> dict[str, Any]:
 
 
 def _entry(place: str, content: object) -> tuple[Key, Choice]:
-    values = fields(place, content, (*Key._fields, *Choice._fields))
+    needed = (*Key._fields[:-1], *Choice._fields)
+    values = {"base": PLAIN, **fields(place, content, needed, ("base",))}
     for name, known in (
         ("direction", DIRECTIONS),
         ("kind", KINDS),
@@ -123,6 +134,7 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
         ("adapter_dtype", DTYPES),
         ("code", CODES),
         ("dropout", (True, False)),
+        ("base", BASES),
     ):
         if values[name] not in known or type(values[name]) is not type(known[0]):
             raise ContentError(
@@ -131,6 +143,13 @@ def _entry(place: str, content: object) -> tuple[Key, Choice]:
     sizes = {name: number(f"{place}.{name}", values[name], _SIZES) for name in ("K", "N", "r", "rows")}
     if sizes["rows"] != bucket(sizes["rows"]):
         raise ContentError(f"{place}.rows must be a power of two; got {sizes['rows']}")
+    if values["code"] == PACKED and (
+        values["direction"] != "forward" or values["base"] == PLAIN or sizes["rows"] > MOST_PACKED_ROWS
+    ):
+        raise ContentError(
+            f"{place}.code may be {PACKED!r} only forward, over a packed base, "
+            f"at up to {MOST_PACKED_ROWS} rows"
+        )
     if values["code"] != KERNELS:
         if values["tile"] is not None:
             raise ContentError(f"{place}.tile must be null where the code is {values['code']!r}")

@@ -19,6 +19,7 @@ from fastlora_kernels.tables import Tile
 TILE = Tile(16, 64, 64, 3, 4, 2)
 GPU = "NVIDIA Test 80GB"
 PROBLEM = Problem(40, 96, 64, 4, torch.float16, torch.float16)
+NF4 = "bnb-4bit"
 VENDOR = Choice("vendor", None, 12.5, 1.25, "tile 16x64x64, 4 warps, 2 stages, 14.0 us")
 
 
@@ -171,6 +172,13 @@ def entry(**changes):
         ({"direction": "sideways"}, "direction must be one of forward, backward"),
         ({"dtype": "float64"}, "dtype must be one of"),
         ({"dropout": 1}, "dropout must be one of"),
+        ({"base": "bnb-9bit"}, "base must be one of plain, bnb-4bit"),
+        ({"base": ["plain"]}, "base must be one of"),
+        ({"base": None}, "base must be one of"),
+        ({"code": "packed", "rows": 16, "direction": "forward"}, "over a packed base"),
+        ({"code": "packed", "base": NF4, "tile": None, "direction": "forward"}, "at up to 16 rows"),
+        ({"code": "packed", "base": NF4, "rows": 16, "direction": "backward"}, "only forward"),
+        ({"code": "packed", "base": NF4, "rows": 16, "direction": "forward"}, "tile must be null"),
         ({"code": "vendor"}, "tile must be null"),
         ({"tile": None}, "must be an object"),
         ({"tile": {**TILE._asdict(), "num_warps": 3}}, "num_warps must be one of"),

@@ -55,7 +55,7 @@ def test_pefts_layers_are_tuned_for_too_fused_or_not_and_over_packed_bases():
         nn.ModuleDict({"q": linear_4bit(torch.randn(16, 24))}), peft.LoraConfig(r=4, target_modules=["q"])
     )
     (one,) = requests_of(packed, [64])
-    assert one.problem == Problem(64, 24, 16, 4, torch.float32, torch.float32)
+    assert one.problem == Problem(64, 24, 16, 4, torch.float32, torch.float32, "bnb-4bit")
 
 
 def test_layers_that_take_other_code_are_named_ours_and_pefts(monkeypatch):
