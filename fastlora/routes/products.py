@@ -78,6 +78,22 @@ def gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> T
     return total.to(adapter)
 
 
+def shrink_and_gram(rows: Tensor, S: Tensor, small: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """(shrink(rows, S, s), gram(rows, small, S.dtype, s)); rows that must be converted are so only once."""
+    if not _is_wider(S.dtype, rows.dtype):
+        return shrink(rows, S, s), gram(rows, small, S.dtype, s)
+    accumulate = accumulation_dtype(rows.dtype)
+    wide_S, small = S.to(accumulate), small.to(accumulate)
+    product = rows.new_empty(rows.shape[0], S.shape[1], dtype=accumulate)
+    total = rows.new_zeros(rows.shape[1], small.shape[1], dtype=accumulate)
+    chunks = (each.split(_CHUNK_ROWS) for each in (rows, product, small))
+    for chunk, out, below in zip(*chunks, strict=True):
+        wide = chunk.to(accumulate)
+        torch.addmm(out, wide, wide_S, beta=0, alpha=s, out=out)
+        total.addmm_(wide.t(), below, alpha=s)
+    return product, total.to(S.dtype)
+
+
 def _is_wider(adapter: torch.dtype, x: torch.dtype) -> bool:
     return adapter.itemsize > x.itemsize or outranges_fp16(adapter, x)
 
