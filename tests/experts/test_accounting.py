@@ -11,6 +11,7 @@ from fastlora.accounting.activations import saved_bytes
 from fastlora.accounting.budget import training_budget
 from fastlora.accounting.gpus import GPUS
 from fastlora.accounting.meta_models import blueprint_budget
+from fastlora.routes.route import Route
 from tests.experts.mixtures import EXPERTS, adapted, inputs_of, tiny
 
 
@@ -52,7 +53,7 @@ def test_explain_tells_the_floor_of_a_mixture(name, rows):
     assert "of 5 experts -> y" in str(found)
     assert "W of up to 5 experts with tokens" in str(found)
     assert found.as_dict()["passes"][1]["flops"] == backward.flops
-    assert found.path == ("triton", "as on an H100")
+    assert found.path == Route("triton", "as on an H100")
     with fastlora.set_backend("torch"):
         path = explain([rows, K], layer, gpu="H100").path
     assert path == ("runs", "torch's products, run by run: the backend is set to torch")
