@@ -56,7 +56,7 @@ def test_explain_tells_the_floor_of_a_mixture(name, rows):
     assert found.path == Route("triton", "as on an H100")
     with fastlora.set_backend("torch"):
         path = explain([rows, K], layer, gpu="H100").path
-    assert path == ("runs", "torch's products, run by run: the backend is set to torch")
+    assert path == Route("runs", "torch's products, run by run: the backend is set to torch")
     # A single token reads the weights of its experts alone.
     few = explain([rows // 8, K], layer)
     assert few.problem.weight_bytes() == layer.weight.nbytes // 5 * 2
