@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fastlora.integrations.peft import forward_counts
 from fastlora.measuring.inputs import Inputs
@@ -90,3 +91,22 @@ def assert_stock(ours: dict[str, Tensor], theirs: dict[str, Tensor], fused: nn.M
     ways = forward_counts(fused)
     assert ways
     assert all(why in way for way in ways), ways
+
+
+class Mixed(nn.Module):
+    """Every kind of layer that is not swapped, and one that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Linear(6, 6)
+        self.subclass = nn.modules.linear.NonDynamicallyQuantizableLinear(6, 6)
+        self.transposed = Conv1D(6, 6)  # after it PEFT's config says fan_in_fan_out
+        self.table = nn.Embedding(5, 6)
+        self.replaced = nn.Linear(6, 6)
+        self.untouched = nn.Linear(6, 6)
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        for name in ("plain", "transposed", "subclass", "replaced", "untouched"):
+            x = getattr(self, name)(x)
+        return x

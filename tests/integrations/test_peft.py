@@ -10,34 +10,13 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
-from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
 from fastlora.integrations.peft import FastLinear, accelerate_peft, forward_counts, register, undo
 from fastlora.integrations.peft_layer import Fused
-from tests.integrations.peft_models import lora_layers, mlp, peft_model, twins
+from tests.integrations.peft_models import Mixed, lora_layers, mlp, peft_model, twins
 
 NAMES = ("base_model.model.0", "base_model.model.2")
-
-
-class Mixed(nn.Module):
-    """Every kind of layer that is not swapped, and one that is."""
-
-    def __init__(self):
-        super().__init__()
-        self.plain = nn.Linear(6, 6)
-        self.subclass = nn.modules.linear.NonDynamicallyQuantizableLinear(6, 6)
-        self.transposed = Conv1D(6, 6)  # after it PEFT's config says fan_in_fan_out
-        self.table = nn.Embedding(5, 6)
-        self.replaced = nn.Linear(6, 6)
-        self.untouched = nn.Linear(6, 6)
-
-    def forward(self, tokens):
-        x = self.table(tokens)
-        for name in ("plain", "transposed", "subclass", "replaced", "untouched"):
-            x = getattr(self, name)(x)
-        return x
 
 
 @pytest.fixture
@@ -108,20 +87,6 @@ def test_errors_of_peft_name_a_fast_class_as_its_own():
     assert str(FastLinear) == "<class 'peft.tuners.lora.layer.Linear'>"
 
 
-@pytest.mark.parametrize("first", ["ours", "the user's"])
-def test_a_class_that_the_user_registers_for_a_layer_is_made(first):
-    class Own(Linear):
-        pass
-
-    config = LoraConfig(r=2, target_modules=["0", "2"])
-    if first == "ours":
-        register(config, group=True)
-    config._register_custom_module({nn.Linear: Own})
-    if first != "ours":
-        register(config)
-    assert [type(layer) for layer in lora_layers(get_peft_model(mlp(), config))] == [Own, Own]
-
-
 def reloaded(model):
     file = io.BytesIO()
     torch.save(model, file)
@@ -182,67 +147,10 @@ def test_undo_refuses_a_subclass():
         undo(model)
 
 
-def test_register_makes_fused_layers_from_the_start():
-    config = LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False)
-    torch.manual_seed(1)
-    stock = get_peft_model(mlp(), copy.deepcopy(config))
-    torch.manual_seed(1)
-    model = get_peft_model(mlp(), register(config))
-    assert [type(layer) for layer in lora_layers(model)] == [FastLinear, FastLinear]
-    x = torch.randn(4, 6)
-    torch.testing.assert_close(model(x), stock(x))
-    assert forward_counts(model) == {"fused": 2}
-    undo(model)
-    assert torch.equal(model(x), stock(x))
-
-
-def test_register_leaves_what_it_does_not_know_to_peft():
-    targets = ["plain", "table", "subclass"]
-    config = LoraConfig(r=2, target_modules=targets, target_parameters=["untouched.weight"])
-    model = get_peft_model(Mixed(), register(config)).base_model.model
-    kinds = {name: type(module).__name__ for name, module in model.named_children()}
-    assert kinds == {
-        "plain": "FastLinear",
-        "subclass": "Linear",
-        "transposed": "Conv1D",
-        "table": "Embedding",
-        "replaced": "Linear",
-        "untouched": "ParamWrapper",
-    }
-    assert type(model.subclass) is Linear
-
-
-def test_register_lets_peft_set_fan_in_fan_out_right():
-    for module, said in ((mlp(), True), (nn.Sequential(Conv1D(5, 6)), False)):
-        config = LoraConfig(target_modules=["0"], fan_in_fan_out=said)
-        with pytest.warns(UserWarning, match="fan_in_fan_out"):
-            model = get_peft_model(module, register(config))
-        assert type(lora_layers(model)[0]) is FastLinear
-        assert config.fan_in_fan_out is not said
-        model(torch.randn(4, 6))
-        assert forward_counts(model) == {"fused": 1}
-
-
 def test_a_swapped_layer_prints_as_pefts_own():
     stock, fused = twins()
     accelerate_peft(fused)
     assert repr(fused) == repr(stock)
-
-
-def test_register_leaves_quantized_weights_to_peft():
-    class Quantized(torch.Tensor):
-        pass
-
-    net = mlp()
-    net[0].weight = nn.Parameter(net[0].weight.detach().as_subclass(Quantized), False)
-    with pytest.warns(UserWarning, match="a layer over a Quantized takes PEFT's own forward"):
-        model = get_peft_model(net, register(LoraConfig(target_modules=["0"])))
-    assert type(lora_layers(model)[0]) is Linear
-
-
-def test_register_takes_a_config_alone():
-    with pytest.raises(TypeError, match=r"config must be a peft\.LoraConfig; got IA3Config"):
-        register(IA3Config())
 
 
 def test_the_config_is_saved_and_the_adapter_loaded_as_ever(tmp_path):

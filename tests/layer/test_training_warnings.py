@@ -11,17 +11,16 @@ from torch import nn
 from fastlora import (
     FusedLoRALinear,
     LoRAConfig,
-    add_adapter,
     apply_lora,
     load_pretrained,
     lora_disabled,
     lora_layers,
     merge_lora,
     save_pretrained,
-    set_adapter,
     set_lora_enabled,
 )
 from fastlora.layer.training_warnings import _layers
+from tests.layer.stepped import optimizer_of, step
 from tests.models import adapted, mlp
 
 
@@ -34,21 +33,6 @@ class Reads(nn.Module):
 
     def forward(self, x):
         return self.body(x) @ self.lm_head.weight.T
-
-
-def optimizer_of(model, cls=torch.optim.SGD):
-    return cls([p for p in model.parameters() if p.requires_grad], lr=0.1)
-
-
-def step(model, optimizer, x=None):
-    optimizer.zero_grad()
-    x = (
-        torch.ones(2, next(m for m in model.modules() if isinstance(m, nn.Linear)).in_features)
-        if x is None
-        else x
-    )
-    model(x.requires_grad_()).square().sum().backward()
-    optimizer.step()
 
 
 def test_a_layer_that_is_read_and_not_called_is_named_at_the_first_step():
@@ -208,115 +192,3 @@ def test_removing_lora_leaves_nothing_of_the_name():
     model = apply_lora(mlp(), LoRAConfig())
     assert model[2].applied_as == "2"
     assert "applied_as" not in vars(model[2].to_linear())
-
-
-def test_an_optimizer_made_before_lora_is_named_at_its_second_step():
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters())
-    adapted(model)
-    step(model, optimizer)
-    with pytest.warns(UserWarning, match=r"Adam holds other .* not trained: '0', '2'\. Make") as met:
-        step(model, optimizer)
-    assert len(met) == 1
-    step(model, optimizer)  # warnings are errors here
-
-
-def test_an_optimizer_of_the_adapter_before_the_switch_is_named():
-    model = adapted(mlp())
-    optimizer = optimizer_of(model)
-    step(model, optimizer)
-    set_adapter(add_adapter(model, "other", LoRAConfig(r=2)), "other")
-    with pytest.warns(UserWarning, match="SGD holds other"):
-        step(model, optimizer)
-
-
-@pytest.mark.parametrize("first", ["frozen", "adapters"])
-def test_another_optimizer_that_trains_a_and_b_beside_it_is_enough(first):
-    model = mlp()
-    frozen = torch.optim.SGD(model.parameters(), lr=0.1)
-    both = [frozen, optimizer_of(adapted(model))]
-    for _ in range(3):
-        model(torch.ones(2, 6)).sum().backward()
-        for optimizer in both if first == "frozen" else both[::-1]:
-            optimizer.step()
-
-
-def test_adapters_in_turn_under_one_optimizer_or_one_each_are_not_named():
-    model = adapted(mlp())
-    add_adapter(model, "other", LoRAConfig(r=2))
-    optimizers = {}
-    for name in ("default", "other"):
-        set_adapter(model, name)
-        optimizers[name] = optimizer_of(model)
-    together = torch.optim.SGD([p for each in optimizers.values() for p in each.param_groups[0]["params"]])
-    for name in ("default", "other") * 3:
-        set_adapter(model, name)
-        step(model, optimizers[name])
-        step(model, together)
-
-
-@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, lambda m: m.half().bfloat16()])
-def test_updates_that_a_conversion_of_the_model_narrowed_are_named_once(convert):
-    model = convert(adapted(mlp()))
-    optimizer = optimizer_of(model)
-    x = torch.ones(2, model[0].in_features, dtype=model[0].weight.dtype)
-    with pytest.warns(UserWarning, match=r"A and B of '0', '2' were made in torch.float32") as met:
-        step(model, optimizer, x)
-    assert len(met) == 1
-    step(model, optimizer, x.detach())  # warnings are errors here
-
-
-def test_updates_that_were_meant_to_be_narrow_or_are_wide_again_are_not_named():
-    model = apply_lora(mlp(), LoRAConfig(r=2, alpha=4, adapter_dtype=torch.bfloat16))
-    step(model, optimizer_of(model))
-    model = adapted(mlp()).half().float()
-    step(model, optimizer_of(model))
-    copied = copy.deepcopy(adapted(mlp()).half()).eval()
-    copied(torch.ones(2, copied[0].in_features, dtype=torch.float16))
-
-
-def test_updates_narrowed_to_32_bits_are_not_named():
-    model = adapted(mlp().double()).float()
-    step(model, optimizer_of(model))
-
-
-def test_updates_that_are_narrowed_between_two_steps_are_named_too():
-    model = adapted(mlp())
-    optimizer = optimizer_of(model)
-    step(model, optimizer)
-    optimizer.zero_grad()
-    model.half()
-    with pytest.warns(UserWarning, match=r"A and B of '0', '2' were made in torch.float32"):
-        step(model, optimizer, torch.ones(2, model[0].in_features, dtype=torch.float16))
-
-
-class Trained(nn.Module):
-    """Something that is trained beside a model with LoRA."""
-
-    def __init__(self):
-        super().__init__()
-        self.model, self.other = adapted(mlp()), nn.Linear(2, 2)
-
-
-@pytest.mark.parametrize("leaves_out", [True, False], ids=["no parameters", "frozen parameters"])
-def test_an_optimizer_with_nothing_to_train_beside_frozen_updates_says_so(leaves_out):
-    model = adapted(mlp())
-    for parameter in model.parameters():  # as PEFT's prepare_model_for_kbit_training, called after apply_lora
-        parameter.requires_grad_(False)
-    optimizer = torch.optim.AdamW([{"params": [] if leaves_out else list(model.parameters())}])
-    with pytest.warns(UserWarning, match=r"AdamW trains nothing: A and B of '0', '2' .*kbit_training") as met:
-        step(model, optimizer)
-    assert len(met) == 1
-    step(model, optimizer)
-
-
-def test_updates_that_are_frozen_on_purpose_are_not_named():
-    net = Trained()
-    net.model.requires_grad_(False)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    net.other(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    other = nn.Linear(2, 2)
-    other(torch.ones(1, 2)).sum().backward()
-    other.requires_grad_(False)  # trained in turn: it has its gradients
-    torch.optim.SGD(other.parameters(), lr=0.1).step()
