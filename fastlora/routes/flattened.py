@@ -10,7 +10,7 @@ from torch import Tensor
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes import fused as plain
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.launch import multiprocessors, on_device, readable, scales, writable
+from fastlora.routes.launch import backward_outputs, multiprocessors, on_device, readable, scales, writable
 from fastlora_kernels.configs import launch_options, num_blocks
 from fastlora_kernels.flattened import flattened_backward_kernel, flattened_forward_kernel
 from fastlora_kernels.flattened_blocks import TILES, block_of_ranks, counters, rows_a_ticket
@@ -61,12 +61,9 @@ def backward_of_all(
     Returns:
         dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype.
     """
-    x, (W,), r = o.x, o.base.tensors, o.A.shape[0]
-    (M, K), N = x.shape, o.base.N
+    x, (W,), K = o.x, o.base.tensors, o.base.K
     tile, programs = tile or TILES["backward"], programs or multiprocessors(x.device)
-    dx, q = torch.empty(M, K, device=x.device, dtype=x.dtype), torch.empty_like(p)
-    dA = torch.empty(r, K, device=x.device, dtype=o.A.dtype)
-    dB = torch.empty(N, r, device=x.device, dtype=o.B.dtype)
+    dx, dA, dB, q = backward_outputs(o, p, EVERYTHING)
     with on_device(x):
         flattened_backward_kernel[(programs,)](
             dy=readable(dy, (tile.block_m, tile.block_n), True),

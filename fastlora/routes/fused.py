@@ -11,7 +11,7 @@ from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.decide import is_aligned, problem_of
-from fastlora.routes.launch import on_device, readable, scratch_for, writable
+from fastlora.routes.launch import backward_outputs, on_device, readable, scratch_for, writable
 from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
@@ -152,10 +152,7 @@ def _launch_backward(
     aligned = is_aligned(dy) and is_aligned(x) and is_aligned(W)
     plan = plan or _plan("backward", o, needs, aligned)
     tile = plan.tile
-    dx = torch.empty(M, K, device=x.device, dtype=x.dtype) if needs.dx else None
-    dA = torch.empty(r, K, device=x.device, dtype=A.dtype) if needs.dA else None
-    dB = torch.empty(N, r, device=x.device, dtype=B.dtype) if needs.dB else None
-    q = torch.empty(M, r, device=x.device, dtype=torch.float32) if needs.dx or needs.dA else p
+    dx, dA, dB, q = backward_outputs(o, p, needs)
     tma = plan.tma and aligned
     with on_device(x):
         backward_kernel[(plan.num_tasks,)](

@@ -16,7 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes import fused as plain
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.launch import multiprocessors, on_device, scales
+from fastlora.routes.launch import backward_outputs, multiprocessors, on_device, scales
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.hopper import blocks as hopper
 from fastlora_kernels.hopper.backward import hopper_backward_kernel
@@ -77,9 +77,7 @@ def backward_of_all(
     x, (W,), A, B, r = o.x, o.base.tensors, o.A, o.B, o.A.shape[0]
     (M, K), N = x.shape, o.base.N
     blocks = blocks or blocks_for(r, _is_wide(o))
-    dx, q = torch.empty(M, K, device=x.device, dtype=x.dtype), torch.empty_like(p)
-    dA = torch.empty(r, K, device=x.device, dtype=A.dtype)
-    dB = torch.empty(N, r, device=x.device, dtype=B.dtype)
+    dx, dA, dB, q = backward_outputs(o, p, EVERYTHING)
     rows, columns = num_blocks(M, blocks.m), num_blocks(K, blocks.c)
     tickets = rows * columns + sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
     padded = num_blocks(N, blocks.step) * blocks.step

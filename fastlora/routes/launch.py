@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastlora.formula.operands import Needs, Operands
 from fastlora.routes.backend import BackendError
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.plan import Plan
@@ -37,6 +38,15 @@ def scratch_for(plan: Plan, x: Tensor, *names: str, otherwise: Tensor | None = N
     """Scratch memory for the split-K partial tiles of these tasks; `otherwise` if none is split."""
     size = plan.scratch_size(*names)
     return torch.empty(size, device=x.device, dtype=torch.float32) if size else otherwise
+
+
+def backward_outputs(o: Operands, p: Tensor, needs: Needs) -> tuple[Any, Any, Any, Tensor]:
+    """What a backward pass writes: dx [M, K], dA [r, K] and dB [N, r], None if not needed; and q, as p."""
+    x, A, B = o.x, o.A, o.B
+    dx = torch.empty(x.shape[0], o.base.K, device=x.device, dtype=x.dtype) if needs.dx else None
+    dA = torch.empty(A.shape, device=x.device, dtype=A.dtype) if needs.dA else None
+    dB = torch.empty(B.shape, device=x.device, dtype=B.dtype) if needs.dB else None
+    return dx, dA, dB, torch.empty_like(p) if needs.dx or needs.dA else p
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
