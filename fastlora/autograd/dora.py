@@ -17,6 +17,7 @@ from fastlora.autograd.calls import Gradients, dequantized, needs_operator
 from fastlora.autograd.function import _unsafe_view
 from fastlora.autograd.quantized import converted
 from fastlora.autograd.second_derivative import mask
+from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula import oracle
 from fastlora.formula.operands import (
     EVERYTHING,
@@ -116,7 +117,7 @@ def dora_linear(
     *,
     dropout: float = 0.0,
 ) -> Tensor:
-    """y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, differentiable in x, A, B and m.
+    """y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, differentiable in x, A, B, m and b.
 
     The norm is a constant for the derivative (the paper's section 4.3). Dropout falls on the low-rank branch
     alone. It is computed by separate torch operations where `lora_linear` is.
@@ -124,7 +125,7 @@ def dora_linear(
     Args:
         x: [..., K].
         W: [N, K] in x's dtype, or packed. Frozen.
-        b: [N] or None. Frozen; it is not scaled.
+        b: [N] or None; it is not scaled.
         A: [r, K].
         B: [N, r], in A's dtype.
         s: The scaling.
@@ -159,10 +160,10 @@ def dora_linear(
         raise ValueError(f"m must be [N={base.N}] on {x.device}; got {list(m.shape)} on {m.device}")
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
-    o = Operands(x, base, b, A, B, s, dropout, seed)
+    o = Operands(x, base, frozen(b), A, B, s, dropout, seed)
     keeps_z = torch.is_grad_enabled() and m.requires_grad
     y: Tensor = DoRAFunction.apply(x, A, B, m, o, setting, keeps_z, *base.tensors)  # type: ignore[no-untyped-call]
-    return y.to(y_dtype)
+    return with_gradient_of(b, y).to(y_dtype)
 
 
 def _whole(base: BaseWeight, after: Tensor) -> Tensor:
