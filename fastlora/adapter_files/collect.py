@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
-from fastlora.adapter_files.keys import layer_keys, plain_key, third_key
+from fastlora.adapter_files.keys import bias_key, layer_keys, plain_key, third_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, Options
 from fastlora.layer.base_weights import adapters_for_original
@@ -25,6 +26,7 @@ from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
+from fastlora.model.biases import biases_of, kind_of
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import inside
@@ -81,6 +83,9 @@ def collect(
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
     in_files = names_in_files({layer: found[layer] for layer in layers})
     tensors, places = _updates(found, layers, in_files, name)
+    for path, b in biases_of(model, name).items():
+        key = bias_key(path, has_lora=path in layers)
+        tensors[key], places[key] = b.detach(), f"{path}.bias".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()), stacklevel=4)
     for path, module in plain.items():
@@ -92,7 +97,8 @@ def collect(
     rows = {path: list(each.tokens) for path, _, each in token_rows(model)}
     in_full = {path: each for path, each in plain.items() if not isinstance(each, TokenRows)}
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
-    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, in_full, known)
+    options = {layer: options for layer, (_, _, options) in layers.items()}
+    config = replace(_config(options, experts, in_full, known), bias=kind_of(model, name))
     inner = known[""]
     task_type = task_of(model, task_type)
     text = config.dumps(
