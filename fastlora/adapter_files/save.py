@@ -71,11 +71,12 @@ def save_pretrained(
     _write(directory, content)
 
 
-@exclusive
 def write_next_to_checkpoint(
     model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
 ) -> None:
-    """Write all adapters next to a checkpoint. A failure only warns, because the checkpoint has everything.
+    """Write all adapters next to a checkpoint, for the `save_pretrained` of a Transformers model.
+
+    A failure only warns, because the checkpoint has everything.
 
     Args:
         model: As in `save_pretrained`.
@@ -94,7 +95,7 @@ def write_next_to_checkpoint(
                 (directory / stale).unlink(missing_ok=True)
         warnings.warn(
             f"{directory} holds the whole state, and no adapter that from_pretrained could read: {error}",
-            stacklevel=3,
+            stacklevel=5,  # whoever called the model's `save_pretrained`
         )
 
 

@@ -42,7 +42,7 @@ _CLASSES: Final = {
     "AudioFrameClassification": None,
     "SemanticSegmentation": None,
 }
-_FOR: Final = re.compile(rf"For({'|'.join(_CLASSES)})(WithTeacher)?$")
+_FOR: Final = rf"For({'|'.join(_CLASSES)})(WithTeacher)?$"
 
 
 def remember_task(model: nn.Module, task: str | None, changing: Commit) -> None:
@@ -142,7 +142,7 @@ def _known_class(module: nn.Module) -> str | None:
     classes = type(module).__mro__
     if not any(cls.__name__ == "PreTrainedModel" for cls in classes):
         return None
-    found = (_FOR.search(cls.__name__) for cls in classes)
+    found = (re.search(_FOR, cls.__name__) for cls in classes)
     return next((match[1] for match in found if match), None)
 
 
