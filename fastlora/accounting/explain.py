@@ -65,7 +65,7 @@ def explain(
         W = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
     base = layer.format.name if isinstance(layer, QuantizedLoRALinear) else "plain"
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype, base)
-    dropout = layer.dropout if layer.training else 0.0
+    dropout = layer.active.dropout_now(layer.training)
     explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
     explained = replace(explained, dora=bool(layer.dora))
     if isinstance(layer, QuantizedLoRALinear):

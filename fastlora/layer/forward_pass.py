@@ -77,7 +77,7 @@ class ForwardPass(AdaptedLinear):
             return self._batch.computed(self, x, W, b)
         if active is not None and kept is None and self.enabled:
             s = arguments.scaling(active.r, active.alpha, active.rslora)
-            dropout = active.dropout if self.training else 0.0
+            dropout = active.dropout_now(self.training)
             if active.dora:
                 return dora_linear(x, W, b, A, B, s, *third, dropout=dropout)
             y = lora_linear(x, W, b, A, B, s, dropout=dropout)

@@ -104,7 +104,7 @@ class QuantizedLoRALinear(PackedMerging, FusedLoRALinear):
             return quantized_linear(x, base, b)
         A, B, *third = active()
         s = arguments.scaling(active.r, active.alpha, active.rslora)
-        dropout = active.dropout if self.training else 0.0
+        dropout = active.dropout_now(self.training)
         if active.dora:
             return dora_linear(x, base, b, A, B, s, *third, dropout=dropout)
         y = quantized_lora_linear(x, base, b, A, B, s, dropout=dropout)

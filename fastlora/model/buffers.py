@@ -69,7 +69,7 @@ def _differs(buffer: Tensor, noted: list[float]) -> bool:
     values = _sample(buffer)
     if values is None or len(values) != len(noted):
         return values is not None
-    now, then = (torch.tensor(each, dtype=torch.float64) for each in (values, noted))
+    now, then = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (values, noted))
     if buffer.is_floating_point():
         then = then.to(buffer.dtype).double()
     return not torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
