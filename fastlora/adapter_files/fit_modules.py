@@ -6,7 +6,6 @@ That is modules trained in full, rows of tokens, and W of embeddings, which PEFT
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from fastlora.model.name_matching import listed, near_names
 from fastlora.model.token_rows import Found, find_rows, token_rows, with_rows
 from fastlora.model.versions import state_of
 from fastlora.model.wrappers import modules_by_name
+from fastlora.warning import warn
 
 
 class FoundModules(NamedTuple):
@@ -177,10 +177,9 @@ def check_biases(model: nn.Module, contents: Contents, name: str, known: bool) -
     except ValueError as error:
         raise AdapterError(str(error)) from error
     if contents.biases and not known and any(lora_layers(model)):
-        warnings.warn(
+        warn(
             f"the biases that came with adapter {name!r} (bias={kind!r}) take the place of the model's, for "
-            "all its adapters",
-            stacklevel=5,
+            "all its adapters"
         )
 
 

@@ -7,7 +7,6 @@ or LoRA is switched off, they stay as trained.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ from fastlora.model.find_layers import lora_layers
 from fastlora.model.modules_to_save import can_train, inside, saved_modules
 from fastlora.model.token_rows import token_rows
 from fastlora.model.wrappers import module_names
+from fastlora.warning import warn
 
 
 def kind_of(model: nn.Module, name: str) -> str:
@@ -74,7 +74,7 @@ def give_biases(model: nn.Module, name: str, kind: str, changing: Commit) -> Non
             f"bias must not be 'all' beside trainable_token_indices of {rows[0]!r}, which has a bias"
         )
     if not biases_of(model, name):
-        warnings.warn(f"bias={kind!r} trains no bias: there is none in the model", stacklevel=5)
+        warn(f"bias={kind!r} trains no bias: there is none in the model")
 
 
 def train_biases(model: nn.Module, changing: Commit) -> None:
@@ -88,14 +88,11 @@ def train_biases(model: nn.Module, changing: Commit) -> None:
         changing.assign(b, "requires_grad", True)
 
 
-def warn_if_trained(model: nn.Module, what: str, stacklevel: int) -> None:
+def warn_if_trained(model: nn.Module, what: str) -> None:
     """Warn that biases were trained, where `what` leaves them so; as PEFT does."""
     kinds = {adapter.biases for _, layer in lora_layers(model) for adapter in layer.adapters.values()}
     if kind := next(iter(kinds - {NO_BIASES}), None):
-        warnings.warn(
-            f"{what} does not give the model from before LoRA: with bias={kind!r} its biases stay as trained",
-            stacklevel=stacklevel,
-        )
+        warn(f"{what} does not give the model from before LoRA: with bias={kind!r} biases stay as trained")
 
 
 def trained_by_any(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -26,7 +26,7 @@ def set_lora_enabled(model: nn.Module, on: bool) -> None:
         ValueError: If there is no LoRA layer.
     """
     if not check_bool(on, "on"):
-        warn_if_trained(model, "switching LoRA off", stacklevel=3)
+        warn_if_trained(model, "switching LoRA off")
     _enable(dict.fromkeys(_switches(model), on))
 
 

@@ -55,7 +55,7 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     """
     layers = existing_layers(model)
     if not check_bool(merge, "merge"):
-        warn_if_trained(model, "remove_lora without merge=True", stacklevel=4)
+        warn_if_trained(model, "remove_lora without merge=True")
     _check_removable(model, layers, merge)
     packed = {name: layer for name, layer in layers.items() if isinstance(layer, QuantizedLoRALinear)}
     whole = [layer for layer in layers.values() if not isinstance(layer, QuantizedLoRALinear)]
