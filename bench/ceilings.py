@@ -8,7 +8,7 @@ fine-tuning a half more): time over the floor then compares them. What lies betw
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,14 @@ from torch import nn
 
 from bench.layer import WHOLE_PASS
 from bench.methods import UNFUSED
+from bench.results import Results
 from bench.schedule import FAST_ON_CPU
 from bench.settings import Effort
 from bench.task import Task
 from fastlora.arguments import dtype_name
 from fastlora.experts.stacks import stacks_of
 from fastlora.formula.cost import Cost, Problem
-from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
+from fastlora.measuring.timing import WHOLE, Work, quartiles
 
 # A CPU without units for a 16-bit dtype multiplies it a thousand times slower than fp32.
 _SLOW_SIZE = 256
@@ -58,11 +59,20 @@ def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
         "matmul": Work.of(lambda: torch.mm(left, right, out=product)),
         "copy": Work.of(lambda: target.copy_(source)),
     }
-    timer = timer_for(device)
-    warm_up(works, how.warm_up_rounds, timer)
-    times = interleaved(works, how.rounds, timer)
+    times = how.times(works)
     matmul, copy = (1e-6 * quartiles(times[name][WHOLE]).median for name in works)
     return Ceilings(2 * size**3 / matmul, dtype_name(dtype), size, 2 * source.nbytes / copy, source.nbytes)
+
+
+def keep_ceilings(
+    results: Results, how: Effort, dtypes: Sequence[torch.dtype]
+) -> dict[torch.dtype, Ceilings]:
+    """The ceilings of each dtype, which are measured unless the results have them."""
+    if results.ceilings is None:
+        found = [measure_ceilings(how, dtype)._asdict() for dtype in dict.fromkeys(dtypes)]
+        results.ceilings, *results.other_ceilings = found
+    known = {dtype: results.ceilings_of(dtype_name(dtype)) for dtype in dtypes}
+    return {dtype: Ceilings(**found) for dtype, found in known.items() if found is not None}
 
 
 class Floor(NamedTuple):
@@ -78,11 +88,6 @@ class Use(NamedTuple):
 
     problem: Problem
     needs_dx: bool = True
-    goes_back: bool = True
-
-    def backward(self) -> Cost:
-        """Of what the backward pass must compute here."""
-        return self.problem.backward(needs_dx=self.needs_dx) if self.goes_back else Cost(0, 0)
 
 
 def net_uses(task: Task) -> list[Use]:
@@ -110,7 +115,7 @@ def net_uses(task: Task) -> list[Use]:
     def seen(name: str, _: nn.Module, inputs: Any) -> None:
         (x,), (K, N) = inputs, sizes[name]
         r = task.update.r if name in task.names else 0
-        uses.append(Use(problem(x.numel() // K, K, N, r), x.requires_grad, x.requires_grad or r > 0))
+        uses.append(Use(problem(x.numel() // K, K, N, r), x.requires_grad))
 
     def experts_seen(name: str, _: nn.Module, inputs: Any) -> None:
         _, index, _ = inputs
@@ -128,7 +133,8 @@ def net_uses(task: Task) -> list[Use]:
 def floors(uses: Iterable[Use], ceilings: Ceilings) -> dict[str, Floor]:
     """Of each phase and of the whole, by name."""
     uses = list(uses)
-    there, back = [use.problem.forward() for use in uses], [use.backward() for use in uses]
+    there = [use.problem.forward() for use in uses]
+    back = [use.problem.backward(needs_dx=use.needs_dx) for use in uses]
     passes = {"forward": there, "backward": back, WHOLE_PASS: there + back, WHOLE: there + back}
     rates = (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
 

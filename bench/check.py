@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -18,8 +17,10 @@ from bench.step import MODES
 from bench.task import Batch, Task, as_files_do, draw_update
 from fastlora.formula.masks import dropout_constants
 from fastlora.measuring.errors import budget_of, relative_error
+from fastlora.seeding import seed_all
 
-_SEED: Final = 20251001
+# Ahead of each pass: always the same mask.
+SEED: Final = 20251001
 
 # The share that is dropped may miss the rate by so many standard deviations of that many fair draws.
 _DEVIATIONS: Final = 5
@@ -77,19 +78,13 @@ def _results(
     model, results = MODES[mode](tuned.model), []
     for batch in task.batches[:_MOST_BATCHES]:
         batch = _converted(batch, dtype)
-        seed_all()
+        seed_all(SEED)
         outcome = task.run(model, batch)
         outcome.loss.backward()
         dx = {f"d{name}": tensor.grad for name, tensor in batch.items() if tensor.grad is not None}
         results.append({"y": outcome.y.detach(), **dx, **_gradients(tuned)})
         model.zero_grad()
     return results
-
-
-def seed_all() -> None:
-    """One state of torch's and Python's generators: always the same mask."""
-    torch.manual_seed(_SEED)
-    random.seed(_SEED)
 
 
 def _gradients(tuned: Tuned) -> dict[str, Tensor]:
@@ -130,7 +125,7 @@ def read_mask(method: Method, task: Task) -> Tensor:
         A.zero_()[0] = 1
         B.zero_()[0, 0] = task.update.r / task.update.alpha
     x = torch.ones_like(batch["x"], requires_grad=True)
-    seed_all()
+    seed_all(SEED)
     (dx,) = torch.autograd.grad(task.run(tuned.model, {"x": x, "dy": torch.ones_like(batch["dy"])}).loss, x)
     kept, rate = dx > 0.5, task.update.dropout  # kept entries are at least 1
     dropped = 1 - kept.double().mean().item()

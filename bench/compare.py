@@ -15,9 +15,9 @@ import click
 
 from bench.groups import title
 from bench.results import Results, Row
-from bench.tables import show
+from bench.tables import say
 from fastlora.measuring.timing import Quartiles, ratio
-from fastlora.tables import Table
+from fastlora.tables import Table, as_text
 
 # Counts have no noise: any difference is a change.
 _COUNTS: Final = ("saved_bytes", "peak_bytes", "launches")
@@ -115,7 +115,7 @@ def main(old: Path, new: Path, over: str | None, everything: bool) -> None:
     same = sum(not change.verdict for change in found)
     lines = [f"{len(found) - same} changed, {same} within the noise", *differences(before, after)]
     table = Table(["", "what", "old", "new", "new/old", ""], shown, words=2)
-    show([table, *lines] if shown else lines)
+    say(as_text([table, *lines] if shown else lines))
     sys.exit(int(any(change.verdict in _WORSE for change in found)))
 
 

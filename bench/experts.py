@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from bench.language import Kind, measure_nets, options
-from bench.level import Level, level
+from bench.language import Kind, nets_level
 from bench.methods import IN_MIXTURES
 from bench.methods.experts import UNFUSED_EXPERTS
 
@@ -82,12 +81,7 @@ MIXTURE: Final = Kind(
 )
 
 
-@level("experts", 15, IN_MIXTURES)
-@options(MIXTURE, rank=8, modes=["eager"])
-def main(level: Level, **asked: Any) -> None:
-    """Measure every size in every mode."""
-    measure_nets(level, MIXTURE, **asked)
-
+main = nets_level("experts", __doc__, MIXTURE, IN_MIXTURES, rank=8, modes=["eager"])
 
 if __name__ == "__main__":
     main()

@@ -101,13 +101,16 @@ class Results:
     checks: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    path: Path | None = field(default=None, compare=False)  # where they are saved, if anywhere
 
     @classmethod
-    def begin(cls, module: str, device: torch.device, commit: str | None = None) -> Results:
+    def begin(
+        cls, module: str, device: torch.device, commit: str | None = None, path: Path | None = None
+    ) -> Results:
         """Results with nothing in them yet, of the command that runs in this process."""
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(environment(device, commit), command, started)
+        return cls(environment(device, commit), command, started, path=path)
 
     def ceilings_of(self, dtype: str) -> dict[str, Any] | None:
         """The ceilings that rows of a dtype are held to; None where none were measured."""
@@ -138,11 +141,12 @@ class Results:
         checks = [f"{check['method']}: {check['failure']}" for check in self.checks if check["failure"]]
         return [*steps, *checks, *self.problems]
 
-    def write(self, path: Path) -> None:
-        """Replace the file in one step: a run that is killed leaves the last complete one."""
-        fresh = path.with_suffix(".partial")
-        fresh.write_text(self.as_text(), encoding="utf-8")
-        fresh.replace(path)
+    def save(self) -> None:
+        """Replace the file, if any, in one step: a run that is killed leaves the last complete one."""
+        if self.path is not None:
+            fresh = self.path.with_suffix(".partial")
+            fresh.write_text(self.as_text(), encoding="utf-8")
+            fresh.replace(self.path)
 
     def as_text(self) -> str:
         """JSON with a line for each entry of a list, so that a difference between two files can be read."""
@@ -166,15 +170,16 @@ class Results:
             raise ValueError(f"{path} must be a results file of schema {SCHEMA}")
         found = {name: content[name] for name in _HEAD + _LISTS}
         found["rows"] = [Row(**row) for row in content["rows"]]
-        return cls(Environment(**{name: content[name] for name in Environment._fields}), **found)
+        return cls(Environment(**{name: content[name] for name in Environment._fields}), **found, path=path)
 
 
-def open_results(path: Path, fresh: Results) -> Results:
+def resumed(fresh: Results) -> Results:
     """The results to go on with: the file's where device, versions and sources are the same, else `fresh`.
 
     A file that does not fit, or cannot be read, is set aside as *.old.json.
     """
-    if path.exists():
+    path = fresh.path
+    if path is not None and path.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             earlier = Results.read(path)
             if earlier.environment.matches(fresh.environment):

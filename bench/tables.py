@@ -6,18 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import rich.table
-from rich import box
-from rich.console import Console
-
 from bench.ceilings import Ceilings
 from bench.goals import Finding
 from bench.groups import OURS, Group, columns, comparable, told
 from bench.results import Results
 from fastlora.tables import Part, Table
 
-# Of the widest table: folded it cannot be read, and a file has no width.
-_WIDTH = 190
 _NONE = "-"
 
 
@@ -102,19 +96,6 @@ def _digits(value: float) -> str:
     return f"{value:,.{max(0, digits)}f}"
 
 
-def show(found: Iterable[Part]) -> None:
-    """Print lines and tables on the terminal; no table is folded, ours is bold and failures are red."""
-    console = Console()
-    console.width = max(console.width, _WIDTH)
-    for part in found:
-        if isinstance(part, str):
-            style = "bold red" if part.startswith("FAILED") else ""
-            console.print(part, style=style, highlight=False, soft_wrap=True, markup=False)
-            continue
-        table = rich.table.Table(box=box.SIMPLE_HEAD)
-        for number, head in enumerate(part.header):
-            lines = "\n".join(head.replace(",", "").rsplit(" ", 1))
-            table.add_column(lines, justify="left" if number < part.words else "right", no_wrap=True)
-        for row in part.rows:
-            table.add_row(*row, style="bold" if row[0] == OURS else "")
-        console.print(table)
+def say(line: str = "") -> None:
+    """Print at once: a run that is killed loses what a buffer holds."""
+    print(line, flush=True)  # noqa: T201

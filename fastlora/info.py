@@ -127,18 +127,18 @@ def versions() -> dict[str, str | None]:
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "triton": _version_of("triton"),
+        "triton": version_of("triton"),
         "python": platform.python_version(),
         "system": platform.platform(),
     }
 
 
 def _library(format: Format) -> str | None:
-    version = _version_of(format.library)
+    version = version_of(format.library)
     return version and f"{format.library} {version}"
 
 
-def _version_of(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -162,7 +162,7 @@ def _gpu(index: int) -> Device:
 
 
 def _choices(device: torch.device) -> str:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return "triton is not installed"
     from fastlora.routes.architecture import architecture_of
     from fastlora.routes.choices import loaded
@@ -176,7 +176,7 @@ def _choices(device: torch.device) -> str:
 
 
 def _persistent(device: torch.device) -> str:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return "not here: triton is not installed"
     from fastlora.routes.persistent import told
 
@@ -184,7 +184,7 @@ def _persistent(device: torch.device) -> str:
 
 
 def _warning(device: torch.device) -> str | None:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return None
     from fastlora.routes.architecture import architecture_of
 

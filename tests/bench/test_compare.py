@@ -63,15 +63,15 @@ def test_rows_without_their_like_and_another_device_are_listed():
 
 
 def test_the_exit_status_tells_whether_something_got_worse_and_other_files_are_refused(tmp_path):
-    old, slow, other = (str(tmp_path / name) for name in ("old.json", "slow.json", "other.json"))
-    results(row(BEFORE, saved_bytes=100)).write(tmp_path / "old.json")
-    results(row(TWICE, saved_bytes=100)).write(tmp_path / "slow.json")
-    (tmp_path / "other.json").write_text("{}")
+    old, slow, other = (tmp_path / name for name in ("old.json", "slow.json", "other.json"))
+    results(row(BEFORE, saved_bytes=100), path=old).save()
+    results(row(TWICE, saved_bytes=100), path=slow).save()
+    other.write_text("{}")
     for given, status, said in (
         ((old, old), 0, "0 changed, 2 within the noise"),
         ((old, slow), 1, "2.000"),
         ((slow, old), 0, "0.500"),
         ((other, other), 2, "must be results files"),
     ):
-        done = CliRunner().invoke(main, given)
+        done = CliRunner().invoke(main, [*map(str, given)])
         assert (done.exit_code, said in done.output) == (status, True), done.output

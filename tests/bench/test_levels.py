@@ -117,13 +117,13 @@ def test_first_steps_are_timed(monkeypatch):
 def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_path, monkeypatch):
     ran = []
 
-    def output(code, variables):
+    def printed_by(code, variables):
         ran.append(("import" if code.startswith("import") else "steps", *sorted(variables)))
         if ran[-1][0] == "import":
-            return ["a warning", "9.0" if len(ran) == 1 else "0.25"]
-        return ["a warning", '{"first step": 2.0, "second step": 0.5}']
+            return 9.0 if len(ran) == 1 else 0.25
+        return {"first step": 2.0, "second step": 0.5}
 
-    monkeypatch.setattr(startup, "output_of", output)
+    monkeypatch.setattr(startup, "printed_by", printed_by)
     monkeypatch.setattr(startup, "PACKAGES", ("fastlora", "nowhere_to_be_found"))
     found, _ = run(startup, tmp_path, "--methods", "fastlora")
     assert found.absent == {"nowhere_to_be_found": "nowhere_to_be_found is not installed"}
@@ -136,9 +136,10 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
     assert ran.count(("steps", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")) == 4
 
 
-def test_a_process_that_fails_is_an_error_with_its_last_line():
-    with pytest.raises(RuntimeError, match=r"ended with status 1: ValueError: no"):
-        startup.output_of("raise ValueError('no')", {})
+def test_the_last_line_of_a_process_counts_and_one_that_fails_is_an_error():
+    assert startup.printed_by("print('a warning'); print(2.5)", {}) == 2.5
+    with pytest.raises(RuntimeError, match=r"exit status 1: ValueError: no"):
+        startup.printed_by("raise ValueError('no')", {})
 
 
 @pytest.mark.exhaustive
