@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.methods import UNFUSED, Method
 from bench.methods.by_hand import masked
-from bench.methods.method import Tuned, bare
+from bench.methods.method import Tuned, Update, bare
 from bench.step import MODES
 from bench.task import Batch, Task, as_files_do, draw_update
 from fastlora.formula.masks import dropout_constants
@@ -50,13 +50,14 @@ def check(method: Method, task: Task, mode: str = "eager") -> Check:
     if task.update.dropout and method.drops:
         try:
             plain = replace(UNFUSED, tune=bare(masked(read_mask(method, task))))
-        except AssertionError as failure:
-            return Check(method.name, {}, str(failure))
+        except AssertionError as refused:
+            return Check(method.name, {}, str(refused))
     undropped = task.update if plain is method else task.update._replace(dropout=0.0)
     truth = _results(plain, task, undropped._replace(adapter_dtype=torch.float64), torch.float64)
     torchs = _results(plain, task, undropped._replace(adapter_dtype=task.dtype), task.dtype)
     ours = _results(method, task, task.update, task.dtype, mode)
-    errors, failure = {}, None
+    errors: dict[str, float | None] = {}
+    failure = None
     for name in truth[0]:
         error = max(relative_error(own[name], true[name]) for own, true in zip(ours, truth, strict=True))
         dtype = ours[0][name].dtype
@@ -68,12 +69,12 @@ def check(method: Method, task: Task, mode: str = "eager") -> Check:
 
 
 def _results(
-    method: Method, task: Task, update: object, dtype: torch.dtype, mode: str = "eager"
+    method: Method, task: Task, update: Update, dtype: torch.dtype, mode: str = "eager"
 ) -> list[dict[str, Tensor]]:
     """For each batch y, the gradient of x where it takes one, and those of what is trained, end to end."""
     # What they are held to runs on plain layers, which can be in fp64.
     build = task.plain if method.name == UNFUSED.name and task.plain is not None else task.build
-    tuned = method.tune(build().to(dtype), task.names, update)  # type: ignore[arg-type]
+    tuned = method.tune(build().to(dtype), task.names, update)
     draw_update(tuned, task.update.adapter_dtype)
     model, results = MODES[mode](tuned.model), []
     for batch in task.batches[:_MOST_BATCHES]:

@@ -57,8 +57,10 @@ def read_tests(ended: Ended) -> dict[str, Any]:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items()) or "none done"
         summary = f"not finished after {ended.seconds:.0f} s: {counts}"
         failures = [line for line in lines if re.search(r"\b(FAILED|ERROR)\b", line)]
-    ending = {"finished": ended.status is not None, "failures": failures}
-    return outcome(ended.status == 0, summary.strip("= "), ended.seconds, **ending)
+    finished = ended.status is not None
+    return outcome(
+        ended.status == 0, summary.strip("= "), ended.seconds, finished=finished, failures=failures
+    )
 
 
 def _pytest(setting: Setting) -> list[str]:

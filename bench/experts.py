@@ -53,7 +53,6 @@ class Mixture(nn.Module):
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             num_key_value_heads=size.kv_heads,
-            head_dim=size.hidden // size.heads,
             num_experts=size.experts,
             num_experts_per_tok=size.top_k,
             vocab_size=size.vocabulary,

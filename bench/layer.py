@@ -36,7 +36,8 @@ class Layer(NamedTuple):
 
     def forward(self) -> Tensor:
         """Y, ready for a backward pass."""
-        return self.apply(self.x)
+        y: Tensor = self.apply(self.x)
+        return y
 
     def backward(self, y: Tensor) -> tuple[Tensor, ...]:
         """The gradients of x and of what is trained.

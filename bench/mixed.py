@@ -50,7 +50,7 @@ def main(level: Level, seconds: float) -> None:
             _measure(level, case, nets, adapters, seconds)
 
 
-def _net(method: str, case: Case, adapters: int) -> nn.Module:
+def _net(method: str, case: Case, adapters: int) -> Any:
     """A net of one layer; for each method with the same W and adapters, and neither A nor B is zero."""
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(case.K, case.N, bias=False, dtype=case.dtype))
@@ -84,7 +84,7 @@ def _name(number: int) -> str:
     return f"a{number}" if number else "default"
 
 
-def _measure(level: Level, case: Case, nets: Mapping[str, nn.Module], adapters: int, seconds: float) -> None:
+def _measure(level: Level, case: Case, nets: Mapping[str, Any], adapters: int, seconds: float) -> None:
     names = [_name(item % adapters) for item in range(ITEMS)]
     like: dict[str, Any] = {"dtype": case.dtype, "device": level.effort.device}
     x = torch.randn(ITEMS, case.M // ITEMS, case.K, **like)

@@ -31,7 +31,7 @@ def int8(W: Tensor, b: Tensor | None) -> nn.Module:
     return _with_bias(layer, b, W.device)
 
 
-def _with_bias(layer: Any, b: Tensor | None, device: torch.device) -> nn.Module:
+def _with_bias(layer: nn.Module, b: Tensor | None, device: torch.device) -> nn.Module:
     if b is not None:
         layer.bias = nn.Parameter(b.detach().clone(), requires_grad=False)
     return layer.to(device)

@@ -92,7 +92,8 @@ class OneLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, K] -> [M, N]."""
-        return self.linear(x)
+        y: Tensor = self.linear(x)
+        return y
 
 
 def layer_task(case: Case, inputs: Inputs) -> Task:

@@ -81,7 +81,7 @@ def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> 
     return tuned
 
 
-def _loralib_layer(linear: nn.Linear, update: Update) -> nn.Module:
+def _loralib_layer(linear: nn.Linear, update: Update) -> Any:
     """A loralib.Linear in training mode with the layer's own weight and bias, both frozen.
 
     `merge_weights` is off: with it, `eval` adds the update into the weight, which is then not as it was.
@@ -92,7 +92,7 @@ def _loralib_layer(linear: nn.Linear, update: Update) -> nn.Module:
     options: dict[str, Any] = {"lora_alpha": update.alpha, "lora_dropout": update.dropout}
     options |= {"merge_weights": False, "bias": linear.bias is not None, "dtype": linear.weight.dtype}
     # On "meta" no weight is allocated and initialized only to be replaced.
-    layer: Any = Linear(K, N, r=update.r, device="meta", **options)
+    layer = Linear(K, N, r=update.r, device="meta", **options)
     layer.weight, layer.bias = linear.weight, linear.bias
     layer.lora_A, layer.lora_B = fresh_pair(linear, update.r, linear.weight.dtype)
     return layer
@@ -111,9 +111,9 @@ class Chains(nn.Module):
 
         super().__init__()
 
-        def product(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
+        def product(weight: Tensor, bias: Tensor | None = None) -> Any:
             N, K = weight.shape
-            layer: nn.Module = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
+            layer = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
             layer.weight, layer.bias = weight, bias
             return layer
 
@@ -127,8 +127,9 @@ class Chains(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, K] -> [M, N]."""
-        y, forked = self.base(x)
-        return self.update(forked, y)
+        base, forked = self.base(x)
+        y: Tensor = self.update(forked, base)
+        return y
 
 
 def lacking(module: str, *, needs_gpu: bool = False) -> WhyAbsent:
