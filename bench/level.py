@@ -46,32 +46,11 @@ LORAFUSION: Final = click.option(
 def several(
     option: str, names: Iterable[str], default: Sequence[str] = (), **more: Any
 ) -> Callable[..., Any]:
-    """An option that takes some of the names: `--methods peft fastlora`."""
+    """An option that takes some of the names: `--methods peft --methods fastlora`."""
+    choice = click.Choice(list(names))
     return click.option(
-        option,
-        type=click.Choice(list(names)),
-        multiple=True,
-        default=default,
-        show_default=bool(default),
-        **more,
+        option, type=choice, multiple=True, default=default, show_default=bool(default), **more
     )
-
-
-class Command(click.Command):
-    """A command whose options for several names need not be repeated before each of them."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat them, as click wants it."""
-        names = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
-        repeated: list[str] = []
-        option = ""
-        for word in args:
-            if word.startswith("-"):
-                option = word if word in names else ""
-                repeated += [] if option else [word]
-            else:
-                repeated += [option, word] if option else [word]
-        return super().parse_args(ctx, repeated)
 
 
 @dataclass(frozen=True)
@@ -125,7 +104,7 @@ def level(
         run.__click_params__ = getattr(measure, "__click_params__", [])
         for option in options:
             run = option(run)
-        return click.command(name, cls=Command, help=help)(run)
+        return click.command(name, help=help)(run)
 
     return make
 

@@ -61,14 +61,12 @@ def _table(group: Group, ceilings: Ceilings | None) -> Table:
 
 def _cells(group: Group, method: str, ceilings: Ceilings | None) -> Iterator[tuple[str, str]]:
     """(head of the column, cell) of one method."""
-    rows = group.rows[method]
-    us, unit = in_unit(group)
+    rows, row = group.rows[method], group.row(method)
     for phase in group.phases:
-        yield f"{phase}, {unit}", _digits(rows[phase].median_us / us) if phase in rows else _NONE
-    row = rows.get(group.whole)
+        yield f"{phase}, ms", _ms(rows[phase].median_us) if phase in rows else _NONE
     if row is None:
         return
-    yield "quartiles", f"{_digits(row.q25_us / us)} .. {_digits(row.q75_us / us)}"
+    yield "quartiles", f"{_ms(row.q25_us)} .. {_ms(row.q75_us)}"
     over, shape, seconds = group.over(method), row.shape, 1e-6 * row.median_us
     yield f"over {OURS}", f"{over.median:.3f}" if over else _NONE
     yield "its quartiles", f"{over.q25:.2f} .. {over.q75:.2f}" if over else _NONE
@@ -84,16 +82,10 @@ def _cells(group: Group, method: str, ceilings: Ceilings | None) -> Iterator[tup
     yield "launches", _NONE if row.launches is None else str(row.launches)
 
 
-def in_unit(group: Group) -> tuple[float, str]:
-    """(microseconds in the unit, the unit) that suits the group's times."""
-    longest = max(row.median_us for phases in group.rows.values() for row in phases.values())
-    return next(((us, name) for us, name in ((1e6, "s"), (1e3, "ms")) if longest >= 2 * us), (1.0, "us"))
-
-
-def _digits(value: float) -> str:
-    """Three digits and more."""
-    digits = 0 if value >= 1000 else 2 - math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value:,.{max(0, digits)}f}"
+def _ms(us: float) -> str:
+    """Milliseconds, with three digits and more."""
+    digits = 2 - math.floor(math.log10(us / 1e3)) if us > 0 else 0
+    return f"{us / 1e3:,.{max(0, digits)}f}"
 
 
 def say(line: str = "") -> None:

@@ -36,6 +36,11 @@ def _little(monkeypatch):
     monkeypatch.setattr("bench.level.torch.set_flush_denormal", lambda flush: True)
 
 
+def methods(*names):
+    """The options that choose these."""
+    return [word for name in names for word in ("--methods", name)]
+
+
 def run(level, tmp_path, *arguments, status=0):
     """(what was written, what was printed) by a level's command."""
     path = tmp_path / "results.json"
@@ -64,19 +69,19 @@ def test_a_layer_is_measured_in_every_phase_with_what_it_saves(tmp_path):
 
 
 def test_methods_can_be_chosen_unknown_ones_are_refused_and_where_one_is_left_out_is_listed(tmp_path):
-    found, _ = run(linear, tmp_path, "--methods", "compiled", "frozen", "--seconds", "0.1")
+    found, _ = run(linear, tmp_path, *methods("compiled", "frozen"), "--seconds", "0.1")
     assert {row.method for row in found.rows} == {"frozen"}
     assert [entry["why"] for entry in found.left_out] == [SELDOM_WHY] * 2
-    found, _ = run(linear, tmp_path, "--methods", "frozen", "unfused", "--most-rows", "6")
+    found, _ = run(linear, tmp_path, *methods("frozen", "unfused"), "--most-rows", "6")
     assert {row.method for row in found.rows} == {"frozen", "unfused"}
-    _, printed = run(linear, tmp_path, "--methods", "slowlora", status=2)
+    _, printed = run(linear, tmp_path, *methods("slowlora"), status=2)
     assert "slowlora" in printed
 
 
 def test_the_step_of_a_net_is_split_for_each_way_to_compute_adam_and_the_exit_status_tells_of_wrong_methods(
     tmp_path, monkeypatch
 ):
-    few = ("--methods", "frozen", "fastlora")
+    few = methods("frozen", "fastlora")
     found, _ = run(mnist, tmp_path, *few)
     assert {row.phase for row in found.rows} == {"forward", "backward", "optimizer", "step"}
     assert {(row.level, row.optimizer) for row in found.rows} == {
@@ -98,7 +103,7 @@ def test_the_step_of_a_net_is_split_for_each_way_to_compute_adam_and_the_exit_st
 @pytest.mark.filterwarnings("default")
 def test_a_llama_is_measured_in_each_mode(tmp_path):
     pytest.importorskip("transformers")
-    few = ("--sizes", "tiny", "--length", "8", "--rank", "2", "--methods", "full", "fastlora")
+    few = ("--sizes", "tiny", "--length", "8", "--rank", "2", *methods("full", "fastlora"))
     found, _ = run(model, tmp_path, *few)
     assert found.problems == []
     steps = {(row.mode, row.method): row for row in found.rows if row.phase == "step"}
@@ -125,7 +130,7 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
 
     monkeypatch.setattr(startup, "printed_by", printed_by)
     monkeypatch.setattr(startup, "PACKAGES", ("fastlora", "nowhere_to_be_found"))
-    found, _ = run(startup, tmp_path, "--methods", "fastlora")
+    found, _ = run(startup, tmp_path, *methods("fastlora"))
     assert found.absent == {"nowhere_to_be_found": "nowhere_to_be_found is not installed"}
     medians = {(row.phase, row.mode): row.median_us for row in found.rows}
     steps = {("first step", 2_000_000), ("second step", 500_000)}
