@@ -16,7 +16,7 @@ from fastlora.measuring.inputs import SCALE, Inputs, random_inputs
 class Case(NamedTuple):
     """One layer and batch: x [M, K], W [N, K], rank r; A and B in `adapter_dtype`, the rest in `dtype`.
 
-    `base` names how W is packed, "" where it is plain (see packing.py).
+    `base` names how W is packed (see layer.py), "" where it is plain; a packed layer has no bias.
     """
 
     M: int

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from bench.layer import WHOLE_PASS
-from bench.methods import UNFUSED
 from bench.results import Results
 from bench.schedule import FAST_ON_CPU
 from bench.settings import Effort
@@ -93,40 +92,33 @@ class Use(NamedTuple):
 def net_uses(task: Task) -> list[Use]:
     """Every call of a linear layer in one forward pass of the task's net with LoRA, seen by hooks.
 
-    An expert with tokens is one, with so many rows.
+    An expert with tokens is one, with so many rows. The weights that LoRA adapts stand for it: gradients run
+    back through the same layers.
     """
-    model = task.build()
-    sizes = {
-        name: (module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    experts = {
-        name: [stack.weight.shape for stack in stacks]
-        for name, module in model.named_modules()
-        if (stacks := stacks_of(module))
-    }
-    tuned = (task.reference or UNFUSED).tune(model, task.names, task.update)
+    model = task.build().requires_grad_(False)
     uses: list[Use] = []
 
     def problem(M: int, K: int, N: int, r: int) -> Problem:
         return Problem(M, K, N, r, task.dtype, task.update.adapter_dtype)
 
-    def seen(name: str, _: nn.Module, inputs: Any) -> None:
-        (x,), (K, N) = inputs, sizes[name]
-        r = task.update.r if name in task.names else 0
+    def linear(r: int, layer: Any, inputs: Any) -> None:
+        (x,), K, N = inputs, layer.in_features, layer.out_features
         uses.append(Use(problem(x.numel() // K, K, N, r), x.requires_grad))
 
-    def experts_seen(name: str, _: nn.Module, inputs: Any) -> None:
+    def experts(r: int, layer: nn.Module, inputs: Any) -> None:
         _, index, _ = inputs
-        for E, N, K in experts[name]:
+        for E, N, K in (stack.weight.shape for stack in stacks_of(layer)):
             for m in filter(None, torch.bincount(index.flatten(), minlength=E).tolist()):
-                uses.append(Use(problem(m, K, N, task.update.r)))
+                uses.append(Use(problem(m, K, N, r)))
 
-    for names, hook in ((sizes, seen), (experts, experts_seen)):
-        for name in names:
-            tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name))
-    task.run(tuned.model, task.batches[0])
+    for name, module in model.named_modules():
+        is_adapted, is_linear = name in task.names, isinstance(module, nn.Linear)
+        if is_adapted:
+            module.requires_grad_()
+        if is_linear or stacks_of(module):
+            hook = functools.partial(linear if is_linear else experts, task.update.r if is_adapted else 0)
+            module.register_forward_pre_hook(hook)
+    task.run(model, task.batches[0])
     return uses
 
 

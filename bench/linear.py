@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import click
 
+from bench.layer import PACKINGS
 from bench.level import POSITIVE, Level, level
-from bench.packing import PACKINGS
 from bench.run import Run
-from bench.schedule import EVERY, SELDOM, SELDOM_WHY, linear_measurements, packed_measurements
+from bench.schedule import EVERY, SELDOM, SELDOM_WHY, cpu_measurements, gpu_measurements, packed_measurements
 from fastlora.measuring.devices import private_cache_bytes
 
 
@@ -22,9 +22,10 @@ from fastlora.measuring.devices import private_cache_bytes
 def main(level: Level, seconds: float, most_rows: int | None, base: str | None) -> None:
     """Measure every case."""
     device = level.effort.device
+    plain = gpu_measurements if device.type == "cuda" else cpu_measurements
     planned = [
         one._replace(seconds=seconds)
-        for one in (packed_measurements(base, device) if base else linear_measurements(device))
+        for one in (packed_measurements(base, device) if base else plain())
         if most_rows is None or most_rows >= one.case.M
     ]
     for one in planned:

@@ -21,6 +21,7 @@ from bench.layer import (
     Layer,
     build_layer,
     layer_saved_bytes,
+    layer_task,
     phase_works,
     unpacking_works,
 )
@@ -29,7 +30,7 @@ from bench.methods import FASTLORA, Method
 from bench.results import Results, Row
 from bench.settings import Effort
 from bench.step import MODES, Trainer
-from bench.task import Task, layer_task
+from bench.task import Task
 from fastlora.accounting.activations import saved_bytes
 from fastlora.measuring.devices import number_of_sets
 from fastlora.measuring.timing import WHOLE, Work, captured, captured_in_turn, nothing, timer_for, warm_up

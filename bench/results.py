@@ -27,7 +27,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +39,7 @@ from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
 
-# In the order of the file.
-_HEAD: Final = ("command", "started", "correctness", "ceilings", "other_ceilings", "absent", "problems")
+# In the file they come last, a line for each entry.
 _LISTS: Final = ("left_out", "checks", "profiles", "rows")
 
 
@@ -150,9 +149,8 @@ class Results:
 
     def as_text(self) -> str:
         """JSON with a line for each entry of a list, so that a difference between two files can be read."""
-        content = {"schema": SCHEMA, **self.environment._asdict()}
-        content |= {name: getattr(self, name) for name in _HEAD + _LISTS}
-        content["rows"] = [asdict(row) for row in self.rows]
+        own = {name: value for name, value in vars(self).items() if name not in ("environment", "path")}
+        content = {"schema": SCHEMA, **self.environment._asdict(), **own, "rows": map(vars, self.rows)}
         lists = {name: ",".join(f"\n    {json.dumps(one)}" for one in content.pop(name)) for name in _LISTS}
         parts = [json.dumps(content, indent=2).removesuffix("\n}")]
         parts += [f'  "{name}": [{lines}\n  ]' for name, lines in lists.items()]
@@ -168,9 +166,9 @@ class Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"{path} must be a results file of schema {SCHEMA}")
-        found = {name: content[name] for name in _HEAD + _LISTS}
-        found["rows"] = [Row(**row) for row in content["rows"]]
-        return cls(Environment(**{name: content[name] for name in Environment._fields}), **found, path=path)
+        del content["schema"]
+        here = Environment(**{name: content.pop(name) for name in Environment._fields})
+        return cls(here, **{**content, "rows": [Row(**row) for row in content["rows"]]}, path=path)
 
 
 def resumed(fresh: Results) -> Results:

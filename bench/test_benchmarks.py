@@ -13,14 +13,14 @@ from bench.cases import Case
 from bench.check import check
 from bench.counts import synchronize
 from bench.language import Text, language_task
-from bench.layer import PHASES, build_layer, phase_works
+from bench.layer import PHASES, build_layer, layer_task, phase_works
 from bench.methods import IN_NETS, METHODS
 from bench.methods.method import Update
 from bench.mnist import digits_task
 from bench.model import LLAMA
 from bench.schedule import EVERY
 from bench.step import Trainer
-from bench.task import Task, layer_task
+from bench.task import Task
 from fastlora.measuring.timing import Work
 
 ON_GPU = torch.cuda.is_available()

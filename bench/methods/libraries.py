@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.methods.experts import PARAMETERS, holds_experts, parameters_of
+from bench.methods.experts import holds_experts, parameters_of
 from bench.methods.method import (
     Method,
     Pair,
@@ -59,16 +59,14 @@ def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
     config = LoraConfig(r=update.r, lora_alpha=update.alpha, **where)  # type: ignore[arg-type]
     wrapped = get_peft_model(model, config).train()
     pairs: dict[str, Pair] = {}
-    for name in names:
+    for name in reversed(names):
         layer: Any = model.get_submodule(name)
         # PEFT wraps a module of experts once for each of its parameters, the last one outermost.
-        for parameter in reversed(PARAMETERS) if experts else ("",):
-            factors = (factor["default"].to(update.adapter_dtype) for factor in (layer.lora_A, layer.lora_B))
-            A, B = (factor.weight for factor in factors)
-            pairs[f"{name}.{parameter}" if experts else name] = (A, B)
+        for adapted in reversed(parameters_of([name])) if experts else [name]:
+            A, B = (pair["default"].to(update.adapter_dtype).weight for pair in (layer.lora_A, layer.lora_B))
+            pairs[adapted] = (A, B)
             layer = layer.base_layer
-    ordered = parameters_of(names) if experts else names
-    return Tuned(wrapped, named({name: pairs[name] for name in ordered}))
+    return Tuned(wrapped, named(dict(reversed(pairs.items()))))
 
 
 def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:

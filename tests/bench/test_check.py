@@ -9,7 +9,7 @@ import torch
 import fastlora
 from bench.cases import Case
 from bench.check import SEED, check, read_mask
-from bench.layer import PHASES, build_layer, layer_saved_bytes, phase_works
+from bench.layer import PHASES, build_layer, layer_saved_bytes, layer_task, phase_works
 from bench.methods import (
     ADDMM,
     BY_ROUTE,
@@ -24,7 +24,6 @@ from bench.methods import (
     UNFUSED,
 )
 from bench.methods.lorafusion import CHECKOUT
-from bench.task import layer_task
 from fastlora.formats.registry import format_of
 from fastlora.formula.masks import dropout_constants
 from fastlora.seeding import seed_all

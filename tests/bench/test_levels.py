@@ -31,7 +31,7 @@ def _little(monkeypatch):
         Measurement(CASE, FEW, ("eager",), launches=True),
         Measurement(MIXED, FEW[1:], ("eager",)),
     )
-    monkeypatch.setattr(linear, "linear_measurements", lambda device: cases)
+    monkeypatch.setattr(linear, "cpu_measurements", lambda: cases)
     monkeypatch.setattr(mnist, "digits_task", lambda device: small_task())
     monkeypatch.setattr("bench.level.torch.set_flush_denormal", lambda flush: True)
 
