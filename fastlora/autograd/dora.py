@@ -31,13 +31,11 @@ from fastlora.formula.operands import (
     plain,
     transforms_active,
 )
+from fastlora.operator_library import make_operator
 from fastlora.routes import dora
 from fastlora.routes.backend import backend_of_mask, get_backend
 from fastlora.routes.decide import Decision, decide
 from fastlora.routes.route import route_on
-
-_library = torch.library.Library("fastlora", "FRAGMENT")
-_library.define("row_norms(Tensor W, Tensor A, Tensor B, float s, str? backend=None) -> Tensor")
 
 
 def _row_norms(W: Tensor, A: Tensor, B: Tensor, s: float, backend: str | None = None) -> Tensor:
@@ -52,8 +50,11 @@ def _row_norms_fake(W: Tensor, A: Tensor, B: Tensor, s: float, backend: str | No
     return W.new_empty(W.shape[0], dtype=accumulation_dtype(W.dtype))
 
 
-_library.impl("row_norms", _row_norms, "CompositeExplicitAutograd")
-torch.library.register_fake("fastlora::row_norms", _row_norms_fake, lib=_library)
+_row_norms_operator = make_operator(
+    "row_norms(Tensor W, Tensor A, Tensor B, float s, str? backend=None) -> Tensor",
+    _row_norms,
+    _row_norms_fake,
+)
 
 
 class DoRAFunction(torch.autograd.Function):
@@ -171,7 +172,7 @@ def _whole(base: BaseWeight, after: Tensor) -> Tensor:
 
 def _norms(W: Tensor, A: Tensor, B: Tensor, s: float, setting: str) -> Tensor:
     if needs_operator(W):
-        return cast(Tensor, torch.ops.fastlora.row_norms.default(W, A, B, s, setting))
+        return cast(Tensor, _row_norms_operator(W, A, B, s, setting))
     return _row_norms(W, A, B, s, setting)
 
 

@@ -187,8 +187,8 @@ def _differentiable(
             mask = mixed.mask_of(rows.detach(), found.dropout, seed) if kept is None else kept[part.rows]
             scale = dropout_constants(found.dropout)[1]
             piece = Piece(0, rows.shape[0], *found, None if mask is None else mask * scale)
-        indices = part.rows if isinstance(part.rows, Tensor) else torch.arange(o.x.shape[0])[part.rows]
-        y = y.index_put((indices.to(o.x.device),), oracle.mixed(rows, W, o.b, [piece]))
+        every = torch.arange(o.x.shape[0], device=o.x.device)
+        y = y.index_put((every[part.rows],), oracle.mixed(rows, W, o.b, [piece]))
     wanted = [one for one, need in zip((o.x, *factors), needs, strict=True) if need]
     found_gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     dx, *others = (next(found_gradients) if need else None for need in needs)

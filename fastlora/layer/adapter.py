@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastlora import arguments
 from fastlora.formula import oracle
 from fastlora.formula.operands import unaffected_by_autocast
+from fastlora.layer.adapter_dropout import Dropping
 from fastlora.layer.commits import commit
 
 DEFAULT = "default"
@@ -65,7 +66,7 @@ class Options(NamedTuple):
         return arguments.scaling(self.r, self.alpha, self.rslora)
 
 
-class Adapter(nn.Module):
+class Adapter(Dropping):
     """An adapter of a layer. It stays in `layer.adapters`, whether it is in use or not.
 
     Args:
@@ -87,7 +88,6 @@ class Adapter(nn.Module):
     lora_B_bias: nn.Parameter
     r: int
     alpha: float
-    dropout: float
     rslora: bool
     init: str
     dora: bool = False
@@ -102,7 +102,8 @@ class Adapter(nn.Module):
         self, A: nn.Parameter, B: nn.Parameter, options: Options, third: nn.Parameter | None = None
     ) -> None:
         super().__init__()
-        vars(self).update(options._asdict())
+        for name, value in options._asdict().items():
+            setattr(self, name, value)
         parameters = (A, B) if third is None else (A, B, third)
         for slot, parameter in zip(self.slots, parameters, strict=True):
             self.register_parameter(slot, parameter)
