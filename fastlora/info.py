@@ -139,6 +139,7 @@ def _library(format: Format) -> str | None:
 
 
 def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
