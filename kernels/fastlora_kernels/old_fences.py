@@ -6,14 +6,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-FIRST_WITH_FENCES = (3, 7, 1)
-_HAS_FENCES = tl.constexpr(tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= FIRST_WITH_FENCES)
+_VERSION = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
+_HAS_FENCES = tl.constexpr(_VERSION >= (3, 7, 1))
 
 
 @tl.core.builtin
 def _reads_through_a_proxy(_semantic: Any = None) -> tl.constexpr:
     """Whether products read their operands from shared memory as Hopper's and Blackwell's do."""
-    return tl.constexpr(_semantic.builder.options.arch in ("sm90", "sm100"))
+    return tl.constexpr(str(_semantic.builder.options.arch).startswith(("sm9", "sm10")))
 
 
 @triton.jit
@@ -25,7 +25,6 @@ def fenced(tile):
     asynchronous copy (its pull request 9610), but does behind a store from registers. Adding 0 takes the tile
     through registers, and changes nothing but the sign of a zero.
     """
-    if not _HAS_FENCES:
-        if _reads_through_a_proxy():
-            tile += 0.0
+    if not _HAS_FENCES and _reads_through_a_proxy():
+        tile += 0.0
     return tile
