@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports from lines above it only; a room is a folder or a file of fastlora/. Inside a room imports
 # make no circle.
 ROOMS = (
-    ("arguments", "tables", "version"),
+    ("arguments", "operator_library", "tables", "version", "warning"),
     ("config_values", "seeding"),
     ("config",),
     ("formula",),
@@ -196,9 +196,29 @@ def test_without_any_extra_all_works_adapter_files_too_and_pefts_models_name_the
     assert set(found) == {f"base_model.model.{i}.lora_{x}.weight" for i in (0, 2) for x in "AB"}
 
 
-def test_importing_the_package_loads_neither_triton_nor_an_extra():
-    code = f"import fastlora; print(*[m for m in {['fastlora_kernels', *EXTRAS[:-1]]!r} if m in sys.modules])"
-    assert run_without([], code) == ""
+# What a plain import loads: what `apply_lora` and a training step need.
+LOADED_AT_ONCE = {
+    *("arguments", "autograd", "config", "config_values", "experts", "formats", "formula", "layer", "model"),
+    *("operator_library", "routes", "segments", "tables", "version", "warning"),
+}
+
+
+def test_importing_the_package_loads_what_training_needs_and_beside_torch_nothing_else():
+    code = "import torch; old = set(sys.modules); import fastlora; print(*set(sys.modules) - old)"
+    names = [name.split(".") for name in run_without([], code).split()]
+    assert {name[0] for name in names} == {"fastlora"}
+    assert {name[1] for name in names if len(name) > 1} == LOADED_AT_ONCE
+
+
+def test_what_is_loaded_later_is_listed_once_for_type_checkers_and_once_for_python():
+    tree = ast.parse((ROOT / "fastlora" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (
+        node for node in tree.body if isinstance(node, ast.If) and not isinstance(node.test, ast.UnaryOp)
+    )
+    for_checkers = {alias.name: node.module for node in block.body for alias in node.names}
+    import fastlora
+
+    assert {name: f"fastlora.{module}" for name, module in fastlora._LATER.items()} == for_checkers
 
 
 def test_every_public_name_exists_and_is_documented():

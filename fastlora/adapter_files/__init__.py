@@ -4,10 +4,7 @@ from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.hotswap import hot_swap
 from fastlora.adapter_files.hub import from_pretrained, push_to_hub
 from fastlora.adapter_files.load import load_adapter, load_pretrained
-from fastlora.adapter_files.save import save_adapter, save_pretrained, write_next_to_checkpoint
-from fastlora.model import transformers_saving
-
-transformers_saving.writers.append(write_next_to_checkpoint)
+from fastlora.adapter_files.save import save_adapter, save_pretrained
 
 __all__ = [
     "AdapterError",

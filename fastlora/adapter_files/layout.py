@@ -89,7 +89,7 @@ def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
 def tensor_from(content: bytearray, header: Header) -> Tensor:
     """A tensor from its bytes in a file, sharing their memory where it can."""
     if not content:
-        return torch.empty(header.shape, dtype=header.dtype)
+        return torch.empty(header.shape, dtype=header.dtype, device="cpu")
     raw = torch.frombuffer(content, dtype=torch.uint8)
     return _little(raw, header.dtype.itemsize).view(header.dtype).view(header.shape)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.commits import exclusive
 from fastlora.model.switching import active_adapter, adapter_names
+from fastlora.warning import warn
 
 
 @exclusive
@@ -71,11 +71,12 @@ def save_pretrained(
     _write(directory, content)
 
 
-@exclusive
 def write_next_to_checkpoint(
     model: nn.Module, directory: Path, state: Mapping[str, Tensor] | None, is_main_process: bool
 ) -> None:
-    """Write all adapters next to a checkpoint. A failure only warns, because the checkpoint has everything.
+    """Write all adapters next to a checkpoint, for the `save_pretrained` of a Transformers model.
+
+    A failure only warns, because the checkpoint has everything.
 
     Args:
         model: As in `save_pretrained`.
@@ -92,9 +93,8 @@ def write_next_to_checkpoint(
         if is_main_process:
             for stale in (CONFIG_FILE, TENSOR_FILE):
                 (directory / stale).unlink(missing_ok=True)
-        warnings.warn(
+        warn(
             f"{directory} holds the whole state, and no adapter that from_pretrained could read: {error}",
-            stacklevel=3,
         )
 
 

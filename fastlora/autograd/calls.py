@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastlora.autograd.operators import lora_backward, lora_forward
+from fastlora.autograd.operators import lora_backward, lora_forward, unpack
 from fastlora.formula.operands import BaseWeight, Needs, Operands, plain
 from fastlora.routes import few_rows
 from fastlora.routes.decide import Decision, decide
@@ -78,9 +78,7 @@ def dequantized(base: BaseWeight, after: Tensor) -> Tensor:
     """W [N, K] of a packed base, in its dtype; `after` is x in a forward pass and dy in a backward pass."""
     if not needs_operator(after):
         return dequantize(base)
-    W: Tensor = torch.ops.fastlora.dequantize.default(
-        base.tensors, base.format, base.N, base.K, base.statics, base.dtype, after
-    )
+    W: Tensor = unpack(base.tensors, base.format, base.N, base.K, base.statics, base.dtype, after)
     return W
 
 

@@ -9,25 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlora.autograd.calls import needs_operator
-from fastlora.autograd.operators import without_autocast
 from fastlora.formula.grouped import Grouped, GroupNeeds, Member
 from fastlora.formula.operands import accumulation_dtype, plain
+from fastlora.operator_library import make_operator, without_autocast
 from fastlora.routes import group_routes
 from fastlora.routes.group_routes import GroupRoute
 
 Optionals = list[Tensor | None]
-
-_library = torch.library.Library("fastlora", "FRAGMENT")
-_MEMBERS = "Tensor[] W, Tensor?[] b, Tensor?[] A, Tensor?[] B, float[] s, float[] dropout, Tensor? seeds"
-_library.define(f"lora_group_forward(Tensor x, {_MEMBERS}, str? backend) -> Tensor[]")
-_library.define(
-    f"lora_group_backward(Tensor?[] dy, Tensor[] p, Tensor x, {_MEMBERS}, "
-    "bool need_dx, bool[] need_dA, bool[] need_dB, str? backend) -> Tensor[]"
-)
 
 
 def forward(o: Grouped, setting: str) -> tuple[list[Tensor], Optionals, GroupRoute | None]:
@@ -154,15 +145,18 @@ def _backward_fake(
     return [x.new_empty(0) if one is None or not need else one.new_empty(one.shape) for one, need in wanted]
 
 
-for _name, _run, _fake in (
-    ("lora_group_forward", _forward, _forward_fake),
-    ("lora_group_backward", _backward, _backward_fake),
-):
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastlora::{_name}", _fake, lib=_library)
-    for _kind in ("cpu", "cuda"):
-        _operator = getattr(torch.ops.fastlora, _name).default
-        _library.impl(_name, without_autocast(_kind, _operator), f"Autocast{_kind.upper()}")
+_MEMBERS = "Tensor[] W, Tensor?[] b, Tensor?[] A, Tensor?[] B, float[] s, float[] dropout, Tensor? seeds"
 
-lora_group_forward = torch.ops.fastlora.lora_group_forward.default
-lora_group_backward = torch.ops.fastlora.lora_group_backward.default
+lora_group_forward = make_operator(
+    f"lora_group_forward(Tensor x, {_MEMBERS}, str? backend) -> Tensor[]",
+    _forward,
+    _forward_fake,
+    under_autocast=without_autocast,
+)
+lora_group_backward = make_operator(
+    f"lora_group_backward(Tensor?[] dy, Tensor[] p, Tensor x, {_MEMBERS}, "
+    "bool need_dx, bool[] need_dA, bool[] need_dB, str? backend) -> Tensor[]",
+    _backward,
+    _backward_fake,
+    under_autocast=without_autocast,
+)

@@ -4,8 +4,7 @@ A compiler sees each pass of a layer as one of these. They have flat signatures,
 spelled out. An operator decides its code path by its operands and by `backend`, a backend setting; None means
 the current one; what was measured counts by `unpacked_from` too (see `BaseWeight`). A backward is given the
 setting of its forward, because the code paths draw different masks.
-The fake versions tell torch.compile and torch.export the shapes. The operators are defined by Library.define,
-whose call costs about half of a `custom_op`'s. `triton` is imported only when a kernel first runs.
+`triton` is imported only when a kernel first runs.
 """
 
 from __future__ import annotations
@@ -16,26 +15,10 @@ import torch
 from torch import Tensor
 
 from fastlora.formula.operands import EVERYTHING, BaseWeight, Needs, Operands, accumulation_dtype, plain
+from fastlora.operator_library import make_operator, without_autocast
 from fastlora.routes.decide import decide
 from fastlora.routes.dequantize import dequantize
 from fastlora.routes.passes import passes_of
-
-_library = torch.library.Library("fastlora", "DEF")
-_library.define(
-    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s, float dropout, Tensor? seed, "
-    "str? backend=None, str unpacked_from='plain') -> (Tensor, Tensor)"
-)
-_library.define(
-    "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
-    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB, str? backend=None, "
-    "str unpacked_from='plain') -> (Tensor, Tensor, Tensor)"
-)
-# `after` is not read. A backward pass gives dy: else a compiler would see the same call as in the forward
-# pass, make one of the two, and keep W between them.
-_library.define(
-    "dequantize(Tensor[] packed, str format, int N, int K, int[] statics, ScalarType dtype, "
-    "Tensor? after=None) -> Tensor"
-)
 
 
 def _forward(
@@ -127,38 +110,12 @@ def _dequantize_fake(
     return packed[0].new_empty(N, K, dtype=dtype)
 
 
-_library.impl("lora_forward", _forward, "CompositeExplicitAutograd")
-_library.impl("lora_backward", _backward, "CompositeExplicitAutograd")
-_library.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
-torch.library.register_fake("fastlora::lora_forward", _forward_fake, lib=_library)
-torch.library.register_fake("fastlora::lora_backward", _backward_fake, lib=_library)
-torch.library.register_fake("fastlora::dequantize", _dequantize_fake, lib=_library)
-
-lora_forward = torch.ops.fastlora.lora_forward.default
-lora_backward = torch.ops.fastlora.lora_backward.default
-
-
-def without_autocast(kind: str, operator: Any) -> Any:
-    """An operator with autocast off inside it, whose conversions would mix dtypes that must be equal.
-
-    Args:
-        kind: The device's, "cpu" or "cuda".
-        operator: An operator. Whoever calls it has converted x, W and b.
-    """
-
-    def run(*operands: Any) -> Any:
-        with torch.autocast(kind, enabled=False):
-            return operator(*operands)
-
-    return run
-
-
-def _forward_under_autocast(kind: str) -> Any:
+def _forward_under_autocast(kind: str, operator: Any) -> Any:
     """The forward operator, with x, W and b converted to autocast's dtype, as nn.Linear does it.
 
     An exported program calls the operator itself. The backward operator converts nothing.
     """
-    run = without_autocast(kind, lora_forward)
+    run = without_autocast(kind, operator)
 
     def forward(x: Tensor, W: Tensor, b: Tensor | None, *rest: Any) -> Any:
         if x.dtype != torch.float64:
@@ -169,6 +126,26 @@ def _forward_under_autocast(kind: str) -> Any:
     return forward
 
 
-for _kind in ("cpu", "cuda"):
-    _library.impl("lora_forward", _forward_under_autocast(_kind), f"Autocast{_kind.upper()}")
-    _library.impl("lora_backward", without_autocast(_kind, lora_backward), f"Autocast{_kind.upper()}")
+lora_forward = make_operator(
+    "lora_forward(Tensor x, Tensor W, Tensor? b, Tensor A, Tensor B, float s, float dropout, Tensor? seed, "
+    "str? backend=None, str unpacked_from='plain') -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    under_autocast=_forward_under_autocast,
+)
+lora_backward = make_operator(
+    "lora_backward(Tensor dy, Tensor x, Tensor W, Tensor A, Tensor B, Tensor p, float s, "
+    "float dropout, Tensor? seed, bool need_dx, bool need_dA, bool need_dB, str? backend=None, "
+    "str unpacked_from='plain') -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+    under_autocast=without_autocast,
+)
+# `after` is not read. A backward pass gives dy: else a compiler would see the same call as in the forward
+# pass, make one of the two, and keep W between them.
+unpack = make_operator(
+    "dequantize(Tensor[] packed, str format, int N, int K, int[] statics, ScalarType dtype, "
+    "Tensor? after=None) -> Tensor",
+    _dequantize,
+    _dequantize_fake,
+)

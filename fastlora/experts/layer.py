@@ -107,7 +107,7 @@ class FusedLoRAExperts(Mergeable):
             return None, None, 0.0, 0.0
         A, B = active()
         s = arguments.scaling(active.r, active.alpha, active.rslora)
-        return A, B, s, active.dropout if self.training else 0.0
+        return A, B, s, active.dropout_now(self.training)
 
     def _freeze_base(self) -> None:
         """Freeze W and b, in the commit in progress or in a new one."""

@@ -42,6 +42,6 @@ def draw_mask(like: Tensor, threshold: int, seed: Tensor | None) -> Tensor:
     if not like.is_cpu:
         return mask.bernoulli_(1 - threshold / _STEPS, generator=generator)
     # Four entries share 64 random bits. On a CPU this takes a fifth of the time of one Bernoulli draw each.
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64)
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
     return torch.ge(bits.view(like.shape), threshold - _STEPS // 2, out=mask)

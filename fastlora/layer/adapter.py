@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastlora import arguments
 from fastlora.formula import oracle
 from fastlora.formula.operands import unaffected_by_autocast
+from fastlora.layer.adapter_dropout import Dropping
 from fastlora.layer.commits import commit
 
 DEFAULT = "default"
@@ -65,7 +66,7 @@ class Options(NamedTuple):
         return arguments.scaling(self.r, self.alpha, self.rslora)
 
 
-class Adapter(nn.Module):
+class Adapter(Dropping):
     """An adapter of a layer. It stays in `layer.adapters`, whether it is in use or not.
 
     Args:
@@ -76,6 +77,7 @@ class Adapter(nn.Module):
 
     Attributes:
         name: Its key in `layer.adapters`.
+        biases: Which biases of the model are trained beside it: "none", "lora_only" or "all".
         of_embedding: Whether its layer is an embedding, where A starts at zero and B random.
         trains: While it is not in use: for each of `slots`, whether it is to be trained once the adapter is.
             Until then all are frozen.
@@ -87,7 +89,6 @@ class Adapter(nn.Module):
     lora_B_bias: nn.Parameter
     r: int
     alpha: float
-    dropout: float
     rslora: bool
     init: str
     dora: bool = False
@@ -95,6 +96,7 @@ class Adapter(nn.Module):
     name: str = ""
     trains: tuple[bool, ...] = (True, True)
     of_embedding: bool = False
+    biases: str = arguments.NO_BIASES
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 
@@ -102,7 +104,8 @@ class Adapter(nn.Module):
         self, A: nn.Parameter, B: nn.Parameter, options: Options, third: nn.Parameter | None = None
     ) -> None:
         super().__init__()
-        vars(self).update(options._asdict())
+        for name, value in options._asdict().items():
+            setattr(self, name, value)
         parameters = (A, B) if third is None else (A, B, third)
         for slot, parameter in zip(self.slots, parameters, strict=True):
             self.register_parameter(slot, parameter)

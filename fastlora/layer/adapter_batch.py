@@ -79,4 +79,4 @@ class AdapterBatch:
             return None
         # Called as a module, so that hooks which fetch offloaded parameters run first.
         A, B = adapter()
-        return Factors(A, B, adapter.scaling, adapter.dropout if layer.training else 0.0)
+        return Factors(A, B, adapter.scaling, adapter.dropout_now(layer.training))

@@ -34,7 +34,7 @@ _QUANTIZING: Final = frozenset(
         *("compressed_tensors", "modelopt", "quark", "spqr_quant", "torchao", "vptq", "fp_quant"),
     )
 )
-_QUANTIZED: Final = re.compile(
+_QUANTIZED: Final = (
     r"Linear(4|8)bit|Linear(FP|NF)4|(HQQ|Quant|QuantLinear|WQ|Q|Eetq|EETQ|Bit|FP8|Fp8|FP4|MXFP4|Higgs|Vptq|VQuant"
     r"|SpQR|Spqr)(ized)?Linear"
 )
@@ -115,6 +115,6 @@ def _is_quantized(module: nn.Module) -> bool:
             return True
         if cls.__module__.startswith("torch.ao.nn.quantized") and "Linear" in cls.__name__:
             return True
-        if package != "torch" and _QUANTIZED.search(cls.__name__):
+        if package != "torch" and re.search(_QUANTIZED, cls.__name__):
             return True
     return False

@@ -88,7 +88,7 @@ class LoRAConv(Stored, _ConvNd):
             return y
         A, B = active()
         conv = _FUNCTIONS[len(self.kernel_size) - 1]
-        x = F.dropout(x.to(A.dtype), active.dropout, self.training)
+        x = F.dropout(x.to(A.dtype), active.dropout_now(self.training))
         p = conv(x, A.view(-1, *self.weight.shape[1:]), None, self.stride, self.padding)
         update: Tensor = conv(p, B.view(*B.shape, *(1 for _ in self.kernel_size)))
         return y + (update * active.scaling).to(y.dtype)

@@ -55,7 +55,7 @@ def projection_of(layer: Any, packed: BaseWeight | None = None) -> Projection | 
     if type(A) not in _PLAIN or type(B) not in _PLAIN:
         return f"A is a {type(A).__name__}, not a plain parameter"
     s = arguments.scaling(active.r, active.alpha, active.rslora)
-    return Projection(W, b, A, B, s, active.dropout if layer.training else 0.0)
+    return Projection(W, b, A, B, s, active.dropout_now(layer.training))
 
 
 def projections_of(

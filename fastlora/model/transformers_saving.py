@@ -40,8 +40,8 @@ _NO_MODEL = {"transformers_weights": "LoRA, not a model: load the base, then ada
 # Transformers' option to save under the names of the published files.
 _PUBLISHED_NAMES = "save_original_format"
 
-# Called with (model, directory, state_dict, is_main_process). adapter_files adds its writer here, because it
-# may import this module, but not the reverse.
+# Called with (model, directory, state_dict, is_main_process). The package puts adapter_files' writer here,
+# which this module may not import.
 writers: list[Callable[[nn.Module, Path, Mapping[str, Tensor] | None, bool], None]] = []
 
 

@@ -164,6 +164,7 @@ def _draw_seeds(split: Split, layer: FusedLoRALinear, device: torch.device, coun
     The first process uses the first seed, the next one the second. They are drawn one by one, because a GPU's
     generator advances by launches, not by how many numbers are drawn.
     """
-    if split is Split.ROWS and layer.training and layer.dropout:
+    active = layer.active
+    if split is Split.ROWS and active is not None and active.dropout_now(layer.training):
         for _ in range(count):
             torch.randint(2**62, (1,), device=device)

@@ -86,7 +86,7 @@ def tables_of(
         ordered += own
         firsts.append(len(ordered))
     parts = [[value for row in part for value in row] for part in (tiles, segments, ordered)]
-    flat = torch.tensor([*parts[0], *parts[1], *parts[2], *firsts], dtype=torch.int32)
+    flat = torch.tensor([*parts[0], *parts[1], *parts[2], *firsts], dtype=torch.int32, device="cpu")
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
     cut = flat.split_with_sizes([*map(len, parts), len(firsts)])
@@ -109,5 +109,6 @@ def adapter_tables(adapters: Adapters, device: torch.device) -> tuple[Tensor, Te
         before += rank
     ranks.append((0, 0, 0))
     scales.append((0.0, 1.0))
-    made = torch.tensor(ranks, dtype=torch.int32), torch.tensor(scales, dtype=torch.float32)
-    return made[0].to(device), made[1].to(device)
+    kinds = (ranks, torch.int32), (scales, torch.float32)
+    made = [torch.tensor(rows, dtype=dtype, device=device) for rows, dtype in kinds]
+    return made[0], made[1]

@@ -9,25 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlora.formula.operands import accumulation_dtype
+from fastlora.operator_library import make_operator
 from fastlora.segments import by_runs, grouped
 from fastlora.segments.decide import GROUPED, decide
 from fastlora.segments.operands import RunNeeds, RunOperands
 from fastlora.segments.plan import Plan
-
-_OPERANDS = (
-    "Tensor x, Tensor W, Tensor? b, Tensor? A, Tensor? B, float s, Tensor offsets, Tensor order, int copies, "
-    "bool gathers, Tensor? weights, float dropout, Tensor? seed, str setting"
-)
-_library = torch.library.Library("fastlora", "FRAGMENT")
-_library.define(f"runs_forward({_OPERANDS}) -> (Tensor, Tensor)")
-_library.define(
-    f"runs_backward(Tensor dy, Tensor p, bool need_dx, bool need_dA, bool need_dB, bool need_dweights, "
-    f"{_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def flat(o: RunOperands) -> tuple[Any, ...]:
@@ -77,12 +66,19 @@ def _backward_fake(dy: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     )
 
 
-for _name, _run, _fake in (
-    ("runs_forward", _forward, _forward_fake),
-    ("runs_backward", _backward, _backward_fake),
-):
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastlora::{_name}", _fake, lib=_library)
+_OPERANDS = (
+    "Tensor x, Tensor W, Tensor? b, Tensor? A, Tensor? B, float s, Tensor offsets, Tensor order, int copies, "
+    "bool gathers, Tensor? weights, float dropout, Tensor? seed, str setting"
+)
 
-runs_forward = torch.ops.fastlora.runs_forward.default
-runs_backward = torch.ops.fastlora.runs_backward.default
+runs_forward = make_operator(
+    f"runs_forward({_OPERANDS}) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+runs_backward = make_operator(
+    "runs_backward(Tensor dy, Tensor p, bool need_dx, bool need_dA, bool need_dB, bool need_dweights, "
+    f"{_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
