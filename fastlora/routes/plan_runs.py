@@ -95,23 +95,17 @@ def _cached_plan(
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms
     block_r = configs.segment_rank_block(r, architecture, kind, wide_adapters, tf32_terms)
-    table = configs.table_of(architecture)
     if direction == "forward":
-        names, steps = ("p", "y"), num_blocks(K, tile.block_k)
         forward = segment_tasks.segment_forward_tiles(*counts[:2], N, r, tile.block_n, block_r)
         tiles = forward._asdict()
-    else:
-        names, steps = ("q", "dx"), num_blocks(N, tile.block_n)
-        blocks = (tile.block_n, tile.block_k, block_r, tile.block_k_dA)
-        backward = segment_tasks.segment_backward_tiles(*counts, N, K, r, *needs, *blocks)
-        tiles = backward._asdict()
-    split = dict(
-        zip(names, split_k or [configs.split_k(table, tiles[one], steps) for one in names], strict=True)
-    )
-    if direction == "forward":
+        split = _split(("p", "y"), split_k, architecture, tiles, num_blocks(K, tile.block_k))
         num_tasks = tasks.forward_tickets(forward, split["p"], split["y"]).end
         workspace = tasks.forward_counters(forward).end
     else:
+        blocks = (tile.block_n, tile.block_k, block_r, tile.block_k_dA)
+        backward = segment_tasks.segment_backward_tiles(*counts, N, K, r, *needs, *blocks)
+        tiles = backward._asdict()
+        split = _split(("q", "dx"), split_k, architecture, tiles, num_blocks(N, tile.block_n))
         split |= {"dB": 1, "dA": 1}
         num_tasks = tasks.backward_tickets(backward, split["q"], split["dx"], 1).end
         workspace = tasks.backward_counters(backward).end
@@ -129,3 +123,16 @@ def _cached_plan(
         precision=precision,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
+
+
+def _split(
+    names: tuple[str, str],
+    given: tuple[int, int] | None,
+    architecture: str,
+    tiles: dict[str, int],
+    steps: int,
+) -> dict[str, int]:
+    """How many programs share a tile of each result: as given, or as its `steps` along the sum allow."""
+    table = configs.table_of(architecture)
+    counts = given or [configs.split_k(table, tiles[name], steps) for name in names]
+    return dict(zip(names, counts, strict=True))
