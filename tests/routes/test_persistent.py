@@ -12,11 +12,12 @@ from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import choices, decide, persistent
-from fastlora.routes.choices import current_versions, key_of, write_choices
+from fastlora.routes.choices import current_versions, key_of
 from fastlora.routes.decide import Decision
 from fastlora.routes.launch import scales
 from fastlora.routes.route import Route
 from fastlora.tuning import tuner
+from fastlora.tuning.choices_file import write_choices
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
 from fastlora_kernels.choice_content import (
