@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
-from fastlora.adapter_files.keys import layer_keys, plain_key, third_key
+from fastlora.adapter_files.keys import bias_key, layer_keys, plain_key, third_key
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, Options
 from fastlora.layer.base_weights import adapters_for_original
@@ -24,6 +25,7 @@ from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
 from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
+from fastlora.model.biases import biases_of, kind_of
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import inside
@@ -81,6 +83,9 @@ def collect(
         raise ValueError(f"adapters must be among {', '.join(adapter_names(model))}; got {name!r}")
     in_files = names_in_files({layer: found[layer] for layer in layers})
     tensors, places = _updates(found, layers, in_files, name)
+    for path, b in biases_of(model, name).items():
+        key = bias_key(path, has_lora=path in layers)
+        tensors[key], places[key] = b.detach(), f"{path}.bias".lstrip(".")
     plain = modules_in_full(model)
     warn_of_moved(model, inside(plain.values()))
     for path, module in plain.items():
@@ -88,7 +93,7 @@ def collect(
             key = plain_key(f"{path}.{own}".lstrip("."))
             tensors[key] = value.detach()
             places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
-    text = _text_of_config(model, found, layers, plain, base_model_name_or_path, task_type)
+    text = _text_of_config(model, name, found, layers, plain, base_model_name_or_path, task_type)
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
     if state is not None and (sharded or is_other(state, model, places)):
         given = from_state(state, tensors, places)
@@ -161,6 +166,7 @@ def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> N
 
 def _text_of_config(
     model: nn.Module,
+    name: str,
     found: Mapping[str, LoRALayer],
     layers: Mapping[str, tuple[Tensor, Tensor, Options]],
     plain: Mapping[str, nn.Module],
@@ -173,7 +179,8 @@ def _text_of_config(
     rows = {path: list(each.tokens) for path, _, each in token_rows(model)}
     in_full = {path: each for path, each in plain.items() if not isinstance(each, TokenRows)}
     experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
-    config = _config({layer: options for layer, (_, _, options) in layers.items()}, experts, in_full, known)
+    options = {layer: options for layer, (_, _, options) in layers.items()}
+    config = replace(_config(options, experts, in_full, known), bias=kind_of(model, name))
     task_type = task_of(model, task_type)
     return config.dumps(
         target_modules=describe.target_modules(layers.keys() - experts, known.keys() - experts),

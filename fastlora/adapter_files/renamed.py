@@ -29,14 +29,14 @@ def fit_names(model: nn.Module, contents: Contents, known: Mapping[str, nn.Modul
     """
     if all(name in known for name in contents.names):
         return
-    old = (*contents.names, *contents.plain)
+    old = (*contents.names, *contents.beside)
     for renaming in _renamings(unwrapped(model)):
         new = _renamed(renaming, contents.names, known)
         if new is None:
             continue
         names = {
             **dict(zip(contents.names, new, strict=True)),
-            **{key: renaming(key) for key in contents.plain},
+            **{key: renaming(key) for key in contents.beside},
         }
         if len(set(names.values())) < len(old):
             continue

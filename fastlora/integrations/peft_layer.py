@@ -74,12 +74,8 @@ class Fused(nn.Module, metaclass=_ShownAsPefts):
         if obstacle is not None:
             return self._stock_forward(obstacle, x, *args, **kwargs)
         count(self, FUSED)
-        if operands.trains_biases:
-            y = self._fused(
-                x, operands._replace(b=None, b_B=None) if _takes_gradient(operands.b) else operands
-            )
-            return _with_biases(y, operands)
-        return self._fused(x, operands)
+        y = self._fused(x, operands)
+        return y if operands.b_B is None else y + (operands.b_B * operands.s).to(y.dtype)
 
     def _fused(self, x: Tensor, operands: Operands) -> Tensor:
         W, b, A, B, s, dropout, m, _ = operands
@@ -146,18 +142,6 @@ def count(layer: Any, way: str) -> None:
     # Not when compiled: the counter would become a guard, and each count would cause a recompilation.
     if not torch.compiler.is_compiling():
         vars(layer).setdefault(COUNTS, Counter())[way] += 1
-
-
-def _takes_gradient(b: Tensor | None) -> bool:
-    return b is not None and b.requires_grad
-
-
-def _with_biases(y: Tensor, operands: Operands) -> Tensor:
-    """y with the biases that take a gradient: the base layer's b, and s times the b_B of B."""
-    b, b_B = operands.b, operands.b_B
-    if b is not None and b.requires_grad:
-        y = y + b.to(y.dtype)
-    return y if b_B is None else y + (b_B * operands.s).to(y.dtype)
 
 
 def _factors(operands: Operands) -> Factors:

@@ -71,8 +71,8 @@ class ForwardPass(AdaptedLinear):
             W = W.t()
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
-        if W.requires_grad or (b is not None and b.requires_grad):
-            W, b = _frozen(W, b)
+        if W.requires_grad:
+            W = _frozen(W)
         if self._batch is not None and self._batch.applies(self):
             return self._batch.computed(self, x, W, b)
         if active is not None and kept is None and self.enabled:
@@ -124,11 +124,11 @@ class ForwardPass(AdaptedLinear):
         )
 
 
-def _frozen(W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """W and b without gradients, with a warning, as someone expects some."""
+def _frozen(W: Tensor) -> Tensor:
+    """W without a gradient, with a warning, as someone expects one."""
     warnings.warn(
-        "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
-        "gradient; to train them use remove_lora and unfreeze",
+        "weight.requires_grad is True, but FusedLoRALinear gives it no gradient; to train it use remove_lora "
+        "and unfreeze",
         stacklevel=4,
     )
-    return W.detach(), None if b is None else b.detach()
+    return W.detach()
