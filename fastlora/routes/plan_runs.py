@@ -12,6 +12,7 @@ from fastlora.routes.architecture import fp32_precision
 from fastlora.routes.plan import Plan, entry_of
 from fastlora_kernels import configs, segment_tasks, tasks
 from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.split_counts import split_k as split_for
 from fastlora_kernels.tables import Tile
 
 
@@ -105,15 +106,14 @@ def _cached_plan(
         blocks = (tile.block_n, tile.block_k, block_r, tile.block_k_dA)
         backward = segment_tasks.segment_backward_tiles(*counts, N, K, r, *needs, *blocks)
         tiles = backward._asdict()
-    split = dict(
-        zip(names, split_k or [configs.split_k(table, tiles[one], steps) for one in names], strict=True)
-    )
+    split = dict(zip(names, split_k or [split_for(table, tiles[one], steps) for one in names], strict=True))
     if direction == "forward":
         num_tasks = tasks.forward_tickets(forward, split["p"], split["y"]).end
         workspace = tasks.forward_counters(forward).end
     else:
         split |= {"dB": 1, "dA": 1}
-        num_tasks = tasks.backward_tickets(backward, split["q"], split["dx"], 1).end
+        rows = counts[0] * tile.block_m
+        num_tasks = tasks.backward_tickets(backward, rows, N, split["q"], split["dx"], 1).end
         workspace = tasks.backward_counters(backward).end
     return Plan(
         direction=direction,
