@@ -14,6 +14,8 @@ import torch
 INITS: Final = ("gaussian", "kaiming", "orthogonal")
 FROM_WEIGHT: Final = ("pissa", "pissa-randomized", "olora")
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Which biases of a model are trained beside LoRA: PEFT's `bias`.
+BIASES: Final = (NO_BIASES := "none", "lora_only", ALL_BIASES := "all")
 
 
 def shown(value: object, limit: int = 200) -> str:

@@ -9,8 +9,11 @@ from typing import Any, Final
 import torch
 
 from fastlora.arguments import (
+    BIASES,
+    NO_BIASES,
     check_alpha,
     check_bool,
+    check_choice,
     check_dropout,
     check_dtype,
     check_init,
@@ -53,6 +56,9 @@ class LoRAConfig:
         dora: Train a magnitude for each row of W + s B A as well (see `FusedLoRALinear`; DoRA, arXiv
             2402.09353). Linear layers alone, plain or packed.
         lora_bias: Train a bias of B too (see `FusedLoRALinear`). Linear layers alone, and not with dora.
+        bias: Which biases of the model are trained too, in place, as in PEFT: "none", those of layers with
+            LoRA ("lora_only"), or "all". They are the model's, not the adapter's: one adapter alone can train
+            them, and they stay as trained where it is not in use, or LoRA is switched off.
         adapter_dtype: Dtype of A and B, or its name, such as "float32"; None means each weight's own, but
             fp32 over a 16-bit weight, as in PEFT.
         target_modules: "all-linear"; or a regular expression that must match a module's whole name; or a
@@ -93,6 +99,7 @@ class LoRAConfig:
     init: str = "gaussian"
     dora: bool = False
     lora_bias: bool = False
+    bias: str = NO_BIASES
     adapter_dtype: torch.dtype | str | None = None
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
@@ -127,6 +134,7 @@ class LoRAConfig:
         if check_bool(self.lora_bias, "lora_bias") and self.dora:
             raise ValueError("lora_bias and dora must not both be True, as in PEFT")
         check_init(self.init)
+        check_choice("bias", self.bias, BIASES)
         check_bool(self.group, "group")
         self._own("adapter_dtype", check_dtype("adapter_dtype", self.adapter_dtype))
         self._check_names()

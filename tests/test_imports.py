@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports from lines above it only; a room is a folder or a file of fastlora/. Inside a room imports
 # make no circle.
 ROOMS = (
-    ("arguments", "operator_library", "tables", "version"),
+    ("arguments", "operator_library", "tables", "version", "warning"),
     ("config_values", "seeding"),
     ("config",),
     ("formula",),
@@ -199,7 +199,7 @@ def test_without_any_extra_all_works_adapter_files_too_and_pefts_models_name_the
 # What a plain import loads: what `apply_lora` and a training step need.
 LOADED_AT_ONCE = {
     *("arguments", "autograd", "config", "config_values", "experts", "formats", "formula", "layer", "model"),
-    *("operator_library", "routes", "segments", "tables", "version"),
+    *("operator_library", "routes", "segments", "tables", "version", "warning"),
 }
 
 

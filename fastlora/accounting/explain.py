@@ -58,9 +58,7 @@ def explain(
         named = gpu is not None
         if gpu is not None:
             check_choice("gpu", gpu, GPUS)
-        elif layer.weight.is_cuda:
-            gpu = find_gpu(torch.cuda.get_device_name(layer.weight.device))
-        return explain_experts(M, layer, gpu, named=named)
+        return explain_experts(M, layer, gpu or _gpu_of(layer.weight.device), named=named)
     W = like_weight(layer).detach()
     if isinstance(layer, QuantizedLoRALinear):
         dtype = layer.format.compute_dtype(layer, layer.base.dtype, None)
@@ -132,10 +130,7 @@ def explain_problem(
         ValueError: If a size is below 1, or the GPU is unknown.
         BackendError: As in `explain`.
     """
-    for name, size in (("M", problem.M), ("K", problem.K), ("N", problem.N)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
-    check_rank(problem.r)
+    _check_problem(problem)
     if device is None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if gpu is not None:
@@ -144,24 +139,17 @@ def explain_problem(
     aligned = W is None or is_aligned(W)
     x, dy = (torch.empty(problem.M, C, dtype=problem.dtype, device="meta") for C in (problem.K, problem.N))
     architecture = "" if gpu is None else GPUS[gpu].architecture
-    decision = decide_for(
-        problem,
-        device,
-        dropout=dropout,
-        aligned=aligned and is_aligned(x),
-        gpu=gpu,
-        architecture=architecture,
-    )
-    if gpu is None and device.type == "cuda":
-        gpu = find_gpu(torch.cuda.get_device_name(device))
+    tma = aligned and is_aligned(x)
+    decision = decide_for(problem, device, dropout=dropout, aligned=tma, gpu=gpu, architecture=architecture)
+    gpu = gpu or _gpu_of(device)
     passes = []
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):
         plan = None
         if route.is_fused:  # the tile table is read only if it is needed
             from fastlora.routes.plan import plan_for
 
-            tma, where = aligned and all(map(is_aligned, rows)), architecture or _architecture_of(device)
-            plan = plan_for(name, where, problem, dropout=dropout, aligned=tma, measured=not named)
+            where, whole = architecture or _architecture_of(device), aligned and all(map(is_aligned, rows))
+            plan = plan_for(name, where, problem, dropout=dropout, aligned=whole, measured=not named)
         cost: Cost = getattr(problem, name)()
         floor = None if gpu is None else _floor(cost, problem.dtype, gpu)
         passes.append(PassExplanation(name, route, plan, cost, floor))
@@ -170,9 +158,21 @@ def explain_problem(
     if path.name == "triton":
         from fastlora.routes.persistent import told_of
 
-        tma, where = aligned and is_aligned(x), architecture or _architecture_of(device)
+        where = architecture or _architecture_of(device)
         persistent = told_of(where, problem, dropout=dropout > 0, aligned=tma)
     return Explanation(problem, path, gpu, tuple(passes), persistent=persistent)
+
+
+def _check_problem(problem: Problem) -> None:
+    for name, size in (("M", problem.M), ("K", problem.K), ("N", problem.N)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    check_rank(problem.r)
+
+
+def _gpu_of(device: torch.device) -> str | None:
+    """The name of a device in `GPUS`, None where it is none of them."""
+    return find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def _architecture_of(device: torch.device) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -155,29 +156,29 @@ def _from_transformers(spec: str, dtype: torch.dtype) -> _Maker:
     transformers.AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 
     def make(size: _Batch) -> tuple[nn.Module, _Forward]:
-        try:
+        with _told_as(f"model {spec!r} must be one that Transformers can build"):
             model: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=_UNMASKED)
-        except DataDependentOutputException:
-            raise
-        # Invalid values in a config, or a missing package, raise errors of many types.
-        except Exception as error:
-            raise BlueprintError(
-                f"model {spec!r} must be one that Transformers can build; {in_short(error)}"
-            ) from error
 
         def forward(model: nn.Module) -> object:
             ids = torch.zeros(size.rows, size.tokens, dtype=torch.long)
-            try:
+            with _told_as(f"model {spec!r} must take token ids, and {size.tokens} of them"):
                 return model(input_ids=ids)
-            except DataDependentOutputException:
-                raise
-            # Models for images, audio or two inputs raise errors of many types.
-            except Exception as error:
-                raise BlueprintError(
-                    f"model {spec!r} must take token ids, and {size.tokens} of them; {in_short(error)}"
-                ) from error
 
         config.use_cache = False
         return model, forward
 
     return make
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Any error as a BlueprintError that begins with `what`, but one about values, which fake tensors lack.
+
+    Invalid values in a config, a missing package, and models for images or audio raise errors of many types.
+    """
+    try:
+        yield
+    except DataDependentOutputException:
+        raise
+    except Exception as error:
+        raise BlueprintError(f"{what}; {in_short(error)}") from error

@@ -51,6 +51,7 @@ class AdapterConfig:
     target_parameters: tuple[str, ...] = ()
     dora: bool = False  # use_dora
     lora_bias: bool = False
+    bias: str = "none"
     trainable_token_indices: Mapping[str, Sequence[int]] | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class AdapterConfig:
         arguments.check_bool(self.dora, "use_dora")
         if arguments.check_bool(self.lora_bias, "lora_bias") and self.dora:
             raise ValueError("lora_bias and use_dora must not both be true, as PEFT says too")
+        arguments.check_choice("bias", self.bias, arguments.BIASES)
         if self.dora and self.target_parameters:
             raise ValueError("use_dora and target_parameters must not be used together, as PEFT says too")
         for key, r in self.rank_pattern.items():
@@ -106,6 +108,7 @@ class AdapterConfig:
             "use_rslora": self.rslora,
             "use_dora": self.dora,
             "lora_bias": self.lora_bias,
+            "bias": self.bias,
             "init_lora_weights": "gaussian" if gaussian else True,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": {key: _short(alpha) for key, alpha in self.alpha_pattern.items()},
@@ -147,6 +150,7 @@ class AdapterConfig:
                 target_parameters=_names("target_parameters", values["target_parameters"]),
                 dora=values["use_dora"] or False,
                 lora_bias=values["lora_bias"] or False,
+                bias=values["bias"] or "none",
                 trainable_token_indices=check_tokens(tokens) if tokens else None,
             )
             read._ranks, read._alphas  # noqa: B018 - raises here if a pattern is invalid
@@ -169,6 +173,8 @@ def digest(text: str | bytes) -> str:
         read["use_dora"] = True
     if found.get("lora_bias"):
         read["lora_bias"] = True
+    if found.get("bias") not in (None, "none"):
+        read["bias"] = found["bias"]
     if found.get("trainable_token_indices"):
         read["trainable_token_indices"] = found["trainable_token_indices"]
     # Patterns are not sorted: the first one that matches counts, so their order matters.

@@ -115,10 +115,6 @@ def check_supported(found: Mapping[str, Any]) -> None:
     kind = found.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"peft_type must be 'LORA'; got {shown(kind)} (merge it into the model with PEFT)")
-    if (bias := found.get("bias", "none")) != "none":
-        raise AdapterError(
-            f"bias must be 'none', as biases are frozen here; got {shown(bias)} (merge the adapter with PEFT)"
-        )
     init = found.get("init_lora_weights", True)
     if not any(init is known or (isinstance(init, str) and init == known) for known in _INITS_THAT_KEEP_W):
         raise AdapterError(

@@ -21,6 +21,8 @@ from fastlora.adapter_files.tensors import TensorFile
 from fastlora.layer.adapter import Options
 
 _OF_EMBEDDING: Final = {"embedding A", "embedding B"}
+# Under bias="all" PEFT writes these modules' biases too, beside those of a module to save.
+_COPIES: Final = ("original_module", "modules_to_save")
 
 
 class LayerHeader(NamedTuple):
@@ -54,6 +56,7 @@ class Contents:
         tokens: {name of a module: the tokens that it has rows for}.
         embeddings: Those of `names` that are embeddings.
         base: Keys without prefix of W of embeddings, which PEFT writes besides; the model has it.
+        biases: {name of a bias in the model: key without prefix} of those that the adapter trains.
     """
 
     def __init__(self, config: AdapterConfig, file: TensorFile) -> None:
@@ -71,19 +74,39 @@ class Contents:
                 names.setdefault(layer, set()).add(letter)
             else:
                 self.plain[layer] = header
+        self._sort_biases()
         self.embeddings = {layer for layer, letters in names.items() if letters == _OF_EMBEDDING}
         names |= {layer: {"A", "B"} for layer in self.embeddings}
         rows = [name for name in self.plain if name.endswith(ROWS)]
         self.base = [
             name
             for name in self.plain
-            if self.embeddings and name not in rows and not self._is_inside_one_to_save(name)
+            if self.embeddings and name not in rows and not self.is_inside_one_to_save(name)
         ]
         for name in self.base:
             del self.plain[name]
         self._check(names)
         self.names = tuple(names)
         self.tokens = {name.removesuffix(ROWS): self._tokens_of(name) for name in rows}
+
+    def _sort_biases(self) -> None:
+        """Take the biases that the adapter trains, and what PEFT writes beside them, out of `plain`."""
+        self.biases: dict[str, str] = {}
+        for name in list(self.plain) if self.config.bias != "none" else ():
+            *path, slot = name.split(".")
+            if slot != "bias":
+                continue
+            if not self.is_inside_one_to_save(name):
+                own = path[:-1] if path[-1:] == ["base_layer"] else path
+                self.biases[".".join([*own, slot])] = name
+            elif path[-1] not in _COPIES:
+                continue
+            del self.plain[name]
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The keys without prefix of all tensors that are no layer's, but for `base`."""
+        return (*self.plain, *self.biases.values())
 
     def _check(self, names: Mapping[str, set[str]]) -> None:
         """Raise unless each layer has the tensors of one update, and all others belong to modules to save.
@@ -133,7 +156,8 @@ class Contents:
             )
         return named
 
-    def _is_inside_one_to_save(self, name: str) -> bool:
+    def is_inside_one_to_save(self, name: str) -> bool:
+        """Whether a tensor, or the module of this name, lies inside a module to save."""
         return any(f".{module}." in f".{name}" for module in self.config.modules_to_save)
 
     def keys_of(self, layer: str) -> tuple[str, str]:
@@ -181,7 +205,7 @@ class Contents:
             keys |= zip(layer_keys(layer, **kind), layer_keys(names[layer], **kind), strict=True)
             if third := self.config.third:
                 keys[third_key(layer, third)] = third_key(names[layer], third)
-        keys |= {plain_key(name): plain_key(names[name]) for name in self.plain}
+        keys |= {plain_key(name): plain_key(names[name]) for name in self.beside}
         keys |= {plain_key(name): plain_key(name) for name in self.base}
         self.file.rename(keys)
         self._sort()

@@ -56,7 +56,7 @@ def name_layers(model: nn.Module, contents: Contents) -> None:
         while stem.endswith(_INNER):
             stem = stem.removesuffix(_INNER)
         stems.setdefault(stem.lstrip("."), []).append(name)
-    names, experts = {name: name for name in (*contents.names, *contents.plain)}, {}
+    names, experts = {name: name for name in (*contents.names, *contents.beside)}, {}
     for stem, own in stems.items():
         stacks = stacks_of(modules[stem]) if stem in modules else []
         if not stacks:

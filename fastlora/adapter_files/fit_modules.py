@@ -18,11 +18,14 @@ from fastlora.adapter_files.fit import check_shape
 from fastlora.adapter_files.keys import ROWS, plain_key
 from fastlora.arguments import adapter_dtype_over
 from fastlora.layer.token_rows import CHILD, TokenRows
+from fastlora.model.biases import check_one_adapter, kind_of
+from fastlora.model.find_layers import lora_layers
 from fastlora.model.modules_to_save import check_trainable, inside, saved_modules
 from fastlora.model.name_matching import listed, near_names
 from fastlora.model.token_rows import Found, find_rows, token_rows, with_rows
 from fastlora.model.versions import state_of
 from fastlora.model.wrappers import modules_by_name
+from fastlora.warning import warn
 
 
 class FoundModules(NamedTuple):
@@ -32,19 +35,22 @@ class FoundModules(NamedTuple):
         modules: {path: module}.
         tensors: {key in the file: the model's tensor of that name, of the adapter in use}.
         rows: Rows of tokens, which are among the modules; the model may not have them yet.
+        biases: {key in the file: the bias of the model} of those that the adapter trains; among the tensors.
     """
 
     modules: dict[str, nn.Module]
     tensors: dict[str, Tensor]
     rows: list[Found]
+    biases: dict[str, Tensor]
 
     def of(self, adapter: str) -> dict[str, Tensor]:
         """{key in the file: the tensor of an adapter's version that takes its value}."""
-        return {
+        versions = {
             f"{path}.{key}".lstrip("."): tensor
             for path, module in self.modules.items()
             for key, tensor in state_of(module, adapter).items()
         }
+        return versions | self.biases
 
 
 def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
@@ -76,13 +82,41 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
     for path, each in rows.items():
         tensors[f"{path}{ROWS}"] = each.rows.trainable_tokens_delta
         found[f"{path}.{CHILD}"] = each.rows
-    for key, header in contents.plain.items():
+    biases = _biases(model, contents)
+    tensors |= biases
+    for key in contents.beside:
+        header = contents.file.headers[plain_key(key)]
         if key not in tensors:
             raise AdapterError(f"modules_to_save must hold the model's tensors alone; {key!r} is none")
         check_shape(key, list(tensors[key].shape), list(header.shape), "shape")
         if tensors[key].is_floating_point() != header.dtype.is_floating_point:
             raise AdapterError(f"{key!r} must be of the kind of {tensors[key].dtype}; it is {header.dtype}")
-    return FoundModules(found, tensors, list(rows.values()))
+    return FoundModules(found, tensors, list(rows.values()), biases)
+
+
+def _biases(model: nn.Module, contents: Contents) -> dict[str, Tensor]:
+    """{key in the file: the model's bias} of all biases that the file's config says the adapter trains."""
+    if (kind := contents.config.bias) == "none":
+        return {}
+    known = modules_by_name(model)
+    chosen = contents.names if kind == "lora_only" else known
+    own = {
+        f"{path}.bias".lstrip("."): module._parameters["bias"]
+        for path in chosen
+        if (module := known.get(path)) is not None and module._parameters.get("bias") is not None
+    }
+    own = {name: b for name, b in own.items() if not contents.is_inside_one_to_save(name)}
+    if further := [name for name in contents.biases if name not in own]:
+        raise AdapterError(
+            f"biases must be the model's, of layers with LoRA where bias is 'lora_only'; "
+            f"{contents.biases[further[0]]!r} is none"
+        )
+    if lacking := [name for name in own if name not in contents.biases]:
+        raise AdapterError(
+            f"must hold the biases that were trained, as bias is {kind!r}; it lacks {listed(lacking)} (older "
+            "versions of PEFT lost those of layers with LoRA; set bias to 'none' where the base's are meant)"
+        )
+    return {key: own[name] for name, key in contents.biases.items()}  # type: ignore[misc]
 
 
 def _check_paths(model: nn.Module, contents: Contents, paths: list[str]) -> None:
@@ -128,6 +162,25 @@ def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Modul
             return path
     near = near_names(key, modules)
     raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
+
+
+def check_biases(model: nn.Module, contents: Contents, name: str, known: bool) -> None:
+    """Raise AdapterError unless the adapter can train what the file says; warn if others change too."""
+    kind = contents.config.bias
+    if known and kind != kind_of(model, name):
+        raise AdapterError(
+            f"bias must be {kind_of(model, name)!r}, as adapter {name!r} of the model has it; the file has "
+            f"{kind!r}"
+        )
+    try:
+        check_one_adapter(model, name, kind)
+    except ValueError as error:
+        raise AdapterError(str(error)) from error
+    if contents.biases and not known and any(lora_layers(model)):
+        warn(
+            f"the biases that came with adapter {name!r} (bias={kind!r}) take the place of the model's, for "
+            "all its adapters"
+        )
 
 
 def check_base(model: nn.Module, contents: Contents) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fastlora.model.biases import trained_by_any
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.modules_to_save import check_trainable, saved_modules
 from fastlora.model.name_matching import listed
@@ -15,7 +16,8 @@ _NO_FORWARD = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 def modules_in_full(model: nn.Module) -> dict[str, nn.Module]:
     """{name: module} to write with the updates: modules to save, and all others that are trained.
 
-    A parameter that the caller made trainable is written as in PEFT: with the whole module that holds it.
+    Biases that an adapter trains do not count. A parameter that the caller made trainable is written as in
+    PEFT: with the whole module that holds it.
 
     Raises:
         ValueError: If that is not possible, because the parameter belongs to a LoRA layer (W or b) or to a
@@ -24,12 +26,13 @@ def modules_in_full(model: nn.Module) -> dict[str, nn.Module]:
     found = dict(saved_modules(model))
     inside = {id(inner) for module in found.values() for inner in module.modules()}
     layers = {id(inner) for _, layer in lora_layers(model) for inner in layer.modules()}
+    biases = {id(b) for b in trained_by_any(model).values()}
     refused: list[str] = []
     for module, (name, *_) in module_names(model).items():
         trained = [
             f"{name}.{kind}".lstrip(".")
             for kind, parameter in module._parameters.items()
-            if parameter is not None and parameter.requires_grad
+            if parameter is not None and parameter.requires_grad and id(parameter) not in biases
         ]
         if not trained or id(module) in inside:
             continue

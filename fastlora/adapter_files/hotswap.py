@@ -22,6 +22,7 @@ from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable
+from fastlora.model.biases import kind_of
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import adapter_names
@@ -53,7 +54,8 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
 
     Raises:
         AdapterError: As by `load_pretrained`; or if the adapter on disk has more layers, a larger rank or
-            modules to save, or the model has rows of tokens. The model is then unchanged.
+            modules to save, one of the two trains biases, or the model has rows of tokens. The model is then
+            unchanged.
         ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
         OSError: If a file cannot be opened.
     """
@@ -70,6 +72,11 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         if contents.plain:
             raise AdapterError(
                 f"modules_to_save must be empty to be swapped in; got {next(iter(contents.plain))!r}"
+            )
+        if contents.biases or kind_of(model, name) != contents.config.bias:
+            raise AdapterError(
+                f"biases cannot be swapped in; the file has bias={contents.config.bias!r}, the model's "
+                f"adapter {kind_of(model, name)!r}"
             )
         if rows := [path for path, _, _ in token_rows(model)]:
             raise AdapterError(f"no adapter can be swapped in beside rows of tokens; {listed(rows)} has some")

@@ -4,6 +4,7 @@ base_model.model.<layer>.lora_A.weight [r, K], base_model.model.<layer>.lora_B.w
 base_model.model.<layer>.lora_magnitude_vector [N], of DoRA
 base_model.model.<layer>.lora_B.bias [N], of lora_bias
 base_model.model.<layer>.lora_embedding_A [r, K], base_model.model.<layer>.lora_embedding_B [N, r]
+base_model.model.<layer>.base_layer.bias, base_model.model.<other module>.bias, biases that are trained
 base_model.model.<module to save>.<name in its state_dict>
 base_model.model.<embedding or output layer>.token_adapter.trainable_tokens_delta [n, K], rows of tokens
 """
@@ -45,6 +46,12 @@ def layer_keys(layer: str, *, embedding: bool = False) -> tuple[str, str]:
 def third_key(layer: str, letter: str) -> str:
     """The key of DoRA's m ("m") or of B's bias ("b") of a layer."""
     return f"{_PREFIX}{layer}.{_ENDINGS[letter]}" if layer else _PREFIX + _ENDINGS[letter]
+
+
+def bias_key(module: str, *, has_lora: bool) -> str:
+    """The key of the base model's bias in a module."""
+    inner = "base_layer.bias" if has_lora else "bias"
+    return f"{_PREFIX}{module}.{inner}" if module else _PREFIX + inner
 
 
 def plain_key(name: str) -> str:

@@ -24,6 +24,7 @@ from fastlora.layer.writable import check_own_writable, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.adapters import give_adapter
 from fastlora.model.apply import make_layers
+from fastlora.model.biases import give_biases
 from fastlora.model.find_layers import LORA_LAYERS, LoRALayer, check_model, lora_layers
 from fastlora.model.freezing import freeze
 from fastlora.model.modules_to_save import mark, saved_modules
@@ -48,10 +49,10 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
     A model without LoRA gets LoRA layers as the adapter's files say, in their dtype (fp32 for 16-bit values,
     as in PEFT). All but the updates and the modules to save is frozen, as by `apply_lora`. In a model with
     LoRA, an adapter with a new name is added but not put in use (see `set_adapter`), with its own version of
-    each module to save: the file's, or a copy of the one in use. If the model has an
-    adapter of this name, the file must have the same layers and shapes. Then A and B are converted to the
-    adapter's dtype and copied into its parameters. alpha and rslora are taken from the file; dropout and
-    what is trainable stay.
+    each module to save: the file's, or a copy of the one in use. Biases that it trained become the model's,
+    as in PEFT. If the model has an adapter of this name, the file must have the same layers and shapes. Then
+    A and B are converted to the adapter's dtype and copied into its parameters. alpha and rslora are taken
+    from the file; dropout and what is trainable stay.
 
     Only adapter_config.json and adapter_model.safetensors are read. All shapes are checked before a tensor is
     read.
@@ -118,6 +119,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
     saved = fit_modules.modules_to_save(model, contents)
     fit.check_not_on_meta(layers, name, saved.tensors)
     fit_modules.check_base(model, contents)
+    fit_modules.check_biases(model, contents, name, known)
     if known:
         fit_modules.check_rows(model, contents)
     updates = {path: _read_update(contents, path, layer, name) for path, layer in layers.items()}
@@ -131,7 +133,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
         if adapted and not known:
             trained = [module for _, module in saved_modules(model)]
             first = [module for module in saved.modules.values() if module not in trained]
-            model = give_adapter(model, name, made, new, first)
+            model = give_adapter(model, name, made, new, first, contents.config.bias)
             start_rows(model, name, trained=bool(saved.rows))
         elif not adapted:
             model = replace_modules(model, new.items())
@@ -139,6 +141,7 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
             changing.write(local(tensor), part_of(plain[key], tensor))
         if not adapted:
             mark(list(saved.modules.values()), changing)
+            give_biases(model, name, contents.config.bias, changing)
             freeze(model)
             buffers.note(model, changing)
             transformers_saving.install(model, changing)

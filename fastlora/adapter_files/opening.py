@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.foreign import check_layout
 from fastlora.adapter_files.regular import open_regular
 from fastlora.adapter_files.tensors import open_tensors
+from fastlora.warning import warn
 
 TENSOR_FILE: Final = "adapter_model.safetensors"
 METADATA_KEY: Final = "adapter_config"
@@ -88,10 +88,9 @@ def _read_config(folder: Path) -> _Found:
 
 
 def _warn_of_edit(folder: Path) -> None:
-    warnings.warn(
+    warn(
         f"{folder}: {CONFIG_FILE} was changed after it was saved with {TENSOR_FILE}; it is taken as it "
         "is now",
-        stacklevel=5,
     )
 
 

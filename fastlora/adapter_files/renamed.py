@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from fastlora.adapter_files.contents import Contents
 from fastlora.model.wrappers import unwrapped
+from fastlora.warning import warn
 
 _Renaming = Callable[[str], str]
 
@@ -29,22 +29,21 @@ def fit_names(model: nn.Module, contents: Contents, known: Mapping[str, nn.Modul
     """
     if all(name in known for name in contents.names):
         return
-    old = (*contents.names, *contents.plain)
+    old = (*contents.names, *contents.beside)
     for renaming in _renamings(unwrapped(model)):
         new = _renamed(renaming, contents.names, known)
         if new is None:
             continue
         names = {
             **dict(zip(contents.names, new, strict=True)),
-            **{key: renaming(key) for key in contents.plain},
+            **{key: renaming(key) for key in contents.beside},
         }
         if len(set(names.values())) < len(old):
             continue
         first = next(name for name in contents.names if names[name] != name)
-        warnings.warn(
+        warn(
             f"this adapter has names of an earlier release of Transformers; {first!r} and others are read by "
             f"its table, as {names[first]!r} (save it again to have today's names)",
-            stacklevel=4,
         )
         contents.rename(names)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fastlora.arguments import check_choice, check_path, check_text, shown
 from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.commits import exclusive
 from fastlora.model.switching import active_adapter, adapter_names
+from fastlora.warning import warn
 
 
 @exclusive
@@ -93,9 +93,8 @@ def write_next_to_checkpoint(
         if is_main_process:
             for stale in (CONFIG_FILE, TENSOR_FILE):
                 (directory / stale).unlink(missing_ok=True)
-        warnings.warn(
+        warn(
             f"{directory} holds the whole state, and no adapter that from_pretrained could read: {error}",
-            stacklevel=5,  # whoever called the model's `save_pretrained`
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from fastlora.model.find_layers import existing_layers
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import active_adapter
 from fastlora.tables import Part, Shown, Table
+from fastlora.warning import warn
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,8 @@ def layers_with(model: nn.Module, adapter: str | None) -> tuple[dict[str, FusedL
     linear = {path: layer for path, layer in found.items() if isinstance(layer, FusedLoRALinear)}
     check_plain_lora(found, (name,), "be analyzed by s B A")
     if left := [path for path in found if path not in linear]:
-        warnings.warn(
+        warn(
             f"updates of experts and embeddings are not analyzed; left out: {listed(left)}",
-            stacklevel=3,
         )
     if not linear:
         raise ValueError(f"layers must be linear to be analyzed; {listed(found)} holds experts or embeddings")

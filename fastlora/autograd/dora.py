@@ -17,6 +17,7 @@ from fastlora.autograd.calls import Gradients, dequantized, needs_operator
 from fastlora.autograd.function import _unsafe_view
 from fastlora.autograd.quantized import converted
 from fastlora.autograd.second_derivative import mask
+from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula import oracle
 from fastlora.formula.operands import (
     EVERYTHING,
@@ -60,7 +61,7 @@ _row_norms_operator = make_operator(
 class DoRAFunction(torch.autograd.Function):
     """y = c z + b; saves x, W (packed, if it is), A, B, m, b, p, n, the seed and z: one [M, N] tensor.
 
-    z is saved only where m is trained.
+    z is saved only where m is trained. Where `_holds_b`, it is z + b.
     """
 
     @staticmethod
@@ -100,7 +101,8 @@ class DoRAFunction(torch.autograd.Function):
             return *_differentiable(o, x, m, n, dy, ctx.needs_input_grad[:4], setting), *rest
         dm = None
         if z is not None and ctx.needs_input_grad[3]:
-            dm = dora.over_norms(_column_sums(rows, z, n.dtype, decision), n).to(m.dtype)
+            inside = b if _holds_b(b, n.dtype, rows.dtype, decision) else None
+            dm = dora.over_norms(_column_sums(rows, z, inside, n.dtype, decision), n).to(m.dtype)
         dx, dA, dB = _gradients(o._replace(b=None), rows, p, dora.over_norms(m, n), needs, setting, decision)
         return None if dx is None else dx.view(x.shape), dA, dB, dm, *rest
 
@@ -116,7 +118,7 @@ def dora_linear(
     *,
     dropout: float = 0.0,
 ) -> Tensor:
-    """y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, differentiable in x, A, B and m.
+    """y = c (x Wᵀ + s (x_d Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows, differentiable in x, A, B, m and b.
 
     The norm is a constant for the derivative (the paper's section 4.3). Dropout falls on the low-rank branch
     alone. It is computed by separate torch operations where `lora_linear` is.
@@ -124,7 +126,7 @@ def dora_linear(
     Args:
         x: [..., K].
         W: [N, K] in x's dtype, or packed. Frozen.
-        b: [N] or None. Frozen; it is not scaled.
+        b: [N] or None; it is not scaled.
         A: [r, K].
         B: [N, r], in A's dtype.
         s: The scaling.
@@ -159,10 +161,10 @@ def dora_linear(
         raise ValueError(f"m must be [N={base.N}] on {x.device}; got {list(m.shape)} on {m.device}")
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
-    o = Operands(x, base, b, A, B, s, dropout, seed)
+    o = Operands(x, base, frozen(b), A, B, s, dropout, seed)
     keeps_z = torch.is_grad_enabled() and m.requires_grad
     y: Tensor = DoRAFunction.apply(x, A, B, m, o, setting, keeps_z, *base.tensors)  # type: ignore[no-untyped-call]
-    return y.to(y_dtype)
+    return with_gradient_of(b, y).to(y_dtype)
 
 
 def _whole(base: BaseWeight, after: Tensor) -> Tensor:
@@ -179,15 +181,30 @@ def _norms(W: Tensor, A: Tensor, B: Tensor, s: float, setting: str) -> Tensor:
 def _forward(
     o: Operands, c: Tensor, needs: Needs, setting: str, keeps_z: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Decision | None]:
-    """y, z where it is kept, p, and the decision for the backward pass."""
+    """y, z (or z + b) where it is kept, p, and the decision for the backward pass."""
     decision = None if needs_operator(o.x) else decide(o, needs, setting)
     if decision is not None and decision.forward.is_fused:
         from fastlora.routes import fused_dora
 
         return *fused_dora.forward(o, c, keeps_z), decision
-    z, p, decision = calls.forward(o._replace(b=None), needs, setting, decision)
-    y = _scaled(z, c, o.b, in_place=not keeps_z)
+    b = o.b
+    if b is not None and _holds_b(b, c.dtype, o.x.dtype, decision):
+        b = b - c * b
+    else:
+        o = o._replace(b=None)
+    z, p, decision = calls.forward(o, needs, setting, decision)
+    y = _scaled(z, c, b, in_place=not keeps_z)
     return y, z if keeps_z else None, p, decision
+
+
+def _holds_b(b: Tensor | None, wide: torch.dtype, dtype: torch.dtype, decision: Decision | None) -> bool:
+    """Whether torch scales z + b in the place of z: y = c (z + b) + (1 - c) b.
+
+    Where c is 1, as in a new adapter, y is then the base layer's to the last bit. Not where z has 16 bits, as
+    a b that is large beside z would leave few of them to dm, nor where a kernel sums dy z.
+    """
+    by_kernel = decision is not None and decision.backward.name != "torch"
+    return b is not None and wide == dtype and not by_kernel
 
 
 def _scaled(rows: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool = False) -> Tensor:
@@ -198,14 +215,16 @@ def _scaled(rows: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool 
     return wide.to(rows.dtype)
 
 
-def _column_sums(dy: Tensor, z: Tensor, dtype: torch.dtype, decision: Decision | None) -> Tensor:
+def _column_sums(
+    dy: Tensor, z: Tensor, b: Tensor | None, dtype: torch.dtype, decision: Decision | None
+) -> Tensor:
     if needs_operator(dy):
-        return (dy.to(dtype) * z).sum(0)
+        return (dy.to(dtype) * (z if b is None else z - b)).sum(0)
     if decision is not None and decision.backward.name != "torch":
         from fastlora.routes import fused_dora
 
         return fused_dora.column_sums(dy, z)
-    return dora.column_sums(dy, z, dtype)
+    return dora.column_sums(dy, z, dtype, b)
 
 
 def _gradients(

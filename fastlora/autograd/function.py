@@ -1,4 +1,4 @@
-"""The differentiable formula: gradients for x, A and B, never for W or b."""
+"""The differentiable formula: gradients for x, A and B, for a b that is trained, and never for W."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlora.arguments import check_dropout, check_scaling
 from fastlora.autograd import calls, second_derivative  # noqa: F401 - makes the operator differentiable
+from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula.operands import (
     EVERYTHING,
     BaseWeight,
@@ -71,7 +72,7 @@ class LoRALinearFunction(torch.autograd.Function):
 def lora_linear(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, *, dropout: float = 0.0
 ) -> Tensor:
-    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A and B.
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b in one fused pass, differentiable in x, A, B and b.
 
     Under torch.func's transforms (grad, vmap), in forward-mode differentiation and in torch.jit.trace, the
     formula is computed by separate torch operations, which these can handle. So are second derivatives.
@@ -85,7 +86,7 @@ def lora_linear(
     Args:
         x: [..., K], fp16, bf16, fp32 or fp64, any strides; one dimension gives one row.
         W: [N, K] in x's dtype. Frozen: it never receives a gradient.
-        b: [N] in x's dtype, or None. Frozen too.
+        b: [N] in x's dtype, or None. It gets a gradient if it requires one.
         A: [r, K], floating, possibly wider than x (fp32 master weights on a 16-bit base).
         B: [N, r], in A's dtype.
         s: Scaling, alpha / r or alpha / sqrt(r).
@@ -127,6 +128,6 @@ def lora_linear(
     # Drawn on the device: needs no synchronization, and a replayed CUDA graph draws a new seed.
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
-    o = Operands(x, base, b, A, B, s, dropout, seed)
+    o = Operands(x, base, frozen(b), A, B, s, dropout, seed)
     y: Tensor = LoRALinearFunction.apply(x, A, B, W, o, setting)  # type: ignore[no-untyped-call]
-    return y
+    return with_gradient_of(b, y)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastlora.autograd.calls import dequantized, needs_operator
 from fastlora.autograd.quantized import converted, quantized_linear
+from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula import oracle
 from fastlora.formula.cost import Problem
 from fastlora.formula.masks import dropout_constants
@@ -81,12 +82,12 @@ class MixedLoRAFunction(torch.autograd.Function):
 def mixed_lora_linear(
     x: Tensor, W: Tensor | BaseWeight, b: Tensor | None, runs: Runs, adapters: Sequence[Factors | None]
 ) -> Tensor:
-    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b with A, B and s by row; differentiable in x and in each A and B.
+    """y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b with A, B and s by row; differentiable in x, b and each A and B.
 
     Args:
         x: [..., K]; its rows are divided equally among the items of `runs`.
         W: [N, K] in x's dtype, or packed. Frozen. Over a packed one it is computed in that one's dtype.
-        b: [N] in x's dtype, or None. Frozen.
+        b: [N] in x's dtype, or None.
         runs: Which rows take which adapter.
         adapters: A, B, s and dropout for each index of `runs`; None for no update.
 
@@ -132,10 +133,11 @@ def _computed(
         parts = runs.parts(M, x.device)
         drops = any(found is not None and found.dropout > 0 for found in adapters)
         seeds = torch.randint(2**62, (len(parts),), device=x.device) if drops else None
-        o = Mixed(rows, base, b, adapters, parts, seeds, runs.scaled(M))
+        o = Mixed(rows, base, frozen(b), adapters, parts, seeds, runs.scaled(M))
         factors = [factor for found in adapters if found is not None for factor in found[:2]]
         setting = backend_of_mask() if drops else get_backend()
         y = cast(Tensor, MixedLoRAFunction.apply(rows, o, setting, *factors))  # type: ignore[no-untyped-call]
+        y = with_gradient_of(b, y)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], base.N)
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastlora.autograd import calls
 from fastlora.autograd.function import _unsafe_view
+from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula.operands import (
     EVERYTHING,
     BaseWeight,
@@ -95,9 +96,9 @@ def quantized_lora_linear(
         return unfused(x, W, b, A, B, s, dropout=dropout, training=dropout > 0).to(y_dtype)
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
-    o = Operands(x, base, b, A, B, s, dropout, seed)
+    o = Operands(x, base, frozen(b), A, B, s, dropout, seed)
     y: Tensor = QuantizedLoRAFunction.apply(x, A, B, o, setting, *base.tensors)  # type: ignore[no-untyped-call]
-    return y.to(y_dtype)
+    return with_gradient_of(b, y).to(y_dtype)
 
 
 def quantized_linear(x: Tensor, base: BaseWeight, b: Tensor | None) -> Tensor:
@@ -109,8 +110,8 @@ def quantized_linear(x: Tensor, base: BaseWeight, b: Tensor | None) -> Tensor:
     x, b = converted(x, base, b)
     if _needs_separate_operations(x):
         return F.linear(x, calls.dequantized(base, x), b).to(y_dtype)
-    y: Tensor = _QuantizedLinear.apply(x, base, b, *base.tensors)  # type: ignore[no-untyped-call]
-    return y.to(y_dtype)
+    y: Tensor = _QuantizedLinear.apply(x, base, frozen(b), *base.tensors)  # type: ignore[no-untyped-call]
+    return with_gradient_of(b, y).to(y_dtype)
 
 
 class _QuantizedLinear(torch.autograd.Function):

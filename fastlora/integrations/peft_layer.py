@@ -6,7 +6,7 @@ from abc import ABCMeta
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fastlora.integrations.peft_arguments import why_not_fused
 from fastlora.integrations.peft_package import Linear
 from fastlora.integrations.peft_rules import Operands, mixed_operands_of, operands_of
 from fastlora.layer import groups, sharing
+from fastlora.layer.class_over import class_over
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.groups import Membership
 from fastlora.routes.mixed import Factors
@@ -39,9 +40,6 @@ _PACKED: Final = (
     ("peft.tuners.lora.torchao", "TorchaoLoraLinear"),
     ("peft.tuners.lora.hqq", "HqqLoraLinear"),
 )
-
-
-_MADE: dict[type, type[Fused]] = {}
 
 
 class _ShownAsPefts(ABCMeta):
@@ -76,12 +74,8 @@ class Fused(nn.Module, metaclass=_ShownAsPefts):
         if obstacle is not None:
             return self._stock_forward(obstacle, x, *args, **kwargs)
         count(self, FUSED)
-        if operands.trains_biases:
-            y = self._fused(
-                x, operands._replace(b=None, b_B=None) if _takes_gradient(operands.b) else operands
-            )
-            return _with_biases(y, operands)
-        return self._fused(x, operands)
+        y = self._fused(x, operands)
+        return y if operands.b_B is None else y + (operands.b_B * operands.s).to(y.dtype)
 
     def _fused(self, x: Tensor, operands: Operands) -> Tensor:
         W, b, A, B, s, dropout, m, _ = operands
@@ -150,18 +144,6 @@ def count(layer: Any, way: str) -> None:
         vars(layer).setdefault(COUNTS, Counter())[way] += 1
 
 
-def _takes_gradient(b: Tensor | None) -> bool:
-    return b is not None and b.requires_grad
-
-
-def _with_biases(y: Tensor, operands: Operands) -> Tensor:
-    """y with the biases that take a gradient: the base layer's b, and s times the b_B of B."""
-    b, b_B = operands.b, operands.b_B
-    if b is not None and b.requires_grad:
-        y = y + b.to(y.dtype)
-    return y if b_B is None else y + (b_B * operands.s).to(y.dtype)
-
-
 def _factors(operands: Operands) -> Factors:
     return Factors(operands.A, operands.B, float(operands.s), operands.dropout)
 
@@ -187,7 +169,7 @@ class FastLinear(Fused, Linear):
 def fast_class(cls: type) -> type[Fused] | None:
     """The class with the fused forward for one of PEFT's own, or for itself; None if there is none."""
     if issubclass(cls, Fused):
-        return cls if cls is FastLinear or "_peft_class" in vars(cls) else None
+        return cls if cls is FastLinear or "_library_class" in vars(cls) else None
     if cls is Linear:
         return FastLinear
     return _made_for(cls) if (cls.__module__, cls.__qualname__.rpartition(".")[2]) in _PACKED else None
@@ -195,28 +177,13 @@ def fast_class(cls: type) -> type[Fused] | None:
 
 def pefts_class(cls: type) -> type:
     """PEFT's own class that a fast class is made from."""
-    made_from: type = vars(cls).get("_peft_class", Linear)
+    made_from: type = vars(cls).get("_library_class", Linear)
     return made_from
 
 
 def _made_for(cls: type) -> type[Fused]:
     """As FastLinear, over a class of PEFT's that exists only where its library is installed."""
-    if cls in _MADE:
-        return _MADE[cls]
-    about = {
-        "__module__": __name__,
-        "__doc__": FastLinear.__doc__,
-        "_peft_class": cls,
-        "__reduce_ex__": _reduced,
-    }
-    _MADE[cls] = cast("type[Fused]", _ShownAsPefts(f"Fast{cls.__name__}", (Fused, cls), about))
-    return _MADE[cls]
-
-
-def _reduced(layer: Fused, protocol: Any) -> Any:
-    """Copy and pickle by PEFT's class, which can be found by its name."""
-    _, _, *rest = cast("tuple[Any, ...]", nn.Module.__reduce_ex__(layer, protocol))
-    return _blank, (pefts_class(type(layer)),), *rest
+    return class_over(Fused, cls, _blank, prefix="Fast", __doc__=FastLinear.__doc__)
 
 
 def _blank(cls: type) -> Fused:

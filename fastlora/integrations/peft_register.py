@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any, cast
 
 from torch import nn
@@ -19,6 +18,7 @@ from fastlora.integrations.peft_package import BaseTunerLayer, LoraConfig, LoraM
 from fastlora.layer.conv1d import is_conv1d
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all
+from fastlora.warning import warn
 
 
 def register(config: LoraConfig, *, group: bool = False) -> LoraConfig:
@@ -78,9 +78,8 @@ def make_layer(
     ours = isinstance(target, FusedLoRALinear)  # which refuses PEFT by name
     if isinstance(target, nn.Linear) and not ours and not is_left_out_by_all(target):
         kind = type(target.weight if type(target) is nn.Linear else target).__name__
-        warnings.warn(
+        warn(
             f"a layer over a {kind} takes PEFT's own forward (docs/quantized.md says which are fused)",
-            stacklevel=2,
         )
     return None
 

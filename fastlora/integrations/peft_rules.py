@@ -1,7 +1,7 @@
 """When PEFT's LoRA layer computes exactly y = x Wᵀ + s (x_d Aᵀ) Bᵀ + b, so that fused code may replace it.
 
-Or DoRA's y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows (PEFT's `use_dora`). A bias that is
-trained (PEFT's `bias`, or `lora_bias`, s b_B) is added to that.
+Or DoRA's y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b with c = m / ‖W + s B A‖ by rows (PEFT's `use_dora`). A bias of B
+(`lora_bias`), s b_B, is added to that.
 
 Here are the rules for a layer's state, with the operands that it gives; `peft_arguments` has those for what a
 layer is called with. Both follow peft.tuners.lora.layer.Linear.forward of PEFT 0.21.2, line by line. A rule
@@ -50,7 +50,7 @@ class Operands(NamedTuple):
 
     @property
     def trains_biases(self) -> bool:
-        """Whether a bias takes a gradient, so that it is added outside the fused passes."""
+        """Whether a bias, of the base layer or of B, takes a gradient."""
         return self.b_B is not None or (self.b is not None and self.b.requires_grad)
 
 
@@ -87,8 +87,8 @@ def mixed_operands_of(layer: Any, names: Iterable[str], x: Tensor) -> dict[str, 
                 return operands
             if operands.m is not None:
                 return "an adapter of the batch is DoRA's"
-            if operands.trains_biases:
-                return "a bias of the batch is trained"
+            if operands.b_B is not None:
+                return "an adapter of the batch has a bias of B"
             if isinstance(operands.s, Tensor):
                 operands = operands._replace(B=operands.B * operands.s, s=1.0)
             found[name] = operands

@@ -77,6 +77,7 @@ class Adapter(Dropping):
 
     Attributes:
         name: Its key in `layer.adapters`.
+        biases: Which biases of the model are trained beside it: "none", "lora_only" or "all".
         of_embedding: Whether its layer is an embedding, where A starts at zero and B random.
         trains: While it is not in use: for each of `slots`, whether it is to be trained once the adapter is.
             Until then all are frozen.
@@ -95,6 +96,7 @@ class Adapter(Dropping):
     name: str = ""
     trains: tuple[bool, ...] = (True, True)
     of_embedding: bool = False
+    biases: str = arguments.NO_BIASES
     # The wider dtype that A and B had before .half(), .bfloat16() or .to(dtype), for a warning in training.
     narrowed_from: torch.dtype | None = None
 

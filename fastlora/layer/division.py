@@ -50,7 +50,12 @@ class Split(Enum):
             b: [N] or None; sharded under COLUMNS, else replicated.
             A: [r, K]; sharded under ROWS, else replicated.
             B: [N, r]; sharded under COLUMNS, else replicated.
+
+        Raises:
+            ValueError: If b is trained, of which the processes would have different gradients.
         """
+        if b is not None and b.requires_grad:
+            raise ValueError("bias must be frozen in a layer that is divided among processes")
         mesh = W.device_mesh
         group = mesh.get_group()
         if self is Split.COLUMNS:

@@ -62,27 +62,8 @@ class ForwardPass(AdaptedLinear):
         return projection_of(self)
 
     def _computed(self, x: Tensor) -> Tensor:
-        own: dict[str, Any] = self._parameters  # read directly, as __getattr__ takes 0.6 us for each
         active = self._active
-        A: Any
-        B: Any
-        third: Any = ()
-        try:
-            W, b = own["weight"], own["bias"]
-            if active is None:
-                A = B = None
-            elif active._forward_pre_hooks or "forward" in active.__dict__:
-                A, B, *third = active()
-            else:
-                factors = active._parameters
-                A, B = factors["lora_A"], factors["lora_B"]
-                if active.dora:
-                    third = (factors[MAGNITUDE],)
-                elif active.lora_bias:
-                    third = (factors[BIAS],)
-        except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
-            W, b = self.weight, self.bias
-            A, B, *third = (None, None) if active is None else self.adapters[active.name]()
+        W, b, A, B, *third = self._operands(active)
         kept = self._buffers["_base_weight"]
         if kept is not None and not self.enabled:
             W = kept
@@ -90,8 +71,8 @@ class ForwardPass(AdaptedLinear):
             W = W.t()
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
-        if W.requires_grad or (b is not None and b.requires_grad):
-            W, b = _frozen(W, b)
+        if W.requires_grad:
+            W = _frozen(W)
         if self._batch is not None and self._batch.applies(self):
             return self._batch.computed(self, x, W, b)
         if active is not None and kept is None and self.enabled:
@@ -102,6 +83,24 @@ class ForwardPass(AdaptedLinear):
             y = lora_linear(x, W, b, A, B, s, dropout=dropout)
             return with_bias(y, s, *third) if third else y
         return self._by_one_matrix(x, W, b, active, third)
+
+    def _operands(self, active: Adapter | None) -> tuple[Any, ...]:
+        """W, b, A, B, and DoRA's m or the bias of B where the adapter has one."""
+        own: dict[str, Any] = self._parameters  # read directly, as __getattr__ takes 0.6 us for each
+        try:
+            W, b = own["weight"], own["bias"]
+            if active is None:
+                return W, b, None, None
+            if active._forward_pre_hooks or "forward" in active.__dict__:
+                return W, b, *active()
+            factors = active._parameters
+            A, B = factors["lora_A"], factors["lora_B"]
+            if active.dora:
+                return W, b, A, B, factors[MAGNITUDE]
+            return (W, b, A, B, factors[BIAS]) if active.lora_bias else (W, b, A, B)
+        except KeyError:  # a parametrized or pruned W, a view of a flat parameter, a replica of DataParallel
+            values = (None, None) if active is None else self.adapters[active.name]()
+            return self.weight, self.bias, *values
 
     def _by_one_matrix(
         self, x: Tensor, W: Tensor, b: Tensor | None, active: Adapter | None, third: Any
@@ -125,11 +124,11 @@ class ForwardPass(AdaptedLinear):
         )
 
 
-def _frozen(W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """W and b without gradients, with a warning, as someone expects some."""
+def _frozen(W: Tensor) -> Tensor:
+    """W without a gradient, with a warning, as someone expects one."""
     warnings.warn(
-        "weight.requires_grad or bias.requires_grad is True, but FusedLoRALinear gives neither a "
-        "gradient; to train them use remove_lora and unfreeze",
+        "weight.requires_grad is True, but FusedLoRALinear gives it no gradient; to train it use remove_lora "
+        "and unfreeze",
         stacklevel=4,
     )
-    return W.detach(), None if b is None else b.detach()
+    return W.detach()

@@ -13,6 +13,7 @@ from fastlora import arguments
 from fastlora.arguments import check_bool
 from fastlora.layer import base_weights, commits, training_warnings
 from fastlora.layer.adapter import DEFAULT, Adapter, Options, start
+from fastlora.layer.class_over import class_over
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.new_adapter import new_adapter
@@ -129,14 +130,6 @@ class FusedLoRAEmbedding(Stored, nn.Embedding):
         if "adapters" in self._modules:
             self.reset_adapters()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the embedding's class, which can be found by its name."""
-        _, _, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
-        return _blank, (self._library_class,), *rest
-
-
-_MADE: dict[type, type[FusedLoRAEmbedding]] = {}
-
 
 def is_embedding(module: object) -> bool:
     """Whether a module is an nn.Embedding, or of a subclass, but no LoRA layer."""
@@ -192,10 +185,7 @@ def _started(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Ada
 def _class_over(library: type) -> type[FusedLoRAEmbedding]:
     if library is nn.Embedding:
         return FusedLoRAEmbedding
-    if library not in _MADE:
-        about = {"__module__": __name__, "__doc__": FusedLoRAEmbedding.__doc__, "_library_class": library}
-        _MADE[library] = type(f"FusedLoRA{library.__name__}", (FusedLoRAEmbedding, library), about)
-    return _MADE[library]
+    return class_over(FusedLoRAEmbedding, library, _blank)
 
 
 def _blank(library: type) -> FusedLoRAEmbedding:

@@ -6,7 +6,6 @@ Packed again, W + s B A would lose most of the update to rounding, so a packed l
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import cast
 
@@ -23,6 +22,7 @@ from fastlora.layer.commits import exclusive
 from fastlora.layer.merging import MergeableLinear, finite
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.routes.dequantize import dequantize
+from fastlora.warning import warn
 
 # Where a module keeps what its user hooked on to it.
 _HOOKS = (
@@ -134,11 +134,10 @@ def warn_of_rounding(layers: Mapping[str, tuple[PackedMerging, nn.Linear]]) -> N
     worst = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name])
     packed = sum(bytes_of(layer.base) for layer, _ in layers.values())
     whole = sum(plain.weight.nbytes for _, plain in layers.values())
-    warnings.warn(
+    warn(
         f"merging {len(layers)} packed layers makes them plain: {whole / 1e6:,.1f} MB of weights instead of "
         f"{packed / 1e6:,.1f} MB. Rounding W + s B A to its dtype moves it by at most {shares[worst]:.1%} of "
         f"the update (layer {worst!r}); pack the merged model anew and the update may drown in that rounding",
-        stacklevel=4,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fastlora.formula.operands import BaseWeight, autocasts
 from fastlora.layer import training_warnings
 from fastlora.layer.adapter import DEFAULT, Options, with_bias
 from fastlora.layer.base_weights import FORMAT, like_weight
+from fastlora.layer.class_over import class_over
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.new_adapter import new_adapter
@@ -120,13 +121,7 @@ class QuantizedLoRALinear(PackedMerging, FusedLoRALinear):
             "resets A and B)"
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the library's class, which can be found by its name."""
-        _, _, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
-        return _blank, (self._library_class, self.format.parameter), *rest
 
-
-_MADE: dict[type, type[QuantizedLoRALinear]] = {}
 _ADAPTERS = "adapters."
 
 
@@ -148,24 +143,18 @@ def check_packed(name: str, module: Any) -> Format:
 
 
 def _class_over(library: type, parameter: str = "weight") -> type[QuantizedLoRALinear]:
-    """The LoRA class over a library's class: a subclass of both, so that its state is the library's.
+    """The LoRA class over a library's class.
 
     Class methods stay the library's own: HQQ's choose the forward of the class that they are called on.
     """
-    if library not in _MADE:
-        bases = (QuantizedLoRALinear,) if library is nn.Linear else (QuantizedLoRALinear, library)
-        about: dict[str, Any] = {
-            "__module__": __name__,
-            "__doc__": QuantizedLoRALinear.__doc__,
-            "_library_class": library,
-        }
-        for name, value in vars(library).items():
-            if isinstance(value, classmethod):
-                about[name] = staticmethod(getattr(library, name))
-        if parameter != "weight":
-            about["weight"] = property(attrgetter(parameter))
-        _MADE[library] = type(f"FusedLoRA{library.__name__}", bases, about)
-    return _MADE[library]
+    about: dict[str, Any] = {
+        name: staticmethod(getattr(library, name))
+        for name, value in vars(library).items()
+        if isinstance(value, classmethod)
+    }
+    if parameter != "weight":
+        about["weight"] = property(attrgetter(parameter))
+    return class_over(QuantizedLoRALinear, library, _blank, parameter, **about)
 
 
 def _has_its_own_state(library: Any) -> bool:

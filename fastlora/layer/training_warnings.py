@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fastlora.arguments import listed
+from fastlora.warning import warn
 
 _NAMED: Final = 6
 
@@ -47,7 +48,7 @@ def suspect(layer: Any) -> None:
     """Check a layer again at the next step, because it ran without its update while training.
 
     For a merged layer the warning comes at once, as nobody trains one on purpose. Its text is the same for
-    every layer, so that Python's default filter shows it once.
+    every layer, as its line is, so that Python's default filter shows it once.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return
@@ -85,21 +86,45 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if torch.compiler.is_compiling():
         return
     known = optimizer in _seen
-    if known and not _suspects:
+    if (known and not _suspects) or not _has_gradients(optimizer, args, kwargs):
         return
-    groups = optimizer.param_groups
-    if all(not isinstance(lr := group.get("lr"), torch.Tensor) and lr == 0 for group in groups):
-        return  # not a training step: checkpointing makes one with made-up gradients to set up the state
-    closure = any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
-    if closure and optimizer not in _with_closure:
-        _with_closure.add(optimizer)
-        return  # a closure computes the gradients after this; at the second step they are still there
     own = _held(optimizer)
     if not known and (frozen := _frozen_with_all(optimizer, own)):
         _warn_of_frozen(optimizer, frozen)
+    mine, passed_by = _of_optimizer(own, list(_suspects if known else _layers))
+    _seen.add(optimizer)
+    _suspects.difference_update(mine)
+    idle = [
+        layer
+        for layer in mine
+        if layer not in _told and any(id(each) in own and _lacks_gradient(each) for each in _trained(layer))
+    ]
+    if idle:
+        _told.update(idle)
+        warn(_text(idle, type(optimizer).__name__))
+    if passed_by:
+        _look_for_another(optimizer, passed_by, known)
+    if narrowed := [layer for layer in mine if layer.active.narrowed_from is not None]:
+        _warn_of_narrowed(narrowed)
+
+
+def _has_gradients(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step trains, and has its gradients before it begins."""
+    groups = optimizer.param_groups
+    if all(not isinstance(lr := group.get("lr"), torch.Tensor) and lr == 0 for group in groups):
+        return False  # checkpointing makes a step with made-up gradients to set up the state
+    closure = any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
+    if closure and optimizer not in _with_closure:
+        _with_closure.add(optimizer)
+        return False  # a closure computes them in the step; at the second step those are still there
+    return True
+
+
+def _of_optimizer(own: set[int], layers: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """The layers whose A or B is in `own`, and those of which it has other parts alone."""
     mine: list[Any] = []
     passed_by: list[Any] = []
-    for layer in list(_suspects if known else _layers):
+    for layer in layers:
         batch: Any = layer._batch
         if batch is not None and batch.trains:  # only the adapters of its rows get gradients
             continue
@@ -110,21 +135,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
             _suspects.discard(layer)
         elif _holds_another_part(own, layer):
             passed_by.append(layer)
-    _seen.add(optimizer)
-    idle = [
-        layer
-        for layer in mine
-        if layer not in _told and any(id(each) in own and _lacks_gradient(each) for each in _trained(layer))
-    ]
-    for layer in mine:
-        _suspects.discard(layer)
-    if idle:
-        _told.update(idle)
-        warnings.warn(_text(idle, type(optimizer).__name__), stacklevel=3)
-    if passed_by:
-        _look_for_another(optimizer, passed_by, known)
-    if narrowed := [layer for layer in mine if layer.active.narrowed_from is not None]:
-        _warn_of_narrowed(narrowed)
+    return mine, passed_by
 
 
 def _frozen_with_all(optimizer: Optimizer, own: set[int]) -> list[Any]:
@@ -140,11 +151,10 @@ def _frozen_with_all(optimizer: Optimizer, own: set[int]) -> list[Any]:
 
 
 def _warn_of_frozen(optimizer: Optimizer, layers: list[Any]) -> None:
-    warnings.warn(
+    warn(
         f"{type(optimizer).__name__} trains nothing: A and B of {_names(layers)} require no gradient, nor "
         "does anything else that it holds. They may have been frozen with the whole model, as PEFT's "
         "prepare_model_for_kbit_training does: call that before apply_lora, or not at all",
-        stacklevel=4,
     )
 
 
@@ -154,11 +164,10 @@ def _warn_of_narrowed(layers: list[Any]) -> None:
     was, now = adapter.narrowed_from, adapter.lora_A.dtype
     for layer in layers:
         layer.active.narrowed_from = None
-    warnings.warn(
+    warn(
         f"A and B of {_names(layers)} were made in {was} and are trained in {now}, "
         "to which .half() or .to(dtype) converted them with the model: small steps are rounded away. "
         "Convert the model before apply_lora, or say adapter_dtype where such updates are meant",
-        stacklevel=4,
     )
 
 
@@ -173,15 +182,13 @@ def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> N
         for layer in layers
         if layer not in _told and not any(id(each) in held for each in _trained(layer))
     ]
-    for layer in layers:
-        _suspects.discard(layer)
+    _suspects.difference_update(layers)
     if lost:
         _told.update(lost)
-        warnings.warn(
+        warn(
             f"{type(optimizer).__name__} holds other parameters of LoRA layers and not the A and B in use, "
             f"which get gradients and are not trained: {_names(lost)}. Make it after "
             "apply_lora and set_adapter, of the parameters that require gradients",
-            stacklevel=4,
         )
 
 

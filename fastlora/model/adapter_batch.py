@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +21,7 @@ from fastlora.model.name_matching import listed
 from fastlora.model.switching import active_adapter, adapter_names
 from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import idle_versions
+from fastlora.warning import warn
 
 NONE = "__base__"
 
@@ -167,8 +167,7 @@ def _tell_of_resting(layers: Iterable[LoRALayer], names: tuple[str, ...]) -> Non
         if any(each.trains) and not any(factor.requires_grad for factor in each.parameters())
     )
     if resting:
-        warnings.warn(
+        warn(
             f"adapters of this batch are not trained, as they are not in use: {listed(resting)} "
             "(train_adapters, before the optimizer is made, trains several)",
-            stacklevel=5,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fastlora.arguments import check_dtype
+from fastlora.arguments import NO_BIASES, check_dtype
 from fastlora.config import LoRAConfig
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.active_adapter import put_idle, switch
@@ -25,6 +25,7 @@ from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.sharding import check_not_dtensor, reshard
 from fastlora.layer.token_rows import TokenRows
 from fastlora.model.apply import make_layers, options_for
+from fastlora.model.biases import check_one_adapter, give_biases, train_biases
 from fastlora.model.find_layers import LoRALayer, check_outside_batches, existing_layers
 from fastlora.model.groups import group_projections
 from fastlora.model.modules_to_save import (
@@ -61,7 +62,8 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
         config: Which layers, and what update. Its `modules_to_save` are the model's, or None for these; where
             the model has none, they are trained for this adapter alone. The adapter's version of each starts
             as a copy of the one in use. Its rows of tokens start as W's, and are trained if it names them;
-            the tokens are the same for all adapters.
+            the tokens are the same for all adapters. Its `bias` must be "none" where another adapter trains
+            biases.
 
     Returns:
         The model.
@@ -73,6 +75,7 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     layers = existing_layers(model)
     check_new(model, name)
     config = as_config(model, config)
+    check_one_adapter(model, name, config.bias)
     known = set(layers.values())
     saved, first = _modules_of(model, config)
     if not first:
@@ -85,7 +88,7 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig) -> nn.Module:
     plain = {target.linear: options_for(target, config) for target in targets if target.linear not in known}
     with commit() as changing:
         first += put_rows(rows, changing)
-        model = give_adapter(model, name, made, make_layers(model, plain, name), first)
+        model = give_adapter(model, name, made, make_layers(model, plain, name), first, config.bias)
         start_rows(model, name, trained=bool(rows))
         if config.group:
             group_projections(model)
@@ -99,6 +102,7 @@ def give_adapter(
     made: Mapping[LoRALayer, Adapter],
     new: Mapping[Any, LoRALayer],
     first: Collection[nn.Module] = (),
+    biases: str = NO_BIASES,
 ) -> nn.Module:
     """Add a new adapter to LoRA layers, and replace plain layers by LoRA layers that have it.
 
@@ -108,6 +112,7 @@ def give_adapter(
         made: {LoRA layer: its new A, B and options}.
         new: {plain layer: the LoRA layer to replace it}, made by `make_layers` with the new adapter in use.
         first: Modules to save that this adapter is the first to train; it has a version of all others too.
+        biases: Which biases of the model it trains, once it is in use.
 
     Returns:
         The model.
@@ -133,7 +138,10 @@ def give_adapter(
         mark_for_further(first, changing)
         for _, module in list(saved_modules(model)):
             add_version(module, name, others, in_use, module in first, changing)
-        return replace_modules(model, new.items())
+        model = replace_modules(model, new.items())
+        give_biases(model, name, biases, changing)
+        train_biases(model, changing)
+        return model
 
 
 @exclusive

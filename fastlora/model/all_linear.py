@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 
 from torch import nn
@@ -13,6 +12,7 @@ from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.layer.linear_kinds import is_left_out_by_all, other_linear_kind
 from fastlora.model.experts_targets import reached_by_all
 from fastlora.model.name_matching import listed
+from fastlora.warning import warn
 
 
 def all_linear(
@@ -60,10 +60,9 @@ def all_linear(
     subclasses = (each for each in left_out.get("of a subclass", ()) if each not in heads)
     strangers = [names[each][0] for each in subclasses if not is_left_out_by_all(each)]
     if strangers:
-        warnings.warn(
+        warn(
             f"target_modules='all-linear' leaves out {listed(strangers)}, of a subclass of nn.Linear that "
             "may compute something else (name these in exclude_modules if that is meant)",
-            stacklevel=4,
         )
     return chosen
 

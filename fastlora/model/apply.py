@@ -15,6 +15,7 @@ from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.around import lora_layer_around
 from fastlora.layer.commits import commit, exclusive
 from fastlora.model import buffers, transformers_saving
+from fastlora.model.biases import give_biases, kind_of
 from fastlora.model.find_layers import (
     LoRALayer,
     check_model,
@@ -71,8 +72,8 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         TypeError: If an argument is of the wrong type, or a module that was named is not exactly an nn.Linear
             (or its forward was replaced or compiled), or "all-linear" meets linear maps of another kind.
         ValueError: If a pattern matches nothing (near names are listed), nothing is left to adapt, a layer
-            that was named has LoRA already, or a module to save shares a weight with the rest; or inside
-            `adapter_batch`.
+            that was named has LoRA already, a module to save shares a weight with the rest, or biases cannot
+            be trained; or inside `adapter_batch`.
     """
     check_model(model)
     check_outside_batches(dict(lora_layers(model)))
@@ -82,6 +83,10 @@ def apply_lora(model: _Model, config: Any) -> _Model:
     trained = inside([*saved, *heads]) | with_rows(model, rows)
     targets = find_targets(model, config, trained=trained, heads=inside(heads))
     in_use = name_in_use(layer for _, layer in lora_layers(model))
+    if in_use and config.bias != kind_of(model, in_use):
+        raise ValueError(
+            f"bias must be {kind_of(model, in_use)!r}, as adapter {in_use!r} has it; got {config.bias!r}"
+        )
     options = {target.linear: options_for(target, config) for target in targets}
     layers = make_layers(model, options, in_use or DEFAULT)
     with commit() as changing:
@@ -89,6 +94,7 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         put_rows(rows, changing)
         mark([*saved, *heads, *(each.rows for each in rows)], changing)
         remember_task(applied, config.task_type, changing)
+        give_biases(applied, in_use or DEFAULT, config.bias, changing)
         freeze(applied)
         buffers.note(applied, changing)
         transformers_saving.install(applied, changing)

@@ -7,7 +7,6 @@ moves to other devices and dtypes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator
 from typing import Final
 
@@ -19,6 +18,7 @@ from fastlora.layer.sharding import local
 from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names
+from fastlora.warning import warn
 
 _NOTE: Final = "_buffers_before_lora"
 _SAMPLE: Final = 64
@@ -39,7 +39,7 @@ def forget(model: nn.Module, changing: Commit) -> None:
         changing.drop(vars(module), _NOTE)
 
 
-def warn_of_moved(model: nn.Module, written: Collection[nn.Module], stacklevel: int) -> None:
+def warn_of_moved(model: nn.Module, written: Collection[nn.Module]) -> None:
     """Warn of buffers that differ from what was noted, except those of modules that are written."""
     moved = [
         f"{name}.{kind}".lstrip(".")
@@ -49,11 +49,10 @@ def warn_of_moved(model: nn.Module, written: Collection[nn.Module], stacklevel: 
         if kind in noted and _differs(buffer, noted[kind])
     ]
     if moved:
-        warnings.warn(
+        warn(
             f"buffers of frozen modules changed since these were given LoRA, and are in no adapter: "
             f"{listed(moved)}. Whoever loads the adapter has the base model's: name their modules in "
             "LoRAConfig.modules_to_save, keep these in eval() while training, or save model.state_dict()",
-            stacklevel=stacklevel + 1,
         )
 
 

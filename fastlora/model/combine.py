@@ -9,7 +9,6 @@ the singular value decomposition gives the nearest update of that rank (Eckart a
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 
 import torch
@@ -26,6 +25,7 @@ from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import saved_modules
 from fastlora.model.name_matching import listed
 from fastlora.model.switching import active_adapter, adapter_names
+from fastlora.warning import warn
 
 
 @exclusive
@@ -65,10 +65,9 @@ def combine_adapters(
             made[layer] = _combined(parts, r, layer_name)
     give_adapter(model, name, made, {})
     if saved := [own for own, _ in saved_modules(model)]:
-        warnings.warn(
+        warn(
             f"modules to save are not combined: adapter {name!r} has a copy of those of "
             f"{active_adapter(model)!r}, which are {listed(saved)}",
-            stacklevel=4,
         )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from fastlora.arguments import check_bool
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.token_rows import TokenRows
+from fastlora.model.biases import warn_if_trained
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.token_rows import token_rows
 
@@ -18,11 +19,14 @@ from fastlora.model.token_rows import token_rows
 def set_lora_enabled(model: nn.Module, on: bool) -> None:
     """Switch every update on or off, rows of tokens too; when off, forward applies W alone.
 
+    Biases that an adapter trains stay as trained, as in PEFT, and a warning says so.
+
     Raises:
         TypeError: If `on` is not a bool.
         ValueError: If there is no LoRA layer.
     """
-    check_bool(on, "on")
+    if not check_bool(on, "on"):
+        warn_if_trained(model, "switching LoRA off")
     _enable(dict.fromkeys(_switches(model), on))
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.sharding import reshard
 from fastlora.layer.writable import check_trainable
+from fastlora.model.biases import biases_in_use, train_biases
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import check_model, lora_layers
 from fastlora.model.modules_to_save import can_train, mark, saved_modules
@@ -15,7 +16,7 @@ from fastlora.model.versions import idle_versions
 
 @exclusive
 def freeze(model: nn.Module) -> None:
-    """Make A and B of the adapter in use and the modules to save trainable; freeze everything else.
+    """Make A and B of the adapter in use, its biases and the modules to save trainable; freeze all else.
 
     Frozen parameters lose their gradients. A submodule without LoRA layers is frozen entirely:
     `freeze(model.lm_head)` reverses `unfreeze(model.lm_head)`.
@@ -42,12 +43,15 @@ def freeze(model: nn.Module) -> None:
             changing.freeze(parameter)
         for tensor in updates.values():
             changing.assign(tensor, "requires_grad", True)
+        train_biases(model, changing)
         mark(saved, changing)
 
 
 @exclusive
 def unfreeze(model: nn.Module) -> None:
     """Make every parameter trainable except W and b of LoRA layers and adapters that are not in use.
+
+    A b that the adapter in use trains is trainable.
 
     A weight tied to such a W (an embedding's, say) is the same parameter, so it stays frozen.
 
@@ -60,6 +64,7 @@ def unfreeze(model: nn.Module) -> None:
     own = ((layer.weight, layer.bias, *layer.parameters()) for layer in layers.values())
     frozen = {id(each) for tensors in own for each in tensors}
     frozen -= {id(each) for layer in layers.values() if layer.active for each in layer.active.parameters()}
+    frozen -= {id(b) for b in biases_in_use(model).values()}
     frozen |= {id(tensor) for tensor in idle_versions(model)}
     chosen = {
         name: parameter

@@ -21,6 +21,7 @@ _RENAMED: Final = {
     "use_rslora": "rslora",
     "use_dora": "dora",
     "lora_bias": "lora_bias",
+    "bias": "bias",
 }
 _INITS: Final = {"True": "kaiming", "gaussian": "gaussian", "orthogonal": "orthogonal"}
 # Fields without effect: who made the config and for what, and details of options that must be off.

@@ -19,6 +19,7 @@ from fastlora.layer.replacement import check_own_forward
 from fastlora.layer.sharding import check_not_dtensor
 from fastlora.layer.writable import check_own, check_writable
 from fastlora.model import buffers, transformers_saving
+from fastlora.model.biases import warn_if_trained
 from fastlora.model.find_layers import LoRALayer, existing_layers, lora_layers
 from fastlora.model.merging import check_mergeable, fold
 from fastlora.model.modules_to_save import unmark
@@ -29,7 +30,9 @@ from fastlora.model.token_rows import check_rows_mergeable, take_rows
 @exclusive
 @torch.no_grad()
 def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
-    """Put plain layers back, in place; every parameter object stays, and stays frozen.
+    """Put plain layers back, in place; every parameter object stays, and W stays frozen.
+
+    Modules to save and biases that were trained stay as trained, and trainable.
 
     Args:
         model: A model with LoRA layers.
@@ -50,8 +53,9 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
 
     Ctrl-C during merging takes effect after the last layer, because no copy of W is kept to undo with.
     """
-    check_bool(merge, "merge")
     layers = existing_layers(model)
+    if not check_bool(merge, "merge"):
+        warn_if_trained(model, "remove_lora without merge=True")
     _check_removable(model, layers, merge)
     packed = {name: layer for name, layer in layers.items() if isinstance(layer, QuantizedLoRALinear)}
     whole = [layer for layer in layers.values() if not isinstance(layer, QuantizedLoRALinear)]

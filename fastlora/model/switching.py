@@ -16,6 +16,7 @@ from fastlora.arguments import check_choice
 from fastlora.layer.active_adapter import check_switchable, name_in_use, switch
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.sharding import reshard
+from fastlora.model.biases import biases_in_use, train_biases
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import saved_modules
@@ -53,6 +54,8 @@ def check_known(model: nn.Module, name: object) -> None:
 def set_adapter(model: nn.Module, name: str) -> None:
     """Put an adapter in use, and its version of each module to save; the previous one is frozen.
 
+    Biases that the previous one trained are frozen as they are, as they are the model's.
+
     What is frozen loses its gradient.
 
     If A or B of an adapter was frozen when it was last in use, it is frozen again; else it is trained. A
@@ -71,9 +74,12 @@ def set_adapter(model: nn.Module, name: str) -> None:
     _check_switchable(layers, name)
     with commit() as changing:
         note_change(model, changing)
+        for b in biases_in_use(model).values() if name != active_adapter(model) else ():
+            changing.freeze(b)
         for layer in layers.values():
             switch(layer, name, changing)
         switch_versions(model, name, changing)
+        train_biases(model, changing)
 
 
 @contextmanager
@@ -98,10 +104,11 @@ def use_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """The parameters of the adapter in use and its modules to save, and their gradients."""
+    """The parameters of the adapter in use, its biases and its modules to save, and their gradients."""
     adapters = (layer.active for layer in existing_layers(model).values() if layer.active is not None)
     own = chain(adapters, (module for _, module in saved_modules(model)))
-    return [(p, p.grad) for module in own for p in module.parameters() if p.grad is not None]
+    parameters = chain(biases_in_use(model).values(), *(module.parameters() for module in own))
+    return [(p, p.grad) for p in parameters if p.grad is not None]
 
 
 @exclusive

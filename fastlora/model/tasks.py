@@ -8,7 +8,6 @@ is also inferred from the model's class.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,6 +21,7 @@ from fastlora.model.find_layers import LORA_LAYERS
 from fastlora.model.modules_to_save import TASK, check_trainable, saved_modules
 from fastlora.model.name_matching import listed
 from fastlora.model.wrappers import module_names, unwrapped
+from fastlora.warning import warn
 
 # Ends of the names of heads, from PEFT's models (0.21, peft_model.py): "classifier" also matches
 # "pre_classifier".
@@ -129,10 +129,9 @@ def heads_to_train(model: nn.Module, config: LoRAConfig) -> list[nn.Module]:
     expected = config.task_type in _HEADS or (config.task_type is None and known)
     if expected and not task_heads(model, config.task_type) and config.modules_to_save is None:
         kind = type(known[0] if known else unwrapped(model)).__name__
-        warnings.warn(
+        warn(
             f"no head is known by its name in this {kind}; one that is new must be named in modules_to_save, "
             "or is neither trained in full nor saved (task_type='FEATURE_EXTRACTION' if there is none)",
-            stacklevel=3,
         )
     return list(heads)
 

@@ -54,6 +54,8 @@ def over_norms(values: Tensor, n: Tensor) -> Tensor:
 def scaled(z: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool = False) -> Tensor:
     """y = c z + b [M, N] in z's dtype, rounded once.
 
+    Of z + b in the place of z, and (1 - c) b in that of b, it is the same y.
+
     Args:
         z: [M, N].
         c: [N] in the accumulation dtype.
@@ -71,11 +73,11 @@ def scaled(z: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool = Fa
     return y
 
 
-def column_sums(dy: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Σ dy z by columns [N] of two [M, N] in a dtype, in which it is multiplied and summed."""
+def column_sums(dy: Tensor, z: Tensor, dtype: torch.dtype, b: Tensor | None = None) -> Tensor:
+    """Σ dy z by columns [N] of two [M, N] in a dtype, in which it is multiplied and summed; z less b [N]."""
     total, rows = dy.new_zeros(dy.shape[1], dtype=dtype), _rows_of_chunk(dy)
     for dy_i, z_i in zip(dy.split(rows), z.split(rows), strict=True):
-        total += (dy_i.to(dtype) * z_i).sum(0)
+        total += (dy_i.to(dtype) * (z_i if b is None else z_i - b)).sum(0)
     return total
 
 

@@ -12,7 +12,7 @@ from fastlora.routes.architecture import fp32_precision
 from fastlora.routes.plan import Plan, entry_of
 from fastlora_kernels import configs, segment_tasks, tasks
 from fastlora_kernels.configs import num_blocks
-from fastlora_kernels.split_counts import split_k as split_for
+from fastlora_kernels.split_counts import split_k
 from fastlora_kernels.tables import Tile
 
 
@@ -96,21 +96,17 @@ def _cached_plan(
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms
     block_r = configs.segment_rank_block(r, architecture, kind, wide_adapters, tf32_terms)
-    table = configs.table_of(architecture)
     if direction == "forward":
-        names, steps = ("p", "y"), num_blocks(K, tile.block_k)
         forward = segment_tasks.segment_forward_tiles(*counts[:2], N, r, tile.block_n, block_r)
         tiles = forward._asdict()
-    else:
-        names, steps = ("q", "dx"), num_blocks(N, tile.block_n)
-        blocks = (tile.block_n, tile.block_k, block_r, tile.block_k_dA)
-        backward = segment_tasks.segment_backward_tiles(*counts, N, K, r, *needs, *blocks)
-        tiles = backward._asdict()
-    split = dict(zip(names, split_k or [split_for(table, tiles[one], steps) for one in names], strict=True))
-    if direction == "forward":
+        split = _split(("p", "y"), split_k, architecture, tiles, num_blocks(K, tile.block_k))
         num_tasks = tasks.forward_tickets(forward, split["p"], split["y"]).end
         workspace = tasks.forward_counters(forward).end
     else:
+        blocks = (tile.block_n, tile.block_k, block_r, tile.block_k_dA)
+        backward = segment_tasks.segment_backward_tiles(*counts, N, K, r, *needs, *blocks)
+        tiles = backward._asdict()
+        split = _split(("q", "dx"), split_k, architecture, tiles, num_blocks(N, tile.block_n))
         split |= {"dB": 1, "dA": 1}
         rows = counts[0] * tile.block_m
         num_tasks = tasks.backward_tickets(backward, rows, N, split["q"], split["dx"], 1).end
@@ -129,3 +125,16 @@ def _cached_plan(
         precision=precision,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
+
+
+def _split(
+    names: tuple[str, str],
+    given: tuple[int, int] | None,
+    architecture: str,
+    tiles: dict[str, int],
+    steps: int,
+) -> dict[str, int]:
+    """How many programs share a tile of each result: as given, or as its `steps` along the sum allow."""
+    table = configs.table_of(architecture)
+    counts = given or [split_k(table, tiles[name], steps) for name in names]
+    return dict(zip(names, counts, strict=True))

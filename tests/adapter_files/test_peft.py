@@ -188,7 +188,6 @@ def test_what_peft_trains_further_we_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
     ],

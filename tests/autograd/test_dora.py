@@ -186,3 +186,11 @@ def test_wrong_magnitudes_are_refused():
     inputs = random_inputs(4, 8, 7, 2)
     with pytest.raises(ValueError, match=r"m must be \[N=7\]"):
         dora_linear(inputs.x, inputs.W, None, inputs.A, inputs.B, 1.0, torch.ones(6))
+
+
+@pytest.mark.parametrize("trains_m", [True, False])
+def test_a_new_adapters_output_is_the_base_layers_to_the_last_bit(trains_m):
+    x, W, b = torch.randn(10, 1000), torch.randn(96, 1000), torch.randn(96)
+    A, B = torch.randn(4, 1000), torch.zeros(96, 4)
+    m = torch.linalg.norm(W, dim=1).requires_grad_(trains_m)
+    assert torch.equal(dora_linear(x, W, b, A, B, 2.0, m), torch.nn.functional.linear(x, W, b))

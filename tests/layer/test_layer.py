@@ -111,19 +111,16 @@ def test_the_weight_and_the_bias_are_frozen_and_get_no_gradient():
     assert layer.lora_B.grad.norm() > 0
 
 
-@pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("state", ["enabled", "disabled", "merged", "dropout"])
-def test_asking_for_a_gradient_of_the_frozen_tensors_warns_and_gives_none(name, state):
+def test_asking_for_a_gradient_of_the_frozen_weight_warns_and_gives_none(state):
     layer = trained_layer(dropout=0.5 if state == "dropout" else 0.0)
     layer.enabled = state != "disabled"
     if state == "merged":
         layer.eval().merge()
-    getattr(layer, name).requires_grad_()
-    with pytest.warns(
-        UserWarning, match="requires_grad is True, but FusedLoRALinear gives neither a gradient"
-    ):
+    layer.weight.requires_grad_()
+    with pytest.warns(UserWarning, match="requires_grad is True, but FusedLoRALinear gives it no gradient"):
         layer(torch.randn(4, 5, requires_grad=True)).sum().backward()
-    assert getattr(layer, name).grad is None
+    assert layer.weight.grad is None
 
 
 def test_x_is_never_written_to():

@@ -105,7 +105,7 @@ ALIGNED: Final = {"M": 50, "K": 200, "N": 104}
 RAGGED: Final = {"M": 50, "K": 203, "N": 101}
 # Nine steps of 64: the plan splits the tiles.
 SPLIT: Final = {"M": 70, "K": 584, "N": 520}
-# On sm_80 y and dx leave 3 and 18 of 108 multiprocessors: p is not split, q in six where there is work for eight.
+# On sm_80 y and dx leave 3 and 18 of 108 multiprocessors: p stays whole, q is split in six and not eight.
 FILLED: Final = {"M": 70, "K": 584, "N": 2200}
 # (dtype, adapter, precision, kind of the table)
 KINDS: Final = (
