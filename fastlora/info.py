@@ -15,7 +15,6 @@ from fastlora.formats.format import Format
 from fastlora.formats.registry import FORMATS
 from fastlora.routes.backend import BackendError
 from fastlora.routes.route import route_on
-from fastlora.routes.triton_version import missing_fence
 from fastlora.tables import Part, Shown, Table
 from fastlora.version import __version__
 
@@ -50,7 +49,6 @@ class Device:
         paths: One entry for each dtype.
         choices: Of a GPU, what `fastlora tune` measured on it, or why nothing of it is used.
         persistent: Of a GPU, when its persistent kernels are taken, or why they are not.
-        warning: Of a GPU, what the installed Triton is known to leave out of its kernels.
     """
 
     device: str
@@ -60,7 +58,6 @@ class Device:
     paths: tuple[PathTaken, ...]
     choices: str | None = None
     persistent: str | None = None
-    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,6 @@ class Info(Shown):
                 yield f"tuned: {device.choices}"
             if device.persistent is not None:
                 yield f"persistent kernels: {device.persistent}"
-            if device.warning is not None:
-                yield f"warning: {device.warning}"
         yield ""
         rows = [(about, version or "not installed") for about, version in self.formats.items()]
         yield Table(("packed W", "its library"), rows, 2)
@@ -127,18 +122,19 @@ def versions() -> dict[str, str | None]:
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "triton": _version_of("triton"),
+        "triton": version_of("triton"),
         "python": platform.python_version(),
         "system": platform.platform(),
     }
 
 
 def _library(format: Format) -> str | None:
-    version = _version_of(format.library)
+    version = version_of(format.library)
     return version and f"{format.library} {version}"
 
 
-def _version_of(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -158,11 +154,11 @@ def _gpu(index: int) -> Device:
         capability = properties.gcnArchName
     device = torch.device("cuda", index)
     facts = str(device), properties.name, capability, properties.total_memory
-    return Device(*facts, _paths(device), _choices(device), _persistent(device), _warning(device))
+    return Device(*facts, _paths(device), _choices(device), _persistent(device))
 
 
 def _choices(device: torch.device) -> str:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return "triton is not installed"
     from fastlora.routes.architecture import architecture_of
     from fastlora.routes.choices import loaded
@@ -176,19 +172,11 @@ def _choices(device: torch.device) -> str:
 
 
 def _persistent(device: torch.device) -> str:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return "not here: triton is not installed"
     from fastlora.routes.persistent import told
 
     return told(device)
-
-
-def _warning(device: torch.device) -> str | None:
-    if _version_of("triton") is None:
-        return None
-    from fastlora.routes.architecture import architecture_of
-
-    return missing_fence(architecture_of(device))
 
 
 def _paths(device: torch.device) -> tuple[PathTaken, ...]:

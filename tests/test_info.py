@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastlora import __version__, set_backend
-from fastlora.info import Device, Info, collect_info, versions
+from fastlora.info import collect_info, versions
 from fastlora.routes import triton_version
 
 
@@ -70,29 +70,6 @@ def test_a_gpu_is_described(monkeypatch):
     assert (gpu.device, gpu.name, gpu.capability) == ("cuda:0", "NVIDIA H200", "9.0")
     assert gpu.memory_bytes == 150_000_000_000
     assert [taken.path for taken in gpu.paths] == ["torch"] * 4
-
-
-@pytest.mark.parametrize(
-    ("version", "architecture", "warned"),
-    [
-        ((3, 6, 0), "sm_90", True),
-        ((3, 7, 0), "sm_100", True),
-        ((3, 7, 1), "sm_90", False),
-        ((3, 6, 0), "sm_86", False),
-        (None, "sm_90", False),
-    ],
-)
-def test_what_a_triton_leaves_out_is_told_for_the_gpus_that_need_it(
-    monkeypatch, version, architecture, warned
-):
-    monkeypatch.setattr(triton_version, "triton_version", lambda: version)
-    found = triton_version.missing_fence(architecture)
-    assert (found is not None) == warned
-    if warned:
-        name = ".".join(map(str, version))
-        assert found.startswith(f"Triton {name} leaves out a fence")
-        gpu = Device("cuda:0", "a GPU", "9.0", 1, (), warning=found)
-        assert f"warning: Triton {name}" in str(Info({}, {}, (gpu,), {}))
 
 
 def test_the_installed_triton_has_a_version():

@@ -51,7 +51,8 @@ def by_route(code: str, x: Tensor, *rest: Any, dropout: float = 0.0, **_: Any) -
     W, b, A, B, s = rest
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     o = Operands(x, plain(W), b, A, B, s, dropout, seed)
-    return ByRoute.apply(x, A, B, o, passes_of(code))  # type: ignore[no-untyped-call]
+    y: Tensor = ByRoute.apply(x, A, B, o, passes_of(code))  # type: ignore[no-untyped-call]
+    return y
 
 
 def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -59,8 +60,8 @@ def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return no_backend(device, dtype) or (None if (route := route_on(device, dtype)).is_fused else route.why)
 
 
-def _no_persistent_kernels(code: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    return "it needs a GPU" if device.type != "cuda" else refusal_here(code, architecture_of(device))
+def _no_persistent_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
+    return "it needs a GPU" if device.type != "cuda" else refusal_here(architecture_of(device))
 
 
 def _not_persistent(code: str, layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str | None:
@@ -93,7 +94,7 @@ PERSISTENT_METHODS: Final = {
         f"fastlora-{code}",
         f"{WORDS[code]} of fastlora, for sm_90, both passes, in a bare function",
         bare(partial(by_route, code)),
-        why_absent=partial(_no_persistent_kernels, code),
+        why_absent=_no_persistent_kernels,
         why_not=partial(_not_persistent, code),
         drops=False,
     )

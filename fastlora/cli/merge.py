@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -31,4 +32,4 @@ def merge(adapter: Path, model: str | None, dtype: str, out: Path) -> None:
     with reported(wrong=(), failed=(AdapterError, ImportError, OSError, ValueError)):
         done = merge_into_base(adapter, model, out, dtype)
     click.echo(f"{done.layers} layers of {done.model} merged; {done.parameters:,} parameters in {done.out}")
-    click.echo(f"Talk to it: fastlora generate --model {done.out}")
+    click.echo(f"Talk to it: fastlora generate --model {quote(str(done.out))}")

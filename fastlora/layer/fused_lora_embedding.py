@@ -107,6 +107,7 @@ class FusedLoRAEmbedding(Stored, nn.Embedding):
         return found if self.enabled else found.t().contiguous()
 
     @exclusive
+    @torch.inference_mode(False)  # a plain layer may be trained later
     @torch.no_grad()
     def to_linear(self, merge: bool = True) -> nn.Embedding:
         """A plain embedding, with a new weight that holds the update, or with this one's own."""

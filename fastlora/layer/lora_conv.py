@@ -103,6 +103,7 @@ class LoRAConv(Stored, _ConvNd):
         return super().effective_weight().view(self.weight.shape)
 
     @exclusive
+    @torch.inference_mode(False)  # a plain layer may be trained later
     @torch.no_grad()
     def to_linear(self, merge: bool = True) -> _ConvNd:
         """A plain convolution, with a new weight that holds the update, or with this one's own."""

@@ -99,6 +99,7 @@ class MergeableLinear(Mergeable, AdaptedLinear):
     """The part of FusedLoRALinear that merges."""
 
     @exclusive
+    @torch.inference_mode(False)  # a plain layer may be trained later
     @torch.no_grad()
     def to_linear(self, merge: bool = True) -> nn.Linear:
         """A plain nn.Linear with this layer's bias object, hooks and mode; this layer is unchanged.
@@ -128,6 +129,7 @@ class MergeableLinear(Mergeable, AdaptedLinear):
             linear.register_parameter("bias", self._merged_bias(weight.dtype))
         return linear
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _merged_bias(self, dtype: torch.dtype) -> nn.Parameter | None:
         """The bias beside W + s B A: b itself, or b + s b_B in its dtype, or `dtype` where there is no b."""

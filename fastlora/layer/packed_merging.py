@@ -69,6 +69,7 @@ class PackedMerging(MergeableLinear):
         )
 
     @exclusive
+    @torch.inference_mode(False)  # a plain layer may be trained later
     @torch.no_grad()
     def to_linear(self, merge: bool = True, dtype: torch.dtype | None = None) -> nn.Linear:
         """A layer without LoRA, with this layer's bias, hooks and mode; this layer is unchanged.

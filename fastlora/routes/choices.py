@@ -13,8 +13,6 @@ import importlib.util
 import json
 import os
 import re
-import secrets
-import tempfile
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -166,41 +164,6 @@ def file_name(gpu: str) -> str:
 def current_versions() -> dict[str, str]:
     """What choices are valid for: a hash of the kernels' sources, and Triton's version."""
     return {"kernels": _hash_of_kernels(), "triton": _version_of("triton")}
-
-
-def check_place(path: Path) -> None:
-    """Make a file's folder, and see that a file can be written there.
-
-    Raises:
-        OSError: If it cannot.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        why = f"{error.strerror or error}; say another place by FASTLORA_TUNE_FILE or --out"
-        raise OSError(error.errno, f"the choices cannot be written to {path.parent}: {why}") from error
-
-
-def write_choices(choices: Choices, path: Path) -> None:
-    """Write a file whole, or leave what was there.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(as_content(choices), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    forget_choices()
 
 
 def read_file(path: Path) -> Choices:

@@ -15,7 +15,7 @@ import torch
 
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
-from fastlora.routes.triton_version import FIRST_WITH_FENCES, triton_version
+from fastlora.routes.triton_version import triton_version
 from fastlora_kernels.choice_content import FLATTENED, PERSISTENT
 from fastlora_kernels.flattened_blocks import most_ranks
 from fastlora_kernels.hopper import blocks
@@ -23,7 +23,7 @@ from fastlora_kernels.hopper import blocks
 PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
 
 # Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
-_OLDEST_TRITON: Final = {PERSISTENT: (3, 6), FLATTENED: FIRST_WITH_FENCES}
+_OLDEST_TRITON: Final = (3, 6)
 _NEWEST_TRITON: Final = (3, 9)
 _OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
 
@@ -43,7 +43,7 @@ def refusal(
     rows = problem.K % 8 == 0 and problem.N % 8 == 0  # of y and dx, which are contiguous
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
     most = most_ranks(problem.K, problem.N) if code == FLATTENED else blocks.MOST_RANKS
-    return _refusal_of_triton(code) or blocks.refusal(
+    return _refusal_of_triton() or blocks.refusal(
         architecture,
         *dtypes,
         problem.r,
@@ -53,15 +53,18 @@ def refusal(
     )
 
 
-def refusal_here(code: str, architecture: str) -> str | None:
+def refusal_here(architecture: str) -> str | None:
     """Why no call is taken on a GPU of an architecture by the Triton that is installed; None if some are."""
-    return _refusal_of_triton(code) or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
+    return _refusal_of_triton() or blocks.refusal(architecture, "bfloat16", "bfloat16", 16)
 
 
 def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
     """As `told`, of one call; arguments as in `refusal`."""
     of = partial(refusal, architecture=architecture, problem=problem, dropout=dropout, aligned=aligned)
-    return _in_words("not for this call", of(PERSISTENT), of(FLATTENED))
+    if why := of(PERSISTENT):
+        return f"not for this call: {why}"
+    why = of(FLATTENED)
+    return f"{_OFFERED}; not those in plain Triton: {why}" if why else _OFFERED
 
 
 def told(device: torch.device) -> str:
@@ -69,20 +72,15 @@ def told(device: torch.device) -> str:
     from fastlora.routes.architecture import architecture_of
 
     where = architecture_of(device)
-    return _in_words("not here", refusal_here(PERSISTENT, where), refusal_here(FLATTENED, where))
+    why = refusal_here(where)
+    return f"not here: {why}" if why else _OFFERED
 
 
-def _in_words(refused: str, why: str | None, why_flattened: str | None) -> str:
-    if why:
-        return f"{refused}: {why}"
-    return f"{_OFFERED}; not those in plain Triton: {why_flattened}" if why_flattened else _OFFERED
-
-
-def _refusal_of_triton(code: str) -> str | None:
+def _refusal_of_triton() -> str | None:
     version = triton_version()
     if version is None:
         return "triton is not installed"
-    if _OLDEST_TRITON[code] <= version and version[:2] <= _NEWEST_TRITON:
+    if _OLDEST_TRITON <= version[:2] <= _NEWEST_TRITON:
         return None
-    oldest, newest, found = (".".join(map(str, v)) for v in (_OLDEST_TRITON[code], _NEWEST_TRITON, version))
+    oldest, newest, found = (".".join(map(str, v)) for v in (_OLDEST_TRITON, _NEWEST_TRITON, version))
     return f"they were compiled with Triton {oldest} to {newest}, and this is {found}"

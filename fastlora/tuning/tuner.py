@@ -20,18 +20,12 @@ import torch
 from fastlora.arguments import dtype_name
 from fastlora.measuring.timing import quartiles, ratio
 from fastlora.routes.architecture import architecture_of
-from fastlora.routes.choices import (
-    check_place,
-    current_versions,
-    key_of,
-    own_file,
-    read_file,
-    write_choices,
-)
+from fastlora.routes.choices import current_versions, key_of, own_file
 from fastlora.routes.decide import reload_tables
 from fastlora.routes.persistent import PERSISTENT_CODES, refusal
 from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
+from fastlora.tuning.choices_file import add_choices, check_place
 from fastlora.tuning.contest import Contest
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.packed_weights import unpacks_inside
@@ -205,18 +199,9 @@ def _place(machine: Machine) -> Path:
 
 
 def _keep(entries: Mapping[Key, Choice], machine: Machine, path: Path) -> None:
-    """Write the choices, beside those in the file that are still valid."""
     metadata = {**current_versions(), "torch": str(torch.__version__), **machine.facts()}
     metadata["when"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    older: dict[Key, Choice] = {}
-    try:
-        before = read_file(path)
-        valid = ("gpu", *current_versions())
-        if all(before.metadata.get(name) == metadata[name] for name in valid):
-            older = before.entries
-    except (ValueError, OSError):
-        older = {}
-    write_choices(Choices(metadata, {**older, **entries}), path)
+    add_choices(Choices(metadata, dict(entries)), path)
     reload_tables()
 
 

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from fastlora_kernels.dropout import keep_mask
 from fastlora_kernels.fp16_range import power_of_two, round_to_tf32
+from fastlora_kernels.old_fences import fenced
 
 
 @triton.jit
@@ -26,7 +27,7 @@ def load_tile(source, row, column, num_rows, num_columns, ROWS: tl.constexpr, CO
             offs_row.to(tl.int64)[:, None] * stride_row + offs_column.to(tl.int64)[None, :] * stride_column
         )
         inside = (offs_row < num_rows)[:, None] & (offs_column < num_columns)[None, :]
-        tile = tl.load(source_ptr + offsets, mask=inside, other=0.0)
+        tile = fenced(tl.load(source_ptr + offsets, mask=inside, other=0.0))
     return tile
 
 
@@ -39,12 +40,13 @@ def load_handed_over(small_ptr, offs_m, offs_r, M, r, begin=None):
     inside = offs_m < M
     if begin is not None:
         inside = inside & (offs_m >= begin)
-    return tl.load(
+    small = tl.load(
         small_ptr + offs_m.to(tl.int64)[:, None] * r + offs_r[None, :],
         mask=inside[:, None] & (offs_r < r)[None, :],
         other=0.0,
         cache_modifier=".cg",
     )
+    return fenced(small)
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """`fastlora finetune`, `generate` and `merge` at the terminal, and the file that --config reads."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -80,9 +81,15 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path):
     assert not out.exists()
 
 
+def proposed(result, begin):
+    """Arguments of the command that an output proposes, as a shell reads it."""
+    line = next(line for line in result.output.splitlines() if line.startswith(begin))
+    return shlex.split(line.removeprefix(begin))[1:]
+
+
 @pytest.mark.exhaustive
 def test_three_commands_train_talk_and_merge(tmp_path):
-    out = tmp_path / "out"
+    out = tmp_path / "my out"
     done = invoke("finetune", "--config", "tiny", "--device", "cpu", "--out", out)
     assert done.exit_code == 0, done.output
     for text in (
@@ -94,10 +101,10 @@ def test_three_commands_train_talk_and_merge(tmp_path):
     ):
         assert text in done.output
     answer = "A low-rank update of a frozen weight.\n"
-    assert invoke("generate", "--adapter", out / "adapter", "--prompt", "What is LoRA?").output == answer
-    done = invoke("merge", "--adapter", out / "adapter", "--out", tmp_path / "merged")
+    assert invoke(*proposed(done, "Talk to it: "), "--prompt", "What is LoRA?").output == answer
+    done = invoke(*proposed(done, "Merge it: "))
     assert "14 layers" in done.output
-    chat = invoke("generate", "--model", tmp_path / "merged", input="What is LoRA?\nWhat is r?\n\n").output
+    chat = invoke(*proposed(done, "Talk to it: "), input="What is LoRA?\nWhat is r?\n\n").output
     assert "A low-rank update of a frozen weight." in chat
 
 

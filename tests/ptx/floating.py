@@ -18,8 +18,8 @@ def arithmetic(i: Instruction, program: Program) -> Code:
     name, kind = i.opcode[0], i.opcode[-1]
     if kind[0] in "us":
         return integer_arithmetic(i)
-    if kind in ("bf16", "bf16x2"):
-        return _in_bf16(i)
+    if kind in ("bf16", "bf16x2", "f16", "f16x2"):
+        return _in_16_bits(i)
     if kind != "f32" or set(i.opcode[1:-1]) - {"rn"}:
         raise UnknownInstruction(i.text)
     put, a, b = write(i.operands[0], 32), read(i.operands[1], 32), read(i.operands[2], 32)
@@ -43,17 +43,19 @@ def square_root(i: Instruction, program: Program) -> Code:
     return lambda g: put(g, bits(np.sqrt(a(g).view(np.float32))))
 
 
-def _in_bf16(i: Instruction) -> Code:
+def _in_16_bits(i: Instruction) -> Code:
     """9.7.4.1 to 9.7.4.3: by fp32, whose second rounding moves no bit, as it has twice the digits and two."""
-    if i.opcode[:2] not in (("add", "rn"), ("sub", "rn"), ("mul", "rn")) or len(i.opcode) != 3:
+    name, kind = i.opcode[0], i.opcode[-1]
+    if name not in ("add", "sub", "mul") or set(i.opcode[1:-1]) - {"rn"}:
         raise UnknownInstruction(i.text)
-    function = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[i.opcode[0]]
-    width = 32 if i.opcode[-1] == "bf16x2" else 16
+    function = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name]
+    width = 32 if kind.endswith("x2") else 16
+    to_bits, value = (bf16_bits, bf16_value) if kind.startswith("bf16") else (fp16_bits, fp16_value)
     put, a, b = write(i.operands[0], width), read(i.operands[1], width), read(i.operands[2], width)
 
     def code(g: Group) -> None:
         halves = (np.ascontiguousarray(x(g)).view(np.uint16) for x in (a, b))
-        done = bf16_bits(function(*map(bf16_value, halves)))
+        done = to_bits(function(*map(value, halves)))
         put(g, np.ascontiguousarray(done).view(np.uint32 if width == 32 else np.uint16))
 
     return code

@@ -169,6 +169,14 @@ def test_bf16_is_rounded_once_in_both_halves():
     assert apply("sub.rn.bf16x2 d, a, b;", a, np.array([0x3F804000], U32))[0] == 0x00003F80
 
 
+def test_fp16_is_rounded_once_too():
+    a, b = np.array([0x3C006800], U32), np.array([0x10001000], U32)  # 1 and 2048, and 2^-11 twice
+    assert apply("add.f16x2 d, a, b;", a, b)[0] == 0x3C006800  # ties go to even
+    one = np.array([0x3C01], U16)
+    assert apply("add.rn.f16 d, a, b;", one, np.array([0x1000], U16), out=U16).tolist() == [0x3C02]
+    assert apply("add.f16 d, a, b;", np.array([0x8000], U16), np.array([0], U16), out=U16).tolist() == [0]
+
+
 def test_whole_numbers_become_bf16_and_too_large_ones_are_refused():
     assert apply("cvt.rn.bf16.u32 d, a;", np.array([255, 257], U32), out=U16)[:2].tolist() == [0x437F, 0x4380]
     with pytest.raises(UnknownInstruction, match=r"2\^24"):

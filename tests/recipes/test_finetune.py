@@ -153,6 +153,12 @@ def test_every_recipe_that_ships_is_sound():
         FinetuneOptions(**{"data": DATA, **read_config(name, names)})
 
 
+def test_a_merged_model_is_not_written_through_a_link_to_nothing(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match="is a link to nothing"):
+        merge(tmp_path, None, tmp_path / "out")
+
+
 @exhaustive
 def test_a_merged_model_says_what_the_adapter_said(trained, tmp_path):
     out = trained[0].options.out

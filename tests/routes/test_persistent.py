@@ -12,11 +12,12 @@ from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import choices, decide, persistent
-from fastlora.routes.choices import current_versions, key_of, write_choices
+from fastlora.routes.choices import current_versions, key_of
 from fastlora.routes.decide import Decision
 from fastlora.routes.launch import scales
 from fastlora.routes.route import Route
 from fastlora.tuning import tuner
+from fastlora.tuning.choices_file import write_choices
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
 from fastlora_kernels.choice_content import (
@@ -131,19 +132,12 @@ def test_a_call_that_only_some_take_is_told_so():
     assert told.endswith("fastest; not those in plain Triton: they take ranks up to 32, not 64")
 
 
-@pytest.mark.parametrize("version", [(3, 6, 0), (3, 7, 0)])
-def test_those_in_plain_triton_want_a_version_that_puts_fences(monkeypatch, version):
+@pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
+@pytest.mark.parametrize(("version", "taken"), [((3, 5, 1), False), ((3, 6, 0), True), ((3, 9, 4), True)])
+def test_the_versions_of_triton_that_they_were_compiled_with_take_them(monkeypatch, code, version, taken):
     monkeypatch.setattr(persistent, "triton_version", lambda: version)
-    assert persistent.refusal(PERSISTENT, "sm_90", PROBLEM) is None
-    why = f"they were compiled with Triton 3.7.1 to 3.9, and this is {'.'.join(map(str, version))}"
-    assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) == why
-    assert persistent.refusal_here(FLATTENED, "sm_90") == why
-    assert persistent._in_words("not here", None, why).endswith(f"not those in plain Triton: {why}")
-
-
-def test_those_in_plain_triton_take_the_first_version_that_puts_fences(monkeypatch):
-    monkeypatch.setattr(persistent, "triton_version", lambda: (3, 7, 1))
-    assert persistent.refusal(FLATTENED, "sm_90", PROBLEM) is None
+    assert (persistent.refusal(code, "sm_90", PROBLEM) is None) == taken
+    assert (persistent.refusal_here("sm_90") is None) == taken
 
 
 @pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import threading
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from fastlora import FusedLoRALinear, explain
 from fastlora.formula.cost import Problem
 from fastlora.parallel.same_choices import check_same_choices
 from fastlora.routes import choices, decide
-from fastlora.routes.choices import current_versions, key_of, loaded, read_file, write_choices
+from fastlora.routes.choices import current_versions, key_of, loaded, read_file
 from fastlora.routes.plan import plan_for
+from fastlora.tuning.choices_file import write_choices
 from fastlora_kernels.choice_content import Choice, Choices, ContentError, as_content, bucket, read_choices
 from fastlora_kernels.tables import Tile
 
@@ -217,29 +217,6 @@ def test_what_ships_is_valid():
     for file in choices.SHIPPED.glob("*.json"):
         read = read_file(file)
         assert file.name == choices.file_name(read.metadata["gpu"])
-
-
-def test_two_writers_leave_one_file_whole(path):
-    held = [file_of(problem=PROBLEM._replace(K=K)) for K in (96, 128)]
-    threads = [
-        threading.Thread(target=lambda one=one: [write_choices(one, path) for _ in range(10)]) for one in held
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert read_file(path) in held
-    assert [child.name for child in path.parent.iterdir()] == ["choices.json"]
-
-
-def test_a_write_that_fails_leaves_the_file_before(path, monkeypatch):
-    write_choices(file_of(), path)
-    before = path.read_bytes()
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_choices(file_of(when="later"), path)
-    assert path.read_bytes() == before
-    assert [child.name for child in path.parent.iterdir()] == ["choices.json"]
 
 
 @pytest.mark.parametrize("second", ["same", "another"])

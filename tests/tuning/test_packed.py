@@ -15,10 +15,11 @@ from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING, Operands
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.routes import choices, decide, few_rows, fused_packed
-from fastlora.routes.choices import current_versions, key_of, read_file, write_choices
+from fastlora.routes.choices import current_versions, key_of, read_file
 from fastlora.routes.plan import PACKED_ROWS, plan_for
 from fastlora.tune_model import requests_of
 from fastlora.tuning import tuner
+from fastlora.tuning.choices_file import write_choices
 from fastlora.tuning.contest import Contest
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.packed_weights import BASES, packed_weight

@@ -46,12 +46,14 @@ def merge(adapter: Path, model: str | None, out: Path, dtype: str = AUTO) -> Mer
 
     Raises:
         AdapterError: If the adapter's files are unsound or do not fit the model.
-        FileExistsError: If `out` holds something.
+        FileExistsError: If `out` holds something, or is a link to nothing.
         MissingExtraError: If a package is not installed.
         ModelError: If there is no such model or adapter.
         OSError: If a file cannot be written.
     """
     check_extras("merging", ("transformers",), "finetune")
+    if out.is_symlink() and not out.exists():
+        raise FileExistsError(f"out must be a new or empty folder; {str(out)!r} is a link to nothing")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out must be a new or empty folder; {str(out)!r} holds something")
     with bars_on_terminals():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 
 from rich.console import Console
 
@@ -57,6 +58,7 @@ def _files(result: FinetuneResult) -> Iterator[str]:
     yield f"Results: {out / RESULTS}"
     yield f"Picture: {out / PICTURE}"
     raw = "" if result.form == MESSAGES else " --raw"
-    yield f"Talk to it: fastlora generate --{'adapter' if lora else 'model'} {what}{raw}"
+    quoted, merged = quote(str(what)), quote(str(out / "merged"))
+    yield f"Talk to it: fastlora generate --{'adapter' if lora else 'model'} {quoted}{raw}"
     if lora:
-        yield f"Merge it: fastlora merge --adapter {what} --out {out / 'merged'}"
+        yield f"Merge it: fastlora merge --adapter {quoted} --out {merged}"
