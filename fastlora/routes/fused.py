@@ -12,7 +12,7 @@ from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.launch import backward_outputs, on_device, readable, scratch_for, writable
-from fastlora.routes.plan import Plan, plan_for
+from fastlora.routes.plan import Plan, p_alone_plan, plan_for
 from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.configs import num_blocks
@@ -41,7 +41,10 @@ def project(o: Operands, y: Tensor) -> Tensor:
         o: As in `forward`.
         y: [M, N] in x's dtype, which is not written.
     """
-    return _launch_forward(o, None, y, "p")
+    (W,) = o.base.tensors
+    aligned = is_aligned(o.x) and is_aligned(W)
+    plan = p_alone_plan(architecture_of(o.x.device), problem_of(o), dropout=o.dropout, aligned=aligned)
+    return _launch_forward(o, plan, y, "p")
 
 
 def _launch_forward(
