@@ -48,7 +48,7 @@ def explain(
         BackendError: If the backend is set to "triton" and cannot run on the layer's device.
     """
     if not isinstance(layer, LORA_LAYERS):
-        raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+        raise TypeError(f"layer must be a LoRA layer; got {type(layer).__name__}")
     if isinstance(layer, (FusedLoRAEmbedding, LoRAConv)):
         raise TypeError("layer must be linear; embeddings and convolutions are computed by torch")
     if layer.active is None:

@@ -175,7 +175,11 @@ class Contents:
 
     @cached_property
     def layers(self) -> dict[str, LayerHeader]:
-        """{layer: LayerHeader}. Check the names first, as this matches them with the config's patterns."""
+        """{layer: LayerHeader}. Check the names first, as this matches them with the config's patterns.
+
+        Raises:
+            AdapterError: If A, B or a third tensor of a layer has another shape or dtype than the config has.
+        """
         try:
             return {layer: self._layer(layer) for layer in self.names}
         except AdapterError:
