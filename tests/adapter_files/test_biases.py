@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from fastlora import (
     AdapterError,
     LoRAConfig,
+    adapter_batch,
     add_adapter,
     apply_lora,
     delete_adapter,
@@ -27,6 +28,7 @@ from fastlora import (
     save_adapter,
     save_pretrained,
     set_adapter,
+    train_adapters,
     unmerge_lora,
     use_adapter,
 )
@@ -202,6 +204,18 @@ def test_one_adapter_alone_trains_them_and_only_while_it_is_in_use(tmp_path):
     assert not model[0].bias.requires_grad
     set_adapter(model, "de")
     assert model[0].bias.requires_grad
+
+
+def test_several_trained_adapters_train_them_if_theirs_is_among_these():
+    model = adapted(mlp(), bias="all")
+    add_adapter(model, "fr", LoRAConfig(r=2))
+    for names, trains in ((["fr"], False), (["fr", "default"], True), (["default"], True), (["fr"], False)):
+        train_adapters(model, names)
+        assert model[0].bias.requires_grad == trains
+    train_adapters(model, ["fr", "default"])
+    with adapter_batch(model, ["fr", "default", None] * 2):
+        model(X[:6]).sum().backward()
+    assert torch.equal(model[2].bias.grad, torch.full((3,), 6.0))
 
 
 def test_a_file_with_biases_beside_other_adapters_says_that_they_are_the_models(tmp_path):
