@@ -2,7 +2,6 @@
 
 import copy
 import json
-import warnings
 
 import peft
 import pytest
@@ -13,30 +12,19 @@ from transformers.pytorch_utils import Conv1D
 
 from fastlora import (
     AdapterError,
-    LoRAConfig,
-    adapter_batch,
-    add_adapter,
     apply_lora,
-    delete_adapter,
-    hot_swap,
     load_adapter,
     load_pretrained,
-    lora_disabled,
-    merge_lora,
     parameter_report,
     remove_lora,
     save_adapter,
     save_pretrained,
     set_adapter,
-    train_adapters,
-    unmerge_lora,
-    use_adapter,
 )
 from fastlora.measuring.errors import assert_within_budget
-from fastlora.model.freezing import freeze, unfreeze
 from tests.cases import quick_rows
-from tests.models import adapted, mlp, moved, trainable
-from tests.packed import linear_4bit, linear_hqq
+from tests.models import adapted, mlp, moved, trainable, trained
+from tests.packed import linear_4bit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have invalid shape")
 X = torch.randn(7, 6)
@@ -66,17 +54,6 @@ def config(bias, head=False, **options):
 def ours(base, bias, head=False, **options):
     model = apply_lora(copy.deepcopy(base), config(bias, head, **options))
     return moved(model).eval()
-
-
-def trained(model, x, steps=3):
-    """The model after some steps, biases included."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.03)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
-    return model
 
 
 def same(name, found, stock, truth):
@@ -179,45 +156,6 @@ def test_a_single_file_and_a_second_load_fill_the_same_biases(tmp_path):
             load_adapter(adapted(copy.deepcopy(base), bias=wanted), tmp_path / "file")
 
 
-def test_one_adapter_alone_trains_them_and_only_while_it_is_in_use(tmp_path):
-    model = moved(adapted(mlp(), bias="lora_only"))
-    before = model[0].bias.detach().clone()
-    with pytest.raises(ValueError, match="adapter 'default' trains biases"):
-        add_adapter(model, "fr", LoRAConfig(r=2, bias="all"))
-    add_adapter(model, "fr", LoRAConfig(r=2))
-    assert model[0].bias.requires_grad
-    model(X).sum().backward()
-    gradient = model[0].bias.grad
-    with use_adapter(model, "fr"):
-        assert not model[0].bias.requires_grad
-    assert model[0].bias.requires_grad
-    assert model[0].bias.grad is gradient
-    trained(model, X)
-    set_adapter(model, "fr")
-    assert not torch.equal(model[0].bias, before)
-    save_pretrained(model, tmp_path)
-    read = [json.loads((tmp_path / each / "adapter_config.json").read_text())["bias"] for each in ("", "fr")]
-    assert read == ["lora_only", "none"]
-    assert not any("base_layer" in key for key in load_file(tmp_path / "fr" / "adapter_model.safetensors"))
-    delete_adapter(model, "default")
-    add_adapter(model, "de", LoRAConfig(r=2, bias="all"))
-    assert not model[0].bias.requires_grad
-    set_adapter(model, "de")
-    assert model[0].bias.requires_grad
-
-
-def test_several_trained_adapters_train_them_if_theirs_is_among_these():
-    model = adapted(mlp(), bias="all")
-    add_adapter(model, "fr", LoRAConfig(r=2))
-    for names, trains in ((["fr"], False), (["fr", "default"], True), (["default"], True), (["fr"], False)):
-        train_adapters(model, names)
-        assert model[0].bias.requires_grad == trains
-    train_adapters(model, ["fr", "default"])
-    with adapter_batch(model, ["fr", "default", None] * 2):
-        model(X[:6]).sum().backward()
-    assert torch.equal(model[2].bias.grad, torch.full((3,), 6.0))
-
-
 def test_a_file_with_biases_beside_other_adapters_says_that_they_are_the_models(tmp_path):
     base = mlp()
     save_pretrained(trained(moved(adapted(copy.deepcopy(base), bias="all")), X), tmp_path)
@@ -230,44 +168,6 @@ def test_a_file_with_biases_beside_other_adapters_says_that_they_are_the_models(
         load_pretrained(model, tmp_path, name="de")
 
 
-def test_a_layer_that_a_further_adapter_wraps_keeps_a_bias_that_is_trained():
-    model = adapted(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), bias="all", target_modules=["0"])
-    add_adapter(model, "fr", LoRAConfig(r=2, target_modules=["1"]))
-    assert model[1].bias.requires_grad
-    model(X).sum().backward()
-    assert torch.equal(model[1].bias.grad, torch.full((3,), 7.0))
-
-
-def test_switching_off_and_removing_say_that_biases_stay_trained():
-    base = mlp()
-    model = trained(moved(adapted(copy.deepcopy(base), bias="all")), X)
-    plain = copy.deepcopy(base)
-    for place in (0, 2):
-        plain[place].bias.data.copy_(model[place].bias.data)
-    with pytest.warns(UserWarning, match="switching LoRA off.*biases stay as trained"), lora_disabled(model):
-        assert torch.equal(model(X), plain(X))
-    y = model(X)
-    merge_lora(model.eval())
-    torch.testing.assert_close(model(X), y)
-    unmerge_lora(model)
-    assert torch.equal(model(X), y)
-    with pytest.warns(UserWarning, match=r"remove_lora without merge.*biases stay as trained"):
-        assert torch.equal(remove_lora(copy.deepcopy(model))(X), plain(X))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        torch.testing.assert_close(remove_lora(model, merge=True)(X), y)
-
-
-def test_freezing_and_unfreezing_follow_it():
-    model = adapted(Net(), bias="lora_only", target_modules=["first"])
-    unfreeze(model)
-    assert model.first.bias.requires_grad
-    assert not model.first.weight.requires_grad
-    freeze(model)
-    trains = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trains == ["first.bias", "first.adapters.default.lora_A", "first.adapters.default.lora_B"]
-
-
 def test_a_trained_norm_is_saved_whole_beside_them(tmp_path):
     model = adapted(Net(), bias="all", target_modules=["first"])
     model.norm.weight.requires_grad_()
@@ -276,24 +176,6 @@ def test_a_trained_norm_is_saved_whole_beside_them(tmp_path):
     again = load_pretrained(Net(), tmp_path)
     assert torch.equal(again.norm.weight, model.norm.weight)
     assert torch.equal(again.head.bias, model.head.bias)
-
-
-def test_what_cannot_be_is_refused_by_name(tmp_path):
-    base = mlp()
-    model = adapted(copy.deepcopy(base), bias="all")
-    save_pretrained(model, tmp_path)
-    with pytest.raises(AdapterError, match="biases cannot be swapped in"):
-        hot_swap(adapted(copy.deepcopy(base)), tmp_path)
-    with pytest.raises(AdapterError, match="biases cannot be swapped in"):
-        hot_swap(model, tmp_path)
-    with pytest.raises(ValueError, match="bias must be one of none, lora_only, all; got 'some'"):
-        LoRAConfig(bias="some")
-    partly = adapted(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), bias="all", target_modules=["0"])
-    with pytest.raises(ValueError, match="bias must be 'all', as adapter 'default' has it; got 'none'"):
-        apply_lora(partly, LoRAConfig(r=2))
-    bare = nn.Sequential(nn.Linear(6, 5, bias=False))
-    with pytest.warns(UserWarning, match="bias='lora_only' trains no bias"):
-        adapted(bare, bias="lora_only")
 
 
 def test_a_file_that_lost_them_or_has_others_is_refused(tmp_path):
@@ -314,16 +196,6 @@ def test_a_file_that_lost_them_or_has_others_is_refused(tmp_path):
     save_file({**whole, f"{PREFIX}2.base_layer.bias": torch.full((3,), float("nan"))}, file)
     with pytest.raises(AdapterError, match="NaN"):
         load_pretrained(copy.deepcopy(base), tmp_path)
-
-
-def test_biases_that_no_file_could_hold_are_refused(tmp_path):
-    hqq = nn.Sequential(linear_hqq(torch.randn(8, 64), torch.randn(8)))
-    with pytest.raises(ValueError, match="as that of layer '0' is no parameter"):
-        adapted(hqq, bias="lora_only")
-    assert not any("lora" in name for name, _ in hqq.named_modules())
-    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
-    with pytest.raises(ValueError, match="must not be 'all' beside trainable_token_indices of '1'"):
-        adapted(model, bias="all", target_modules=["0"], trainable_token_indices={"1": [0]})
 
 
 @pytest.mark.exhaustive
