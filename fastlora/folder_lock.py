@@ -18,7 +18,7 @@ def alone_in(folder: Path, seconds: float) -> Iterator[None]:
 
     Args:
         folder: It must exist.
-        seconds: How long to wait. Who holds the lock for longer has it for something else; the block runs then.
+        seconds: How long to wait. A holder for longer has the lock for something else; the block runs then.
     """
     try:
         import fcntl
