@@ -22,9 +22,9 @@ from typing import Any, Final
 from bench.compiling import compile_candidates, compile_variants
 from bench.process import Ended, outcome, run_child, run_process, surroundings
 from bench.results import Results
-from bench.run import say
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
+from bench.tables import say
 from fastlora.routes.decide import reload_tables
 
 Step = Callable[[Setting, Path], dict[str, Any]]
@@ -57,8 +57,10 @@ def read_tests(ended: Ended) -> dict[str, Any]:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items()) or "none done"
         summary = f"not finished after {ended.seconds:.0f} s: {counts}"
         failures = [line for line in lines if re.search(r"\b(FAILED|ERROR)\b", line)]
-    ending = {"finished": ended.status is not None, "failures": failures}
-    return outcome(ended.status == 0, summary.strip("= "), ended.seconds, **ending)
+    finished = ended.status is not None
+    return outcome(
+        ended.status == 0, summary.strip("= "), ended.seconds, finished=finished, failures=failures
+    )
 
 
 def _pytest(setting: Setting) -> list[str]:
@@ -122,7 +124,7 @@ class Steps:
 
     results: Results
     setting: Setting
-    path: Path
+    folder: Path
 
     def check_correctness(self, *, then_tune: bool) -> None:
         """Run the steps that have not passed yet; beside them, compile what the tuning will try."""
@@ -130,12 +132,12 @@ class Steps:
         def left(name: str) -> bool:
             return not self._passed(name) and (then_tune or name != CANDIDATES)
 
-        for name, result in run_steps(self.setting, self.path.parent, left):
+        for name, result in run_steps(self.setting, self.folder, left):
             self._note(name, result)
 
     def tune(self) -> None:
         """Search tiles, then prove and time every route that `fastlora tune` knows; go on with what won."""
-        folder, device, commit = self.path.parent, self.setting.device, self.results.environment.commit
+        folder, device, commit = self.folder, self.setting.device, self.results.environment.commit
         if not (self._passed(CANDIDATES) or self._passed("tuning")):
             compile_candidates(device)
         for name, (left, variable) in _TUNED.items():
@@ -163,7 +165,7 @@ class Steps:
 
     def _note(self, name: str, result: dict[str, Any]) -> None:
         self.results.correctness[name] = result
-        self.results.write(self.path)
+        self.results.save()
         say(f"{name:10}{result['summary']} ({result['seconds']:.0f} s)")
         for failure in result.get("failures", ()):
             say(f"          {failure}")

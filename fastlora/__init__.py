@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fastlora.model.combine import combine_adapters
     from fastlora.model.initialize import initialize
     from fastlora.model.lora_plus import lora_plus_groups
+    from fastlora.model.reference import reference_model
     from fastlora.model.report import ParameterReport, parameter_report
     from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
     from fastlora.tune_model import tune
@@ -79,6 +80,7 @@ __all__ = [
     "merge_lora",
     "parameter_report",
     "push_to_hub",
+    "reference_model",
     "remove_lora",
     "save_adapter",
     "save_pretrained",
@@ -109,6 +111,7 @@ _LATER: Final = {
     "load_adapter": "adapter_files",
     "load_pretrained": "adapter_files",
     "lora_plus_groups": "model.lora_plus",
+    "reference_model": "model.reference",
     "parameter_report": "model.report",
     "push_to_hub": "adapter_files",
     "save_adapter": "adapter_files",

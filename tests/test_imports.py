@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each line imports from lines above it only; a room is a folder or a file of fastlora/. Inside a room imports
 # make no circle.
 ROOMS = (
-    ("arguments", "operator_library", "tables", "version", "warning"),
+    ("arguments", "folder_lock", "operator_library", "tables", "version", "warning"),
     ("config_values", "seeding"),
     ("config",),
     ("formula",),

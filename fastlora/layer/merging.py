@@ -111,8 +111,7 @@ class MergeableLinear(Mergeable, AdaptedLinear):
 
         Args:
             merge: True gives the weight W + s B A, as a new, frozen parameter, and the bias b + s b_B where
-                B has one. False gives W: this layer's
-                own parameter, or a copy of W while this layer is merged.
+                B has one. False gives W: this layer's own parameter, or a copy of W while it is merged.
 
         Raises:
             TypeError: If this layer's forward was replaced.

@@ -24,6 +24,7 @@ def merge_lora(model: nn.Module) -> None:
     its shard. Either all layers are merged or, on an error, no further layer is.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If there is no LoRA layer, or a weight is packed, is shared with another module, would not
             be finite, is computed from other tensors (by a parametrization, say) or cannot be written in
             place.
@@ -46,6 +47,7 @@ def unmerge_lora(model: nn.Module) -> None:
     """Restore every W, bit for bit.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If there is no LoRA layer, or a weight cannot be written in place any more.
     """
     layers = existing_layers(model)

@@ -38,10 +38,9 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
     Args:
         model: A model with LoRA layers.
         merge: True makes each weight W + s B A, and each bias b + s b_B where B has one (a new parameter),
-            even if the layer is disabled; False makes it exactly W. A
-            packed layer becomes the library's own again; merged it becomes a plain one of the dtype that W
-            was packed from, or where the layer does not keep that, of the model's, and a warning says what
-            that costs.
+            even if the layer is disabled; False makes it exactly W. A packed layer becomes the library's own
+            again; merged it becomes a plain one of the dtype that W was packed from, or where the layer does
+            not keep that, of the model's, and a warning says what that costs.
 
     Returns:
         The model; the plain layer if the model itself is a LoRA layer. `unfreeze` makes it trainable.

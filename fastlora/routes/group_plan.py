@@ -10,6 +10,7 @@ from fastlora.formula.operands import outranges_fp16
 from fastlora.routes.plan import Plan, plan_for
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.split_counts import Blocks, Tiles, split_beside, split_k, split_of_q
 from fastlora_kernels.tables import Table, Tile
 
 
@@ -80,7 +81,9 @@ def _forward_plan(
     N0, N1, N2 = (*columns, 0)[:3]
     tiles = tasks.group_forward_tiles(problem.M, N0, N1, N2, problem.r, tile.block_m, tile.block_n, block_r)
     steps = num_blocks(problem.K, tile.block_k)
-    split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("p", "y")}
+    p, y = Tiles(tiles.p, steps, 3 * block_r), Tiles(tiles.y, steps, tile.block_n)
+    blocks = Blocks(tile.block_m, tile.block_k, problem.dtype.itemsize)
+    split = {"p": split_beside(table, p, y, blocks), "y": split_k(table, tiles.y, steps)}
     sizes = {
         "p": (tiles.p, 3 * tile.block_m * block_r),
         "y": (tiles.y, tile.block_m * tile.block_n),
@@ -88,35 +91,37 @@ def _forward_plan(
     return GroupPlan(
         single=single,
         block_r=block_r,
-        split_k=split_k,
-        scratch=_scratch(split_k, sizes),
-        num_tasks=tasks.forward_tickets(tiles, split_k["p"], split_k["y"]).end,
+        split_k=split,
+        scratch=_scratch(split, sizes),
+        num_tasks=tasks.forward_tickets(tiles, split["p"], split["y"]).end,
         workspace=tasks.forward_counters(tiles).end,
     )
 
 
 def _backward_plan(single: Plan, table: Table, problem: Problem, columns: tuple[int, ...]) -> GroupPlan:
+    M, K, N, r = problem[:4]
     tile, block_r = single.tile, single.block_r
     N0, N1, N2 = (*columns, 0)[:3]
-    blocks = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
-    tiles = tasks.group_backward_tiles(problem.M, N0, N1, N2, problem.K, problem.r, len(columns), *blocks)
-    steps = {
-        "q": num_blocks(max(columns), tile.block_n),
-        "dx": sum(num_blocks(N, tile.block_n) for N in columns),
-        "gradients": num_blocks(problem.M, tile.block_m),
-    }
+    shape = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
+    tiles = tasks.group_backward_tiles(M, N0, N1, N2, K, r, len(columns), *shape)
+    q = Tiles(tiles.q, num_blocks(max(columns), tile.block_n), block_r)
+    dx = Tiles(tiles.dx, sum(num_blocks(each, tile.block_n) for each in columns), tile.block_k)
+    gradients = split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
+    split_dx = split_k(table, dx.count, dx.steps)
+    whole_q = tasks.backward_tickets(tiles, M, N, 1, split_dx, gradients)
+    blocks = Blocks(tile.block_m, tile.block_n, problem.dtype.itemsize)
+    split = {"q": split_of_q(table, q, dx, blocks, whole_q), "dx": split_dx, "gradients": gradients}
     sizes = {
         "q": (tiles.q, tile.block_m * block_r),
         "dx": (tiles.dx, tile.block_m * tile.block_k),
         "gradients": (tiles.dB + tiles.dA, tile.block_n * block_r),
     }
-    split_k = {name: configs.split_k(table, sizes[name][0], count) for name, count in steps.items()}
     return GroupPlan(
         single=single,
         block_r=block_r,
-        split_k=split_k,
-        scratch=_scratch(split_k, sizes),
-        num_tasks=tasks.backward_tickets(tiles, *split_k.values()).end,
+        split_k=split,
+        scratch=_scratch(split, sizes),
+        num_tasks=tasks.backward_tickets(tiles, M, N, *split.values()).end,
         workspace=tasks.backward_counters(tiles).end,
     )
 

@@ -19,6 +19,7 @@ from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.choices import chosen, forget_choices
 from fastlora_kernels import configs, tasks
 from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.split_counts import Blocks, Tiles, split_beside, split_k, split_of_q
 from fastlora_kernels.tables import Entry, Table, Tile, load_table
 
 # Up to so many rows a packed W is unpacked inside the product, and in tiles of so many columns.
@@ -99,6 +100,14 @@ def plan_for(
     dropped = dropout_constants(dropout)[0] > 0
     rest = needs, tile, dropped, fp32_precision(), aligned, measured
     return _cached_plan(direction, architecture, problem, *rest)
+
+
+def p_alone_plan(architecture: str, problem: Problem, *, dropout: float, aligned: bool) -> Plan:
+    """The plan of a forward pass whose programs of p alone are launched: they have the whole GPU."""
+    plan = plan_for("forward", architecture, problem, dropout=dropout, aligned=aligned)
+    tiles, steps = plan.tasks["p"] // plan.split_k["p"], num_blocks(problem.K, plan.tile.block_k)
+    split = split_k(configs.table_of(architecture), tiles, steps)
+    return plan._replace(split_k=plan.split_k | {"p": split}, tasks=plan.tasks | {"p": tiles * split})
 
 
 def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> Plan:
@@ -184,27 +193,33 @@ def _forward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, nee
     M, K, N, r = problem[:4]
     tiles = tasks.forward_tiles(M, N, r, tile.block_m, tile.block_n, block_r)
     steps = num_blocks(K, tile.block_k)
-    split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("p", "y")}
+    blocks = Blocks(tile.block_m, tile.block_k, problem.dtype.itemsize)
+    p, y = Tiles(tiles.p, steps, block_r), Tiles(tiles.y, steps, tile.block_n)
+    split = {"p": split_beside(table, p, y, blocks), "y": split_k(table, tiles.y, steps)}
     return _Tasks(
-        split_k,
-        {name: getattr(tiles, name) * count for name, count in split_k.items()},
-        tasks.forward_tickets(tiles, split_k["p"], split_k["y"]).end,
+        split,
+        {name: getattr(tiles, name) * count for name, count in split.items()},
+        tasks.forward_tickets(tiles, split["p"], split["y"]).end,
         tasks.forward_counters(tiles).end,
     )
 
 
 def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, needs: Needs) -> _Tasks:
     M, K, N, r = problem[:4]
-    blocks = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
-    tiles = tasks.backward_tiles(M, N, K, r, *needs, *blocks)
+    shape = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
+    tiles = tasks.backward_tiles(M, N, K, r, *needs, *shape)
     steps = num_blocks(N, tile.block_n)
-    split_k = {name: configs.split_k(table, getattr(tiles, name), steps) for name in ("q", "dx")}
+    blocks = Blocks(tile.block_m, tile.block_n, problem.dtype.itemsize)
     # The tiles of dB and dA form one sequence, with the same number of splits.
-    gradients = configs.split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
-    end = tasks.backward_tickets(tiles, split_k["q"], split_k["dx"], gradients).end
-    split_k |= {"dB": gradients, "dA": gradients}
-    programs = {name: getattr(tiles, name) * count for name, count in split_k.items()}
-    return _Tasks(split_k, programs, end, tasks.backward_counters(tiles).end)
+    gradients = split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
+    split_dx = split_k(table, tiles.dx, steps)
+    q, dx = Tiles(tiles.q, steps, block_r), Tiles(tiles.dx, steps, tile.block_k)
+    whole_q = tasks.backward_tickets(tiles, M, N, 1, split_dx, gradients)
+    split_q = split_of_q(table, q, dx, blocks, whole_q)
+    split = {"q": split_q, "dx": split_dx, "dB": gradients, "dA": gradients}
+    programs = {name: getattr(tiles, name) * count for name, count in split.items()}
+    end = tasks.backward_tickets(tiles, M, N, split_q, split_dx, gradients).end
+    return _Tasks(split, programs, end, tasks.backward_counters(tiles).end)
 
 
 def forget_plans() -> None:

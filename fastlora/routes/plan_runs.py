@@ -12,6 +12,7 @@ from fastlora.routes.architecture import fp32_precision
 from fastlora.routes.plan import Plan, entry_of
 from fastlora_kernels import configs, segment_tasks, tasks
 from fastlora_kernels.configs import num_blocks
+from fastlora_kernels.split_counts import split_k
 from fastlora_kernels.tables import Tile
 
 
@@ -107,7 +108,8 @@ def _cached_plan(
         tiles = backward._asdict()
         split = _split(("q", "dx"), split_k, architecture, tiles, num_blocks(N, tile.block_n))
         split |= {"dB": 1, "dA": 1}
-        num_tasks = tasks.backward_tickets(backward, split["q"], split["dx"], 1).end
+        rows = counts[0] * tile.block_m
+        num_tasks = tasks.backward_tickets(backward, rows, N, split["q"], split["dx"], 1).end
         workspace = tasks.backward_counters(backward).end
     return Plan(
         direction=direction,
@@ -134,5 +136,5 @@ def _split(
 ) -> dict[str, int]:
     """How many programs share a tile of each result: as given, or as its `steps` along the sum allow."""
     table = configs.table_of(architecture)
-    counts = given or [configs.split_k(table, tiles[name], steps) for name in names]
+    counts = given or [split_k(table, tiles[name], steps) for name in names]
     return dict(zip(names, counts, strict=True))

@@ -130,7 +130,7 @@ def backward_kernel(
     tiles = backward_tiles(
         M, N, K, r, NEED_DX, NEED_DA, NEED_DB, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, BLOCK_K_DA
     )
-    tickets = backward_tickets(tiles, split_q, split_dx, split_gradients)
+    tickets = backward_tickets(tiles, M, N, split_q, split_dx, split_gradients)
     counters = backward_counters(tiles)
     gradient = ticket - tickets.gradients
     if ticket < tickets.dx:

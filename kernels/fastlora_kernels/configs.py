@@ -36,9 +36,6 @@ _RANKS_WIDE_ADAPTERS: Final = {
     "interpreter": 32,
 }
 
-# The fewest loop steps of a split (the last may have fewer): less would not fill the pipeline.
-_FEWEST_STEPS: Final = 4
-
 # The table for the interpreter. Its tiles are small, so that small tests cross tile borders and split tiles.
 INTERPRETER: Final = Table(
     multiprocessors=12,
@@ -130,21 +127,6 @@ def num_tiles(tile: Tile, direction: str, M: int, C: int) -> int:
 def num_blocks(size: int, block: int) -> int:
     """Number of blocks that cover a size."""
     return -(-size // block)
-
-
-def split_k(table: Table, tiles: int, steps: int) -> int:
-    """How many programs share each of these tiles, so that all multiprocessors have work.
-
-    Args:
-        table: The architecture's.
-        tiles: Number of tiles.
-        steps: Loop steps of a tile.
-    """
-    if tiles == 0 or steps == 0:
-        return 1
-    most = max(1, min(table.multiprocessors // tiles, steps // _FEWEST_STEPS))
-    # All splits but the last have equally many steps, rounded up; so fewer splits may cover all steps.
-    return num_blocks(steps, num_blocks(steps, most))
 
 
 def takes_tma(architecture: str, kind: str) -> bool:

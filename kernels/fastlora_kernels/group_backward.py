@@ -72,7 +72,7 @@ def group_backward_kernel(
     MEMBERS: tl.constexpr = 2 if W2 is None else 3
     ticket = take_ticket(workspace_ptr)  # the first counter of the workspace
     tiles = group_backward_tiles(M, N0, N1, N2, K, r, MEMBERS, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, BLOCK_K_DA)
-    tickets = backward_tickets(tiles, split_q, split_dx, split_gradients)
+    tickets = backward_tickets(tiles, M, N0 + N1 + N2, split_q, split_dx, split_gradients)
     counters = backward_counters(tiles)
     gradient = ticket - tickets.gradients
     rows = tl.cast(M, tl.int64)

@@ -131,7 +131,7 @@ def segment_backward_kernel(
         BLOCK_R,
         BLOCK_K_DA,
     )
-    tickets = backward_tickets(tiles, split_q, split_dx, 1)
+    tickets = backward_tickets(tiles, num_tiles * BLOCK_M, N, split_q, split_dx, 1)
     counters = backward_counters(tiles)
     tables = (tiles_ptr, segments_ptr, ranks_ptr, scales_ptr)
     alike = (num_operands, r, threshold, kept_scale, s)

@@ -86,12 +86,13 @@ class BackwardTickets(NamedTuple):
     """Tickets of a backward pass: q, the first half of the dx tiles, dB, dA, the second half of dx.
 
     dB and dA are bound by memory, dx by the matrix units. In the middle they overlap with dx; at the end they
-    would run alone.
+    would run alone. But few dx tiles all come before dB and dA: they can all start at once, and those of the
+    second half would start late. So only where a dx tile takes longer than one of dB or dA, by M <= N.
 
     Attributes:
         dx: The first ticket of a dx tile, and the end of q's.
         gradients: The first ticket of a dB tile; those of dA follow, with the same number of splits.
-        num_gradients: The number of tickets of dB and dA together, by which dx's second half is shifted.
+        num_gradients: The number of tickets of dB and dA together, by which what follows of dx is shifted.
         end: The number of tickets, which is the number of programs.
     """
 
@@ -221,14 +222,16 @@ def group_backward_tiles(
 
 
 def backward_tickets(
-    tiles: BackwardTiles, split_q: int, split_dx: int, split_gradients: int
+    tiles: BackwardTiles, M: int, N: int, split_q: int, split_dx: int, split_gradients: int
 ) -> BackwardTickets:
     """The BackwardTickets of these tiles; split_... programs share a tile (gradients: of dB or dA)."""
     dx = tiles.q * split_q
     num_dx = tiles.dx * split_dx
     num_gradients = (tiles.dB + tiles.dA) * split_gradients
+    # 128 tiles: about as many as a GPU has multiprocessors.
+    early = num_dx if M <= N and tiles.dx <= 128 else num_dx // 2
     return BackwardTickets(
-        dx=dx, gradients=dx + num_dx // 2, num_gradients=num_gradients, end=dx + num_dx + num_gradients
+        dx=dx, gradients=dx + early, num_gradients=num_gradients, end=dx + num_dx + num_gradients
     )
 
 

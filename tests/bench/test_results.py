@@ -1,6 +1,7 @@
 """The results file: whole or not at all, and gone on with only where it fits."""
 
 import json
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from bench import environment as module
 from bench.environment import environment
-from bench.results import Results, open_results
+from bench.results import Results, resumed
 from tests.bench import rows as made
 from tests.bench.rows import CPU, HERE
 
@@ -36,26 +37,26 @@ def results(*rows, **changes):
     return made.results(*rows, **{**parts, **changes})
 
 
-EMPTY = Results(environment=HERE, command="", started="")
-
-
 @pytest.fixture
 def path(tmp_path):
     """Where full results lie."""
     path = tmp_path / "results.json"
-    results(*ROWS).write(path)
+    results(*ROWS, path=path).save()
     return path
 
 
-@pytest.mark.parametrize("written", [results(*ROWS), EMPTY], ids=["full", "empty"])
-def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, tmp_path):
-    path = tmp_path / "results.json"
-    written.write(path)
+def fresh(path, **changes):
+    """Results with nothing in them, here but for the changes."""
+    return Results(HERE._replace(**changes), command="", started="", path=path)
+
+
+@pytest.mark.parametrize("written", [results(*ROWS), fresh(None)], ids=["full", "empty"])
+def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, path):
+    replace(written, path=path).save()
     assert Results.read(path) == written
     lines = [line for line in path.read_text().splitlines() if '"median_us"' in line]
-    assert [json.loads(line.strip().rstrip(","))["method"] for line in lines] == [
-        row.method for row in written.rows
-    ]
+    methods = [json.loads(line.strip().rstrip(","))["method"] for line in lines]
+    assert methods == [row.method for row in written.rows]
 
 
 def test_a_write_that_fails_leaves_the_last_file(path, monkeypatch):
@@ -66,21 +67,20 @@ def test_a_write_that_fails_leaves_the_last_file(path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="disk full"):
-        EMPTY.write(path)
+        fresh(path).save()
     assert Results.read(path) == results(*ROWS)
 
 
 def test_a_run_goes_on_where_device_versions_and_sources_are_the_same(path):
-    fresh = Results(environment=HERE._replace(commit="def", modified=True), command="", started="")
-    assert open_results(path, fresh) == results(*ROWS)
+    assert resumed(fresh(path, commit="def", modified=True)) == results(*ROWS)
 
 
 @pytest.mark.parametrize(
     "change", [{"sources": "456"}, {"versions": {}}, {"device": {"kind": "cuda"}}], ids=str
 )
 def test_results_of_another_kind_are_set_aside(change, path):
-    fresh = Results(environment=HERE._replace(**change), command="", started="")
-    assert open_results(path, fresh) is fresh
+    new = fresh(path, **change)
+    assert resumed(new) is new
     assert Results.read(path.with_name("results.old.json")) == results(*ROWS)
     assert not path.exists()
 
@@ -88,7 +88,8 @@ def test_results_of_another_kind_are_set_aside(change, path):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', '{"schema": 1}'])
 def test_a_file_that_is_no_results_file_is_set_aside(content, path):
     path.write_text(content)
-    assert open_results(path, EMPTY) is EMPTY
+    new = fresh(path)
+    assert resumed(new) is new
     assert path.with_name("results.old.json").read_text() == content
 
 

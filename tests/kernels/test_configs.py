@@ -67,20 +67,6 @@ def test_an_unknown_architecture_is_named():
         configs.table_of("sm_70")
 
 
-@pytest.mark.parametrize(
-    ("tiles", "steps", "count"),
-    [(1, 64, 16), (16, 64, 8), (64, 64, 2), (128, 64, 1), (500, 64, 1), (1, 3, 1), (10, 16, 4), (0, 64, 1)],
-)
-def test_few_tiles_are_split_for_all_multiprocessors_but_not_below_four_steps(tiles, steps, count):
-    assert configs.split_k(load_table("sm_90"), tiles, steps) == count
-
-
-def test_no_split_is_without_work():
-    for steps in range(1, 300):
-        count = configs.split_k(load_table("sm_90"), 1, steps)
-        assert (count - 1) * configs.num_blocks(steps, count) < steps
-
-
 @pytest.mark.parametrize("r", [1, 3, 15, 16, 17, 24, 64, 65, 128, 1000])
 def test_rank_blocks_are_powers_of_two_that_cover_small_ranks_whole(r):
     for architecture in ARCHITECTURES:

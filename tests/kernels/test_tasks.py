@@ -64,8 +64,18 @@ def test_y_tiles_follow_p_tiles():
     assert tasks.forward_tickets(tiles, 3, 2) == (18, 18 + 12)
 
 
-def test_gradients_stand_between_the_halves_of_dx():
+@pytest.mark.parametrize(("M", "N", "rows"), [(90, 70, 32), (129, 4096, 1)], ids=["short", "many tiles"])
+def test_gradients_stand_between_the_halves_of_dx(M, N, rows):
+    tiles = tasks.backward_tiles(M, N, 100, 20, True, True, True, rows, 64, 128, 16, 64)
+    found = tasks.backward_tickets(tiles, M, N, 2, 3, 5)
+    num_dx, num_gradients = 3 * tiles.dx, 5 * (tiles.dB + tiles.dA)
+    assert found.dx == 2 * tiles.q
+    assert (found.gradients, found.num_gradients) == (found.dx + num_dx // 2, num_gradients)
+    assert found.end == found.dx + num_dx + num_gradients
+
+
+def test_gradients_come_last_where_dx_has_few_tiles_that_take_longer():
     tiles = tasks.backward_tiles(70, 90, 130, 20, True, True, True, 32, 64, 128, 16, 64)
-    found = tasks.backward_tickets(tiles, 2, 3, 5)
-    assert (found.dx, found.gradients, found.num_gradients) == (12, 12 + 9, 50)
+    found = tasks.backward_tickets(tiles, 70, 90, 2, 3, 5)
+    assert (found.dx, found.gradients, found.num_gradients) == (12, 12 + 18, 50)
     assert found.end == 12 + 18 + 50

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from fastlora.formula.cost import Problem
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import fused
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import problem_of
-from fastlora.routes.plan import Plan, plan_for
+from fastlora.routes.plan import Plan, forget_plans, p_alone_plan, plan_for
 from fastlora_kernels.tables import ARCHITECTURES, load_table, tile_of
 from tests.cases import quick
 
@@ -115,3 +116,25 @@ def test_every_tile_of_the_tables_is_right_split_and_not(shape):
     forward, backward = plans(ops, shape)
     assert_matches_fp64(ops, with_split_k(forward), with_split_k(backward))
     assert_matches_fp64(ops, with_split_k(forward, p=2, y=2), with_split_k(backward, q=2, dx=2, dA=2, dB=2))
+
+
+def test_p_alone_is_made_by_all_that_have_work():
+    problem = Problem(128, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
+    beside, alone = (
+        plan_for("forward", "sm_90", problem, measured=False),
+        p_alone_plan("sm_90", problem, dropout=0.0, aligned=True),
+    )
+    assert (beside.split_k["p"], alone.split_k["p"]) == (4, 16)
+    assert (beside.tasks["p"], alone.tasks["p"]) == (4, 16)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_shape_has_one_plan_whose_scratch_holds_every_split(direction):
+    problem = Problem(256, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
+    plan = plan_for(direction, "sm_90", problem, measured=False)
+    forget_plans()
+    assert plan_for(direction, "sm_90", problem, measured=False) == plan
+    small = "p" if direction == "forward" else "q"
+    assert plan.tasks[small] == 2 * plan.split_k[small] == 4
+    assert plan.scratch_size(small) == 4 * plan.tile.block_m * plan.block_r
+    assert plan.num_tasks == sum(plan.tasks.values())

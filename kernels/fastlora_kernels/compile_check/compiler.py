@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -60,16 +60,40 @@ def compile_kernel(
     """
     kernel = forward_kernel if direction == "forward" else backward_kernel
     kinds = (forward_kinds if direction == "forward" else backward_kinds)(architecture, tile, variant)
-    return compile_with(kernel, kinds, tile, target)
+    return compile_with(kernel, kinds, launch_options(tile, target.backend), target)
 
 
-def compile_with(kernel: Any, kinds: dict[str, Any], tile: Tile, target: GPUTarget) -> Resources:
-    """Compile a kernel whose arguments are of these kinds, with the options of its tile."""
-    signature, constants, attributes = signature_of(kernel, kinds)
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = launch_options(tile, target.backend)
+def compile_with(kernel: Any, kinds: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Resources:
+    """Compile a kernel whose arguments are of these kinds, with the options of its launch."""
+    source = ASTSource(kernel, *signature_of(kernel, kinds))
     compiled = triton.compile(source, target=target, options=options)
     return resources_of(compiled, target, parameters_of(kernel, kinds))
+
+
+def checked(
+    case: Any, make: Callable[[Any], Resources], faults_of: Callable[[Any, Resources], list[str]]
+) -> tuple[str, list[str]]:
+    """A line on the resources of a case, and its faults, as phrases; not to compile is one.
+
+    Args:
+        case: What is compiled; its `str()` begins the line.
+        make: Compiles it.
+        faults_of: The rules that the result breaks.
+    """
+    try:
+        made = make(case)
+    except Exception as error:
+        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
+    line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
+    return line, faults_of(case, made)
+
+
+def faults_of_resources(made: Resources, shared_memory: int | None = None) -> list[str]:
+    """A spill, and more shared memory than the target has, as phrases."""
+    found = [f"spills {made.spill} bytes"] if made.spill else []
+    if shared_memory is not None and made.shared > shared_memory:
+        found.append(f"takes {made.shared} bytes of shared memory, the target has {shared_memory}")
+    return found
 
 
 def signature_of(kernel: Any, kinds: dict[str, Any]) -> tuple[dict[str, Any], dict, dict]:

@@ -4,18 +4,16 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastlora_kernels import magnitudes
 from fastlora_kernels.compile_check.compiler import (
     SIXTEENS,
     Constant,
     Resources,
-    parameters_of,
-    resources_of,
-    signature_of,
+    checked,
+    compile_with,
+    faults_of_resources,
 )
 from fastlora_kernels.compile_check.variants import TARGETS
 
@@ -44,12 +42,7 @@ def sum_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Sum]
 
 def check_sums(case: Sum) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_sums(case)
-    except Exception as error:
-        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
-    line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
-    return line, [f"spills {made.spill} bytes"] if made.spill else []
+    return checked(case, compile_sums, lambda _, made: faults_of_resources(made))
 
 
 def compile_sums(case: Sum) -> Resources:
@@ -57,9 +50,7 @@ def compile_sums(case: Sum) -> Resources:
     is_norms = case.name == "norms"
     kernel = magnitudes.row_norms_kernel if is_norms else magnitudes.column_sums_kernel
     kinds = _norms(case) if is_norms else _sums(case)
-    source = ASTSource(kernel, *signature_of(kernel, kinds))
-    compiled = triton.compile(source, target=case.target, options={"num_warps": magnitudes.WARPS})
-    return resources_of(compiled, case.target, parameters_of(kernel, kinds))
+    return compile_with(kernel, kinds, {"num_warps": magnitudes.WARPS}, case.target)
 
 
 def _norms(case: Sum) -> dict[str, Any]:

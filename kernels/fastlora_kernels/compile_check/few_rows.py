@@ -7,16 +7,15 @@ from typing import Any, Final, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastlora_kernels.compile_check.compiler import (
     SIXTEENS,
     Constant,
     Resources,
+    checked,
+    compile_with,
+    faults_of_resources,
     kinds_of_both,
-    parameters_of,
-    resources_of,
-    signature_of,
 )
 from fastlora_kernels.compile_check.hand_over import hand_over_faults
 from fastlora_kernels.compile_check.hand_over_events import Kernel
@@ -73,14 +72,11 @@ def few_rows_cases(architectures: list[str], *, every_variant: bool) -> Iterator
 
 def check_few_rows(case: FewRows) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_few_rows(case)
-    except Exception as error:
-        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
-    found = [f"spills {made.spill} bytes"] if made.spill else []
-    limit = load_table(case.architecture).shared_memory
-    if made.shared > limit:
-        found.append(f"takes {made.shared} bytes of shared memory, the target has {limit}")
+    return checked(case, compile_few_rows, _faults)
+
+
+def _faults(case: FewRows, made: Resources) -> list[str]:
+    found = faults_of_resources(made, load_table(case.architecture).shared_memory)
     if case.target.backend == "cuda":
         found += hand_over_faults(
             made.assembly, Kernel("forward", made.arguments, PACKED_TILE, _block_r(case))
@@ -97,18 +93,13 @@ def check_few_rows(case: FewRows) -> tuple[str, list[str]]:
             and len(re.findall(r"ld\.global\S*\.[bu]8\s", made.assembly)) > 4
         ):
             found.append("loads W a byte at a time, which is not prefetched")
-    line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
-    return line, found
+    return found
 
 
 def compile_few_rows(case: FewRows) -> Resources:
     """Compile one kernel as it is launched."""
-    kinds = _kinds(case)
-    signature, constants, attributes = signature_of(few_rows_kernel, kinds)
-    source = ASTSource(few_rows_kernel, signature, constants, attributes)
     options = {**launch_options(PACKED_TILE, case.target.backend), "enable_fp_fusion": False}
-    compiled = triton.compile(source, target=case.target, options=options)
-    return resources_of(compiled, case.target, parameters_of(few_rows_kernel, kinds))
+    return compile_with(few_rows_kernel, _kinds(case), options, case.target)
 
 
 def _block_r(case: FewRows) -> int:

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 from fastlora_kernels.compile_check.compiler import (
     SIXTEENS,
     Constant,
+    faults_of_resources,
     parameters_of,
     resources_of,
     signature_of,
@@ -92,9 +93,7 @@ def check_flattened(case: Flattened) -> tuple[str, list[str]]:
 
 def faults(made: Any, step: Step | None) -> list[str]:
     """The rules that a compiled kernel breaks, as phrases; `made` is its Resources."""
-    found = [f"spills {made.spill} bytes"] if made.spill else []
-    if made.shared > SHARED_MEMORY:
-        found.append(f"takes {made.shared} bytes of shared memory, the target has {SHARED_MEMORY}")
+    found = faults_of_resources(made, SHARED_MEMORY)
     if step is None:
         return [*found, "has no main loop"]
     if step.products != _PRODUCTS:

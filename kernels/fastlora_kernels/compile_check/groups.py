@@ -4,18 +4,15 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastlora_kernels.compile_check.compiler import (
     Constant,
     Resources,
     backward_kinds,
+    checked,
+    compile_with,
     forward_kinds,
-    parameters_of,
-    resources_of,
-    signature_of,
 )
 from fastlora_kernels.compile_check.rules import faults
 from fastlora_kernels.compile_check.variants import Case, representative_cases
@@ -85,25 +82,22 @@ def group_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Gr
 
 def check_group(case: GroupCase) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_group(case)
-    except Exception as error:
-        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
-    line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
+    return checked(case, compile_group, _faults)
+
+
+def _faults(case: GroupCase, made: Resources) -> list[str]:
     # One program publishes p of all; each publishes its own q.
     publishing = case.members if case.single.direction == "backward" else 1
-    return line, faults(case.single, made, case.block_r, publishing)
+    return faults(case.single, made, case.block_r, publishing)
 
 
 def compile_group(case: GroupCase) -> Resources:
     """Compile one kernel as it is launched."""
     kernel, kinds = _KERNELS[case.single.direction], _kinds(case)
-    source = ASTSource(kernel, *signature_of(kernel, kinds))
-    options = launch_options(case.tile, case.target.backend)
-    compiled = triton.compile(source, target=case.target, options=options)
+    made = compile_with(kernel, kinds, launch_options(case.tile, case.target.backend), case.target)
     # What is handed over is p, of whichever projection, or q.
-    arguments = ("p_ptr" if name.startswith("p_ptrs.") else name for name in parameters_of(kernel, kinds))
-    return resources_of(compiled, case.target, tuple(arguments))
+    arguments = ("p_ptr" if name.startswith("p_ptrs.") else name for name in made.arguments)
+    return made._replace(arguments=tuple(arguments))
 
 
 def _kinds(case: GroupCase) -> dict[str, Any]:

@@ -4,17 +4,15 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastlora_kernels import masked_update
 from fastlora_kernels.compile_check.compiler import (
     Constant,
     Resources,
-    parameters_of,
-    resources_of,
-    signature_of,
+    checked,
+    compile_with,
+    faults_of_resources,
 )
 from fastlora_kernels.compile_check.variants import TARGETS
 
@@ -44,12 +42,7 @@ def update_cases(architectures: list[str], *, every_variant: bool) -> Iterator[U
 
 def check_update(case: Update) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_update(case)
-    except Exception as error:
-        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
-    line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
-    return line, [f"spills {made.spill} bytes"] if made.spill else []
+    return checked(case, compile_update, lambda _, made: faults_of_resources(made))
 
 
 def compile_update(case: Update) -> Resources:
@@ -69,7 +62,4 @@ def compile_update(case: Update) -> Resources:
         "BLOCK_K": Constant(masked_update.BLOCK_K),
         "PRECISION": Constant(case.precision),
     }
-    source = ASTSource(kernel, *signature_of(kernel, kinds))
-    options = {"num_warps": masked_update.WARPS}
-    compiled = triton.compile(source, target=case.target, options=options)
-    return resources_of(compiled, case.target, parameters_of(kernel, kinds))
+    return compile_with(kernel, kinds, {"num_warps": masked_update.WARPS}, case.target)

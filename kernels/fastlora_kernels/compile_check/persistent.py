@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from fastlora_kernels.compile_check.compiler import (
     SIXTEENS,
     Constant,
+    faults_of_resources,
     parameters_of,
     resources_of,
     signature_of,
@@ -81,9 +82,7 @@ def faults(made: Any, steps: list[int]) -> list[str]:
         made: Its Resources.
         steps: Instructions of each copy of the main loop without a low-rank product.
     """
-    found = [f"spills {made.spill} bytes"] if made.spill else []
-    if made.shared > SHARED_MEMORY:
-        found.append(f"takes {made.shared} bytes of shared memory, the target has {SHARED_MEMORY}")
+    found = faults_of_resources(made, SHARED_MEMORY)
     asked_for = 32 * hopper.WARPS * (2 * hopper.MULTIPLY_REGISTERS + hopper.LOAD_REGISTERS)
     if asked_for > _REGISTERS:
         found.append(f"asks for {asked_for} registers, the target has {_REGISTERS}")

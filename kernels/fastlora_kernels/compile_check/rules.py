@@ -2,7 +2,7 @@
 
 import re
 
-from fastlora_kernels.compile_check.compiler import Resources, compile_kernel
+from fastlora_kernels.compile_check.compiler import Resources, checked, compile_kernel, faults_of_resources
 from fastlora_kernels.compile_check.hand_over import hand_over_faults
 from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.compile_check.variants import Case
@@ -22,12 +22,7 @@ def faults(
         members: How many projections publish tiles of q for each block of rows and ranks.
         rows: As in `hand_over_events.Kernel`.
     """
-    found = []
-    limit = load_table(case.architecture).shared_memory
-    if made.shared > limit:
-        found.append(f"takes {made.shared} bytes of shared memory, the target has {limit}")
-    if made.spill:
-        found.append(f"spills {made.spill} bytes")
+    found = faults_of_resources(made, load_table(case.architecture).shared_memory)
     if case.target.backend == "cuda":
         variant = case.variant
         if block_r is None:
@@ -52,10 +47,9 @@ def faults(
 
 def check(case: Case) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_kernel(case.direction, case.architecture, case.tile, case.variant, case.target)
-    except Exception as error:
-        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
-    found = faults(case, made)
-    line = f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
-    return line, found
+    return checked(case, compile_case, faults)
+
+
+def compile_case(case: Case) -> Resources:
+    """Compile one kernel as it is launched."""
+    return compile_kernel(case.direction, case.architecture, case.tile, case.variant, case.target)

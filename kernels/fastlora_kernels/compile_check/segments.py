@@ -11,13 +11,14 @@ from fastlora_kernels.compile_check.compiler import (
     SIXTEENS,
     Constant,
     Resources,
+    checked,
     compile_with,
     kind_read,
     kinds_of_both,
 )
 from fastlora_kernels.compile_check.rules import faults
 from fastlora_kernels.compile_check.variants import Case, representative_cases
-from fastlora_kernels.configs import segment_class, segment_rank_block
+from fastlora_kernels.configs import launch_options, segment_class, segment_rank_block
 from fastlora_kernels.segment_backward import segment_backward_kernel
 from fastlora_kernels.segment_forward import segment_forward_kernel
 
@@ -53,12 +54,7 @@ def segment_cases(architectures: list[str], *, every_variant: bool) -> Iterator[
 
 def check_segments(one: SegmentCase) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_segments(one)
-    except Exception as error:
-        return f"{one}: {type(error).__name__}", [str(error).splitlines()[0]]
-    line = f"{one}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled"
-    return line, faults(one.case, made, rows=one.rows)
+    return checked(one, compile_segments, lambda one, made: faults(one.case, made, rows=one.rows))
 
 
 def compile_segments(one: SegmentCase) -> Resources:
@@ -67,7 +63,7 @@ def compile_segments(one: SegmentCase) -> Resources:
     is_forward = case.direction == "forward"
     kernel = segment_forward_kernel if is_forward else segment_backward_kernel
     kinds = _kinds(one) | (_forward_kinds(case) if is_forward else _backward_kinds(case, one.rows))
-    return compile_with(kernel, kinds, case.tile, case.target)
+    return compile_with(kernel, kinds, launch_options(case.tile, case.target.backend), case.target)
 
 
 def _kinds(one: SegmentCase) -> dict[str, Any]:

@@ -8,17 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastlora_kernels import dequantize_bnb_4bit, dequantize_fp4, dequantize_hqq, dequantize_scaled
 from fastlora_kernels.compile_check.compiler import (
     Constant,
     Resources,
-    parameters_of,
-    resources_of,
-    signature_of,
+    checked,
+    compile_with,
+    faults_of_resources,
 )
 from fastlora_kernels.compile_check.variants import TARGETS
 
@@ -105,20 +103,15 @@ def _formats() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def check_unpacking(case: Unpacking) -> tuple[str, list[str]]:
     """Compile a kernel: (a line on its resources, its faults)."""
-    try:
-        made = compile_unpacking(case)
-    except Exception as error:
-        return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
-    found = [f"spills {made.spill} bytes"] if made.spill else []
+    return checked(case, compile_unpacking, _faults)
+
+
+def _faults(case: Unpacking, made: Resources) -> list[str]:
     # A scale is a product and a sum that round apart, and each value one product.
-    if re.search(r"\bfma\.rn\S*\.f32|v_fmac?_f32|v_fma_f32", made.assembly):
-        found.append("fuses a product and a sum")
-    return f"{case}: {made.registers} registers, {made.shared} bytes shared, {made.spill} spilled", found
+    fused = re.search(r"\bfma\.rn\S*\.f32|v_fmac?_f32|v_fma_f32", made.assembly)
+    return [*faults_of_resources(made), *(["fuses a product and a sum"] if fused else [])]
 
 
 def compile_unpacking(case: Unpacking) -> Resources:
     """Compile one kernel as it is launched."""
-    signature, constants, attributes = signature_of(case.kernel, case.kinds)
-    source = ASTSource(case.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=case.target, options={"enable_fp_fusion": False})
-    return resources_of(compiled, case.target, parameters_of(case.kernel, case.kinds))
+    return compile_with(case.kernel, case.kinds, {"enable_fp_fusion": False}, case.target)
