@@ -53,7 +53,7 @@ def language_task(
     dtype: torch.dtype,
     layers: int = 0,
 ) -> Task:
-    """A net of a size, by its name, on `batch` rows of `length` tokens: random ones, which take no other time.
+    """A net of a size, by its name, on `batch` rows of `length` tokens: random ones take no other time.
 
     With so many decoder layers, if any are named, for a check.
     """
