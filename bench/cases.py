@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from fastlora.measuring.inputs import SCALE, Inputs, random_inputs
 class Case(NamedTuple):
     """One layer and batch: x [M, K], W [N, K], rank r; A and B in `adapter_dtype`, the rest in `dtype`.
 
-    `base` names how W is packed, "" where it is plain (see packing.py).
+    `base` names how W is packed (see layer.py), "" where it is plain; a packed layer has no bias.
     """
 
     M: int
@@ -30,8 +31,8 @@ class Case(NamedTuple):
 
     def inputs(self, device: torch.device) -> Inputs:
         """Fresh random inputs, none of them zero, whose x takes a gradient."""
-        kinds = {"dtype": self.dtype, "adapter_dtype": self.adapter_dtype}
-        inputs = random_inputs(*self[:4], **kinds, bias=self.bias, device=device)
+        M, K, N, r, dtype, adapter_dtype, _, bias, _ = self
+        inputs = random_inputs(M, K, N, r, dtype=dtype, adapter_dtype=adapter_dtype, bias=bias, device=device)
         inputs.x.requires_grad_()
         return inputs
 
@@ -61,11 +62,19 @@ class Case(NamedTuple):
         }
 
     def __str__(self) -> str:
-        words = [f"{dtype_name(self.dtype)}, adapters {dtype_name(self.adapter_dtype)}"]
-        words += [f"dropout {self.dropout:g}"] if self.dropout else []
-        words += ["bias"] if self.bias else []
-        words += [f"base {self.base}"] if self.base else []
-        return f"M={self.M} {self.K}->{self.N} r={self.r} " + ", ".join(words)
+        return f"M={self.M} {self.K}->{self.N} r={self.r} {options_in_words(self.labels())}"
+
+
+_SHORT: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+
+
+def options_in_words(labels: Mapping[str, Any]) -> str:
+    """What else the labels say than the shape, such as "bf16, adapters fp32, dropout 0.1, bias, base nf4"."""
+    dtypes = dict.fromkeys(_SHORT.get(labels[name], labels[name]) for name in ("dtype", "adapter_dtype"))
+    dropout, base = labels["dropout"], labels["base"]
+    parts = [", adapters ".join(dtypes), f"dropout {dropout:g}" if dropout else ""]
+    parts += ["bias" if labels["bias"] else "", f"base {base}" if base else ""]
+    return ", ".join(filter(None, parts))
 
 
 class Measurement(NamedTuple):

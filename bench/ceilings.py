@@ -8,21 +8,21 @@ fine-tuning a half more): time over the floor then compares them. What lies betw
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from bench.layer import WHOLE_PASS
-from bench.methods import UNFUSED
+from bench.results import Results
 from bench.schedule import FAST_ON_CPU
 from bench.settings import Effort
 from bench.task import Task
 from fastlora.arguments import dtype_name
 from fastlora.experts.stacks import stacks_of
 from fastlora.formula.cost import Cost, Problem
-from fastlora.measuring.timing import WHOLE, Work, interleaved, quartiles, timer_for, warm_up
+from fastlora.measuring.timing import WHOLE, Work, quartiles
 
 # A CPU without units for a 16-bit dtype multiplies it a thousand times slower than fp32.
 _SLOW_SIZE = 256
@@ -58,11 +58,20 @@ def measure_ceilings(how: Effort, dtype: torch.dtype) -> Ceilings:
         "matmul": Work.of(lambda: torch.mm(left, right, out=product)),
         "copy": Work.of(lambda: target.copy_(source)),
     }
-    timer = timer_for(device)
-    warm_up(works, how.warm_up_rounds, timer)
-    times = interleaved(works, how.rounds, timer)
+    times = how.times(works)
     matmul, copy = (1e-6 * quartiles(times[name][WHOLE]).median for name in works)
     return Ceilings(2 * size**3 / matmul, dtype_name(dtype), size, 2 * source.nbytes / copy, source.nbytes)
+
+
+def keep_ceilings(
+    results: Results, how: Effort, dtypes: Sequence[torch.dtype]
+) -> dict[torch.dtype, Ceilings]:
+    """The ceilings of each dtype, which are measured unless the results have them."""
+    if results.ceilings is None:
+        found = [measure_ceilings(how, dtype)._asdict() for dtype in dict.fromkeys(dtypes)]
+        results.ceilings, *results.other_ceilings = found
+    known = {dtype: results.ceilings_of(dtype_name(dtype)) for dtype in dtypes}
+    return {dtype: Ceilings(**found) for dtype, found in known.items() if found is not None}
 
 
 class Floor(NamedTuple):
@@ -78,57 +87,46 @@ class Use(NamedTuple):
 
     problem: Problem
     needs_dx: bool = True
-    goes_back: bool = True
-
-    def backward(self) -> Cost:
-        """Of what the backward pass must compute here."""
-        return self.problem.backward(needs_dx=self.needs_dx) if self.goes_back else Cost(0, 0)
 
 
 def net_uses(task: Task) -> list[Use]:
     """Every call of a linear layer in one forward pass of the task's net with LoRA, seen by hooks.
 
-    An expert with tokens is one, with so many rows.
+    An expert with tokens is one, with so many rows. The weights that LoRA adapts stand for it: gradients run
+    back through the same layers.
     """
-    model = task.build()
-    sizes = {
-        name: (module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    experts = {
-        name: [stack.weight.shape for stack in stacks]
-        for name, module in model.named_modules()
-        if (stacks := stacks_of(module))
-    }
-    tuned = (task.reference or UNFUSED).tune(model, task.names, task.update)
+    model = task.build().requires_grad_(False)
     uses: list[Use] = []
 
     def problem(M: int, K: int, N: int, r: int) -> Problem:
         return Problem(M, K, N, r, task.dtype, task.update.adapter_dtype)
 
-    def seen(name: str, _: nn.Module, inputs: Any) -> None:
-        (x,), (K, N) = inputs, sizes[name]
-        r = task.update.r if name in task.names else 0
-        uses.append(Use(problem(x.numel() // K, K, N, r), x.requires_grad, x.requires_grad or r > 0))
+    def linear(r: int, layer: Any, inputs: Any) -> None:
+        (x,), K, N = inputs, layer.in_features, layer.out_features
+        uses.append(Use(problem(x.numel() // K, K, N, r), x.requires_grad))
 
-    def experts_seen(name: str, _: nn.Module, inputs: Any) -> None:
+    def experts(r: int, layer: nn.Module, inputs: Any) -> None:
         _, index, _ = inputs
-        for E, N, K in experts[name]:
+        for E, N, K in (stack.weight.shape for stack in stacks_of(layer)):
             for m in filter(None, torch.bincount(index.flatten(), minlength=E).tolist()):
-                uses.append(Use(problem(m, K, N, task.update.r)))
+                uses.append(Use(problem(m, K, N, r)))
 
-    for names, hook in ((sizes, seen), (experts, experts_seen)):
-        for name in names:
-            tuned.model.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name))
-    task.run(tuned.model, task.batches[0])
+    for name, module in model.named_modules():
+        is_adapted, is_linear = name in task.names, isinstance(module, nn.Linear)
+        if is_adapted:
+            module.requires_grad_()
+        if is_linear or stacks_of(module):
+            hook = functools.partial(linear if is_linear else experts, task.update.r if is_adapted else 0)
+            module.register_forward_pre_hook(hook)
+    task.run(model, task.batches[0])
     return uses
 
 
 def floors(uses: Iterable[Use], ceilings: Ceilings) -> dict[str, Floor]:
     """Of each phase and of the whole, by name."""
     uses = list(uses)
-    there, back = [use.problem.forward() for use in uses], [use.backward() for use in uses]
+    there = [use.problem.forward() for use in uses]
+    back = [use.problem.backward(needs_dx=use.needs_dx) for use in uses]
     passes = {"forward": there, "backward": back, WHOLE_PASS: there + back, WHOLE: there + back}
     rates = (ceilings.matmul_flops, ceilings.copy_bytes_per_s)
 

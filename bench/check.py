@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -13,13 +12,15 @@ from torch import Tensor
 
 from bench.methods import UNFUSED, Method
 from bench.methods.by_hand import masked
-from bench.methods.method import Tuned, bare
+from bench.methods.method import Tuned, Update, bare
 from bench.step import MODES
 from bench.task import Batch, Task, as_files_do, draw_update
 from fastlora.formula.masks import dropout_constants
 from fastlora.measuring.errors import budget_of, relative_error
+from fastlora.seeding import seed_all
 
-_SEED: Final = 20251001
+# Ahead of each pass: always the same mask.
+SEED: Final = 20251001
 
 # The share that is dropped may miss the rate by so many standard deviations of that many fair draws.
 _DEVIATIONS: Final = 5
@@ -49,13 +50,14 @@ def check(method: Method, task: Task, mode: str = "eager") -> Check:
     if task.update.dropout and method.drops:
         try:
             plain = replace(UNFUSED, tune=bare(masked(read_mask(method, task))))
-        except AssertionError as failure:
-            return Check(method.name, {}, str(failure))
+        except AssertionError as refused:
+            return Check(method.name, {}, str(refused))
     undropped = task.update if plain is method else task.update._replace(dropout=0.0)
     truth = _results(plain, task, undropped._replace(adapter_dtype=torch.float64), torch.float64)
     torchs = _results(plain, task, undropped._replace(adapter_dtype=task.dtype), task.dtype)
     ours = _results(method, task, task.update, task.dtype, mode)
-    errors, failure = {}, None
+    errors: dict[str, float | None] = {}
+    failure = None
     for name in truth[0]:
         error = max(relative_error(own[name], true[name]) for own, true in zip(ours, truth, strict=True))
         dtype = ours[0][name].dtype
@@ -67,29 +69,23 @@ def check(method: Method, task: Task, mode: str = "eager") -> Check:
 
 
 def _results(
-    method: Method, task: Task, update: object, dtype: torch.dtype, mode: str = "eager"
+    method: Method, task: Task, update: Update, dtype: torch.dtype, mode: str = "eager"
 ) -> list[dict[str, Tensor]]:
     """For each batch y, the gradient of x where it takes one, and those of what is trained, end to end."""
     # What they are held to runs on plain layers, which can be in fp64.
     build = task.plain if method.name == UNFUSED.name and task.plain is not None else task.build
-    tuned = method.tune(build().to(dtype), task.names, update)  # type: ignore[arg-type]
+    tuned = method.tune(build().to(dtype), task.names, update)
     draw_update(tuned, task.update.adapter_dtype)
     model, results = MODES[mode](tuned.model), []
     for batch in task.batches[:_MOST_BATCHES]:
         batch = _converted(batch, dtype)
-        seed_all()
+        seed_all(SEED)
         outcome = task.run(model, batch)
         outcome.loss.backward()
         dx = {f"d{name}": tensor.grad for name, tensor in batch.items() if tensor.grad is not None}
         results.append({"y": outcome.y.detach(), **dx, **_gradients(tuned)})
         model.zero_grad()
     return results
-
-
-def seed_all() -> None:
-    """One state of torch's and Python's generators: always the same mask."""
-    torch.manual_seed(_SEED)
-    random.seed(_SEED)
 
 
 def _gradients(tuned: Tuned) -> dict[str, Tensor]:
@@ -130,7 +126,7 @@ def read_mask(method: Method, task: Task) -> Tensor:
         A.zero_()[0] = 1
         B.zero_()[0, 0] = task.update.r / task.update.alpha
     x = torch.ones_like(batch["x"], requires_grad=True)
-    seed_all()
+    seed_all(SEED)
     (dx,) = torch.autograd.grad(task.run(tuned.model, {"x": x, "dy": torch.ones_like(batch["dy"])}).loss, x)
     kept, rate = dx > 0.5, task.update.dropout  # kept entries are at least 1
     dropped = 1 - kept.double().mean().item()

@@ -15,29 +15,29 @@ import click
 
 from bench.groups import title
 from bench.results import Results, Row
-from bench.tables import show
-from fastlora.measuring.timing import Quartiles, ratio
-from fastlora.tables import Table
+from bench.tables import say
+from fastlora.measuring.timing import Quartiles, quartiles, ratio
+from fastlora.tables import Table, as_text
 
 # Counts have no noise: any difference is a change.
 _COUNTS: Final = ("saved_bytes", "peak_bytes", "launches")
 
-SLOWER: Final = "slower"
-FASTER: Final = "faster"
-MORE: Final = "more"
-FEWER: Final = "fewer"
-SAME: Final = ""
-_WORSE: Final = (SLOWER, MORE)
+_WORSE: Final = ("slower", "more")
 
 
 class Change(NamedTuple):
-    """A row's "time", "ratio" or a count then and now, and the verdict; a count's quartiles are equal."""
+    """A row's "time", "ratio" or a count then and now, and the verdict, "" where nothing changed."""
 
     row: str
     what: str
     old: Quartiles
     new: Quartiles
     verdict: str
+
+    def cells(self) -> list[str]:
+        """Of a table."""
+        quotient = f"{self.new.median / self.old.median:.3f}" if self.old.median else "-"
+        return [self.row, self.what, _spread(self.old), _spread(self.new), quotient, self.verdict]
 
 
 def compare(old: Results, new: Results, over: str | None = None) -> Iterator[Change]:
@@ -52,13 +52,15 @@ def compare(old: Results, new: Results, over: str | None = None) -> Iterator[Cha
             continue
         if over is None or (method != over and under in before and under in after):
             then, since = _time(was, before.get(under)), _time(now, after.get(under))
-            verdict = SLOWER if since.q25 > then.q75 else FASTER if since.q75 < then.q25 else SAME
+            verdict = "slower" if since.q25 > then.q75 else "faster" if since.q75 < then.q25 else ""
             yield Change(_words(now), "ratio" if over else "time", then, since, verdict)
         for name in _COUNTS:
             one, other = getattr(was, name), getattr(now, name)
             if one is not None and other is not None:
-                verdict = MORE if other > one else FEWER if other < one else SAME
-                yield Change(_words(now), name, Quartiles(*[one] * 3), Quartiles(*[other] * 3), verdict)
+                verdict = "more" if other > one else "fewer" if other < one else ""
+                yield Change(
+                    _words(now), name, Quartiles(one, one, one), Quartiles(other, other, other), verdict
+                )
 
 
 def differences(old: Results, new: Results) -> Iterator[str]:
@@ -78,19 +80,11 @@ def _by_key(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
 
 
 def _time(row: Row, under: Row | None) -> Quartiles:
-    return (
-        ratio(row.samples_us, under.samples_us) if under else Quartiles(row.q25_us, row.median_us, row.q75_us)
-    )
+    return ratio(row.samples_us, under.samples_us) if under else quartiles(row.samples_us)
 
 
 def _words(row: Row) -> str:
     return f"{title(row)}: {row.method}, {row.phase}"
-
-
-def _cells(change: Change) -> list[str]:
-    row, what, old, new, verdict = change
-    quotient = f"{new.median / old.median:.3f}" if old.median else "-"
-    return [row, what, _spread(old), _spread(new), quotient, verdict]
 
 
 def _spread(value: Quartiles) -> str:
@@ -111,11 +105,11 @@ def main(old: Path, new: Path, over: str | None, everything: bool) -> None:
         why = f"OLD and NEW must be results files; {type(error).__name__}: {error}"
         raise click.UsageError(why) from error
     found = list(compare(before, after, over))
-    shown = [_cells(change) for change in found if everything or change.verdict]
+    shown = [change.cells() for change in found if everything or change.verdict]
     same = sum(not change.verdict for change in found)
     lines = [f"{len(found) - same} changed, {same} within the noise", *differences(before, after)]
     table = Table(["", "what", "old", "new", "new/old", ""], shown, words=2)
-    show([table, *lines] if shown else lines)
+    say(as_text([table, *lines] if shown else lines))
     sys.exit(int(any(change.verdict in _WORSE for change in found)))
 
 

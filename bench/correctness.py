@@ -13,6 +13,7 @@ import queue
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from typing import Any, Final
 from bench.compiling import compile_candidates, compile_variants
 from bench.process import Ended, outcome, run_child, run_process, surroundings
 from bench.results import Results
-from bench.run import say
 from bench.sanitizer import run_sanitizer
 from bench.settings import Setting
+from bench.tables import say
 from fastlora.routes.decide import reload_tables
 
 Step = Callable[[Setting, Path], dict[str, Any]]
@@ -57,8 +58,8 @@ def read_tests(ended: Ended) -> dict[str, Any]:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items()) or "none done"
         summary = f"not finished after {ended.seconds:.0f} s: {counts}"
         failures = [line for line in lines if re.search(r"\b(FAILED|ERROR)\b", line)]
-    ending = {"finished": ended.status is not None, "failures": failures}
-    return outcome(ended.status == 0, summary.strip("= "), ended.seconds, **ending)
+    finished = ended.status is not None
+    return outcome(ended.status == 0, summary.strip("= "), finished=finished, failures=failures)
 
 
 def _pytest(setting: Setting) -> list[str]:
@@ -104,16 +105,22 @@ def run_steps(
 
     def run_lane(lane: dict[str, Step]) -> None:
         for name, step in lane.items():
-            try:
-                result = step(setting, folder)
-            except Exception as error:  # on record as the step's; the others go on
-                result = outcome(False, f"{type(error).__name__}: {error}", 0.0, finished=False)
-            ended.put((name, result))
+            ended.put((name, taken(step, setting, folder)))
 
     for lane in lanes:
         threading.Thread(target=run_lane, args=(lane,), daemon=True).start()
     for _ in range(sum(map(len, lanes))):
         yield ended.get()
+
+
+def taken(step: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """A step's result, with the seconds it took; one that raises has not passed, and the others go on."""
+    start = time.monotonic()
+    try:
+        result = step(*given)
+    except Exception as error:
+        result = outcome(False, f"{type(error).__name__}: {error}", finished=False)
+    return {**result, "seconds": round(time.monotonic() - start, 1)}
 
 
 @dataclass
@@ -122,7 +129,7 @@ class Steps:
 
     results: Results
     setting: Setting
-    path: Path
+    folder: Path
 
     def check_correctness(self, *, then_tune: bool) -> None:
         """Run the steps that have not passed yet; beside them, compile what the tuning will try."""
@@ -130,19 +137,19 @@ class Steps:
         def left(name: str) -> bool:
             return not self._passed(name) and (then_tune or name != CANDIDATES)
 
-        for name, result in run_steps(self.setting, self.path.parent, left):
+        for name, result in run_steps(self.setting, self.folder, left):
             self._note(name, result)
 
     def tune(self) -> None:
         """Search tiles, then prove and time every route that `fastlora tune` knows; go on with what won."""
-        folder, device, commit = self.path.parent, self.setting.device, self.results.environment.commit
+        folder, device, commit = self.folder, self.setting.device, self.results.environment.commit
         if not (self._passed(CANDIDATES) or self._passed("tuning")):
             compile_candidates(device)
         for name, (left, variable) in _TUNED.items():
             if not self._passed(name):
                 limit = self.setting.seconds[name]
                 arguments = [str(folder), limit, commit]
-                self._note(name, run_child(f"bench.tuning:{name}", arguments, device, 2 * limit))
+                self._note(name, taken(run_child, f"bench.tuning:{name}", arguments, device, 2 * limit))
             # One that ran out of time leaves what it came to.
             if (folder / left).exists():
                 os.environ[variable] = str((folder / left).resolve())
@@ -151,7 +158,7 @@ class Steps:
     def compile(self) -> None:
         """Compile what will be measured."""
         if not self._passed("compile"):
-            self._note("compile", compile_variants(self.setting))
+            self._note("compile", taken(compile_variants, self.setting))
 
     def hung(self) -> list[str]:
         """The soaks that did not finish: a kernel waits for ever in them."""
@@ -163,7 +170,7 @@ class Steps:
 
     def _note(self, name: str, result: dict[str, Any]) -> None:
         self.results.correctness[name] = result
-        self.results.write(self.path)
+        self.results.save()
         say(f"{name:10}{result['summary']} ({result['seconds']:.0f} s)")
         for failure in result.get("failures", ()):
             say(f"          {failure}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -66,18 +65,11 @@ def environment(device: torch.device, commit: str | None = None) -> Environment:
     status = _git("status", "--porcelain", "--", *_SOURCES)
     return Environment(
         device=describe_device(device),
-        versions={**info.versions(), **{name: _version(name) for name in _PEERS}},
+        versions={**info.versions(), **{name: info.version_of(name) for name in _PEERS}},
         commit=here or commit,
         modified=None if status is None else status != "",
         sources=sources_digest(),
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def sources_digest() -> str:

@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from bench.language import Kind, measure_nets, options
-from bench.level import Level, level
+from bench.language import Kind, nets_level
 from bench.methods import IN_MIXTURES
 from bench.methods.experts import UNFUSED_EXPERTS
 
@@ -54,7 +53,6 @@ class Mixture(nn.Module):
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             num_key_value_heads=size.kv_heads,
-            head_dim=size.hidden // size.heads,
             num_experts=size.experts,
             num_experts_per_tok=size.top_k,
             vocab_size=size.vocabulary,
@@ -82,12 +80,7 @@ MIXTURE: Final = Kind(
 )
 
 
-@level("experts", 15, IN_MIXTURES)
-@options(MIXTURE, rank=8, modes=["eager"])
-def main(level: Level, **asked: Any) -> None:
-    """Measure every size in every mode."""
-    measure_nets(level, MIXTURE, **asked)
-
+main = nets_level("experts", __doc__, MIXTURE, IN_MIXTURES, rank=8, modes=["eager"])
 
 if __name__ == "__main__":
     main()

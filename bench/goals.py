@@ -1,4 +1,8 @@
-"""What a run on an H200 is to show, and what it has shown: ratios of times, and launches."""
+"""What runs are to show, and what they have shown: ratios of times, of bytes, and launches.
+
+On an H200: the layers of Llamas, by CUDA graphs. On a CPU: PEFT beside fastlora over a packed W, what the
+packing costs beside the same layer plain, and in a net projections that share x, computed together.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,23 @@ import torch
 
 from bench.cases import Case
 from bench.counts import FILL
-from bench.groups import OURS, Group, comparable, subject
-from bench.layer import WHOLE_PASS
-from bench.methods import METHODS, OWN, UNDROPPED
+from bench.groups import OURS, Group, comparable, kinds, subject, title
+from bench.layer import UNPACKING, WHOLE_PASS
+from bench.methods import GROUPED, METHODS, OWN, UNDROPPED
 from bench.methods.routes import PERSISTENT_METHODS
-from bench.results import Results
+from bench.results import Results, Row
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
 
 _HEADLINE: Final = Case(8192, *HEADLINE, 16, torch.bfloat16, torch.bfloat16)
 _WIDE: Final = _HEADLINE._replace(adapter_dtype=torch.float32)
 _DROPPED: Final = _HEADLINE._replace(dropout=0.1)
 _FEWEST_ROWS: Final = 2048  # of x in the cases of the means
+
+# Rows of x whose products hide what unpacking W costs on a CPU.
+_MANY_ROWS: Final = 2048
+
+# What the size of a net allows to gain over full fine-tuning.
+_LEAST_OF_FULL: Final = {"llama-10M": 1.10, "llama-60M": 1.25}
 
 
 class Goal(NamedTuple):
@@ -46,7 +56,7 @@ class Finding(NamedTuple):
     """A line of the table."""
 
     what: str
-    shapes: str
+    shapes: str = ""
     measured: str = "-"
     reach: str = ""
     limit: str = ""
@@ -84,17 +94,27 @@ def findings(results: Results) -> Iterator[Finding]:
 
 def _ratios(groups: Iterable[Group], over: str, under: str, phase: str) -> list[tuple[Group, float]]:
     """The median of the ratios pair by pair, of each case that has both methods."""
-    found = ((group, group.over(over, under, phase)) for group in groups)
-    return [(group, ratio.median) for group, ratio in found if ratio is not None]
+    found = ((group, group.median_over(over, under, phase)) for group in groups)
+    return [(group, ratio) for group, ratio in found if ratio is not None]
 
 
 def _finding(goal: Goal, shapes: str, ratios: Sequence[float]) -> Finding:
-    reach = f"<= {goal.most:.2f}" if goal.most < math.inf else f">= {goal.least:.2f}"
     if not ratios:
-        return Finding(goal.what, shapes, reach=reach, limit=goal.limit)
-    mean = round(statistics.geometric_mean(ratios), 3)  # judged as printed
-    verdict = "met" if goal.least <= mean <= goal.most else "NOT MET"
-    return Finding(goal.what, shapes, f"{mean:.3f}", reach, goal.limit, verdict)
+        return Finding(goal.what, shapes, reach=reach(goal.most, goal.least), limit=goal.limit)
+    found = judged(goal.what, statistics.geometric_mean(ratios), goal.most, goal.least, digits=3)
+    return found._replace(shapes=shapes, limit=goal.limit)
+
+
+def reach(most: float, least: float) -> str:
+    """What a ratio is held to, in words."""
+    return f"<= {most:.2f}" if most < math.inf else f">= {least:.2f}"
+
+
+def judged(what: str, ratio: float, most: float = math.inf, least: float = 0.0, digits: int = 2) -> Finding:
+    """A line of a ratio that was measured, judged as printed."""
+    measured = f"{ratio:.{digits}f}"
+    verdict = "met" if least <= float(measured) <= most else "NOT MET"
+    return Finding(what, measured=measured, reach=reach(most, least), verdict=verdict)
 
 
 def _fastest_other(groups: Sequence[Group]) -> Finding:
@@ -131,3 +151,42 @@ def _is_llama(labels: dict[str, Any], like: dict[str, Any]) -> bool:
     shape, own = labels["shape"], {**labels, "shape": like["shape"]}
     is_layer = (shape["K"], shape["N"]) in (*LLAMA_8B, *LLAMA_70B)
     return is_layer and shape["M"] >= _FEWEST_ROWS and shape["r"] == _HEADLINE.r and own == like
+
+
+def cpu_findings(packed: Iterable[Row], nets: Iterable[Row]) -> Iterator[Finding]:
+    """The table of runs on a CPU, of rows over a packed W and of nets; nothing where there are none."""
+    packed = list(packed)
+    plain = {title(row): row for row in packed if (row.phase, row.method, row.base) == (WHOLE_PASS, OURS, "")}
+    for kind, same in kinds(group for group in comparable(packed) if group.any_row.base).items():
+        if ratios := [ratio for group in same if (ratio := group.median_over("peft"))]:
+            what = f"peft over fastlora, {WHOLE_PASS}, {kind}, mean of {len(ratios)} shapes"
+            yield judged(what, statistics.geometric_mean(ratios), least=1.2)
+        is_wider = same[0].any_row.dtype != same[0].any_row.adapter_dtype
+        if is_wider and (saved := [ratio for group in same if (ratio := group.saved_over("peft"))]):
+            what = f"bytes saved for backward, peft over fastlora, {kind}"
+            yield judged(what, min(saved), least=1.5)
+        for group in same:
+            yield from _cost_of_packing(group, plain)
+    for group in comparable(nets):
+        yield from _grouped(group)
+
+
+def _cost_of_packing(group: Group, plain: dict[str, Row]) -> Iterator[Finding]:
+    """Ours over the packed W, over ours plain and the time that unpacking takes alone."""
+    row, unpacking, base = group.row(OURS), group.row(UNPACKING), group.any_row.base
+    same = plain.get(group.title.replace(f", base {base}", ""))
+    if row and unpacking and same and row.shape["M"] == _MANY_ROWS:
+        what = f"fastlora over {base}, over fastlora plain and the unpacking alone, {group.title}"
+        yield judged(what, row.median_us / (same.median_us + unpacking.median_us), most=1.03)
+
+
+def _grouped(group: Group) -> Iterator[Finding]:
+    row = group.any_row
+    if row.model is None or GROUPED.name not in group.rows or row.mode != "eager":
+        return
+    if ratio := group.median_over(GROUPED.name):
+        yield judged(f"grouped over fastlora, {group.title}", ratio, most=0.97)
+    for name, least in (("peft", 1.10), ("full", _LEAST_OF_FULL.get(row.model))):
+        ratio = group.median_over(name, GROUPED.name)
+        if ratio and least:
+            yield judged(f"{name} over grouped, {group.title}", ratio, least=least)

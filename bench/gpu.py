@@ -26,10 +26,10 @@ from bench.level import COMMIT, LORAFUSION
 from bench.methods import METHODS, OWN, Method, present
 from bench.methods.routes import PERSISTENT_METHODS, why_unproven
 from bench.pictures import draw
-from bench.results import Results, open_results
-from bench.run import Run, say
+from bench.results import Results, resumed
+from bench.run import Run
 from bench.settings import DRY, GPU
-from bench.tables import parts, show
+from bench.tables import parts, say
 from fastlora.tables import as_text
 
 # Triton's interpreter; and what torch.compile does to make later compilations quicker, which takes longest.
@@ -57,13 +57,12 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
         torch.set_num_threads(1)  # products this small only wait for their threads
     torch.manual_seed(0)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "results.json"
-    results = open_results(path, Results.begin("bench.gpu", setting.device, commit))
+    results = resumed(Results.begin("bench.gpu", setting.device, commit, out / "results.json"))
     where = ", ".join(filter(None, [results.environment.in_words, warning]))
     say(where)
     for method in METHODS.values():
         say(f"method    {method.name}: {method.about}")
-    steps, asked = Steps(results, setting, path), [only] if only else ["correctness", "tuning", "measure"]
+    steps, asked = Steps(results, setting, out), [only] if only else ["correctness", "tuning", "measure"]
     if "correctness" in asked:
         steps.check_correctness(then_tune="tuning" in asked)
     if "tuning" in asked:
@@ -73,16 +72,16 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
         with fastlora.set_backend("triton"):
             methods = present_methods(steps)
             cache = results.environment.device["l2_bytes"]
-            run = Run(results, setting.how, setting.measurements, path, cache, start + seconds)
+            run = Run(results, setting.how, setting.measurements, cache, start + seconds)
             run.measure(methods)
-    found = list(parts(results, findings(results)))
-    show(found)
-    (out / "summary.txt").write_text(as_text(found), encoding="utf-8")
+    summary = as_text(parts(results, findings(results)))
+    say(summary)
+    (out / "summary.txt").write_text(summary, encoding="utf-8")
     try:
         draw(columns(results.rows), out / "linear.png", where)
     except ImportError as error:
         say(f"no picture: {error}")
-    say(f"{time.monotonic() - start:.0f} s; results in {path}")
+    say(f"{time.monotonic() - start:.0f} s; results in {results.path}")
     sys.exit(1 if results.failures() else 0)
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from bench.cases import options_in_words
 from bench.results import Row
 from fastlora.measuring.timing import Quartiles, ratio
 
@@ -13,8 +14,6 @@ OURS: Final = "fastlora"
 
 # Phases that are the whole of what a method does, in the order of preference.
 _WHOLES: Final = ("step", "forward+backward", "first step")
-
-_SHORT: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
 
 class Group(NamedTuple):
@@ -34,10 +33,34 @@ class Group(NamedTuple):
         """One of its rows: they are of the same net or layer."""
         return next(iter(next(iter(self.rows.values())).values()))
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is of a layer, which others of its kind are compared with together."""
+        return self.any_row.level == "linear"
+
+    @property
+    def kind(self) -> str:
+        """The title, of a layer without its shape."""
+        return self.title.partition(", ")[2] if self.is_layer else self.title
+
+    def row(self, method: str, phase: str | None = None) -> Row | None:
+        """A method's row of a phase, or of the whole; None where it has none."""
+        return self.rows.get(method, {}).get(phase or self.whole)
+
     def over(self, method: str, under: str = OURS, phase: str | None = None) -> Quartiles | None:
         """Quartiles of a method's times over another's, pair by pair; None where one is missing."""
-        above, below = (self.rows.get(name, {}).get(phase or self.whole) for name in (method, under))
+        above, below = self.row(method, phase), self.row(under, phase)
         return ratio(above.samples_us, below.samples_us) if above and below else None
+
+    def median_over(self, method: str, under: str = OURS, phase: str | None = None) -> float | None:
+        """The median of these."""
+        found = self.over(method, under, phase)
+        return found and found.median
+
+    def saved_over(self, method: str) -> float | None:
+        """Bytes that a method saves for backward, over what ours does; None where one is missing."""
+        theirs, ours = (row and row.saved_bytes for row in (self.row(method), self.row(OURS)))
+        return theirs / ours if theirs and ours else None
 
 
 def comparable(rows: Iterable[Row]) -> list[Group]:
@@ -53,11 +76,8 @@ def comparable(rows: Iterable[Row]) -> list[Group]:
 
 def title(row: Row) -> str:
     """Such as "linear 128x1000->2000 r16, fp32, eager"."""
-    dtypes = dict.fromkeys(_SHORT.get(dtype, dtype) for dtype in (row.dtype, row.adapter_dtype))
-    parts = [f"{row.level} {subject(row)}".strip(), ", adapters ".join(dtypes)]
-    parts += [f"dropout {row.dropout:g}" if row.dropout else "", "bias" if row.bias else ""]
-    parts += [f"base {row.base}" if row.base else ""]
-    return ", ".join(part for part in (*parts, row.optimizer, row.mode) if part)
+    parts = (f"{row.level} {subject(row)}".strip(), options_in_words(row.labels), row.optimizer, row.mode)
+    return ", ".join(filter(None, parts))
 
 
 def subject(row: Row) -> str:
@@ -88,21 +108,23 @@ def told(multiple: Quartiles) -> str:
 
 def columns(rows: Iterable[Row]) -> Iterator[Column]:
     """What there is to compare with ours: one for each net, and for each kind of layer over its shapes."""
-    layers: dict[str, list[Group]] = {}
-    for group in comparable(rows):
-        if OURS in group.rows:
-            is_layer = group.any_row.level == "linear"
-            kind = group.title.partition(", ")[2] if is_layer else group.title
-            layers.setdefault(kind, []).append(group)
-    for kind, same in layers.items():
+    for kind, same in kinds(group for group in comparable(rows) if OURS in group.rows).items():
         first = same[0]
-        if first.any_row.level != "linear":
+        if not first.is_layer:
             yield Column(kind, {name: ratio for name in first.rows if (ratio := first.over(name))})
             continue
         head = f"{first.whole} of a layer, {kind}, {len(same)} shape{'s'[: len(same) > 1]}"
-        yield Column(head, _over_all(same, _time_over_ours))
-        if first.any_row.dropout and (saved := _over_all(same, _saved_over_ours)):
+        yield Column(head, _over_all(same, Group.median_over))
+        if first.any_row.dropout and (saved := _over_all(same, Group.saved_over)):
             yield Column(f"bytes saved for backward, {kind}", saved, is_time=False)
+
+
+def kinds(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Groups of one kind together."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.kind, []).append(group)
+    return found
 
 
 def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | None]) -> dict[str, Quartiles]:
@@ -114,14 +136,3 @@ def _over_all(groups: Sequence[Group], value: Callable[[Group, str], float | Non
             # Its logarithms round: the mean of one value may lie a little beside it.
             cells[method] = Quartiles(low, min(max(statistics.geometric_mean(values), low), high), high)
     return cells
-
-
-def _time_over_ours(group: Group, method: str) -> float | None:
-    found = group.over(method)
-    return found and found.median
-
-
-def _saved_over_ours(group: Group, method: str) -> float | None:
-    rows = (group.rows.get(name, {}).get(group.whole) for name in (method, OURS))
-    theirs, ours = (row and row.saved_bytes for row in rows)
-    return theirs / ours if theirs and ours else None

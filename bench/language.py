@@ -10,7 +10,7 @@ import click
 import torch
 from torch import nn
 
-from bench.level import POSITIVE, Level, several
+from bench.level import POSITIVE, Level, level, several
 from bench.measure import measure_task, on_record
 from bench.methods.method import Method, Update
 from bench.step import ADAMS, MODES
@@ -19,13 +19,6 @@ from bench.task import Batch, Outcome, Task, seeded
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where nothing else is asked for.
 _USUAL_DTYPE: Final = {"cpu": "float32", "cuda": "bfloat16"}
-
-
-class Text(NamedTuple):
-    """Rows of a batch, and tokens in a row: random ones, as time does not depend on them."""
-
-    batch: int
-    length: int
 
 
 class Kind(NamedTuple):
@@ -53,16 +46,20 @@ class Kind(NamedTuple):
 def language_task(
     kind: Kind,
     name: str,
-    text: Text,
+    batch: int,
+    length: int,
     update: Update,
     device: torch.device,
     dtype: torch.dtype,
     layers: int = 0,
 ) -> Task:
-    """A net of a size, by its name; with so many decoder layers, if any are named, for a check."""
+    """A net of a size, by its name, on `batch` rows of `length` tokens: random ones take no other time.
+
+    With so many decoder layers, if any are named, for a check.
+    """
     size = kind.sizes[name]._replace(layers=layers or kind.sizes[name].layers)
     generator = torch.Generator().manual_seed(0)
-    drawn = (torch.randint(size.vocabulary, text, generator=generator) for _ in range(4))
+    drawn = (torch.randint(size.vocabulary, (batch, length), generator=generator) for _ in range(4))
 
     def build() -> nn.Module:
         with seeded(device, dtype):
@@ -72,7 +69,7 @@ def language_task(
         modules = kind.build(size).named_modules()
     return Task(
         name=f"{kind.name}-{name}",
-        shape={**text._asdict(), **size._asdict(), "r": update.r},
+        shape={"batch": batch, "length": length, **size._asdict(), "r": update.r},
         dtype=dtype,
         build=build,
         names=[module_name for module_name, module in modules if kind.adapts(module_name, module)],
@@ -88,43 +85,43 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
     return Outcome(outcome.loss, outcome.logits)
 
 
-def options(
-    kind: Kind, rank: int, modes: Sequence[str]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of a level of such nets, those of `measure_nets`."""
+def nets_level(
+    name: str,
+    help: str | None,
+    kind: Kind,
+    methods: Sequence[str],
+    chosen: Sequence[str] = (),
+    *,
+    rank: int,
+    modes: Sequence[str],
+) -> click.Command:
+    """The command of a level of such nets: every size in every mode with every way to compute Adam."""
     (cpu, cpu_length), (gpu, gpu_length) = kind.usual["cpu"], kind.usual["cuda"]
-    sizes = f"(default: {' '.join(cpu)} on a CPU, {' '.join(gpu)} on a GPU)"
-    length = f"Tokens in a row (default: {cpu_length} on a CPU, {gpu_length} on a GPU)."
-    dtype = click.Choice(list(_DTYPES))
+    sizes_help = f"(default: {' '.join(cpu)} on a CPU, {' '.join(gpu)} on a GPU)"
+    length_help = f"Tokens in a row (default: {cpu_length} on a CPU, {gpu_length} on a GPU)."
+    dtypes = click.Choice(list(_DTYPES))
 
-    def add(measure: Callable[..., None]) -> Callable[..., None]:
-        for option in (
-            click.option("--adapter-dtype", type=dtype, default="float32", show_default=True),
-            click.option("--dtype", type=dtype, help="(default: float32 on a CPU, bfloat16 on a GPU)"),
-            click.option("--rank", type=POSITIVE, default=rank, show_default=True),
-            click.option("--length", type=POSITIVE, help=length),
-            click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Rows."),
-            several("--modes", MODES, modes),
-            several("--sizes", kind.sizes, help=sizes),
-            several("--adam", ADAMS, ["fused"]),
-        ):
-            measure = option(measure)
-        return measure
+    @level(name, help, 15, methods, chosen)
+    @several("--adam", ADAMS, ["fused"])
+    @several("--sizes", kind.sizes, help=sizes_help)
+    @several("--modes", MODES, modes)
+    @click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Rows.")
+    @click.option("--length", type=POSITIVE, help=length_help)
+    @click.option("--rank", type=POSITIVE, default=rank, show_default=True)
+    @click.option("--dtype", type=dtypes, help="(default: float32 on a CPU, bfloat16 on a GPU)")
+    @click.option("--adapter-dtype", type=dtypes, default="float32", show_default=True)
+    def measure(level: Level, rank: int, adapter_dtype: str, **asked: Any) -> None:
+        where = level.effort.device
+        (sizes, length), dtype = kind.usual[where.type], _DTYPES[asked["dtype"] or _USUAL_DTYPE[where.type]]
+        update = Update(rank, 2.0 * rank, 0.0, _DTYPES[adapter_dtype])
+        given = (asked["batch"], asked["length"] or length, update, where, dtype)
+        methods = level.present(dtype)
+        for size, mode in itertools.product(asked["sizes"] or sizes, asked["modes"]):
+            with on_record(level.results.problems, f"{name} {size}, {mode}"):
+                task = language_task(kind, size, *given)
+                few = language_task(kind, size, *given, kind.checked_layers)
+                for adam in asked["adam"]:
+                    measure_task(level, task, few, mode, adam, methods)
+            level.results.save()
 
-    return add
-
-
-def measure_nets(level: Level, kind: Kind, rank: int, **asked: Any) -> None:
-    """Measure every size in every mode with every way to compute Adam."""
-    where = level.device.type
-    (sizes, length), dtype = kind.usual[where], _DTYPES[asked["dtype"] or _USUAL_DTYPE[where]]
-    update = Update(rank, 2.0 * rank, 0.0, _DTYPES[asked["adapter_dtype"]])
-    given = (Text(asked["batch"], asked["length"] or length), update, level.device, dtype)
-    ceilings, here = level.ceilings(dtype), level.present(dtype)
-    for size, mode in itertools.product(asked["sizes"] or sizes, asked["modes"]):
-        with on_record(level.results.problems, f"{level.name} {size}, {mode}"):
-            task = language_task(kind, size, *given)
-            few = language_task(kind, size, *given, kind.checked_layers)
-            for adam in asked["adam"]:
-                measure_task(level.results, level.name, task, few, mode, adam, here, ceilings, level.effort)
-        level.save()
+    return measure

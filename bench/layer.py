@@ -1,22 +1,23 @@
-"""One method at work on one layer: the phases of a training step that are timed."""
+"""One layer: its W plain or packed, a method at work on it, and the phases that are timed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cases import Case
 from bench.methods.method import Bare, Method
-from bench.packing import PACKINGS, unpacked
-from bench.task import draw_update, layer_task
+from bench.task import Batch, Outcome, Task, draw_update
 from fastlora.accounting.activations import saved_bytes
 from fastlora.layer.base_weights import packed_format
 from fastlora.measuring.inputs import Inputs
 from fastlora.measuring.timing import Work
+from fastlora.routes.dequantize import dequantize
 
 # The phase that methods are judged by.
 WHOLE_PASS: Final = "forward+backward"
@@ -24,6 +25,75 @@ PHASES: Final = ("forward", "backward", WHOLE_PASS)
 
 # Beside the methods over a packed W: W unpacked alone, once for each pass.
 UNPACKING: Final = "unpacking"
+
+
+# How W is packed, and what a model so loaded says, by which alone PEFT takes its class for such layers.
+PACKINGS: Final = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
+
+
+def pack(W: Tensor, base: str) -> nn.Module:
+    """bitsandbytes' layer of W without a bias: int8, or NF4 with nested scales, computed in W's dtype."""
+    bnb: Any = import_module("bitsandbytes").nn
+    N, K = W.shape
+    if base == "nf4":
+        layer = bnb.Linear4bit(K, N, bias=False, compute_dtype=W.dtype, quant_type="nf4", device="meta")
+        layer.weight = bnb.Params4bit(W.cpu().clone(), quant_type="nf4", module=layer)
+    else:
+        layer = bnb.Linear8bitLt(K, N, bias=False, has_fp16_weights=False, device="meta")
+        layer.weight = bnb.Int8Params(W.cpu().clone(), requires_grad=False, has_fp16_weights=False)
+    on_device: nn.Module = layer.to(W.device)
+    return on_device
+
+
+def unpacked(packed: nn.Module, dtype: torch.dtype) -> Tensor:
+    """W [N, K] as the packed layer holds it."""
+    format = packed_format(packed)
+    assert format is not None
+    return dequantize(format.base_of(packed, dtype))
+
+
+class OneLayer(nn.Module):
+    """A net of one linear layer in the inputs' memory, or of a packed one; its bias is frozen."""
+
+    def __init__(self, W: Tensor, b: Tensor | None, base: str = "") -> None:
+        super().__init__()
+        if base:
+            self.linear: Any = pack(W.detach(), base)
+            setattr(self, PACKINGS[base], True)
+            return
+        N, K = W.shape
+        # On "meta" no weight is allocated and initialized only to be replaced.
+        self.linear = nn.Linear(K, N, bias=b is not None, device="meta", dtype=W.dtype)
+        self.linear.weight = nn.Parameter(W.detach())
+        if b is not None:
+            self.linear.bias = nn.Parameter(b.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, K] -> [M, N]."""
+        y: Tensor = self.linear(x)
+        return y
+
+
+def layer_task(case: Case, inputs: Inputs) -> Task:
+    """A case's layer as a task; its loss is such that the gradient of y is dy."""
+    return Task(
+        name=None,
+        shape=case.labels()["shape"],
+        dtype=case.dtype,
+        build=lambda: OneLayer(inputs.W, inputs.b, case.base),
+        plain=(lambda: OneLayer(unpacked(pack(inputs.W, case.base), case.dtype), None))
+        if case.base
+        else None,
+        names=["linear"],
+        update=case.update,
+        batches=[{"x": inputs.x, "dy": inputs.dy}],
+        run=_weighted_sum,
+    )
+
+
+def _weighted_sum(model: nn.Module, batch: Batch) -> Outcome:
+    y = model(batch["x"])
+    return Outcome((y.double() * batch["dy"].double()).sum(), y)
 
 
 class Layer(NamedTuple):
@@ -36,7 +106,8 @@ class Layer(NamedTuple):
 
     def forward(self) -> Tensor:
         """Y, ready for a backward pass."""
-        return self.apply(self.x)
+        y: Tensor = self.apply(self.x)
+        return y
 
     def backward(self, y: Tensor) -> tuple[Tensor, ...]:
         """The gradients of x and of what is trained.
@@ -97,7 +168,7 @@ def phase_works(layers: Sequence[Layer]) -> Mapping[str, Work]:
 
 def unpacking_works(case: Case, sets: Sequence[Inputs]) -> Mapping[str, Work]:
     """Of a packed case, each phase without its products: W unpacked as often as a layer of ours does it."""
-    layers = [PACKINGS[case.base](inputs.W, None) for inputs in sets]
+    layers = [pack(inputs.W, case.base) for inputs in sets]
 
     def unpack(times: int) -> None:
         for layer in layers:

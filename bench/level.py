@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -12,15 +13,15 @@ from typing import Any, Final
 import click
 import torch
 
-from bench.ceilings import Ceilings
+from bench.ceilings import Ceilings, keep_ceilings
 from bench.groups import columns
 from bench.methods import Method, present
 from bench.methods.lorafusion import CHECKOUT
 from bench.pictures import draw
 from bench.results import Results
-from bench.run import keep_ceilings
 from bench.settings import Effort, effort_on
-from bench.tables import parts, show
+from bench.tables import parts, say
+from fastlora.tables import as_text
 
 POSITIVE: Final = click.IntRange(min=1)
 
@@ -45,32 +46,11 @@ LORAFUSION: Final = click.option(
 def several(
     option: str, names: Iterable[str], default: Sequence[str] = (), **more: Any
 ) -> Callable[..., Any]:
-    """An option that takes some of the names: `--methods peft fastlora`."""
+    """An option that takes some of the names: `--methods peft --methods fastlora`."""
+    choice = click.Choice(list(names))
     return click.option(
-        option,
-        type=click.Choice(list(names)),
-        multiple=True,
-        default=default,
-        show_default=bool(default),
-        **more,
+        option, type=choice, multiple=True, default=default, show_default=bool(default), **more
     )
-
-
-class Command(click.Command):
-    """A command whose options for several names need not be repeated before each of them."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat them, as click wants it."""
-        names = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
-        repeated: list[str] = []
-        option = ""
-        for word in args:
-            if word.startswith("-"):
-                option = word if word in names else ""
-                repeated += [] if option else [word]
-            else:
-                repeated += [option, word] if option else [word]
-        return super().parse_args(ctx, repeated)
 
 
 @dataclass(frozen=True)
@@ -79,15 +59,12 @@ class Level:
 
     Attributes:
         methods: The names of those asked for.
-        json: Where the results are written.
     """
 
     name: str
     results: Results
-    device: torch.device
     effort: Effort
     methods: Sequence[str]
-    json: Path | None
 
     def ceilings(self, dtype: torch.dtype) -> Ceilings:
         """What the device reaches at best in a dtype, which is put on record."""
@@ -95,63 +72,68 @@ class Level:
 
     def present(self, dtype: torch.dtype) -> list[Method]:
         """The methods asked for that can run; why the others cannot is put on record."""
-        here, absent = present(self.methods, self.device, dtype)
+        here, absent = present(self.methods, self.effort.device, dtype)
         self.results.absent |= absent
         return here
 
-    def save(self) -> None:
-        """Write what there is so far, where that was asked for."""
-        if self.json is not None:
-            self.results.write(self.json)
 
-
-def level(name: str, rounds: int, methods: Sequence[str], chosen: Sequence[str] = ()) -> Callable[..., Any]:
+def level(
+    name: str, help: str | None, rounds: int, methods: Sequence[str], chosen: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function that measures: it gets a `Level`, and the options of its own.
 
     Of the methods, all that there are, those chosen are compared unless others are asked for; none for all.
-    The command prints the tables, and exits with status 1 if anything went wrong.
     """
     here = "cuda" if torch.cuda.is_available() else "cpu"
+    file = click.Path(path_type=Path)
+    options = (
+        LORAFUSION,
+        COMMIT,
+        several("--methods", methods, chosen or methods),
+        click.option("--threads", type=POSITIVE, help="Threads that torch uses (default: its own choice)."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default=here, show_default=True),
+        click.option(
+            "--rounds", type=POSITIVE, default=rounds, show_default=True, help="Of timing, at most."
+        ),
+        click.option("--picture", type=file, help="Where a PNG of them is written."),
+        click.option("--json", type=file, help="Where the results are written."),
+    )
 
     def make(measure: Callable[..., None]) -> click.Command:
-        @click.command(name, cls=Command, help=sys.modules[measure.__module__].__doc__)
-        @click.option("--json", type=click.Path(path_type=Path), help="Where the results are written.")
-        @click.option("--picture", type=click.Path(path_type=Path), help="Where a PNG of them is written.")
-        @click.option(
-            "--rounds", type=POSITIVE, default=rounds, show_default=True, help="Of timing, at most."
-        )
-        @click.option("--device", type=click.Choice(["cpu", "cuda"]), default=here, show_default=True)
-        @click.option("--threads", type=POSITIVE, help="Threads that torch uses (default: its own choice).")
-        @several("--methods", methods, chosen or methods)
-        @COMMIT
-        @LORAFUSION
-        def run(
-            json: Path | None,
-            picture: Path | None,
-            rounds: int,
-            device: str,
-            threads: int | None,
-            methods: tuple[str, ...],
-            commit: str | None,
-            **own: Any,
-        ) -> None:
-            if threads is not None:
-                torch.set_num_threads(threads)
-            # As the MNIST job does: Adam's mean of a gradient that has become zero falls until it is
-            # denormal, and denormals cost the CPU several times the whole step.
-            torch.set_flush_denormal(True)
-            torch.manual_seed(0)
-            where = torch.device(device)
-            results = Results.begin(f"bench.{name}", where, commit)
-            measuring = Level(name, results, where, effort_on(where, rounds), methods, json)
-            measure(measuring, **own)
-            measuring.save()
-            show(parts(results))
-            if picture is not None:
-                draw(columns(results.rows), picture, results.environment.in_words)
-            sys.exit(1 if results.failures() else 0)
-
-        run.params += reversed(getattr(measure, "__click_params__", []))
-        return run
+        run: Any = functools.partial(_run, name, measure)
+        run.__click_params__ = getattr(measure, "__click_params__", [])
+        for option in options:
+            run = option(run)
+        return click.command(name, help=help)(run)
 
     return make
+
+
+def _run(
+    name: str,
+    measure: Callable[..., None],
+    *,
+    json: Path | None,
+    picture: Path | None,
+    rounds: int,
+    device: str,
+    threads: int | None,
+    methods: Sequence[str],
+    commit: str | None,
+    **own: Any,
+) -> None:
+    """Measure and print the tables; exits with status 1 if anything went wrong."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # As the MNIST job does: Adam's mean of a gradient that has become zero falls until it is denormal, and
+    # denormals cost the CPU several times the whole step.
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    where = torch.device(device)
+    results = Results.begin(f"bench.{name}", where, commit, json)
+    measure(Level(name, results, effort_on(where, rounds), methods), **own)
+    results.save()
+    say(as_text(parts(results)))
+    if picture is not None:
+        draw(columns(results.rows), picture, results.environment.in_words)
+    sys.exit(1 if results.failures() else 0)

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import click
 
+from bench.layer import PACKINGS
 from bench.level import POSITIVE, Level, level
-from bench.packing import PACKINGS
 from bench.run import Run
-from bench.schedule import EVERY, SELDOM, SELDOM_WHY, linear_measurements, packed_measurements
+from bench.schedule import EVERY, SELDOM, SELDOM_WHY, cpu_measurements, gpu_measurements, packed_measurements
 from fastlora.measuring.devices import private_cache_bytes
 
 
-@level("linear", 60, EVERY)
+@level("linear", __doc__, 60, EVERY)
 @click.option("--seconds", default=1.0, show_default=True, help="Of timing for each case and phase.")
 @click.option("--most-rows", type=POSITIVE, help="Only cases with so many rows of x and fewer.")
 @click.option("--base", type=click.Choice(list(PACKINGS)), help="Layers packed so, and the same ones plain.")
 def main(level: Level, seconds: float, most_rows: int | None, base: str | None) -> None:
     """Measure every case."""
-    device = level.device
+    device = level.effort.device
+    plain = gpu_measurements if device.type == "cuda" else cpu_measurements
     planned = [
         one._replace(seconds=seconds)
-        for one in (packed_measurements(base, device) if base else linear_measurements(device))
+        for one in (packed_measurements(base, device) if base else plain())
         if most_rows is None or most_rows >= one.case.M
     ]
     for one in planned:
@@ -32,7 +33,7 @@ def main(level: Level, seconds: float, most_rows: int | None, base: str | None) 
             level.results.left_out.append({"method": SELDOM, "why": SELDOM_WHY, **one.case.labels()})
     methods = level.present(planned[0].case.dtype)
     cache_bytes = level.results.environment.device["l2_bytes"] or private_cache_bytes()
-    Run(level.results, level.effort, planned, level.json, cache_bytes).measure(methods)
+    Run(level.results, level.effort, planned, cache_bytes).measure(methods)
 
 
 if __name__ == "__main__":

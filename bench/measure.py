@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from bench.cases import Measurement
+from bench.cases import Case, Measurement
 from bench.ceilings import Ceilings, Floor, Use, floors, net_uses
 from bench.check import check
 from bench.counts import device_events, host_peak_bytes, launches, peak_bytes
-from bench.groups import OURS
 from bench.layer import (
     PHASES,
     UNPACKING,
@@ -22,27 +21,21 @@ from bench.layer import (
     Layer,
     build_layer,
     layer_saved_bytes,
+    layer_task,
     phase_works,
     unpacking_works,
 )
-from bench.methods import METHODS, Method
+from bench.level import Level
+from bench.methods import FASTLORA, Method
 from bench.results import Results, Row
 from bench.settings import Effort
 from bench.step import MODES, Trainer
-from bench.task import Task, layer_task
+from bench.task import Task
 from fastlora.accounting.activations import saved_bytes
 from fastlora.measuring.devices import number_of_sets
-from fastlora.measuring.timing import (
-    WHOLE,
-    Work,
-    captured,
-    captured_in_turn,
-    interleaved,
-    nothing,
-    rounds_within,
-    timer_for,
-    warm_up,
-)
+from fastlora.measuring.timing import WHOLE, Work, captured, captured_in_turn, nothing, timer_for, warm_up
+
+Built = TypeVar("Built")
 
 
 @contextlib.contextmanager
@@ -78,10 +71,10 @@ class Record(NamedTuple):
             else:
                 self.results.problems.append(f"{self.where}, {problem}")
 
-    def add_row(self, samples: list[float], floor: Floor | None, **names: Any) -> None:
-        """A row of these samples; its other fields are the names."""
+    def add_row(self, samples: list[float], floor: Floor | None, **fields: Any) -> None:
+        """A row of these samples; its other fields are given."""
         least = {} if floor is None else floor._asdict()
-        self.results.rows.append(Row.of_samples(samples, **names, **least, **self.labels))
+        self.results.rows.append(Row.of_samples(samples, **fields, **least, **self.labels))
 
 
 def measure_case(
@@ -101,57 +94,58 @@ def measure_case(
     count = number_of_sets(case.problem.base_bytes(), cache_bytes)
     sets = [case.inputs(how.device) for _ in range(count)]
     task, floor = layer_task(case, sets[0]), floors([Use(case.problem)], ceilings)
-
-    def build(method: Method) -> list[Layer]:
-        return [build_layer(method, case, inputs) for inputs in sets]
-
-    built = _right(record, methods, task, "eager", build)
-    unpacking = unpacking_works(case, sets) if case.base and built else {}
+    built = _right(record, methods, task, lambda method: [build_layer(method, case, one) for one in sets])
+    unpacking = unpacking_works(case, sets) if case.base else {}
     for phase in PHASES if built else ():
-        works = {name: phase_works(layers)[phase] for name, (_, layers) in built.items()}
+        works = {method.name: phase_works(layers)[phase] for method, layers in built.items()}
         if unpacking:
             works[UNPACKING] = unpacking[phase]
         with on_record(results.problems, f"{case}, {phase}"):
             warm_up(works, how.warm_up_rounds, timer_for(how.device))
-            held = {}
-            for name, (method, layers) in built.items():
-                held[name] = {"peak_bytes": peak_bytes(phase_works(layers[:1])[phase], how.device)}
-                with record.tolerated(method, f"counting what {name} saves"):
-                    saved = layer_saved_bytes(method, case, how.device) if phase == WHOLE_PASS else None
-                    held[name]["saved_bytes"] = saved
+            held = _held_bytes(record, case, phase, built, how.device)
             for mode in one.modes:
-                timed = works
-                if mode == "graph":
-                    timed = {}
-                    for name, work in works.items():
-                        method = METHODS[OURS] if name == UNPACKING else built[name][0]
-                        with record.tolerated(method, f"{phase}, capturing {name}"):
-                            timed[name] = as_graphs(work)
+                timed = _as_graphs(record, phase, works, built) if mode == "graph" else works
                 # Captures empty torch's cache of memory, and the clocks may have fallen.
-                for name, times in _times(timed, how, one.seconds).items():
+                for name, times in how.times(timed, one.seconds).items():
                     samples = [time / count for time in times[WHOLE]]
                     names = {"level": "linear", "method": name, "phase": phase, "mode": mode}
                     record.add_row(samples, floor[phase], **names, **held.get(name, {}))
 
 
+def _held_bytes(
+    record: Record, case: Case, phase: str, built: Mapping[Method, list[Layer]], device: torch.device
+) -> dict[str, dict[str, int | None]]:
+    """By method what a row says of memory: held at most, and saved for backward by the whole pass."""
+    held: dict[str, dict[str, int | None]] = {}
+    for method, layers in built.items():
+        own = held[method.name] = {"peak_bytes": peak_bytes(phase_works(layers[:1])[phase], device)}
+        if phase == WHOLE_PASS:
+            with record.tolerated(method, f"counting what {method.name} saves"):
+                own["saved_bytes"] = layer_saved_bytes(method, case, device)
+    return held
+
+
+def _as_graphs(
+    record: Record, phase: str, works: Mapping[str, Work], built: Iterable[Method]
+) -> dict[str, Work]:
+    """The works that can be captured, as CUDA graphs; unpacking is our code."""
+    methods, graphs = {method.name: method for method in built}, {}
+    for name, work in works.items():
+        with record.tolerated(methods.get(name, FASTLORA), f"{phase}, capturing {name}"):
+            graphs[name] = as_graphs(work)
+    return graphs
+
+
 def measure_task(
-    results: Results,
-    level: str,
-    task: Task,
-    checked: Task,
-    mode: str,
-    adam: str,
-    methods: Iterable[Method],
-    ceilings: Ceilings,
-    how: Effort,
+    level: Level, task: Task, checked: Task, mode: str, adam: str, methods: Iterable[Method]
 ) -> None:
     """Check and time methods on a net's steps in a mode and with a way to compute Adam.
 
     `checked` is the same net, or fewer of its layers where fp64 has no room for all.
     """
     labels = {**task.labels(), "optimizer": f"{adam} Adam"}
-    record = Record(results, f"{level} {task.name}, {mode}", labels)
-    base, floor = task.build(), floors(net_uses(task), ceilings)
+    record, how = Record(level.results, f"{level.name} {task.name}, {mode}", labels), level.effort
+    base, floor = task.build(), floors(net_uses(task), level.ceilings(task.dtype))
 
     def build(method: Method) -> Trainer:
         # One that trains the net's own weights cannot share them with others.
@@ -160,20 +154,24 @@ def measure_task(
         trainer.step()  # one that cannot run is left out of the rounds
         return trainer
 
-    trainers = {name: trainer for name, (_, trainer) in _right(record, methods, checked, mode, build).items()}
-    works = {name: trainer.step for name, trainer in trainers.items()}
-    with on_record(results.problems, record.where):
-        for name, times in _times(works, how, None).items():
+    built = _right(record, methods, checked, build, mode)
+    trainers = {method.name: trainer for method, trainer in built.items()}
+    with on_record(level.results.problems, record.where):
+        for name, times in how.times({name: trainer.step for name, trainer in trainers.items()}).items():
             counts = count_step(trainers[name], how.device)
             for part, samples in times.items():
-                names = {"level": level, "method": name, "phase": part, "mode": mode}
+                names = {"level": level.name, "method": name, "phase": part, "mode": mode}
                 record.add_row(samples, floor.get(part), **names, **counts if part == WHOLE else {})
 
 
 def _right(
-    record: Record, methods: Iterable[Method], task: Task, mode: str, build: Callable[[Method], Any]
-) -> dict[str, tuple[Method, Any]]:
-    """(method, what `build` makes) of the methods that take the task and compute what they should."""
+    record: Record,
+    methods: Iterable[Method],
+    task: Task,
+    build: Callable[[Method], Built],
+    mode: str = "eager",
+) -> dict[Method, Built]:
+    """What `build` makes of each method that takes the task and computes what it should."""
     right, built = [], {}
     linears = [module for module in task.build().modules() if isinstance(module, nn.Linear)]
     layers = {(linear.in_features, linear.out_features) for linear in linears}
@@ -194,19 +192,8 @@ def _right(
             right += [method] if result.failure is None else []
     for method in right:
         with record.tolerated(method, f"building {method.name}"):
-            built[method.name] = (method, build(method))
+            built[method] = build(method)
     return built
-
-
-def _times(
-    works: Mapping[str, Work], how: Effort, seconds: float | None
-) -> dict[str, dict[str, list[float]]]:
-    """Microseconds of each work and part, for about so many seconds, else for all rounds."""
-    timer, rounds = timer_for(how.device), how.rounds
-    warm_up(works, how.warm_up_rounds, timer)
-    if seconds is not None:
-        rounds = rounds_within(seconds, works, timer, fewest=how.fewest_rounds, most=how.rounds)
-    return interleaved(works, rounds, timer)
 
 
 def as_graphs(work: Work) -> Work:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import click
 import torch
@@ -24,7 +24,7 @@ from bench.methods import PEFT
 from bench.results import Row
 from fastlora import LoRAConfig, adapter_batch, add_adapter, apply_lora, train_adapters
 from fastlora.measuring.errors import relative_error
-from fastlora.measuring.timing import WHOLE, Work, interleaved, rounds_within, timer_for, warm_up
+from fastlora.measuring.timing import WHOLE, Work
 
 METHODS: Final = ("frozen", "one", "peft", "fastlora")
 ITEMS: Final = 16
@@ -36,24 +36,24 @@ CASES: Final = {
 }
 
 
-@level("mixed", 60, METHODS)
+@level("mixed", __doc__, 60, METHODS)
 @click.option("--seconds", default=2.0, show_default=True, help="Of timing for each case and phase.")
 def main(level: Level, seconds: float) -> None:
     """Measure every case with every number of adapters."""
-    methods = list(level.methods)
-    if "peft" in methods and (why := PEFT.why_absent(level.device, torch.float32)):
+    methods, device = list(level.methods), level.effort.device
+    if "peft" in methods and (why := PEFT.why_absent(device, torch.float32)):
         level.results.absent["peft"] = why
         methods.remove("peft")
-    for case, adapters in itertools.product(CASES[level.device.type], MIXES):
+    for case, adapters in itertools.product(CASES[device.type], MIXES):
         with on_record(level.results.problems, f"{case}, {adapters} adapters"):
-            nets = {method: _net(method, case, adapters).to(level.device) for method in methods}
+            nets = {method: _net(method, case, adapters).to(device) for method in methods}
             _measure(level, case, nets, adapters, seconds)
 
 
-def _net(method: str, case: Case, adapters: int) -> nn.Module:
+def _net(method: str, case: Case, adapters: int) -> Any:
     """A net of one layer; for each method with the same W and adapters, and neither A nor B is zero."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(case.K, case.N, bias=False, dtype=case.dtype))
+    net: Any = nn.Sequential(nn.Linear(case.K, case.N, bias=False, dtype=case.dtype))
     names = [_name(number) for number in range(1 if method == "one" else adapters)]
     if method == "frozen":
         return net.requires_grad_(False)
@@ -61,12 +61,11 @@ def _net(method: str, case: Case, adapters: int) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=case.r, lora_alpha=case.r, target_modules=["0"])
-        model = get_peft_model(net, config)
+        model: Any = get_peft_model(net, config)
         for name in names[1:]:
             model.add_adapter(name, config)
-        layer = model.base_model.model[0]
+        layer = model.eval().base_model.model[0]
         factors = [pair[name].weight for name in names for pair in (layer.lora_A, layer.lora_B)]
-        model.eval()
     else:
         ours = LoRAConfig(r=case.r, alpha=case.r)
         model = apply_lora(net, ours)
@@ -85,19 +84,19 @@ def _name(number: int) -> str:
     return f"a{number}" if number else "default"
 
 
-def _measure(level: Level, case: Case, nets: Mapping[str, nn.Module], adapters: int, seconds: float) -> None:
+def _measure(level: Level, case: Case, nets: Mapping[str, Any], adapters: int, seconds: float) -> None:
     names = [_name(item % adapters) for item in range(ITEMS)]
-    x = torch.randn(ITEMS, case.M // ITEMS, case.K, dtype=case.dtype, device=level.device)
-    dy = torch.randn(ITEMS, case.M // ITEMS, case.N, dtype=case.dtype, device=level.device)
+    like: dict[str, Any] = {"dtype": case.dtype, "device": level.effort.device}
+    x = torch.randn(ITEMS, case.M // ITEMS, case.K, **like)
+    dy = torch.randn(ITEMS, case.M // ITEMS, case.N, **like)
 
     def forward(method: str) -> Tensor:
         options = {"adapter_names": names} if method == "peft" else {}
         with adapter_batch(nets[method], names) if method == "fastlora" else contextlib.nullcontext():
-            return nets[method](x, **options)
+            y: Tensor = nets[method](x, **options)
+            return y
 
-    def infer(method: str) -> Tensor:
-        with torch.no_grad():
-            return forward(method)
+    infer = torch.no_grad()(forward)
 
     def train(method: str) -> None:
         own = [x, *(p for p in nets[method].parameters() if p.requires_grad)]
@@ -107,18 +106,14 @@ def _measure(level: Level, case: Case, nets: Mapping[str, nn.Module], adapters: 
         error = relative_error(infer("fastlora"), infer("peft").double())
         if error > 8 * torch.finfo(case.dtype).eps:
             raise ValueError(f"fastlora and peft differ by {error:.1e}")
-    timer, how = timer_for(level.device), level.effort
     for phase, run in (("forward", infer), (WHOLE_PASS, train)):
         x.requires_grad_(phase == WHOLE_PASS)
         able = [name for name in nets if phase == "forward" or name != "peft"]
         works = {name: Work.of(functools.partial(run, name)) for name in able}
-        warm_up(works, how.warm_up_rounds, timer)
-        rounds = rounds_within(seconds, works, timer, fewest=how.fewest_rounds, most=how.rounds)
-        for method, times in interleaved(works, rounds, timer).items():
-            fields = {"method": method, "phase": phase, "mode": f"{adapters} adapters mixed"}
-            level.results.rows.append(
-                Row.of_samples(times[WHOLE], level=level.name, **fields, **case.labels())
-            )
+        for method, times in level.effort.times(works, seconds).items():
+            fields = {"level": level.name, "method": method, "phase": phase, **case.labels()}
+            mode = f"{adapters} adapters mixed"
+            level.results.rows.append(Row.of_samples(times[WHOLE], mode=mode, **fields))
 
 
 if __name__ == "__main__":

@@ -46,14 +46,13 @@ def _run(model: nn.Module, batch: Batch) -> Outcome:
     return Outcome(nn.functional.cross_entropy(logits, batch["labels"]), logits)
 
 
-@level("mnist", 300, IN_NETS)
+@level("mnist", __doc__, 300, IN_NETS)
 @several("--adam", ADAMS, ["fused", "foreach"])
 def main(level: Level, adam: tuple[str, ...]) -> None:
     """Measure the step."""
-    task = digits_task(level.device)
-    ceilings, here = level.ceilings(task.dtype), level.present(task.dtype)
+    task = digits_task(level.effort.device)
     for way in adam:
-        measure_task(level.results, level.name, task, task, "eager", way, here, ceilings, level.effort)
+        measure_task(level, task, task, "eager", way, level.present(task.dtype))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ taken as it is, with activation checkpointing, and under torch.compile.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from torch import nn
 
-from bench.language import Kind, measure_nets, options
-from bench.level import Level, level
+from bench.language import Kind, nets_level
 from bench.methods import GROUPED, IN_NETS
 
 
@@ -62,12 +61,10 @@ LLAMA: Final = Kind(
 )
 
 
-@level("model", 15, (*IN_NETS, GROUPED.name), ("full", "peft", "fastlora", GROUPED.name))
-@options(LLAMA, rank=16, modes=["eager", "checkpoint"])
-def main(level: Level, **asked: Any) -> None:
-    """Measure every size in every mode."""
-    measure_nets(level, LLAMA, **asked)
-
+_CHOSEN: Final = ("full", "peft", "fastlora", GROUPED.name)
+main = nets_level(
+    "model", __doc__, LLAMA, (*IN_NETS, GROUPED.name), _CHOSEN, rank=16, modes=["eager", "checkpoint"]
+)
 
 if __name__ == "__main__":
     main()

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.groups import OURS, Column
-
-_BLUE: Final = "#0072B2"
-_GREY: Final = "#BBBBBB"
-_INK: Final = "#333333"
+from fastlora.recipes.picture import BLUE, GREY, INK
 
 _WIDTH: Final = 5.2
 _BAR_HEIGHT: Final = 0.27
@@ -38,17 +35,12 @@ def draw(columns: Iterable[Column], path: Path, where: str = "") -> None:
     panels = [column for column in columns if column.is_time]
     if not panels:
         return
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('the picture needs matplotlib: pip install "fastlora-triton[bench]"') from error
+    from matplotlib.figure import Figure
 
     across = min(2, len(panels))
     grouped = [panels[start : start + across] for start in range(0, len(panels), across)]
     heights = [1.0 + _BAR_HEIGHT * max(len(panel.cells) for panel in line) for line in grouped]
     figure = Figure(figsize=(_WIDTH * across, sum(heights) + 0.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(grouped), across, squeeze=False, height_ratios=heights)
     for axes, line in zip(grid, grouped, strict=True):
         for place, panel in zip(axes, line, strict=False):
@@ -57,7 +49,7 @@ def draw(columns: Iterable[Column], path: Path, where: str = "") -> None:
             place.set_axis_off()
     question = "How long does each method take, in multiples of fastlora's time?"
     lines = [textwrap.fill(line, _QUESTION_WIDTH * across) for line in (question, where) if line]
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.savefig(path)
 
 
@@ -65,10 +57,8 @@ def _draw_panel(axes: Any, panel: Column) -> None:
     bars, places = list(panel.cells.values()), range(len(panel.cells))
     values, highest = [bar.median for bar in bars], max(bar.q75 for bar in bars)
     spread = [[bar.median - bar.q25 for bar in bars], [bar.q75 - bar.median for bar in bars]]
-    axes.barh(
-        places, values, 0.72, color=[_BLUE if name == OURS else _GREY for name in panel.cells], zorder=2
-    )
-    axes.errorbar(values, places, xerr=spread, fmt="none", ecolor=_INK, elinewidth=0.8, zorder=3)
+    axes.barh(places, values, 0.72, color=[BLUE if name == OURS else GREY for name in panel.cells], zorder=2)
+    axes.errorbar(values, places, xerr=spread, fmt="none", ecolor=INK, elinewidth=0.8, zorder=3)
     for place, (method, bar) in enumerate(panel.cells.items()):
         axes.annotate(
             f"{bar.median:.2f}x",
@@ -80,7 +70,7 @@ def _draw_panel(axes: Any, panel: Column) -> None:
             fontweight="bold" if method == OURS else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
-    axes.axvline(1.0, color=_INK, linewidth=0.8, linestyle=":", zorder=1)
+    axes.axvline(1.0, color=INK, linewidth=0.8, linestyle=":", zorder=1)
     axes.set_yticks(places, list(panel.cells), fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=7)

@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
-from bench import cpu_goals
 from bench.environment import ROOT
+from bench.goals import cpu_findings
 from bench.groups import OURS, Column, Group, columns, comparable, told
 from bench.layer import WHOLE_PASS
 from bench.pictures import draw
@@ -36,48 +36,37 @@ PACKED: Final = "packed"
 _LARGE: Final = {"M": 128, "K": 1000, "N": 1000}
 
 
-class File(NamedTuple):
-    """A results file: where it lies, and what it holds."""
-
-    path: Path
-    results: Results
-
-
-def read_runs(folder: Path) -> list[File]:
+def read_runs(folder: Path) -> list[Results]:
     """Every results file of a folder.
 
     Raises:
         ValueError: If a file is no results file, or holds a dry run, whose times mean nothing.
     """
-    runs = [File(path, Results.read(path)) for path in sorted(folder.glob("*.json"))]
+    runs = [Results.read(path) for path in sorted(folder.glob("*.json"))]
     for run in runs:
-        if any(row.mode == "dry-run" for row in run.results.rows):
+        if any(row.mode == "dry-run" for row in run.rows):
             raise ValueError(f"{run.path} must hold measured times; it holds a dry run")
     return runs
 
 
-def newest(runs: Iterable[File], kind: str) -> dict[str, File]:
+def newest(runs: Iterable[Results], kind: str) -> dict[str, Results]:
     """The latest run of each level on a kind of device, by level."""
-    found: dict[str, File] = {}
-    for run in sorted(runs, key=lambda run: run.results.started):
-        if run.results.environment.device["kind"] == kind:
-            found |= dict.fromkeys(_levels(run), run)
+    found: dict[str, Results] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        if run.environment.device["kind"] == kind:
+            # Layers over a packed W, with the same ones plain, are another level than plain ones.
+            packed = any(row.base for row in run.rows)
+            found |= {PACKED if packed else row.level: run for row in run.rows}
     return found
 
 
-def _levels(run: File) -> list[str]:
-    """The levels of a run. Layers over a packed W, with the same ones plain, are another than plain ones."""
-    rows = run.results.rows
-    return [PACKED] if any(row.base for row in rows) else [row.level for row in rows]
-
-
-def compared(runs: Mapping[str, File]) -> list[Column]:
+def compared(runs: Mapping[str, Results]) -> list[Column]:
     """What the table and the picture compare: levels that have no sentences of their own; layers first."""
     levels = sorted(runs.keys() - {"startup", "mixed"}, key=lambda level: (level != "linear", level))
     return list(columns(row for level in levels for row in _rows(runs, level)))
 
 
-def with_figures(readme: str, runs: Iterable[File], pictures: Path) -> str:
+def with_figures(readme: str, runs: Iterable[Results], pictures: Path) -> str:
     """The text of the README with what lies between its markers written anew.
 
     Args:
@@ -99,7 +88,7 @@ def with_figures(readme: str, runs: Iterable[File], pictures: Path) -> str:
     return readme
 
 
-def _figures(runs: Mapping[str, File], picture: Path) -> Iterator[str]:
+def _figures(runs: Mapping[str, Results], picture: Path) -> Iterator[str]:
     """The lines of Markdown for one kind of device, from its runs by level, and a link to its picture."""
     if not runs:
         yield NOT_MEASURED
@@ -110,8 +99,11 @@ def _figures(runs: Mapping[str, File], picture: Path) -> Iterator[str]:
     yield ""
     yield f"![How many times fastlora's time each method takes]({picture.as_posix()})"
     yield ""
-    if table := list(cpu_goals.lines(_all_rows(runs, PACKED), _rows(runs, "model"))):
-        yield from [*table, ""]
+    packed = runs[PACKED].rows if PACKED in runs else []
+    if found := list(cpu_findings(packed, _rows(runs, "model"))):
+        yield from ("| to be shown | measured | reach | |", "|---|---|---|---|")
+        yield from (f"| {one.what} | {one.measured} | {one.reach} | {one.verdict} |" for one in found)
+        yield ""
     sentences = [
         *_floor(_rows(runs, "linear")),
         *_mixed(_rows(runs, "mixed")),
@@ -122,14 +114,10 @@ def _figures(runs: Mapping[str, File], picture: Path) -> Iterator[str]:
     yield from _origin(runs, picture.parent)
 
 
-def _rows(runs: Mapping[str, File], level: str) -> list[Row]:
-    if level == PACKED:  # without the layers that they are compared with
-        return [row for row in _all_rows(runs, PACKED) if row.base]
-    return [row for row in _all_rows(runs, level) if row.level == level]
-
-
-def _all_rows(runs: Mapping[str, File], level: str) -> list[Row]:
-    return runs[level].results.rows if level in runs else []
+def _rows(runs: Mapping[str, Results], level: str) -> list[Row]:
+    """The rows of a level; of packed layers without the plain ones that they are compared with."""
+    rows = runs[level].rows if level in runs else []
+    return [row for row in rows if (row.base if level == PACKED else row.level == level)]
 
 
 def _table(shown: list[Column]) -> Iterator[str]:
@@ -137,17 +125,16 @@ def _table(shown: list[Column]) -> Iterator[str]:
     yield "| | " + " | ".join(f"**{name}**" if name == OURS else name for name in methods) + " |"
     yield "|---" * (1 + len(methods)) + "|"
     for head, cells, _ in shown:
-        yield (
-            "| "
-            + " | ".join([head, *(told(cells[method]) if method in cells else "-" for method in methods)])
-            + " |"
-        )
+        multiples = (told(cells[method]) if method in cells else "-" for method in methods)
+        yield f"| {' | '.join([head, *multiples])} |"
 
 
 def _floor(rows: list[Row]) -> Iterator[str]:
     """How far ours is from the frozen layer."""
-    large = ((group, group.over(OURS, "frozen")) for group in comparable(rows) if _is_large(group))
-    over = sorted((ratio.median, group.title) for group, ratio in large if ratio is not None)
+    large = (
+        (group.median_over(OURS, "frozen"), group.title) for group in comparable(rows) if _is_large(group)
+    )
+    over = sorted((ratio, title) for ratio, title in large if ratio is not None)
     if over:
         sizes = ", ".join(f"{name} >= {least}" for name, least in _LARGE.items())
         what = f"fastlora over the frozen layer, which trains nothing, {WHOLE_PASS}, {sizes}, r = 16"
@@ -164,9 +151,9 @@ def _mixed(rows: list[Row]) -> Iterator[str]:
     """What it costs that the rows of a batch take different adapters."""
     by_rows: dict[int, list[str]] = {}
     for group in comparable(rows):
-        row, ratio = group.any_row, group.over(OURS, "one")
+        row, ratio = group.any_row, group.median_over(OURS, "one")
         if ratio is not None:
-            by_rows.setdefault(row.shape["M"], []).append(f"{row.mode.split()[0]}: {ratio.median:.2f}")
+            by_rows.setdefault(row.shape["M"], []).append(f"{row.mode.split()[0]}: {ratio:.2f}")
     for M, found in by_rows.items():
         yield f"- adapters mixed in a batch of {M:,} rows, over one for all, {OURS}: {', '.join(found)}."
 
@@ -180,17 +167,17 @@ def _start(rows: list[Row]) -> Iterator[str]:
             yield f"- {what}: {1e-6 * row.median_us:.3f} s."
 
 
-def _origin(runs: Mapping[str, File], folder: Path) -> Iterator[str]:
+def _origin(runs: Mapping[str, Results], folder: Path) -> Iterator[str]:
     """Where the figures are from: device, versions, commit, command."""
-    told = {run.path: run.results for run in runs.values()}
-    here = next(iter(told.values())).environment
+    files = {run.path.name: run for run in runs.values() if run.path is not None}
+    here = next(iter(runs.values())).environment
     where = f"{here.device['name']}; {here.versions_in_words}"
     yield f"{where}. Medians of the ratios of pairs timed in the same round, with"
     yield "quartiles; over several shapes geometric means, with the range. Raw results:"
     yield ""
-    for path, results in told.items():
-        link = (folder / path.name).as_posix()
-        yield f"- [{path.name}]({link}): `{results.command}`, commit {results.environment.short_commit}"
+    for name, run in files.items():
+        link = (folder / name).as_posix()
+        yield f"- [{name}]({link}): `{run.command}`, commit {run.environment.short_commit}"
 
 
 @click.command(help=__doc__.splitlines()[0])

@@ -27,7 +27,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -35,12 +35,12 @@ from typing import Any, Final
 import torch
 
 from bench.environment import Environment, environment
+from fastlora.adapter_files.drafts import write_together
 from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
 
-# In the order of the file.
-_HEAD: Final = ("command", "started", "correctness", "ceilings", "other_ceilings", "absent", "problems")
+# In the file they come last, a line for each entry.
 _LISTS: Final = ("left_out", "checks", "profiles", "rows")
 
 
@@ -101,13 +101,16 @@ class Results:
     checks: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    path: Path | None = field(default=None, compare=False)  # where they are saved, if anywhere
 
     @classmethod
-    def begin(cls, module: str, device: torch.device, commit: str | None = None) -> Results:
+    def begin(
+        cls, module: str, device: torch.device, commit: str | None = None, path: Path | None = None
+    ) -> Results:
         """Results with nothing in them yet, of the command that runs in this process."""
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(environment(device, commit), command, started)
+        return cls(environment(device, commit), command, started, path=path)
 
     def ceilings_of(self, dtype: str) -> dict[str, Any] | None:
         """The ceilings that rows of a dtype are held to; None where none were measured."""
@@ -138,17 +141,19 @@ class Results:
         checks = [f"{check['method']}: {check['failure']}" for check in self.checks if check["failure"]]
         return [*steps, *checks, *self.problems]
 
-    def write(self, path: Path) -> None:
-        """Replace the file in one step: a run that is killed leaves the last complete one."""
-        fresh = path.with_suffix(".partial")
-        fresh.write_text(self.as_text(), encoding="utf-8")
-        fresh.replace(path)
+    def save(self) -> None:
+        """Replace the file, if any, in one step: a run that is killed leaves the last complete one.
+
+        Raises:
+            AdapterError: If the path is a FIFO, a socket or a device.
+        """
+        if self.path is not None:
+            write_together([(self.path, self.as_text().encode())])
 
     def as_text(self) -> str:
         """JSON with a line for each entry of a list, so that a difference between two files can be read."""
-        content = {"schema": SCHEMA, **self.environment._asdict()}
-        content |= {name: getattr(self, name) for name in _HEAD + _LISTS}
-        content["rows"] = [asdict(row) for row in self.rows]
+        own = {name: value for name, value in vars(self).items() if name not in ("environment", "path")}
+        content = {"schema": SCHEMA, **self.environment._asdict(), **own, "rows": map(vars, self.rows)}
         lists = {name: ",".join(f"\n    {json.dumps(one)}" for one in content.pop(name)) for name in _LISTS}
         parts = [json.dumps(content, indent=2).removesuffix("\n}")]
         parts += [f'  "{name}": [{lines}\n  ]' for name, lines in lists.items()]
@@ -164,17 +169,18 @@ class Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"{path} must be a results file of schema {SCHEMA}")
-        found = {name: content[name] for name in _HEAD + _LISTS}
-        found["rows"] = [Row(**row) for row in content["rows"]]
-        return cls(Environment(**{name: content[name] for name in Environment._fields}), **found)
+        del content["schema"]
+        here = Environment(**{name: content.pop(name) for name in Environment._fields})
+        return cls(here, **{**content, "rows": [Row(**row) for row in content["rows"]]}, path=path)
 
 
-def open_results(path: Path, fresh: Results) -> Results:
+def resumed(fresh: Results) -> Results:
     """The results to go on with: the file's where device, versions and sources are the same, else `fresh`.
 
     A file that does not fit, or cannot be read, is set aside as *.old.json.
     """
-    if path.exists():
+    path = fresh.path
+    if path is not None and path.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             earlier = Results.read(path)
             if earlier.environment.matches(fresh.environment):

@@ -7,19 +7,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-import torch
-
 from bench.cases import Measurement
-from bench.ceilings import Ceilings, measure_ceilings
+from bench.ceilings import keep_ceilings
 from bench.counts import profile_case
 from bench.measure import measure_case, on_record
 from bench.methods import Method
 from bench.results import Results
 from bench.settings import Effort
-from fastlora.arguments import dtype_name
+from bench.tables import say
 
 # On a GPU a case takes seconds, with compilation perhaps 30; one that takes this long hangs.
 _HANGS_SECONDS: Final = 120
@@ -30,25 +27,9 @@ Step = Callable[[Measurement], None]
 _LAST_SECONDS: Final = 25
 
 
-def say(line: str = "") -> None:
-    """Print at once: a run that is killed loses what a buffer holds."""
-    print(line, flush=True)  # noqa: T201
-
-
-def keep_ceilings(
-    results: Results, how: Effort, dtypes: Sequence[torch.dtype]
-) -> dict[torch.dtype, Ceilings]:
-    """The ceilings of each dtype, which are measured unless the results have them."""
-    if results.ceilings is None:
-        found = [measure_ceilings(how, dtype)._asdict() for dtype in dict.fromkeys(dtypes)]
-        results.ceilings, *results.other_ceilings = found
-    known = {dtype: results.ceilings_of(dtype_name(dtype)) for dtype in dtypes}
-    return {dtype: Ceilings(**found) for dtype, found in known.items() if found is not None}
-
-
 @dataclass
 class Run:
-    """Measurements to be taken into results, which are written to `path`, if any.
+    """Measurements to be taken into results.
 
     The device's cache sets the number of input sets. Behind a deadline, of `time.monotonic`, nothing begins,
     and a step that hangs ends the process.
@@ -57,7 +38,6 @@ class Run:
     results: Results
     how: Effort
     measurements: Sequence[Measurement]
-    path: Path | None
     cache_bytes: int
     deadline: float = math.inf
 
@@ -65,7 +45,7 @@ class Run:
         """Measure the ceilings, time every case by the methods that it names, then count launches."""
         results, how = self.results, self.how
         ceilings = keep_ceilings(results, how, [one.case.dtype for one in self.measurements])
-        self._write()
+        results.save()
 
         def time_case(one: Measurement) -> None:
             own = [method for method in methods if method.name in one.methods]
@@ -99,10 +79,6 @@ class Run:
             with on_record(self.results.problems, f"{case}, {what}"):
                 step(measurement)
             faulthandler.cancel_dump_traceback_later()
-            self._write()
+            self.results.save()
             took = time.monotonic() - start
             say(f"{what:8}  {number}/{len(self.measurements)} {case}: {took:.1f} s")
-
-    def _write(self) -> None:
-        if self.path is not None:
-            self.results.write(self.path)

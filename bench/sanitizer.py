@@ -49,17 +49,16 @@ def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
     said = summary[1] if summary else why_ended(ended, seconds)
     if ended.status not in (0, None) and refusal and (summary is None or ended.status != _FOUND_SOMETHING):
         passed, said = None, f"not run: {refusal[1].strip()}"
-    return outcome(passed, said, ended.seconds, finished=ended.status is not None)
+    return outcome(passed, said, finished=ended.status is not None)
 
 
 def find_sanitizer() -> str | None:
     """Where the program is; None where there is none."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [Path(home) / place for home in homes if home for place in ("bin", "compute-sanitizer")]
+    homes = filter(None, [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"])
+    folders = [f"{home}/{place}" for home in homes for place in ("bin", "compute-sanitizer")]
     wheels = Path(sysconfig.get_path("purelib")) / "nvidia"
-    folders += sorted(path.parent for path in wheels.rglob(_PROGRAM))
-    places = [shutil.which(_PROGRAM), *(shutil.which(_PROGRAM, path=str(folder)) for folder in folders)]
-    return next(filter(None, places), None)
+    folders += sorted(str(path.parent) for path in wheels.rglob(_PROGRAM))
+    return shutil.which(_PROGRAM, path=os.pathsep.join([os.environ.get("PATH", ""), *folders]))
 
 
 def run_cases(setting: Setting) -> None:

@@ -120,11 +120,6 @@ FAST_ON_CPU: Final = (
 _DROPPED: Final = Case(512, 1024, 1024, 16, FAST_ON_CPU, _FP32, dropout=0.1)
 
 
-def linear_measurements(device: torch.device) -> tuple[Measurement, ...]:
-    """What the level measures on a device: on a GPU what a GPU run does."""
-    return gpu_measurements() if device.type == "cuda" else tuple(_on_cpu())
-
-
 def packed_measurements(base: str, device: torch.device) -> tuple[Measurement, ...]:
     """Layers whose W is packed, and the same ones plain; frozen is the library's own layer, or nn.Linear."""
     shapes = [(512, 1024, 1024), (2048, 1024, 1024), (512, 1024, 4096), (512, 4096, 1024)]
@@ -139,7 +134,8 @@ def packed_measurements(base: str, device: torch.device) -> tuple[Measurement, .
     return tuple(one for pair in zip(packed, plain, strict=True) for one in pair)
 
 
-def _on_cpu() -> Iterator[Measurement]:
+def cpu_measurements() -> Iterator[Measurement]:
+    """What the linear level measures on a CPU."""
     for shapes, bias in ((_MNIST, True), (_MLP, True), (_LARGE, False)):
         for number, shape in enumerate(shapes):
             case = Case(*shape, _FP32, _FP32, bias=bias)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import torch
 
 from bench.cases import Case, Measurement
 from bench.schedule import EVERY, EVERY_WITH_DROPOUT, gpu_measurements
+from fastlora.measuring.timing import Work, interleaved, rounds_within, timer_for, warm_up
+
+# Microseconds by work and part.
+Times = dict[str, dict[str, list[float]]]
 
 
 class Effort(NamedTuple):
@@ -19,6 +24,14 @@ class Effort(NamedTuple):
     warm_up_rounds: int
     matmul_size: int
     copy_bytes: int
+
+    def times(self, works: Mapping[str, Work], seconds: float | None = None) -> Times:
+        """Warm up, then time the works in turn: for about so many seconds, else in all rounds."""
+        timer, rounds = timer_for(self.device), self.rounds
+        warm_up(works, self.warm_up_rounds, timer)
+        if seconds is not None:
+            rounds = rounds_within(seconds, works, timer, fewest=self.fewest_rounds, most=rounds)
+        return interleaved(works, rounds, timer)
 
 
 def effort_on(device: torch.device, rounds: int) -> Effort:

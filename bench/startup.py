@@ -7,14 +7,13 @@ are made before the clock starts, so what the first step has beyond the second i
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +26,7 @@ from bench.layer import build_layer
 from bench.level import Level, level
 from bench.measure import on_record
 from bench.methods import METHODS, UNDROPPED
-from bench.process import python_path, run_process
+from bench.process import python_path, run_process, why_ended
 from bench.results import Results, Row
 from bench.schedule import EVERY
 
@@ -65,33 +64,33 @@ def first_steps(method: str, device: str, threads: int) -> str:
     return json.dumps(seconds)
 
 
-@level("startup", 5, (*EVERY, UNDROPPED.name))
+@level("startup", __doc__, 5, (*EVERY, UNDROPPED.name))
 def main(level: Level) -> None:
     """Time imports, then first steps."""
-    results, case, rounds = level.results, CASES[level.device.type], level.effort.rounds
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    results.absent |= {package: f"{package} is not installed" for package in missing}
+    results, device, rounds = level.results, level.effort.device.type, level.effort.rounds
+    here = [package for package in PACKAGES if find_spec(package) is not None]
+    results.absent |= {name: f"{name} is not installed" for name in PACKAGES if name not in here}
     nothing = {"dtype": "", "adapter_dtype": "", "shape": {}, "dropout": 0.0}
-    here = [package for package in PACKAGES if package not in missing]
     for package, seconds in import_seconds(here, rounds).items():
         add_row(results, seconds, method=package, phase="import", mode="behind torch", **nothing)
+    case = CASES[device]
     for method in level.present(case.dtype):
         if why := case.why_not(method):
             results.absent[method.name] = why
             continue
         with on_record(results.problems, f"startup, {method.name}"):
-            steps = _STEPS.format(method.name, level.device.type, torch.get_num_threads())
+            steps = _STEPS.format(method.name, device, torch.get_num_threads())
             for (mode, step), seconds in step_seconds(steps, rounds).items():
                 add_row(results, seconds, method=method.name, phase=step, mode=mode, **case.labels())
 
 
-def import_seconds(packages: Iterable[str], rounds: int) -> dict[str, list[float]]:
-    """Of each package; the first import of all, which may compile bytecode, is not counted."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for number, package in itertools.product(range(rounds + 1), packages):
-        *_, line = output_of(_IMPORT.format(package), {})
-        seconds[package] += [float(line)] if number else []
-    return seconds
+def import_seconds(packages: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Of each package; its first import, which may compile bytecode, is not counted."""
+    seconds: dict[str, list[float]] = {package: [] for package in packages}
+    for _ in range(rounds + 1):
+        for package, taken in seconds.items():
+            taken.append(printed_by(_IMPORT.format(package), {}))
+    return {package: taken[1:] for package, taken in seconds.items()}
 
 
 def step_seconds(steps: str, rounds: int) -> dict[tuple[str, str], list[float]]:
@@ -100,24 +99,23 @@ def step_seconds(steps: str, rounds: int) -> dict[tuple[str, str], list[float]]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             for mode in ("cold caches", "warm caches"):
-                *_, line = output_of(steps, {name: str(Path(folder, name)) for name in _CACHES})
-                for step, taken in json.loads(line).items():
+                caches = {name: str(Path(folder, name)) for name in _CACHES}
+                for step, taken in printed_by(steps, caches).items():
                     seconds[mode, step].append(taken)
     return seconds
 
 
-def output_of(code: str, variables: Mapping[str, str]) -> list[str]:
-    """The lines that a fresh interpreter prints.
+def printed_by(code: str, variables: Mapping[str, str]) -> Any:
+    """The JSON in the last line that a fresh interpreter prints.
 
     Raises:
         RuntimeError: If it fails or hangs.
     """
     around = {**os.environ, "PYTHONPATH": python_path(), **variables}
     ended = run_process([sys.executable, "-c", code], around, _LONGEST_SECONDS)
-    lines = ended.output.splitlines()
-    if ended.status != 0 or not lines:
-        raise RuntimeError(f"{code} ended with status {ended.status}: {' '.join(lines[-1:])}")
-    return lines
+    if ended.status != 0:
+        raise RuntimeError(f"{code}: {why_ended(ended, _LONGEST_SECONDS)}")
+    return json.loads(ended.output.splitlines()[-1])
 
 
 def add_row(results: Results, seconds: Sequence[float], **names: Any) -> None:

@@ -19,7 +19,7 @@ PARTS: Final = ("forward", "backward", "optimizer")
 
 # How torch computes Adam's step: in one kernel, by a few operators over all tensors, or tensor by tensor, as
 # on a CPU unless told otherwise.
-ADAMS: Final[Mapping[str, Mapping[str, bool]]] = {
+ADAMS: Final[Mapping[str, Mapping[str, Any]]] = {
     "fused": {"fused": True},
     "foreach": {"foreach": True},
     "loop": {"foreach": False},

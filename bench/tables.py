@@ -6,18 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import rich.table
-from rich import box
-from rich.console import Console
-
 from bench.ceilings import Ceilings
 from bench.goals import Finding
 from bench.groups import OURS, Group, columns, comparable, told
 from bench.results import Results
 from fastlora.tables import Part, Table
 
-# Of the widest table: folded it cannot be read, and a file has no width.
-_WIDTH = 190
 _NONE = "-"
 
 
@@ -67,14 +61,12 @@ def _table(group: Group, ceilings: Ceilings | None) -> Table:
 
 def _cells(group: Group, method: str, ceilings: Ceilings | None) -> Iterator[tuple[str, str]]:
     """(head of the column, cell) of one method."""
-    rows = group.rows[method]
-    us, unit = in_unit(group)
+    rows, row = group.rows[method], group.row(method)
     for phase in group.phases:
-        yield f"{phase}, {unit}", _digits(rows[phase].median_us / us) if phase in rows else _NONE
-    row = rows.get(group.whole)
+        yield f"{phase}, ms", _ms(rows[phase].median_us) if phase in rows else _NONE
     if row is None:
         return
-    yield "quartiles", f"{_digits(row.q25_us / us)} .. {_digits(row.q75_us / us)}"
+    yield "quartiles", f"{_ms(row.q25_us)} .. {_ms(row.q75_us)}"
     over, shape, seconds = group.over(method), row.shape, 1e-6 * row.median_us
     yield f"over {OURS}", f"{over.median:.3f}" if over else _NONE
     yield "its quartiles", f"{over.q25:.2f} .. {over.q75:.2f}" if over else _NONE
@@ -90,31 +82,12 @@ def _cells(group: Group, method: str, ceilings: Ceilings | None) -> Iterator[tup
     yield "launches", _NONE if row.launches is None else str(row.launches)
 
 
-def in_unit(group: Group) -> tuple[float, str]:
-    """(microseconds in the unit, the unit) that suits the group's times."""
-    longest = max(row.median_us for phases in group.rows.values() for row in phases.values())
-    return next(((us, name) for us, name in ((1e6, "s"), (1e3, "ms")) if longest >= 2 * us), (1.0, "us"))
+def _ms(us: float) -> str:
+    """Milliseconds, with three digits and more."""
+    digits = 2 - math.floor(math.log10(us / 1e3)) if us > 0 else 0
+    return f"{us / 1e3:,.{max(0, digits)}f}"
 
 
-def _digits(value: float) -> str:
-    """Three digits and more."""
-    digits = 0 if value >= 1000 else 2 - math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value:,.{max(0, digits)}f}"
-
-
-def show(found: Iterable[Part]) -> None:
-    """Print lines and tables on the terminal; no table is folded, ours is bold and failures are red."""
-    console = Console()
-    console.width = max(console.width, _WIDTH)
-    for part in found:
-        if isinstance(part, str):
-            style = "bold red" if part.startswith("FAILED") else ""
-            console.print(part, style=style, highlight=False, soft_wrap=True, markup=False)
-            continue
-        table = rich.table.Table(box=box.SIMPLE_HEAD)
-        for number, head in enumerate(part.header):
-            lines = "\n".join(head.replace(",", "").rsplit(" ", 1))
-            table.add_column(lines, justify="left" if number < part.words else "right", no_wrap=True)
-        for row in part.rows:
-            table.add_row(*row, style="bold" if row[0] == OURS else "")
-        console.print(table)
+def say(line: str = "") -> None:
+    """Print at once: a run that is killed loses what a buffer holds."""
+    print(line, flush=True)  # noqa: T201

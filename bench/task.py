@@ -1,4 +1,4 @@
-"""What is trained: a net, which of its layers LoRA adapts, and batches. A layer alone is a net of one."""
+"""What is trained: a net, which of its layers LoRA adapts, and batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Case
 from bench.methods.method import Method, Tuned, Update
-from bench.packing import LOADED, PACKINGS, unpacked
 from fastlora.arguments import dtype_name
-from fastlora.measuring.inputs import Inputs
 
 Batch = Mapping[str, Tensor]
 
@@ -72,51 +69,6 @@ class Task(NamedTuple):
             "shape": self.shape,
             "dropout": self.update.dropout,
         }
-
-
-class OneLayer(nn.Module):
-    """A net of one linear layer in the inputs' memory, or of a packed one; its bias is frozen."""
-
-    def __init__(self, W: Tensor, b: Tensor | None, base: str = "") -> None:
-        super().__init__()
-        if base:
-            self.linear: Any = PACKINGS[base](W.detach(), b)
-            setattr(self, LOADED[base], True)
-            return
-        N, K = W.shape
-        # On "meta" no weight is allocated and initialized only to be replaced.
-        self.linear = nn.Linear(K, N, bias=b is not None, device="meta", dtype=W.dtype)
-        self.linear.weight = nn.Parameter(W.detach())
-        if b is not None:
-            self.linear.bias = nn.Parameter(b.detach(), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[M, K] -> [M, N]."""
-        return self.linear(x)
-
-
-def layer_task(case: Case, inputs: Inputs) -> Task:
-    """A case's layer as a task; its loss is such that the gradient of y is dy."""
-    return Task(
-        name=None,
-        shape=case.labels()["shape"],
-        dtype=case.dtype,
-        build=lambda: OneLayer(inputs.W, inputs.b, case.base),
-        plain=(lambda: OneLayer(_unpacked(inputs, case), inputs.b)) if case.base else None,
-        names=["linear"],
-        update=case.update,
-        batches=[{"x": inputs.x, "dy": inputs.dy}],
-        run=_weighted_sum,
-    )
-
-
-def _unpacked(inputs: Inputs, case: Case) -> Tensor:
-    return unpacked(PACKINGS[case.base](inputs.W, inputs.b), case.dtype)
-
-
-def _weighted_sum(model: nn.Module, batch: Batch) -> Outcome:
-    y = model(batch["x"])
-    return Outcome((y.double() * batch["dy"].double()).sum(), y)
 
 
 def draw_update(tuned: Tuned, dtype: torch.dtype) -> None:

@@ -4,36 +4,40 @@ Save and compare with --benchmark-save=NAME and --benchmark-compare. fastlora ta
 chooses on its own: torch on a CPU, the kernels on a GPU.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
 from bench.cases import Case
 from bench.check import check
 from bench.counts import synchronize
-from bench.language import Text, language_task
-from bench.layer import PHASES, build_layer, phase_works
-from bench.methods import GROUPED, IN_NETS, METHODS, UNDROPPED
+from bench.language import language_task
+from bench.layer import PHASES, build_layer, layer_task, phase_works
+from bench.methods import IN_NETS, METHODS
 from bench.methods.method import Update
 from bench.mnist import digits_task
 from bench.model import LLAMA
+from bench.schedule import EVERY
 from bench.step import Trainer
-from bench.task import layer_task
+from bench.task import Task
+from fastlora.measuring.timing import Work
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 BASE = torch.bfloat16 if ON_GPU else torch.float32
 M, SIZE = (8192, 4096) if ON_GPU else (256, 1024)
 CASES = [Case(M, SIZE, SIZE, r, BASE, torch.float32) for r in (16, 64)]
-NET, TEXT = ("1B", Text(1, 2048)) if ON_GPU else ("tiny", Text(2, 64))
+NET, ROWS, LENGTH = ("1B", 1, 2048) if ON_GPU else ("tiny", 2, 64)
 
 # torch.compile and Transformers warn of what they use themselves.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def timed(benchmark, work):
+def timed(benchmark: Any, work: Work) -> None:
     """Time the parts of a work."""
 
-    def call():
+    def call() -> None:
         for run in work.parts.values():
             run()
         synchronize(DEVICE)
@@ -41,8 +45,9 @@ def timed(benchmark, work):
     benchmark.pedantic(call, setup=work.before, rounds=20, warmup_rounds=3)
 
 
-def checked(method, task, layer):
+def check_or_skip(name: str, task: Task, layer: tuple[int, int]) -> None:
     """Skip a method that does not take the task, fail one that is wrong."""
+    method = METHODS[name]
     why_not = method.why_absent(DEVICE, task.dtype) or method.why_not(layer, task.dtype, task.update)
     if why_not is not None:
         pytest.skip(why_not)
@@ -50,30 +55,30 @@ def checked(method, task, layer):
     assert failure is None, failure
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in (UNDROPPED.name, GROUPED.name)])
+@pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"r{case.r}")
-def test_linear(benchmark, case, phase, method):
+def test_linear(benchmark: Any, case: Case, phase: str, method: str) -> None:
     """Check the method against fp64, then time it."""
     inputs = case.inputs(DEVICE)
-    checked(METHODS[method], layer_task(case, inputs), (case.K, case.N))
+    check_or_skip(method, layer_task(case, inputs), (case.K, case.N))
     benchmark.group = f"{phase}, {case}"
     timed(benchmark, phase_works([build_layer(METHODS[method], case, inputs)])[phase])
 
 
-def llama(layers=0):
+def llama(layers: int = 0) -> Task:
     """A Llama, whole or with so many of its layers."""
-    return language_task(LLAMA, NET, TEXT, Update(16, 32.0, 0.0, torch.float32), DEVICE, BASE, layers)
+    pytest.importorskip("transformers")
+    update = Update(16, 32.0, 0.0, torch.float32)
+    return language_task(LLAMA, NET, ROWS, LENGTH, update, DEVICE, BASE, layers)
 
 
 @pytest.mark.parametrize("method", IN_NETS)
 @pytest.mark.parametrize("net", ["mnist", "llama"])
-def test_step(benchmark, net, method):
+def test_step(benchmark: Any, net: str, method: str) -> None:
     """Check the method against fp64, on few layers of a large net, then time forward, backward and Adam."""
-    if net == "llama":
-        pytest.importorskip("transformers")
     task, small = (llama(), llama(2)) if net == "llama" else (digits_task(DEVICE), digits_task(DEVICE))
-    checked(METHODS[method], small, (0, 0))
+    check_or_skip(method, small, (0, 0))
     tuned = METHODS[method].tune(task.build(), task.names, task.update)
     benchmark.group = f"step, {task.name}"
     timed(benchmark, Trainer(tuned, task).step)

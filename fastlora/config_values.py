@@ -53,7 +53,7 @@ def check_task_name(value: object) -> str:
 
 
 def check_names(argument: str, value: object) -> str | tuple[str, ...]:
-    """A regular expression, or names as a tuple."""
+    """A regular expression, or names as a tuple; else TypeError or ValueError about `argument`."""
     if isinstance(value, str):
         check_regex(argument, value)
         return value
@@ -66,7 +66,7 @@ def check_names(argument: str, value: object) -> str | tuple[str, ...]:
 
 
 def check_several_names(argument: str, value: object) -> str | tuple[str, ...]:
-    """As `_names`, but no regular expression."""
+    """As `check_names`, but no regular expression."""
     if isinstance(value, str):
         raise TypeError(f"{argument} must be a sequence of names; got {shown(value)}")
     return check_names(argument, value)

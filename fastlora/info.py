@@ -122,18 +122,19 @@ def versions() -> dict[str, str | None]:
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "triton": _version_of("triton"),
+        "triton": version_of("triton"),
         "python": platform.python_version(),
         "system": platform.platform(),
     }
 
 
 def _library(format: Format) -> str | None:
-    version = _version_of(format.library)
+    version = version_of(format.library)
     return version and f"{format.library} {version}"
 
 
-def _version_of(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -157,7 +158,7 @@ def _gpu(index: int) -> Device:
 
 
 def _choices(device: torch.device) -> str:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return "triton is not installed"
     from fastlora.routes.architecture import architecture_of
     from fastlora.routes.choices import loaded
@@ -171,7 +172,7 @@ def _choices(device: torch.device) -> str:
 
 
 def _persistent(device: torch.device) -> str:
-    if _version_of("triton") is None:
+    if version_of("triton") is None:
         return "not here: triton is not installed"
     from fastlora.routes.persistent import told
 

@@ -152,6 +152,10 @@ def tune_requests(
     """As `tune`, for layers and batches given by their shapes.
 
     They are taken in their order with `in_order`, else the largest first.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If no shape is one that the kernels compute, no GPU runs them, or minutes is not positive.
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0; got {shown(minutes)}")

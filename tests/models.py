@@ -101,6 +101,17 @@ def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def trained(model, x, steps=3):
+    """The model after some steps of all that is trained."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.03)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    return model
+
+
 def moved(model):
     """The model with B away from zero, and DoRA's m from where it started."""
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.methods.experts import PARAMETERS, holds_experts, parameters_of
+from bench.methods.experts import holds_experts, parameters_of
 from bench.methods.method import (
     Method,
     Pair,
@@ -59,16 +59,14 @@ def tune_peft(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
     config = LoraConfig(r=update.r, lora_alpha=update.alpha, **where)  # type: ignore[arg-type]
     wrapped = get_peft_model(model, config).train()
     pairs: dict[str, Pair] = {}
-    for name in names:
+    for name in reversed(names):
         layer: Any = model.get_submodule(name)
         # PEFT wraps a module of experts once for each of its parameters, the last one outermost.
-        for parameter in reversed(PARAMETERS) if experts else ("",):
-            factors = (factor["default"].to(update.adapter_dtype) for factor in (layer.lora_A, layer.lora_B))
-            A, B = (factor.weight for factor in factors)
-            pairs[f"{name}.{parameter}" if experts else name] = (A, B)
+        for adapted in reversed(parameters_of([name])) if experts else [name]:
+            A, B = (pair["default"].to(update.adapter_dtype).weight for pair in (layer.lora_A, layer.lora_B))
+            pairs[adapted] = (A, B)
             layer = layer.base_layer
-    ordered = parameters_of(names) if experts else names
-    return Tuned(wrapped, named({name: pairs[name] for name in ordered}))
+    return Tuned(wrapped, named(dict(reversed(pairs.items()))))
 
 
 def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> Tuned:
@@ -81,7 +79,7 @@ def tune_accelerated(model: nn.Module, names: Sequence[str], update: Update) -> 
     return tuned
 
 
-def _loralib_layer(linear: nn.Linear, update: Update) -> nn.Module:
+def _loralib_layer(linear: nn.Linear, update: Update) -> Any:
     """A loralib.Linear in training mode with the layer's own weight and bias, both frozen.
 
     `merge_weights` is off: with it, `eval` adds the update into the weight, which is then not as it was.
@@ -92,7 +90,7 @@ def _loralib_layer(linear: nn.Linear, update: Update) -> nn.Module:
     options: dict[str, Any] = {"lora_alpha": update.alpha, "lora_dropout": update.dropout}
     options |= {"merge_weights": False, "bias": linear.bias is not None, "dtype": linear.weight.dtype}
     # On "meta" no weight is allocated and initialized only to be replaced.
-    layer: Any = Linear(K, N, r=update.r, device="meta", **options)
+    layer = Linear(K, N, r=update.r, device="meta", **options)
     layer.weight, layer.bias = linear.weight, linear.bias
     layer.lora_A, layer.lora_B = fresh_pair(linear, update.r, linear.weight.dtype)
     return layer
@@ -111,9 +109,9 @@ class Chains(nn.Module):
 
         super().__init__()
 
-        def product(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Module:
+        def product(weight: Tensor, bias: Tensor | None = None) -> Any:
             N, K = weight.shape
-            layer: nn.Module = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
+            layer = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
             layer.weight, layer.bias = weight, bias
             return layer
 
@@ -127,8 +125,9 @@ class Chains(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, K] -> [M, N]."""
-        y, forked = self.base(x)
-        return self.update(forked, y)
+        base, forked = self.base(x)
+        y: Tensor = self.update(forked, base)
+        return y
 
 
 def lacking(module: str, *, needs_gpu: bool = False) -> WhyAbsent:

@@ -39,7 +39,8 @@ def _function(x: Tensor, *others: Any, dropout: float = 0.0, **_: Any) -> Tensor
     W, b, A, B, s = others
     fused = _load(os.environ[CHECKOUT]).fused_linear_lora
     # It wants a batch of sequences.
-    return fused(x[None], W, A, B, s, dropout_p=dropout, linear_bias=b)[0]
+    y: Tensor = fused(x[None], W, A, B, s, dropout_p=dropout, linear_bias=b)[0]
+    return y
 
 
 def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -66,7 +67,7 @@ def why_not(layer: tuple[int, int], dtype: torch.dtype, update: Update) -> str |
 
 
 @functools.lru_cache(maxsize=1)
-def _load(checkout: str) -> ModuleType:
+def _load(checkout: str) -> Any:
     """Import `lorafusion.ops.lora_v1` from the checkout, with tiles for the GPU at hand."""
     if not (Path(checkout) / "lorafusion" / "ops" / "lora_v1.py").is_file():
         raise FileNotFoundError(f"{checkout} holds no lorafusion/ops/lora_v1.py")
@@ -78,8 +79,8 @@ def _load(checkout: str) -> ModuleType:
         sys.modules.setdefault(f"lorafusion.ops.triton_ops.{name}", empty)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that its TMA kernels are not for this Triton
-        from lorafusion.ops import lora_v1  # type: ignore[import-not-found]
-        from lorafusion.ops.triton_ops import config  # type: ignore[import-not-found]
+        from lorafusion.ops import lora_v1
+        from lorafusion.ops.triton_ops import config
     config.HARDWARE_CONFIGS.setdefault(config.get_device_short_name(), config.H100_CONFIG)
     return lora_v1
 

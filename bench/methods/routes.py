@@ -51,7 +51,8 @@ def by_route(code: str, x: Tensor, *rest: Any, dropout: float = 0.0, **_: Any) -
     W, b, A, B, s = rest
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     o = Operands(x, plain(W), b, A, B, s, dropout, seed)
-    return ByRoute.apply(x, A, B, o, passes_of(code))  # type: ignore[no-untyped-call]
+    y: Tensor = ByRoute.apply(x, A, B, o, passes_of(code))  # type: ignore[no-untyped-call]
+    return y
 
 
 def _no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:

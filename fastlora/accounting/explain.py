@@ -42,13 +42,13 @@ def explain(
         gpu: A GPU to explain for instead of the layer's device, such as "H200" (see `gpus.GPUS`).
 
     Raises:
-        TypeError: If `layer` is not a LoRA layer.
+        TypeError: If `layer` is not a LoRA layer, or one on an embedding or a convolution.
         ValueError: If the last dimension is not the layer's, the GPU is unknown, or the layer has no part in
             the adapter in use.
         BackendError: If the backend is set to "triton" and cannot run on the layer's device.
     """
     if not isinstance(layer, LORA_LAYERS):
-        raise TypeError(f"layer must be a FusedLoRALinear; got {type(layer).__name__}")
+        raise TypeError(f"layer must be a LoRA layer; got {type(layer).__name__}")
     if isinstance(layer, (FusedLoRAEmbedding, LoRAConv)):
         raise TypeError("layer must be linear; embeddings and convolutions are computed by torch")
     if layer.active is None:

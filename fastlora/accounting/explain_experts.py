@@ -126,7 +126,7 @@ class ExpertsExplanation:
 
 
 def explain_experts(
-    rows: int, layer: FusedLoRAExperts, gpu: str | None, *, named: bool = True
+    rows: int, layer: FusedLoRAExperts, gpu: str | None, *, named: bool
 ) -> ExpertsExplanation:
     """Explain a layer of experts on so many rows of x; the experts of a token are its config's number.
 

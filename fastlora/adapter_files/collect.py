@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastlora.adapter_files import describe
-from fastlora.adapter_files.adapter_config import AdapterConfig
+from fastlora.adapter_files.config_of_model import text_of_config
 from fastlora.adapter_files.experts import names_in_files, to_file
 from fastlora.adapter_files.full import modules_in_full
 from fastlora.adapter_files.given import from_state, is_other
 from fastlora.adapter_files.keys import bias_key, layer_keys, plain_key, third_key
-from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.adapter import MAGNITUDE, Options
 from fastlora.layer.base_weights import adapters_for_original
-from fastlora.layer.fused_lora_conv1d import FusedLoRAConv1D
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
 from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.layer.sharding import is_dtensor, reshard, whole
 from fastlora.layer.state import saved_name
-from fastlora.layer.token_rows import TokenRows
 from fastlora.layer.writable import check_present
-from fastlora.model.biases import biases_of, kind_of
+from fastlora.model.biases import biases_of
 from fastlora.model.buffers import warn_of_moved
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.modules_to_save import inside
-from fastlora.model.name_matching import listed
 from fastlora.model.switching import adapter_names
-from fastlora.model.tasks import task_of
-from fastlora.model.token_rows import token_rows
 from fastlora.model.versions import place_of, state_of
-from fastlora.model.wrappers import modules_by_name
-from fastlora.warning import warn
 
 
 class CollectedAdapter(NamedTuple):
@@ -93,7 +83,7 @@ def collect(
             key = plain_key(f"{path}.{own}".lstrip("."))
             tensors[key] = value.detach()
             places[key] = f"{path}.{place_of(module, own, name)}".lstrip(".")
-    text = _text_of_config(model, name, found, layers, plain, base_model_name_or_path, task_type)
+    text = text_of_config(model, name, found, layers, plain, base_model_name_or_path, task_type)
     sharded = any(is_dtensor(tensor) for tensor in tensors.values())
     if state is not None and (sharded or is_other(state, model, places)):
         given = from_state(state, tensors, places)
@@ -162,91 +152,3 @@ def _check_here(module: nn.Module, layer: str, A: Tensor, options: Options) -> N
             f"A of layer {layer!r} must be [{options.r}, K]; it is {list(A.shape)} (inside FSDP's "
             "summon_full_params or DeepSpeed's GatheredParameters it is whole)"
         )
-
-
-def _text_of_config(
-    model: nn.Module,
-    name: str,
-    found: Mapping[str, LoRALayer],
-    layers: Mapping[str, tuple[Tensor, Tensor, Options]],
-    plain: Mapping[str, nn.Module],
-    base_model_name_or_path: str | None,
-    task_type: str | None,
-) -> str:
-    """The text of adapter_config.json; `found` and `layers` are those of `_updates`, the rest `collect`'s."""
-    known = modules_by_name(model)
-    inner = known[""]
-    rows = {path: list(each.tokens) for path, _, each in token_rows(model)}
-    in_full = {path: each for path, each in plain.items() if not isinstance(each, TokenRows)}
-    experts = {layer for layer in layers if isinstance(found[layer], FusedLoRAExperts)}
-    options = {layer: options for layer, (_, _, options) in layers.items()}
-    config = replace(_config(options, experts, in_full, known), bias=kind_of(model, name))
-    task_type = task_of(model, task_type)
-    return config.dumps(
-        target_modules=describe.target_modules(layers.keys() - experts, known.keys() - experts),
-        target_parameters=describe.target_parameters(experts, model) or None,
-        base_model_name_or_path=base_model_name_or_path or vars(inner).get("name_or_path") or None,
-        task_type=task_type,
-        trainable_token_indices=describe.trainable_token_indices(rows, known),
-        fan_in_fan_out=any(isinstance(found[layer], FusedLoRAConv1D) for layer in layers),
-        auto_mapping=None if task_type else _class_of(inner),
-    )
-
-
-def _config(
-    options: dict[str, Options],
-    experts: Collection[str],
-    plain: dict[str, nn.Module],
-    known: dict[str, nn.Module],
-) -> AdapterConfig:
-    dropout = _one_dropout({each.dropout for each in options.values()}, of_experts=bool(experts))
-    if len({each.rslora for each in options.values()}) > 1:
-        options = {layer: _without_rslora(each) for layer, each in options.items()}
-    r, rank_pattern = describe.pattern({layer: each.r for layer, each in options.items()})
-    alpha, alpha_pattern = describe.pattern({layer: each.alpha for layer, each in options.items()})
-    first = next(iter(options.values()))
-    for field, key in (("dora", "use_dora"), ("lora_bias", "lora_bias")):
-        chosen = [layer for layer, each in options.items() if getattr(each, field)]
-        if 0 < len(chosen) < len(options):
-            raise ValueError(
-                f"an adapter's layers must have {key} all or none, as PEFT's config has one; these have it: "
-                f"{listed(chosen)}"
-            )
-    return AdapterConfig(
-        r=r,
-        alpha=alpha,
-        dropout=dropout,
-        rslora=first.rslora,
-        dora=first.dora,
-        lora_bias=first.lora_bias,
-        init=first.init,
-        rank_pattern=rank_pattern,
-        alpha_pattern=alpha_pattern,
-        modules_to_save=tuple(describe.modules_to_save(plain, known)),
-    )
-
-
-def _one_dropout(dropouts: set[float], *, of_experts: bool) -> float:
-    """The dropout of a config, which has but one, with a warning where that is not what every layer has."""
-    dropout = max(dropouts)
-    if len(dropouts) > 1:
-        warn(
-            f"layers have different dropout, {', '.join(map(str, sorted(dropouts)))}; PEFT's config has but "
-            f"one, so all will be loaded with {dropout}",
-        )
-    if of_experts and dropout:
-        warn(
-            f"a dropout of {dropout:g} is not written: PEFT refuses files with dropout on experts, so it has "
-            "to be set again where the training goes on",
-        )
-        return 0.0
-    return dropout
-
-
-def _without_rslora(options: Options) -> Options:
-    """Options with the same scaling, expressed as alpha / r."""
-    return options._replace(alpha=options.scaling * options.r, rslora=False)
-
-
-def _class_of(model: nn.Module) -> dict[str, str]:
-    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}

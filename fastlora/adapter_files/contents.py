@@ -55,7 +55,8 @@ class Contents:
         plain: {key without prefix: Header} of the tensors of modules to save, and of rows of tokens.
         tokens: {name of a module: the tokens that it has rows for}.
         embeddings: Those of `names` that are embeddings.
-        base: Keys without prefix of W of embeddings, which PEFT writes besides; the model has it.
+        base: Keys without prefix of W of embeddings and output layers, which PEFT writes beside LoRA on them;
+            the model has it.
         biases: {name of a bias in the model: key without prefix} of those that the adapter trains.
     """
 
@@ -81,7 +82,9 @@ class Contents:
         self.base = [
             name
             for name in self.plain
-            if self.embeddings and name not in rows and not self.is_inside_one_to_save(name)
+            if (self.embeddings or name.partition(".base_layer.")[0] in names)
+            and name not in rows
+            and not self.is_inside_one_to_save(name)
         ]
         for name in self.base:
             del self.plain[name]
@@ -172,7 +175,11 @@ class Contents:
 
     @cached_property
     def layers(self) -> dict[str, LayerHeader]:
-        """{layer: LayerHeader}. Check the names first, as this matches them with the config's patterns."""
+        """{layer: LayerHeader}. Check the names first, as this matches them with the config's patterns.
+
+        Raises:
+            AdapterError: If A, B or a third tensor of a layer has another shape or dtype than the config has.
+        """
         try:
             return {layer: self._layer(layer) for layer in self.names}
         except AdapterError:

@@ -14,17 +14,18 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 from fastlora.adapter_files.regular import check_regular
+from fastlora.folder_lock import alone_in
 
 _DRAFT: Final = re.compile(r"\.fastlora-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]+\.tmp")
 _OLD_DRAFT_SECONDS: Final = 24 * 3600
-# The lock is held only for renames, which take microseconds. A longer wait means that another program has it.
-_LOCK_TRIES, _LOCK_WAIT_SECONDS = 100, 0.01
+# How long to wait for the lock, which is held only for renames, which take microseconds.
+_LOCK_SECONDS: Final = 1.0
 
 
 def write_together(files: Sequence[tuple[str | os.PathLike[str], bytes]]) -> None:
@@ -93,7 +94,7 @@ def _put_in_place(drafts: Sequence[tuple[Path, Path]]) -> None:
     with ExitStack() as locks:
         # Always in the same order; otherwise two saves could wait for each other.
         for folder in sorted(folders):
-            locks.enter_context(_alone_in(folder))
+            locks.enter_context(alone_in(folder, _LOCK_SECONDS))
         # Under the lock, all drafts get new times, the last file the oldest. So a mix of files from two saves
         # never looks to a load as if the older files had been edited.
         for draft, _ in reversed(drafts):
@@ -110,29 +111,6 @@ def _put_in_place(drafts: Sequence[tuple[Path, Path]]) -> None:
             raise
     for folder in folders:
         _sync(folder)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other saves from renaming files in a directory meanwhile; without a lock if there can be none."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOCK_WAIT_SECONDS)
-            except OSError:  # some network file systems
-                break
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sync(folder: Path) -> None:

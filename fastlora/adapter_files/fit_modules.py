@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastlora.adapter_files.adapter_config import AdapterConfig
 from fastlora.adapter_files.contents import Contents
 from fastlora.adapter_files.errors import AdapterError
 from fastlora.adapter_files.fit import check_shape
@@ -26,6 +27,10 @@ from fastlora.model.token_rows import Found, find_rows, token_rows, with_rows
 from fastlora.model.versions import state_of
 from fastlora.model.wrappers import modules_by_name
 from fastlora.warning import warn
+
+_TIED: Final = (
+    " (ensure_weight_tying is not supported where a module to save is tied: merge the adapter with PEFT)"
+)
 
 
 class FoundModules(NamedTuple):
@@ -64,7 +69,7 @@ def modules_to_save(model: nn.Module, contents: Contents) -> FoundModules:
     """
     modules = modules_by_name(model)
     plain = dict.fromkeys(key for key in contents.plain if not key.endswith(ROWS))
-    paths = list(dict.fromkeys(_saved_path(key, contents.config.modules_to_save, modules) for key in plain))
+    paths = list(dict.fromkeys(_saved_path(key, contents.config, modules) for key in plain))
     _check_paths(model, contents, paths)
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -153,15 +158,17 @@ def check_rows(model: nn.Module, contents: Contents) -> None:
         raise AdapterError(f"must hold the rows of tokens of {listed(lacking)}, as the model's adapter does")
 
 
-def _saved_path(key: str, names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> str:
+def _saved_path(key: str, config: AdapterConfig, modules: Mapping[str, nn.Module]) -> str:
     """The outermost module that holds the tensor and that one of the names matches, by PEFT's rule."""
-    parts = key.split(".")
+    names, ties, parts = config.modules_to_save, config.ties, key.split(".")
     for length in range(len(parts)):
         path = ".".join(parts[:length])
         if path in modules and any(path.endswith(name) for name in names):
             return path
-    near = near_names(key, modules)
-    raise AdapterError(f"{key!r} must belong to a module that modules_to_save names, {listed(names)}{near}")
+    raise AdapterError(
+        f"{key!r} must belong to a module that modules_to_save names, {listed(names)}"
+        f"{_TIED if ties else near_names(key, modules)}"
+    )
 
 
 def check_biases(model: nn.Module, contents: Contents, name: str, known: bool) -> None:
@@ -202,6 +209,6 @@ def check_base(model: nn.Module, contents: Contents) -> None:
             found = contents.file.read(plain_key(saved_as), wanted.device, wanted.dtype)
         if wanted is None or found is None or not torch.equal(found, wanted):
             raise AdapterError(
-                f"{saved_as!r} must be the model's own, as PEFT writes it beside LoRA on an embedding; it "
-                "differs (the embedding was resized or trained: name its module in modules_to_save)"
+                f"{saved_as!r} must be the model's own, as PEFT writes it beside LoRA on its layer; it "
+                "differs (it was resized or trained: name its module in modules_to_save)"
             )

@@ -56,6 +56,7 @@ def hot_swap(model: nn.Module, directory: str | os.PathLike[str], *, name: str =
         AdapterError: As by `load_pretrained`; or if the adapter on disk has more layers, a larger rank or
             modules to save, one of the two trains biases, or the model has rows of tokens. The model is then
             unchanged.
+        TypeError: If `model` is not an nn.Module, or `directory` is no path.
         ValueError: If there is no LoRA layer, or no such adapter, or A or B cannot be written in place.
         OSError: If a file cannot be opened.
     """

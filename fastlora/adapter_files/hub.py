@@ -57,6 +57,7 @@ def push_to_hub(
 
     Raises:
         AdapterError: As by `save_pretrained`.
+        TypeError: If `repo_id` is not a string.
         ValueError: As by `save_pretrained`.
         ImportError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the hub refuses.
@@ -116,6 +117,7 @@ def from_pretrained(
 
     Raises:
         AdapterError: As by `load_pretrained`.
+        TypeError: If `repo_id` is no path, or `subfolder` or `revision` no string.
         ValueError: If a name is invalid, or `subfolder` leads out of the repository.
         FileNotFoundError: If the repository has no adapter there, or `repo_id` is a path that does not exist.
         ImportError: If huggingface_hub is not installed.

@@ -60,7 +60,11 @@ def plain_key(name: str) -> str:
 
 
 def split(key: str, keys: Container[str], to_save: Sequence[str]) -> tuple[str, str]:
-    """Split a key into (layer, one of _ENDINGS), or into (name, "") if it belongs to a module to save."""
+    """Split a key into (layer, one of _ENDINGS), or into (name, "") if it belongs to a module to save.
+
+    Raises:
+        AdapterError: If it is not named as PEFT names tensors, or is of a kind that is not supported.
+    """
     if not key.startswith(_PREFIX):
         check_layout([key])
         raise AdapterError(f"tensors must be named {_PREFIX}<name>, as PEFT names them; got {key!r}")

@@ -117,7 +117,7 @@ def parse_header(text: bytes, length: int) -> tuple[dict[str, str], dict[str, En
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
         if entry.begin != end:
-            raise _damaged(f"{key!r} begins at {entry.begin}, where {end} was left off")
+            raise _damaged(f"{key!r} must begin at {end}, as tensors lie without gaps; got {entry.begin}")
         end = entry.end
     if end != length:
         raise _damaged(f"its tensors have {end} bytes, and it holds {length}")
@@ -150,7 +150,7 @@ def _are_sizes(value: object) -> bool:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("it has a key twice")
     return found
 
 

@@ -69,6 +69,7 @@ def load_pretrained(model: nn.Module, directory: str | os.PathLike[str], *, name
         AdapterError: If the files are truncated, damaged or foreign; are not plain LoRA on linear layers (the
             message names the key); do not fit the model; or hold NaN or infinity, also after conversion; or
             if a layer is merged. The model is then unchanged.
+        TypeError: If `model` is not an nn.Module, or `directory` is no path.
         ValueError: If the name is invalid, or a tensor to be filled cannot be written in place.
         OSError: If a file cannot be opened.
     """
@@ -92,6 +93,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str = 
 
     Raises:
         AdapterError: As in `load_pretrained`.
+        TypeError: If `model` is not an nn.Module, or `path` is no path.
         ValueError: If the name is invalid, or a tensor to be filled cannot be written in place.
         OSError: If the file cannot be opened.
     """

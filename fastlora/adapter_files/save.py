@@ -54,6 +54,7 @@ def save_pretrained(
 
     Raises:
         AdapterError: If a tensor holds NaN or infinity.
+        TypeError: If `model` is not an nn.Module, or `directory` is no path.
         ValueError: If there is no LoRA layer or no such adapter, or `adapters` is empty.
         OSError: If a file cannot be written.
     """
@@ -124,6 +125,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         AdapterError: As in `save_pretrained`.
+        TypeError: If `model` is not an nn.Module, or `path` is no path.
         ValueError: If there is no LoRA layer.
         OSError: If the file cannot be written.
     """

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from fastlora import arguments
-from fastlora.arguments import check_bool
-from fastlora.layer import base_weights, commits, training_warnings
-from fastlora.layer.adapter import DEFAULT, Adapter, Options, start
+from fastlora.layer import base_weights, training_warnings
+from fastlora.layer.adapter import Adapter, Options, start
 from fastlora.layer.class_over import class_over
-from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.commits import exclusive
 from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.new_adapter import new_adapter
-from fastlora.layer.replacement import check_own_forward, linear_as
-from fastlora.layer.state import Stored
+from fastlora.layer.replacement import check_own_forward
+from fastlora.layer.unfused import Unfused
 
 
-class FusedLoRAEmbedding(Stored, nn.Embedding):
+class FusedLoRAEmbedding(Unfused, nn.Embedding):
     """y = e (W + s B A)ᵀ[i], with `weight` [num_embeddings, embedding_dim], which is Wᵀ, frozen.
 
     It is made around an nn.Embedding (`apply_lora` by name; "all-linear" means none), whose parameters,
@@ -36,20 +33,10 @@ class FusedLoRAEmbedding(Stored, nn.Embedding):
     weight: nn.Parameter
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, **options: Any) -> FusedLoRAEmbedding:
-        """Wrap an embedding: the same weight (now frozen), its hooks and its mode.
-
-        Args:
-            embedding: An nn.Embedding, or one of Transformers' that scales it.
-            options: As those of `FusedLoRALinear.from_linear`.
-
-        Raises:
-            TypeError: If it may compute something else (see `check_embedding`).
-            ValueError: As in FusedLoRALinear's constructor; or if dora is True.
-        """
-        layer = embedding_layer_around(embedding, **{"r": 8, "alpha": None, **options})
-        layer._freeze_base()
-        return layer
+    def around(cls, embedding: Any, **options: Any) -> FusedLoRAEmbedding:
+        """A LoRA layer around an embedding, which is unchanged; the caller freezes W."""
+        check_embedding("embedding", embedding)
+        return _class_over(type(embedding))._around(embedding, **options)
 
     @property
     def in_features(self) -> int:
@@ -68,17 +55,17 @@ class FusedLoRAEmbedding(Stored, nn.Embedding):
 
     def new_adapter(self, options: Options, dtype: torch.dtype | None) -> Adapter:
         """A new adapter, whose update is zero, as PEFT starts it."""
-        return _started(base_weights.like_weight(self), options, dtype)
-
-    def _freeze_base(self) -> None:
-        with commit() as changing:
-            changing.freeze(self.weight)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Indices [...] -> [..., embedding_dim]."""
-        return self._computed(ids) if is_compiling() else commits.undisturbed(self._computed, ids)
+        for name in ("dora", "lora_bias"):
+            if getattr(options, name):
+                raise ValueError(
+                    f"{name} must be False for an embedding (leave it out, or train it in modules_to_save)"
+                )
+        adapter = new_adapter(base_weights.like_weight(self), options, dtype)
+        start(adapter.lora_A, adapter.lora_B, options.init, of_embedding=True)
+        return adapter
 
     def _computed(self, ids: Tensor) -> Tensor:
+        """Indices [...] -> [..., embedding_dim]."""
         active, kept = self._active, self._base_weight
         off = active is None or not self.enabled
         y = self._looked_up(ids, self.weight if kept is None or not off else kept)
@@ -106,31 +93,6 @@ class FusedLoRAEmbedding(Stored, nn.Embedding):
         found = super().effective_weight()
         return found if self.enabled else found.t().contiguous()
 
-    @exclusive
-    @torch.inference_mode(False)  # a plain layer may be trained later
-    @torch.no_grad()
-    def to_linear(self, merge: bool = True) -> nn.Embedding:
-        """A plain embedding, with a new weight that holds the update, or with this one's own."""
-        check_bool(merge, "merge")
-        check_own_forward("layer", self)
-        plain = self._as_plain_linear()
-        if merge:
-            plain.weight = nn.Parameter(self._finite_sum(), requires_grad=False)
-        elif self._base_weight is not None:
-            plain.weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
-        return plain
-
-    def _as_plain_linear(self) -> nn.Embedding:
-        return cast(
-            nn.Embedding, linear_as(cast(Any, self), self._library_class, without=self._own_attributes)
-        )
-
-    def reset_parameters(self) -> None:
-        """Reset the weight and all adapters. Called after `to_empty`."""
-        nn.Embedding.reset_parameters(self)
-        if "adapters" in self._modules:
-            self.reset_adapters()
-
 
 def is_embedding(module: object) -> bool:
     """Whether a module is an nn.Embedding, or of a subclass, but no LoRA layer."""
@@ -156,31 +118,6 @@ def check_embedding(name: str, module: Any) -> None:
     if set(module._parameters) != {"weight"} or (why := odd_tensor(module.weight)):
         what = ", ".join(module._parameters) if set(module._parameters) != {"weight"} else why
         raise TypeError(f"{name} must hold one plain weight; it has {what}")
-
-
-def embedding_layer_around(
-    embedding: Any, *, adapter_dtype: Any = None, name: str = DEFAULT, **options: Any
-) -> FusedLoRAEmbedding:
-    """A LoRA layer around an embedding, which is unchanged; the caller freezes W."""
-    check_embedding("embedding", embedding)
-    dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
-    checked = Options.checked(
-        **{"dropout": 0.0, "rslora": False, "init": "gaussian", "alpha": None, **options}
-    )
-    layer = linear_as(embedding, cast(Any, _class_over(type(embedding))))
-    layer._begin(name, _started(base_weights.like_weight(layer), checked, dtype))
-    return cast(FusedLoRAEmbedding, layer)
-
-
-def _started(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
-    for name in ("dora", "lora_bias"):
-        if getattr(options, name):
-            raise ValueError(
-                f"{name} must be False for an embedding (leave it out, or train it in modules_to_save)"
-            )
-    adapter = new_adapter(weight, options, dtype)
-    start(adapter.lora_A, adapter.lora_B, options.init, of_embedding=True)
-    return adapter
 
 
 def _class_over(library: type) -> type[FusedLoRAEmbedding]:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from fastlora import arguments
-from fastlora.arguments import check_bool
-from fastlora.layer import base_weights, commits, training_warnings
-from fastlora.layer.adapter import DEFAULT, Adapter, Options
-from fastlora.layer.commits import commit, exclusive
+from fastlora.layer import base_weights, training_warnings
+from fastlora.layer.adapter import Adapter, Options
+from fastlora.layer.commits import exclusive
 from fastlora.layer.linear_kinds import odd_tensor
-from fastlora.layer.merging import finite
 from fastlora.layer.new_adapter import new_adapter
-from fastlora.layer.replacement import check_own_forward, linear_as
-from fastlora.layer.state import Stored
+from fastlora.layer.replacement import check_own_forward
+from fastlora.layer.unfused import Unfused
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS: Final[Any] = (F.conv1d, F.conv2d, F.conv3d)
 
 
-class LoRAConv(Stored, _ConvNd):
+class LoRAConv(Unfused, _ConvNd):
     """y = W * x + s B * (A * x) + b, convolutions, with `weight` and `bias` frozen.
 
     It is made around an nn.Conv1d, Conv2d or Conv3d (`apply_lora` by name; "all-linear" means none), whose
@@ -38,21 +34,10 @@ class LoRAConv(Stored, _ConvNd):
     weight: nn.Parameter
 
     @classmethod
-    def from_conv(cls, conv: _ConvNd, **options: Any) -> LoRAConv:
-        """Wrap a convolution: the same weight and bias (now frozen), its hooks and its mode.
-
-        Args:
-            conv: An nn.Conv1d, Conv2d or Conv3d.
-            options: As those of `FusedLoRALinear.from_linear`.
-
-        Raises:
-            TypeError: If it may compute something else (see `check_conv`).
-            ValueError: As in FusedLoRALinear's constructor; or if it has groups, dilation or a padding mode,
-                or dora or lora_bias is True.
-        """
-        layer = conv_layer_around(conv, **{"r": 8, "alpha": None, **options})
-        layer._freeze_base()
-        return layer
+    def around(cls, conv: Any, **options: Any) -> LoRAConv:
+        """A LoRA layer around a convolution, which is unchanged; the caller freezes W and b."""
+        check_conv("conv", conv)
+        return _OVER[type(conv)]._around(conv, **options)
 
     @property
     def in_features(self) -> int:
@@ -66,19 +51,13 @@ class LoRAConv(Stored, _ConvNd):
 
     def new_adapter(self, options: Options, dtype: torch.dtype | None) -> Adapter:
         """A new adapter, whose update is zero."""
-        return _started(base_weights.like_weight(self), options, dtype)
-
-    def _freeze_base(self) -> None:
-        with commit() as changing:
-            changing.freeze(self.weight)
-            if self.bias is not None:
-                changing.freeze(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the convolution, [..., in_channels, *sizes] -> [..., out_channels, *sizes]."""
-        return self._computed(x) if is_compiling() else commits.undisturbed(self._computed, x)
+        for name in ("dora", "lora_bias"):
+            if getattr(options, name):
+                raise ValueError(f"{name} must be False for a convolution (exclude_modules leaves it out)")
+        return new_adapter(base_weights.like_weight(self), options, dtype)
 
     def _computed(self, x: Tensor) -> Tensor:
+        """[..., in_channels, *sizes] -> [..., out_channels, *sizes]."""
         active, kept = self._active, self._base_weight
         off = active is None or not self.enabled
         W = self.weight if kept is None or not off else kept
@@ -101,29 +80,6 @@ class LoRAConv(Stored, _ConvNd):
     def effective_weight(self) -> Tensor:
         """A copy of the weight that forward applies, in `weight`'s shape."""
         return super().effective_weight().view(self.weight.shape)
-
-    @exclusive
-    @torch.inference_mode(False)  # a plain layer may be trained later
-    @torch.no_grad()
-    def to_linear(self, merge: bool = True) -> _ConvNd:
-        """A plain convolution, with a new weight that holds the update, or with this one's own."""
-        check_bool(merge, "merge")
-        check_own_forward("layer", self)
-        plain = self._as_plain_linear()
-        if merge:
-            plain.weight = nn.Parameter(finite(self._sum()), requires_grad=False)
-        elif self._base_weight is not None:
-            plain.weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
-        return plain
-
-    def _as_plain_linear(self) -> _ConvNd:
-        return cast(_ConvNd, linear_as(cast(Any, self), self._library_class, without=self._own_attributes))
-
-    def reset_parameters(self) -> None:
-        """Reset the weight, the bias and all adapters. Called after `to_empty`."""
-        _ConvNd.reset_parameters(self)
-        if "adapters" in self._modules:
-            self.reset_adapters()
 
 
 def is_conv(module: object) -> bool:
@@ -154,25 +110,6 @@ def check_conv(name: str, module: Any) -> None:
     ):
         if found != wanted:
             raise ValueError(f"{name} must have {what}={wanted!r} to take LoRA; it has {found!r}")
-
-
-def conv_layer_around(
-    conv: Any, *, adapter_dtype: Any = None, name: str = DEFAULT, **options: Any
-) -> LoRAConv:
-    """A LoRA layer around a convolution, which is unchanged; the caller freezes W and b."""
-    check_conv("conv", conv)
-    dtype = arguments.check_dtype("adapter_dtype", adapter_dtype)
-    checked = Options.checked(**{"dropout": 0.0, "rslora": False, "init": "gaussian", **options})
-    layer = linear_as(conv, cast(Any, _OVER[type(conv)]))
-    layer._begin(name, _started(base_weights.like_weight(layer), checked, dtype))
-    return cast(LoRAConv, layer)
-
-
-def _started(weight: Tensor, options: Options, dtype: torch.dtype | None) -> Adapter:
-    for name in ("dora", "lora_bias"):
-        if getattr(options, name):
-            raise ValueError(f"{name} must be False for a convolution (exclude_modules leaves it out)")
-    return new_adapter(weight, options, dtype)
 
 
 class LoRAConv1d(LoRAConv, nn.Conv1d):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlora.arguments import check_rank
+from fastlora.arguments import check_rank, check_size
 from fastlora.formula.operands import accumulation_dtype, unaffected_by_autocast
 
 # Random columns in addition to the r wanted; Halko et al., section 4.2, take 5 to 10.
@@ -123,10 +123,7 @@ def decompose_randomized(W: Tensor, r: int, *, iterations: int = 2) -> Spectrum:
     """
     wide = checked(W)
     _check_kept(r, min(W.shape))
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"iterations must be an int >= 0; got {iterations!r}")
-    if iterations < 0:
-        raise ValueError(f"iterations must be an int >= 0; got {iterations}")
+    check_size("iterations", iterations)
     drawn = min(r + _OVERSAMPLING, *W.shape)
     U, S, V = torch.svd_lowrank(wide, q=drawn, niter=iterations)
     return Spectrum(U[:, :r], S[:r], V[:, :r].t())

@@ -15,6 +15,8 @@ from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.lora_conv import CONVOLUTIONS
 from fastlora.layer.magnitude import check_plain_lora
+from fastlora.layer.writable import check_trainable
+from fastlora.model.biases import biases_of
 from fastlora.model.ddp import note_change
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.name_matching import listed
@@ -106,7 +108,7 @@ def train_adapters(model: nn.Module, names: Iterable[str]) -> None:
 
     Args:
         model: A model with LoRA layers.
-        names: The adapters to train. All others are frozen.
+        names: The adapters to train, with the biases that one of them trains. All others are frozen.
 
     Raises:
         TypeError: If `names` is one string.
@@ -131,6 +133,13 @@ def train_adapters(model: nn.Module, names: Iterable[str]) -> None:
                         changing.assign(factor, "requires_grad", True)
                     else:
                         changing.freeze(factor)
+        for name in known:
+            for what, b in biases_of(model, name).items():
+                if name in chosen:
+                    check_trainable(b, f"{what}.bias".lstrip("."))
+                    changing.assign(b, "requires_grad", True)
+                else:
+                    changing.freeze(b)
 
 
 def _checked(model: nn.Module, names: Sequence[str | None], ids: Tensor | None) -> AdapterBatch:

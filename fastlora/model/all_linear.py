@@ -28,6 +28,9 @@ def all_linear(
     not be true; but for experts in 3-D parameters that `find_stacks` finds. Subclasses are left out, as their
     weight may be used without calling them: nn.MultiheadAttention does so with its out_proj, and LoRA there
     would be silently ignored. A warning names the subclasses that are not torch's.
+
+    Raises:
+        ValueError: If there is such a map, or no module is left.
     """
     heads = output_heads(model)
     _check_all_reached(names, {*excluded, *trained, *heads, *reached_by_all(names)})

@@ -35,6 +35,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     """Switch every update off for a `with` block; afterwards each layer is as before.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If there is no LoRA layer.
     """
     before = {each: each.enabled for each in _switches(model)}

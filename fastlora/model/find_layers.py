@@ -34,7 +34,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
 
 
 def existing_layers(model: nn.Module) -> dict[str, LoRALayer]:
-    """`lora_layers` as a dict; ValueError if there are none."""
+    """`lora_layers` as a dict; ValueError if there are none, TypeError as there."""
     layers = dict(lora_layers(model))
     if not layers:
         raise ValueError(

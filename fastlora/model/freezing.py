@@ -56,6 +56,7 @@ def unfreeze(model: nn.Module) -> None:
     A weight tied to such a W (an embedding's, say) is the same parameter, so it stays frozen.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If a parameter was made in torch.inference_mode, and so cannot be trained.
     """
     layers = dict(lora_layers(model))

@@ -82,7 +82,7 @@ def group_layers(
     unused = [names for names in groups or () if names not in used]
     if unused:
         raise ValueError(
-            f"groups must name layers with LoRA below one module; {shown(unused[0])} has not two"
+            f"groups must name two layers with LoRA or more below one module; {shown(unused[0])} does not"
         )
     return _report(layers, alone)
 

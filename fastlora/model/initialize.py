@@ -49,6 +49,7 @@ def initialize(model: nn.Module, start: str) -> None:
             same by a randomized one, for large W; or "olora", by a QR decomposition.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If `start` is unknown, there is no LoRA layer, or a layer is merged, has been trained, was
             initialized from W already, holds experts, has several adapters, a rank above its smaller side, a
             scaling s <= 0, or a W that is packed, is not finite or is shared with another module; or W, A or

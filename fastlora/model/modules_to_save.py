@@ -56,7 +56,8 @@ def check_trainable(model: nn.Module, name: str, module: nn.Module) -> None:
     if sharing:
         raise ValueError(
             f"modules_to_save must name modules with weights of their own; {name!r} shares one with "
-            f"{listed(sharing)}, which would be trained too"
+            f"{listed(sharing)}, which would be trained too (to train it apart, as PEFT does, give it a "
+            "copy: module.weight = nn.Parameter(module.weight.detach().clone()))"
         )
     for kind, parameter in module.named_parameters():
         if can_train(parameter):

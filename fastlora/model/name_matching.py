@@ -20,7 +20,12 @@ _SHOWN, _LONGEST = 8, 80
 
 
 def matched_modules(argument: str, patterns: str | Iterable[str], names: Mapping[Any, list[str]]) -> set[Any]:
-    """The modules that a regular expression or names match; ValueError if one matches nothing."""
+    """The modules that a regular expression or names match.
+
+    Raises:
+        TypeError: If one matches a parameter and no module.
+        ValueError: If one matches nothing.
+    """
     matchers: dict[str, _Matcher]
     if isinstance(patterns, str):
         regex = re.compile(patterns)
@@ -65,7 +70,11 @@ def numbers_by_pattern(
     chosen: Iterable[Any],
     names: Mapping[Any, list[str]],
 ) -> dict[Any, _Number]:
-    """{module: number} by the first key of the pattern that matches the module, as PEFT chooses."""
+    """{module: number} by the first key of the pattern that matches the module, as PEFT chooses.
+
+    Raises:
+        ValueError: If a key matches none of the chosen modules.
+    """
     numbers: dict[Any, _Number] = {}
     for key, number in pattern.items():
         regex = re.compile(key)

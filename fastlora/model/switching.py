@@ -28,6 +28,7 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
     """The adapters of a model, the one in use first.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If there is no LoRA layer.
     """
     layers = existing_layers(model).values()
@@ -40,6 +41,7 @@ def active_adapter(model: nn.Module) -> str:
     """The adapter in use.
 
     Raises:
+        TypeError: If `model` is not an nn.Module.
         ValueError: If there is no LoRA layer, or layers have different ones in use.
     """
     return cast(str, name_in_use(existing_layers(model).values()))

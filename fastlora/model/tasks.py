@@ -51,7 +51,7 @@ def remember_task(model: nn.Module, task: str | None, changing: Commit) -> None:
         changing.put(vars(unwrapped(model)), TASK, task)
 
 
-def task_of(model: nn.Module, asked: str | None = None) -> str | None:
+def task_of(model: nn.Module, asked: str | None) -> str | None:
     """The `task_type` for a model's adapter_config.json; None if none is known.
 
     A task inferred from the class counts only if its head is saved, because PEFT then expects it in the file.

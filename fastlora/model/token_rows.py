@@ -43,8 +43,8 @@ class Found(NamedTuple):
 def find_rows(
     model: nn.Module,
     config: Mapping[str, Sequence[int]] | Sequence[int] | None,
-    dtype: Any = None,
-    in_full: Collection[nn.Module] = (),
+    dtype: Any,
+    in_full: Collection[nn.Module],
 ) -> list[Found]:
     """The modules that a config's trainable_token_indices name, with rows for them; nothing is changed.
 

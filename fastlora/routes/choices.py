@@ -105,7 +105,7 @@ def chosen(
     return found.entries.get(key._replace(base=PLAIN)), PLAIN
 
 
-def why(choice: Choice, base: str = PLAIN) -> str:
+def why(choice: Choice, base: str) -> str:
     """Why a choice was made, measured over a W in a format, as a phrase to show."""
     what = WORDS[choice.code] + ("" if base == PLAIN else f", over {base},")
     gain = "the default" if choice.gain == 1 else f"{choice.gain:.2f} times as fast as the default"

@@ -19,7 +19,7 @@ _FEW_RUNS: Final = 64
 def decide_runs(
     problem: Problem,
     device: torch.device,
-    setting: str | None = None,
+    setting: str | None,
     *,
     runs: int = 0,
     gpu: str | None = None,

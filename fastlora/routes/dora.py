@@ -63,9 +63,8 @@ def scaled(z: Tensor, c: Tensor, b: Tensor | None = None, *, in_place: bool = Fa
         in_place: Whether y may be written over z.
     """
     if z.dtype == c.dtype:
-        if in_place:
-            return z.mul_(c) if b is None else z.mul_(c).add_(b)
-        return z * c if b is None else torch.addcmul(b, z, c)
+        out = z if in_place else None
+        return torch.mul(z, c, out=out) if b is None else torch.addcmul(b, z, c, out=out)
     y, rows = z if in_place else torch.empty_like(z), _rows_of_chunk(z)
     for z_i, y_i in zip(z.split(rows), y.split(rows), strict=True):
         wide = z_i * c

@@ -149,9 +149,7 @@ def _launch_backward(
     o: Operands, dy: Tensor, p: Tensor, needs: Needs, plan: Plan | None, c: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """dx, dA and dB, None if not needed, and q; c is DoRA's, as in `fused_dora.backward`."""
-    x, (W,), A, B, s, seed = o.x, o.base.tensors, o.A, o.B, o.s, o.seed
-    M, K, N, r = x.shape[0], o.base.K, o.base.N, A.shape[0]
-    threshold, kept_scale = dropout_constants(o.dropout)
+    x, (W,) = o.x, o.base.tensors
     aligned = is_aligned(dy) and is_aligned(x) and is_aligned(W)
     plan = plan or _plan("backward", o, needs, aligned)
     tile = plan.tile
@@ -162,10 +160,7 @@ def _launch_backward(
             dy=readable(dy, (tile.block_m, tile.block_n), tma),
             x=readable(x, (tile.block_m, tile.block_k_dA), tma),
             W=readable(W, (tile.block_n, tile.block_k), tma),
-            A=readable(A),
-            B=readable(B),
             c_ptr=c,
-            p_ptr=p,
             q_ptr=q,
             dx=None if dx is None else writable(dx, (tile.block_m, plan.store_columns), plan.tma),
             dA_ptr=dA,
@@ -175,50 +170,43 @@ def _launch_backward(
                 scratch_for(plan, x, "dx"),
                 scratch_for(plan, x, "dB", "dA", otherwise=p),
             ),
-            workspace_ptr=torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
-            seed_ptr=seed if threshold else None,
-            threshold=threshold,
-            kept_scale=kept_scale,
-            s=s,
-            M=M,
-            N=N,
-            K=K,
-            r=r,
             split_q=plan.split_k["q"],
             split_dx=plan.split_k["dx"],
             split_gradients=plan.split_k["dA"],
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            BLOCK_R=plan.block_r,
             BLOCK_K_DA=tile.block_k_dA,
             GROUP=tile.group,
-            PRECISION=plan.precision,
-            **plan.options,
+            **_shared(o, plan, p),
         )
     return dx, dA, dB, q
 
 
 def forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
     """The arguments of a forward pass that do not depend on how W lies."""
-    x, threshold, kept_scale = o.x, *dropout_constants(o.dropout)
     return {
         "b_ptr": None if o.b is None else o.b.contiguous(),
+        "scratch_ptrs": (scratch_for(plan, o.x, "p", otherwise=p), scratch_for(plan, o.x, "y")),
+        "split_p": plan.split_k["p"],
+        "split_y": plan.split_k["y"],
+        **_shared(o, plan, p),
+    }
+
+
+def _shared(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
+    """The arguments that both passes have."""
+    threshold, kept_scale = dropout_constants(o.dropout)
+    return {
         "A": readable(o.A),
         "B": readable(o.B),
         "p_ptr": p,
-        "scratch_ptrs": (scratch_for(plan, x, "p", otherwise=p), scratch_for(plan, x, "y")),
-        "workspace_ptr": torch.zeros(plan.workspace, device=x.device, dtype=torch.int32),
+        "workspace_ptr": torch.zeros(plan.workspace, device=o.x.device, dtype=torch.int32),
         "seed_ptr": o.seed if threshold else None,
         "threshold": threshold,
         "kept_scale": kept_scale,
         "s": o.s,
-        "M": x.shape[0],
+        "M": o.x.shape[0],
         "N": o.base.N,
         "K": o.base.K,
         "r": o.A.shape[0],
-        "split_p": plan.split_k["p"],
-        "split_y": plan.split_k["y"],
         "BLOCK_M": plan.tile.block_m,
         "BLOCK_N": plan.tile.block_n,
         "BLOCK_K": plan.tile.block_k,

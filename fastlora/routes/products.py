@@ -13,7 +13,7 @@ _CHUNK_ROWS = 512
 ACCUMULATED = (torch.float32, torch.float64)
 
 
-def scaled_product(left: Tensor, right: Tensor, s: float = 1.0) -> Tensor:
+def scaled_product(left: Tensor, right: Tensor, s: float) -> Tensor:
     """s times [M, C] times [C, N], as one product: a 16-bit result is scaled before it is rounded.
 
     An empty result that is added onto costs the host less than `torch.addmm` with an empty scalar.

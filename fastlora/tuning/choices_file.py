@@ -7,18 +7,16 @@ import json
 import os
 import secrets
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from fastlora.folder_lock import alone_in
 from fastlora.routes.choices import current_versions, forget_choices, read_file
 from fastlora_kernels.choice_content import Choices, as_content
 
 _INSTEAD: Final = "say another place by FASTLORA_TUNE_FILE or --out"
-# The lock is held while one small file is read and written. A longer wait means that another program has it.
-_LOCK_TRIES, _LOCK_WAIT_SECONDS = 500, 0.01
+# How long to wait for the lock, which is held while one small file is read and written.
+_LOCK_SECONDS: Final = 5.0
 
 
 def check_place(path: Path) -> None:
@@ -47,7 +45,7 @@ def add_choices(made: Choices, path: Path) -> None:
     """
     target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(target.parent):
+    with alone_in(target.parent, _LOCK_SECONDS):
         try:
             before = read_file(target)
             same = all(before.metadata.get(of) == made.metadata[of] for of in ("gpu", *current_versions()))
@@ -85,26 +83,3 @@ def _target(path: Path) -> Path:
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, f"{path} must be a file; it is a folder, a device or a pipe")
     return target
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing a folder's choices meanwhile; no lock where there can be none."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOCK_WAIT_SECONDS)
-            except OSError:  # some network file systems
-                break
-        yield
-    finally:
-        os.close(descriptor)

@@ -144,7 +144,7 @@ def test_exact_fp32_products_have_a_higher_floor_than_tf32(monkeypatch):
         ((), None, None, ValueError, "x_shape must be"),
         ((0, 256), None, None, ValueError, r"x_shape\[0\] must be an int >= 1; got 0"),
         ((8, 256), None, "H300", ValueError, "gpu must be one of A100, .*; got 'H300'"),
-        ((8, 256), torch.nn.Linear(256, 512), None, TypeError, "layer must be a FusedLoRALinear; got Linear"),
+        ((8, 256), torch.nn.Linear(256, 512), None, TypeError, "layer must be a LoRA layer; got Linear"),
     ],
 )
 def test_what_does_not_fit_is_named(x_shape, other, gpu, error, message):

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import warnings
 
 import peft
 import pytest
@@ -13,28 +12,19 @@ from transformers.pytorch_utils import Conv1D
 
 from fastlora import (
     AdapterError,
-    LoRAConfig,
-    add_adapter,
     apply_lora,
-    delete_adapter,
-    hot_swap,
     load_adapter,
     load_pretrained,
-    lora_disabled,
-    merge_lora,
     parameter_report,
     remove_lora,
     save_adapter,
     save_pretrained,
     set_adapter,
-    unmerge_lora,
-    use_adapter,
 )
 from fastlora.measuring.errors import assert_within_budget
-from fastlora.model.freezing import freeze, unfreeze
 from tests.cases import quick_rows
-from tests.models import adapted, mlp, moved, trainable
-from tests.packed import linear_4bit, linear_hqq
+from tests.models import adapted, mlp, moved, trainable, trained
+from tests.packed import linear_4bit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have invalid shape")
 X = torch.randn(7, 6)
@@ -66,22 +56,13 @@ def ours(base, bias, head=False, **options):
     return moved(model).eval()
 
 
-def trained(model, x, steps=3):
-    """The model after some steps, biases included."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.03)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
-    return model
-
-
-def same(name, found, stock, truth):
-    if found.dtype == torch.float64:
-        torch.testing.assert_close(found, stock)
-    else:
-        assert_within_budget(name, found, stock, truth)
+def computed(model, x):
+    """y and {our name of a parameter: its gradient}."""
+    model.zero_grad()
+    y = model(x)
+    y.square().sum().backward()
+    gradients = {name_of(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), **gradients}
 
 
 def name_of(theirs):
@@ -93,52 +74,50 @@ def name_of(theirs):
     return name.replace(".lora_magnitude_vector.default.weight", ".adapters.default.lora_magnitude_vector")
 
 
-FP64, FP32 = torch.float64, torch.float32
 CASES = [
-    ("lora_only", False, {}, FP64),
-    ("lora_only", False, {}, FP32),
-    ("all", True, {}, FP64),
-    ("all", True, {}, FP32),
-    ("all", False, {}, FP64),
-    ("lora_only", True, {"lora_bias": True}, FP64),
-    ("all", False, {"use_dora": True}, FP64),
+    ("lora_only", False, {}),
+    ("all", True, {}),
+    ("all", False, {}),
+    ("lora_only", True, {"lora_bias": True}),
+    ("all", False, {"use_dora": True}),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
-@pytest.mark.parametrize(
-    ("bias", "head", "options", "dtype"), quick_rows(CASES, *CASES[:1], *CASES[3:5], CASES[6]), ids=str
-)
-def test_files_and_gradients_are_pefts_both_ways(bias, head, options, dtype, tmp_path):
-    base, x = Net().to(dtype), X.to(dtype)
+@pytest.mark.parametrize(("bias", "head", "options"), quick_rows(CASES, *CASES[:2], *CASES[3:]), ids=str)
+def test_files_and_gradients_are_pefts_both_ways(bias, head, options, tmp_path):
+    base, x = Net().double(), X.double()
     stock = moved(peft.get_peft_model(copy.deepcopy(base), config(bias, head, **options)))
     trained(stock, x).eval()
     stock.save_pretrained(str(tmp_path / "theirs"))
     model = load_pretrained(copy.deepcopy(base), tmp_path / "theirs").eval()
-    true = copy.deepcopy(stock).double()
-    same("y", model(x).detach(), stock(x).detach(), true(x.double()).detach())
     assert not torch.equal(model.first.bias, base.first.bias)
     assert torch.equal(model.norm.bias, base.norm.bias) == (bias == "lora_only")
-    for each, rows in ((model, x), (stock, x), (true, x.double())):
-        each.zero_grad()
-        each(rows).square().sum().backward()
-    wanted = {name_of(name): p.grad for name, p in stock.named_parameters() if p.grad is not None}
-    truth = {name_of(name): p.grad for name, p in true.named_parameters() if p.grad is not None}
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == wanted.keys()
-    assert trainable(model) == set(wanted)
-    for name, gradient in found.items():
-        same(name, gradient, wanted[name], truth[name])
+    found, wanted = computed(model, x), computed(stock, x)
+    torch.testing.assert_close(found, wanted)
+    assert trainable(model) == wanted.keys() - {"y"}
     trained(model, x)
     save_pretrained(model, tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["bias"] == bias
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "ours"))
-    same("y", again(x).detach(), model(x).detach(), copy.deepcopy(model).double()(x.double()).detach())
-    written, read = load_file(tmp_path / "ours" / "adapter_model.safetensors"), tmp_path / "theirs"
-    extra = {key for key in load_file(read / "adapter_model.safetensors") if "original_module" in key}
-    extra |= {key for key in load_file(read / "adapter_model.safetensors") if "modules_to_save" in key}
-    assert written.keys() | extra == load_file(read / "adapter_model.safetensors").keys()
+    torch.testing.assert_close(again(x), model(x))
+    ours, theirs = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("ours", "theirs"))
+    extra = {key for key in theirs if "original_module" in key or "modules_to_save" in key}
+    assert ours.keys() | extra == theirs.keys()
     assert len(extra) == 2 * (bias == "all" and head)
+
+
+def test_in_fp32_it_is_as_near_the_truth_as_pefts(tmp_path):
+    torch.manual_seed(0)
+    base, x = nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 32)), torch.randn(70, 64)
+    options = peft.LoraConfig(r=2, bias="lora_only", target_modules=["0", "2"])
+    stock = moved(peft.get_peft_model(copy.deepcopy(base), options))
+    stock.save_pretrained(str(tmp_path))
+    found, wanted = computed(load_pretrained(base, tmp_path), x), computed(stock, x)
+    truth = computed(stock.double(), x.double())
+    assert {"0.bias", "2.bias"} <= found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert_within_budget(name, value, wanted[name], truth[name])
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
@@ -177,33 +156,6 @@ def test_a_single_file_and_a_second_load_fill_the_same_biases(tmp_path):
             load_adapter(adapted(copy.deepcopy(base), bias=wanted), tmp_path / "file")
 
 
-def test_one_adapter_alone_trains_them_and_only_while_it_is_in_use(tmp_path):
-    model = moved(adapted(mlp(), bias="lora_only"))
-    before = model[0].bias.detach().clone()
-    with pytest.raises(ValueError, match="adapter 'default' trains biases"):
-        add_adapter(model, "fr", LoRAConfig(r=2, bias="all"))
-    add_adapter(model, "fr", LoRAConfig(r=2))
-    assert model[0].bias.requires_grad
-    model(X).sum().backward()
-    gradient = model[0].bias.grad
-    with use_adapter(model, "fr"):
-        assert not model[0].bias.requires_grad
-    assert model[0].bias.requires_grad
-    assert model[0].bias.grad is gradient
-    trained(model, X)
-    set_adapter(model, "fr")
-    assert not torch.equal(model[0].bias, before)
-    save_pretrained(model, tmp_path)
-    read = [json.loads((tmp_path / each / "adapter_config.json").read_text())["bias"] for each in ("", "fr")]
-    assert read == ["lora_only", "none"]
-    assert not any("base_layer" in key for key in load_file(tmp_path / "fr" / "adapter_model.safetensors"))
-    delete_adapter(model, "default")
-    add_adapter(model, "de", LoRAConfig(r=2, bias="all"))
-    assert not model[0].bias.requires_grad
-    set_adapter(model, "de")
-    assert model[0].bias.requires_grad
-
-
 def test_a_file_with_biases_beside_other_adapters_says_that_they_are_the_models(tmp_path):
     base = mlp()
     save_pretrained(trained(moved(adapted(copy.deepcopy(base), bias="all")), X), tmp_path)
@@ -216,44 +168,6 @@ def test_a_file_with_biases_beside_other_adapters_says_that_they_are_the_models(
         load_pretrained(model, tmp_path, name="de")
 
 
-def test_a_layer_that_a_further_adapter_wraps_keeps_a_bias_that_is_trained():
-    model = adapted(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), bias="all", target_modules=["0"])
-    add_adapter(model, "fr", LoRAConfig(r=2, target_modules=["1"]))
-    assert model[1].bias.requires_grad
-    model(X).sum().backward()
-    assert torch.equal(model[1].bias.grad, torch.full((3,), 7.0))
-
-
-def test_switching_off_and_removing_say_that_biases_stay_trained():
-    base = mlp()
-    model = trained(moved(adapted(copy.deepcopy(base), bias="all")), X)
-    plain = copy.deepcopy(base)
-    for place in (0, 2):
-        plain[place].bias.data.copy_(model[place].bias.data)
-    with pytest.warns(UserWarning, match="switching LoRA off.*biases stay as trained"), lora_disabled(model):
-        assert torch.equal(model(X), plain(X))
-    y = model(X)
-    merge_lora(model.eval())
-    torch.testing.assert_close(model(X), y)
-    unmerge_lora(model)
-    assert torch.equal(model(X), y)
-    with pytest.warns(UserWarning, match=r"remove_lora without merge.*biases stay as trained"):
-        assert torch.equal(remove_lora(copy.deepcopy(model))(X), plain(X))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        torch.testing.assert_close(remove_lora(model, merge=True)(X), y)
-
-
-def test_freezing_and_unfreezing_follow_it():
-    model = adapted(Net(), bias="lora_only", target_modules=["first"])
-    unfreeze(model)
-    assert model.first.bias.requires_grad
-    assert not model.first.weight.requires_grad
-    freeze(model)
-    trains = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trains == ["first.bias", "first.adapters.default.lora_A", "first.adapters.default.lora_B"]
-
-
 def test_a_trained_norm_is_saved_whole_beside_them(tmp_path):
     model = adapted(Net(), bias="all", target_modules=["first"])
     model.norm.weight.requires_grad_()
@@ -262,24 +176,6 @@ def test_a_trained_norm_is_saved_whole_beside_them(tmp_path):
     again = load_pretrained(Net(), tmp_path)
     assert torch.equal(again.norm.weight, model.norm.weight)
     assert torch.equal(again.head.bias, model.head.bias)
-
-
-def test_what_cannot_be_is_refused_by_name(tmp_path):
-    base = mlp()
-    model = adapted(copy.deepcopy(base), bias="all")
-    save_pretrained(model, tmp_path)
-    with pytest.raises(AdapterError, match="biases cannot be swapped in"):
-        hot_swap(adapted(copy.deepcopy(base)), tmp_path)
-    with pytest.raises(AdapterError, match="biases cannot be swapped in"):
-        hot_swap(model, tmp_path)
-    with pytest.raises(ValueError, match="bias must be one of none, lora_only, all; got 'some'"):
-        LoRAConfig(bias="some")
-    partly = adapted(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), bias="all", target_modules=["0"])
-    with pytest.raises(ValueError, match="bias must be 'all', as adapter 'default' has it; got 'none'"):
-        apply_lora(partly, LoRAConfig(r=2))
-    bare = nn.Sequential(nn.Linear(6, 5, bias=False))
-    with pytest.warns(UserWarning, match="bias='lora_only' trains no bias"):
-        adapted(bare, bias="lora_only")
 
 
 def test_a_file_that_lost_them_or_has_others_is_refused(tmp_path):
@@ -300,16 +196,6 @@ def test_a_file_that_lost_them_or_has_others_is_refused(tmp_path):
     save_file({**whole, f"{PREFIX}2.base_layer.bias": torch.full((3,), float("nan"))}, file)
     with pytest.raises(AdapterError, match="NaN"):
         load_pretrained(copy.deepcopy(base), tmp_path)
-
-
-def test_biases_that_no_file_could_hold_are_refused(tmp_path):
-    hqq = nn.Sequential(linear_hqq(torch.randn(8, 64), torch.randn(8)))
-    with pytest.raises(ValueError, match="as that of layer '0' is no parameter"):
-        adapted(hqq, bias="lora_only")
-    assert not any("lora" in name for name, _ in hqq.named_modules())
-    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
-    with pytest.raises(ValueError, match="must not be 'all' beside trainable_token_indices of '1'"):
-        adapted(model, bias="all", target_modules=["0"], trainable_token_indices={"1": [0]})
 
 
 @pytest.mark.exhaustive

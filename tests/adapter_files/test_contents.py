@@ -71,7 +71,7 @@ def test_a_layer_is_described_before_any_tensor_is_read(tmp_path):
         ({"e.lora_embedding_A": torch.zeros(2, 9)}, r"must have A and B; 'e' has one of them"),
         ({"fc.lora_embedding_A": torch.zeros(2, 9)}, r"'fc' must be a linear layer or an embedding"),
         ({"fc.lora_ga.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
-        ({"fc.base_layer.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
+        ({"other.base_layer.weight": torch.zeros(2)}, r"no tensor of plain LoRA, and not supported"),
         ({"score.weight": torch.zeros(2)}, r"'score.weight' must belong to modules_to_save, which is empty"),
     ],
 )

@@ -139,7 +139,7 @@ def test_an_interrupt_between_two_renames_comes_after_the_last(tmp_path, monkeyp
 
 def test_a_directory_that_another_program_has_locked_is_written_all_the_same(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(drafts, "_LOCK_TRIES", 2)
+    monkeypatch.setattr(drafts, "_LOCK_SECONDS", 0.02)
     holder = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(holder, fcntl.LOCK_EX)

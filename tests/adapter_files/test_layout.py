@@ -88,7 +88,7 @@ def test_a_header_that_does_not_fit_its_bytes_is_refused(damage):
 
 def test_a_key_that_stands_twice_is_refused():
     entry = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
-    with pytest.raises(AdapterError, match="a key stands there twice"):
+    with pytest.raises(AdapterError, match="it has a key twice"):
         parse_header(f"{{{entry}, {entry}}}".encode(), 4)
 
 

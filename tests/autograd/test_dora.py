@@ -194,3 +194,11 @@ def test_a_new_adapters_output_is_the_base_layers_to_the_last_bit(trains_m):
     A, B = torch.randn(4, 1000), torch.zeros(96, 4)
     m = torch.linalg.norm(W, dim=1).requires_grad_(trains_m)
     assert torch.equal(dora_linear(x, W, b, A, B, 2.0, m), torch.nn.functional.linear(x, W, b))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_training_m_or_not_gives_the_same_bits(bias):
+    inputs = random_inputs(37, 29, 43, 5, bias=bias)
+    m = magnitudes(inputs)
+    operands = (inputs.x, inputs.W, inputs.b, inputs.A, inputs.B, inputs.s)
+    assert torch.equal(dora_linear(*operands, m), dora_linear(*operands, m.clone().requires_grad_()))

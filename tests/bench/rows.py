@@ -20,7 +20,7 @@ HERE = Environment(
     sources="123",
 )
 LAYER = {"M": 128, "K": 1024, "N": 1024, "r": 16}
-CEILINGS = Ceilings(1e12, "float16", 1, 1e12, 1)
+CEILINGS = Ceilings(1e12, "float32", 1, 1e12, 1)
 
 SIZES = (12, 20, 16, 5)
 ROWS = 6

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bench.cases import Case
-from bench.goals import findings
+from bench.goals import cpu_findings, findings
+from bench.layer import UNPACKING
 from tests.bench import rows
 
 HEADLINE = Case(8192, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
@@ -78,3 +79,55 @@ def test_launches_are_counted_without_the_fill_of_the_workspace(kernels, measure
     profile = {"method": "fastlora", "phase": "forward", **HEADLINE.labels(), "kernels": kernels}
     line = found(profiles=[profile])["launches of fastlora, forward", "headline"]
     assert (line.measured, line.verdict) == (measured, verdict)
+
+
+M2048 = {"M": 2048, "K": 1024, "N": 1024, "r": 16}
+NET = {"level": "model", "model": "llama-60M", "phase": "step", "shape": {"batch": 1, "length": 256, "r": 16}}
+
+
+def packed(us, **changes):
+    return rows.row((us,) * 3, **{"dtype": "bfloat16", "base": "nf4", "shape": M2048} | changes)
+
+
+def net(us, method):
+    return rows.row((us,) * 3, method=method, **NET)
+
+
+def verdicts(*given, nets=()):
+    lines = cpu_findings(given, nets)
+    return [(line.what.split(",")[0], line.measured, line.reach, line.verdict) for line in lines]
+
+
+def test_nothing_measured_on_a_cpu_makes_no_table():
+    assert verdicts() == verdicts(packed(1.0), nets=[net(1.0, "fastlora")]) == []
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [(12.0, "met"), (11.8, "NOT MET")])
+def test_peft_is_held_to_its_multiple_over_a_packed_weight(theirs, verdict):
+    given = [packed(10.0, saved_bytes=100), packed(theirs, method="peft", saved_bytes=150)]
+    assert verdicts(*given) == [
+        ("peft over fastlora", f"{theirs / 10:.2f}", ">= 1.20", verdict),
+        ("bytes saved for backward", "1.50", ">= 1.50", "met"),
+    ]
+
+
+def test_dtypes_are_judged_each_by_itself():
+    given = [packed(10.0), packed(12.0, method="peft")]
+    given += [packed(10.0, dtype="float32"), packed(11.0, method="peft", dtype="float32")]
+    assert [cells[1] for cells in verdicts(*given)] == ["1.20", "1.10"]
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(15.4, "met"), (16.0, "NOT MET")])
+def test_the_packing_costs_what_unpacking_takes_alone(ours, verdict):
+    given = [packed(ours), packed(5.0, method=UNPACKING), packed(10.0, base="")]
+    found = verdicts(*given)
+    assert found == [("fastlora over nf4", f"{ours / 15:.2f}", "<= 1.03", verdict)]
+
+
+def test_groups_are_held_to_what_the_net_of_that_size_can_gain():
+    nets = [net(10.0, "fastlora"), net(9.7, "grouped"), net(10.0, "peft"), net(12.2, "full")]
+    assert verdicts(nets=nets) == [
+        ("grouped over fastlora", "0.97", "<= 0.97", "met"),
+        ("peft over grouped", "1.03", ">= 1.10", "NOT MET"),
+        ("full over grouped", "1.26", ">= 1.25", "met"),
+    ]

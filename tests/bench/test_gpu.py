@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from click.testing import CliRunner
 from bench.gpu import main
 from bench.layer import PHASES
 from bench.methods import GROUPED, METHODS
-from bench.results import Row
+from bench.results import Results
 from bench.settings import DRY
 from fastlora_kernels.choice_content import VENDOR
 
@@ -43,10 +42,6 @@ def dry(tmp_path_factory):
     return out, done
 
 
-def content(out):
-    return json.loads((out / "results.json").read_text())
-
-
 @pytest.mark.exhaustive
 def test_a_dry_run_writes_results_tables_picture_and_log_and_nobody_can_take_its_times_for_results(dry):
     out, done = dry
@@ -56,25 +51,20 @@ def test_a_dry_run_writes_results_tables_picture_and_log_and_nobody_can_take_its
     assert summary.count("not measured") == done.stdout.count("not measured") == 23
     assert "mean nothing" in done.stdout
     assert [line for line in done.stderr.splitlines() if not OTHERS.search(line)] == []
-    found = content(out)
-    assert list(found) == [
-        "schema", "device", "versions", "commit", "modified", "sources", "command", "started", "correctness",
-        "ceilings", "other_ceilings", "absent", "problems", "left_out", "checks", "profiles", "rows",
-    ]  # fmt: skip
-    assert (found["schema"], found["device"]["kind"], found["problems"]) == (1, "cpu", [])
-    assert found["command"].startswith("python -m bench.gpu --dry-run")
-    for row in found["rows"]:
-        assert list(row) == [field.name for field in fields(Row)]
-        counted = set() if row["phase"] == "forward+backward" else {"saved_bytes"}
-        unknown = {name for name, value in row.items() if value is None}
+    found = Results.read(out / "results.json")
+    assert (found.environment.device["kind"], found.problems) == ("cpu", [])
+    assert found.command.startswith("python -m bench.gpu --dry-run")
+    for row in found.rows:
+        counted = set() if row.phase == "forward+backward" else {"saved_bytes"}
+        unknown = {name for name, value in vars(row).items() if value is None}
         assert unknown == {"peak_bytes", "model", "optimizer"} | counted
-        assert (set(row["shape"]), row["mode"]) == ({"M", "K", "N", "r"}, "dry-run")
+        assert (set(row.shape), row.mode) == ({"M", "K", "N", "r"}, "dry-run")
 
 
 @pytest.mark.exhaustive
 def test_every_step_of_correctness_ran_or_says_why_not_and_every_method_is_checked_and_timed(dry):
-    found = content(dry[0])
-    steps = found["correctness"]
+    found = Results.read(dry[0] / "results.json")
+    steps = found.correctness
     assert set(steps) == STEPS
     ran = {name for name, step in steps.items() if step["passed"]}
     assert ran >= {"tests", "soak", "streams", "candidates", "tuning", "choices", "compile"}
@@ -86,17 +76,17 @@ def test_every_step_of_correctness_ran_or_says_why_not_and_every_method_is_check
     absent = {"lorafusion", "transformer-engine", "fastlora-persistent", "fastlora-flattened"}
     absent |= {name for name in ("peft", "loralib") if find_spec(name) is None}
     here = set(METHODS) - absent
-    assert set(found["absent"]) == set(METHODS) - here
-    assert "was not given" in found["absent"]["lorafusion"]
-    timed = {(row["method"], row["phase"], row["dropout"]) for row in found["rows"]}
+    assert set(found.absent) == set(METHODS) - here
+    assert "was not given" in found.absent["lorafusion"]
+    timed = {(row.method, row.phase, row.dropout) for row in found.rows}
     for one in DRY.measurements:
-        left_out = {entry["method"] for entry in found["left_out"] if entry["dropout"] == one.case.dropout}
+        left_out = {entry["method"] for entry in found.left_out if entry["dropout"] == one.case.dropout}
         assert left_out - {"loralib"} == ({"addmm", "parametrized"} if one.case.dropout else set())
         wanted = itertools.product(here & set(one.methods) - left_out, PHASES, [one.case.dropout])
         assert {entry for entry in timed if entry[2] == one.case.dropout} == set(wanted)
     here -= {GROUPED.name}  # a layer alone has no groups
-    assert {check["method"] for check in found["checks"] if check["failure"] is None} == here
-    assert {profile["method"] for profile in found["profiles"]} == here
+    assert {check["method"] for check in found.checks if check["failure"] is None} == here
+    assert {profile["method"] for profile in found.profiles} == here
 
 
 @pytest.mark.parametrize(

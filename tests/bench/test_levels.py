@@ -31,9 +31,14 @@ def _little(monkeypatch):
         Measurement(CASE, FEW, ("eager",), launches=True),
         Measurement(MIXED, FEW[1:], ("eager",)),
     )
-    monkeypatch.setattr(linear, "linear_measurements", lambda device: cases)
+    monkeypatch.setattr(linear, "cpu_measurements", lambda: cases)
     monkeypatch.setattr(mnist, "digits_task", lambda device: small_task())
     monkeypatch.setattr("bench.level.torch.set_flush_denormal", lambda flush: True)
+
+
+def methods(*names):
+    """The options that choose these."""
+    return [word for name in names for word in ("--methods", name)]
 
 
 def run(level, tmp_path, *arguments, status=0):
@@ -64,19 +69,19 @@ def test_a_layer_is_measured_in_every_phase_with_what_it_saves(tmp_path):
 
 
 def test_methods_can_be_chosen_unknown_ones_are_refused_and_where_one_is_left_out_is_listed(tmp_path):
-    found, _ = run(linear, tmp_path, "--methods", "compiled", "frozen", "--seconds", "0.1")
+    found, _ = run(linear, tmp_path, *methods("compiled", "frozen"), "--seconds", "0.1")
     assert {row.method for row in found.rows} == {"frozen"}
     assert [entry["why"] for entry in found.left_out] == [SELDOM_WHY] * 2
-    found, _ = run(linear, tmp_path, "--methods", "frozen", "unfused", "--most-rows", "6")
+    found, _ = run(linear, tmp_path, *methods("frozen", "unfused"), "--most-rows", "6")
     assert {row.method for row in found.rows} == {"frozen", "unfused"}
-    _, printed = run(linear, tmp_path, "--methods", "slowlora", status=2)
+    _, printed = run(linear, tmp_path, *methods("slowlora"), status=2)
     assert "slowlora" in printed
 
 
 def test_the_step_of_a_net_is_split_for_each_way_to_compute_adam_and_the_exit_status_tells_of_wrong_methods(
     tmp_path, monkeypatch
 ):
-    few = ("--methods", "frozen", "fastlora")
+    few = methods("frozen", "fastlora")
     found, _ = run(mnist, tmp_path, *few)
     assert {row.phase for row in found.rows} == {"forward", "backward", "optimizer", "step"}
     assert {(row.level, row.optimizer) for row in found.rows} == {
@@ -98,7 +103,7 @@ def test_the_step_of_a_net_is_split_for_each_way_to_compute_adam_and_the_exit_st
 @pytest.mark.filterwarnings("default")
 def test_a_llama_is_measured_in_each_mode(tmp_path):
     pytest.importorskip("transformers")
-    few = ("--sizes", "tiny", "--length", "8", "--rank", "2", "--methods", "full", "fastlora")
+    few = ("--sizes", "tiny", "--length", "8", "--rank", "2", *methods("full", "fastlora"))
     found, _ = run(model, tmp_path, *few)
     assert found.problems == []
     steps = {(row.mode, row.method): row for row in found.rows if row.phase == "step"}
@@ -117,15 +122,15 @@ def test_first_steps_are_timed(monkeypatch):
 def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_path, monkeypatch):
     ran = []
 
-    def output(code, variables):
+    def printed_by(code, variables):
         ran.append(("import" if code.startswith("import") else "steps", *sorted(variables)))
         if ran[-1][0] == "import":
-            return ["a warning", "9.0" if len(ran) == 1 else "0.25"]
-        return ["a warning", '{"first step": 2.0, "second step": 0.5}']
+            return 9.0 if len(ran) == 1 else 0.25
+        return {"first step": 2.0, "second step": 0.5}
 
-    monkeypatch.setattr(startup, "output_of", output)
+    monkeypatch.setattr(startup, "printed_by", printed_by)
     monkeypatch.setattr(startup, "PACKAGES", ("fastlora", "nowhere_to_be_found"))
-    found, _ = run(startup, tmp_path, "--methods", "fastlora")
+    found, _ = run(startup, tmp_path, *methods("fastlora"))
     assert found.absent == {"nowhere_to_be_found": "nowhere_to_be_found is not installed"}
     medians = {(row.phase, row.mode): row.median_us for row in found.rows}
     steps = {("first step", 2_000_000), ("second step", 500_000)}
@@ -136,9 +141,10 @@ def test_startup_times_imports_and_first_steps_with_cold_then_warm_caches(tmp_pa
     assert ran.count(("steps", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")) == 4
 
 
-def test_a_process_that_fails_is_an_error_with_its_last_line():
-    with pytest.raises(RuntimeError, match=r"ended with status 1: ValueError: no"):
-        startup.output_of("raise ValueError('no')", {})
+def test_the_last_line_of_a_process_counts_and_one_that_fails_is_an_error():
+    assert startup.printed_by("print('a warning'); print(2.5)", {}) == 2.5
+    with pytest.raises(RuntimeError, match=r"exit status 1: ValueError: no"):
+        startup.printed_by("raise ValueError('no')", {})
 
 
 @pytest.mark.exhaustive

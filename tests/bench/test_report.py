@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bench.groups import columns
 from bench.pictures import draw
-from bench.report import KINDS, NOT_MEASURED, README, RESULTS, File, compared, main, newest, read_runs
+from bench.report import KINDS, NOT_MEASURED, README, RESULTS, compared, main, newest, read_runs
 from bench.report import with_figures as with_figures_in
 from tests.bench.rows import HERE, LAYER, results, row
 
@@ -21,7 +21,7 @@ def with_figures(*runs, text=EMPTY):
 
 
 def run(*rows, name="a.json", **changes):
-    return File(Path(name), results(*rows, **changes))
+    return results(*rows, path=Path(name), **changes)
 
 
 def cells(*rows):
@@ -70,6 +70,17 @@ def test_the_newest_run_of_each_level_counts():
         assert column.cells["peft"].median == 5
 
 
+def test_a_run_over_packed_weights_takes_no_other_runs_place():
+    packed = {"base": "nf4", "dtype": "bfloat16"}
+    rows = [row(**packed), row((2.0, 4.0, 6.0), method="peft", **packed), row(dtype="bfloat16")]
+    runs = [run(row(), TWICE), run(*rows, name="b.json", started="2027-01-01T00:00:00+00:00")]
+    heads = [column.head for column in compared(newest(runs, "cpu"))]
+    assert [("base nf4" in head) for head in heads] == [False, True]
+    told = with_figures(*runs)
+    assert "| 2.00 | >= 1.20 | met |" in told
+    assert all(f"(bench/results/{name}.json)" in told for name in "ab")
+
+
 def test_a_large_layers_distance_to_the_floor_and_the_import_are_told():
     rows = [row((11.0, 11.0, 11.0)), row((10.0, 10.0, 10.0), method="frozen")]
     start = row((50_000.0,) * 3, level="startup", phase="import", mode="behind torch", shape={}, dtype="")
@@ -89,7 +100,7 @@ def test_the_command_writes_text_and_picture_and_its_check_finds_drift(tmp_path)
     readme, folder = tmp_path / "README.md", tmp_path / "results"
     folder.mkdir()
     readme.write_text(EMPTY)
-    results(row(), TWICE).write(folder / "a.json")
+    results(row(), TWICE, path=folder / "a.json").save()
 
     def status(*arguments):
         given = ["--readme", str(readme), "--results", str(folder), *arguments]
@@ -105,7 +116,7 @@ def test_the_command_writes_text_and_picture_and_its_check_finds_drift(tmp_path)
 
 
 def test_a_dry_run_is_no_result(tmp_path):
-    results(row(mode="dry-run")).write(tmp_path / "a.json")
+    results(row(mode="dry-run"), path=tmp_path / "a.json").save()
     with pytest.raises(ValueError, match="must hold measured times"):
         read_runs(tmp_path)
 

@@ -1,14 +1,16 @@
 """The results file: whole or not at all, and gone on with only where it fits."""
 
 import json
+import os
+from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
 from bench import environment as module
 from bench.environment import environment
-from bench.results import Results, open_results
+from bench.results import Results, resumed
+from fastlora.adapter_files import AdapterError
 from tests.bench import rows as made
 from tests.bench.rows import CPU, HERE
 
@@ -36,51 +38,58 @@ def results(*rows, **changes):
     return made.results(*rows, **{**parts, **changes})
 
 
-EMPTY = Results(environment=HERE, command="", started="")
-
-
 @pytest.fixture
 def path(tmp_path):
     """Where full results lie."""
     path = tmp_path / "results.json"
-    results(*ROWS).write(path)
+    results(*ROWS, path=path).save()
     return path
 
 
-@pytest.mark.parametrize("written", [results(*ROWS), EMPTY], ids=["full", "empty"])
-def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, tmp_path):
-    path = tmp_path / "results.json"
-    written.write(path)
+def fresh(path, **changes):
+    """Results with nothing in them, here but for the changes."""
+    return Results(HERE._replace(**changes), command="", started="", path=path)
+
+
+def test_a_pipe_in_the_files_place_is_refused_and_left(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(AdapterError, match="must be a regular file; it is a FIFO"):
+        results(*ROWS, path=tmp_path / "pipe.json").save()
+    assert [child.name for child in tmp_path.iterdir() if child.is_fifo()] == ["pipe.json"]
+
+
+@pytest.mark.parametrize("written", [results(*ROWS), fresh(None)], ids=["full", "empty"])
+def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, path):
+    replace(written, path=path).save()
     assert Results.read(path) == written
     lines = [line for line in path.read_text().splitlines() if '"median_us"' in line]
-    assert [json.loads(line.strip().rstrip(","))["method"] for line in lines] == [
-        row.method for row in written.rows
-    ]
+    methods = [json.loads(line.strip().rstrip(","))["method"] for line in lines]
+    assert methods == [row.method for row in written.rows]
 
 
 def test_a_write_that_fails_leaves_the_last_file(path, monkeypatch):
-    def half(path, text, **_):
-        with path.open("w") as file:
-            file.write(text[: len(text) // 2])
+    def full(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
-        EMPTY.write(path)
+        fresh(path).save()
     assert Results.read(path) == results(*ROWS)
+    assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
 def test_a_run_goes_on_where_device_versions_and_sources_are_the_same(path):
-    fresh = Results(environment=HERE._replace(commit="def", modified=True), command="", started="")
-    assert open_results(path, fresh) == results(*ROWS)
+    assert resumed(fresh(path, commit="def", modified=True)) == results(*ROWS)
 
 
 @pytest.mark.parametrize(
     "change", [{"sources": "456"}, {"versions": {}}, {"device": {"kind": "cuda"}}], ids=str
 )
 def test_results_of_another_kind_are_set_aside(change, path):
-    fresh = Results(environment=HERE._replace(**change), command="", started="")
-    assert open_results(path, fresh) is fresh
+    new = fresh(path, **change)
+    assert resumed(new) is new
     assert Results.read(path.with_name("results.old.json")) == results(*ROWS)
     assert not path.exists()
 
@@ -88,7 +97,8 @@ def test_results_of_another_kind_are_set_aside(change, path):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', '{"schema": 1}'])
 def test_a_file_that_is_no_results_file_is_set_aside(content, path):
     path.write_text(content)
-    assert open_results(path, EMPTY) is EMPTY
+    new = fresh(path)
+    assert resumed(new) is new
     assert path.with_name("results.old.json").read_text() == content
 
 

@@ -11,7 +11,7 @@ from bench.correctness import Steps
 from bench.gpu import main, present_methods
 from bench.methods import METHODS
 from bench.process import outcome
-from bench.results import Results
+from bench.results import Results, resumed
 from bench.run import Run
 from bench.settings import DRY
 from fastlora.routes.decide import reload_tables
@@ -33,14 +33,14 @@ def _steps(monkeypatch):
     monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)  # wants a real stderr
     monkeypatch.setattr("bench.correctness.run_steps", steps)
     monkeypatch.setattr("bench.correctness.compile_candidates", lambda device: None)
-    monkeypatch.setattr("bench.correctness.compile_variants", lambda setting: outcome(True, "compiled", 0.0))
-    monkeypatch.setattr("bench.correctness.run_child", lambda *given: outcome(False, "no tiles", 0.0))
+    monkeypatch.setattr("bench.correctness.compile_variants", lambda setting: outcome(True, "compiled"))
+    monkeypatch.setattr("bench.correctness.run_child", lambda *given: outcome(False, "no tiles"))
 
 
 def steps(setting, folder, wanted, failing=()):
     for name in ("tests", "soak", "candidates"):
         if wanted(name):
-            yield name, outcome(name not in failing, f"ran {name}", 0.0)
+            yield name, outcome(name not in failing, f"ran {name}", seconds=0.0)
 
 
 def command(*arguments):
@@ -48,29 +48,28 @@ def command(*arguments):
 
 
 def steps_in(folder):
-    path = folder / "results.json"
-    return Steps(Results.read(path) if path.exists() else Results.begin("bench.gpu", CPU), SMALL, path)
+    return Steps(resumed(Results.begin("bench.gpu", CPU, path=folder / "results.json")), SMALL, folder)
 
 
-def measure(results, path, deadline=60.0):
+def measure(results, deadline=60.0):
     """Measure, and give what the file then holds."""
-    run = Run(results, SMALL.how, SMALL.measurements, path, 0, time.monotonic() + deadline)
+    run = Run(results, SMALL.how, SMALL.measurements, 0, time.monotonic() + deadline)
     run.measure([METHODS["frozen"], METHODS["unfused"]])
-    return Results.read(path)
+    return Results.read(results.path)
 
 
 @pytest.fixture
 def measured(tmp_path):
     """The results of a whole run."""
-    return measure(Results.begin("bench.gpu", CPU), tmp_path / "results.json")
+    return measure(Results.begin("bench.gpu", CPU, path=tmp_path / "results.json"))
 
 
-def test_what_an_earlier_run_did_is_kept_and_the_rest_is_done(measured, tmp_path, capsys):
+def test_what_an_earlier_run_did_is_kept_and_the_rest_is_done(measured, capsys):
     assert len(measured.rows) == 2 * ROWS_A_CASE
     kept, profiles = measured.rows[:ROWS_A_CASE], list(measured.profiles)
     measured.rows, measured.profiles = list(kept), profiles[:ROWS_A_CASE]
     capsys.readouterr()
-    again = measure(measured, tmp_path / "results.json")
+    again = measure(measured)
     assert again.rows[:ROWS_A_CASE] == kept
     assert len(again.rows) == 2 * ROWS_A_CASE
     assert again.profiles == profiles
@@ -78,9 +77,9 @@ def test_what_an_earlier_run_did_is_kept_and_the_rest_is_done(measured, tmp_path
     assert ("times     1/2" in said, "times     2/2" in said) == (False, True)
 
 
-def test_the_end_is_kept_free_for_launches_and_tables(measured, tmp_path):
+def test_the_end_is_kept_free_for_launches_and_tables(measured):
     measured.rows, measured.profiles = measured.rows[:ROWS_A_CASE], []
-    found = measure(measured, tmp_path / "results.json", deadline=20)
+    found = measure(measured, deadline=20)
     assert len(found.rows) == ROWS_A_CASE
     assert {profile["shape"]["M"] for profile in found.profiles} == {SMALL.cases[0].M}
 
@@ -109,7 +108,7 @@ def test_what_is_measured_after_tuning_runs_with_the_table_found(tmp_path, monke
     def tuned(target, *_):
         calls.append(target)
         (tmp_path / "tables").mkdir(exist_ok=True)
-        return outcome(True, "tuned", 1.0)
+        return outcome(True, "tuned")
 
     monkeypatch.setattr("bench.correctness.run_child", tuned)
     steps_in(tmp_path).tune()
@@ -132,7 +131,7 @@ def test_a_part_of_a_run_can_be_asked_for_and_time_can_run_out(tmp_path):
 
 def test_kernels_that_hang_are_not_measured(tmp_path):
     one = steps_in(tmp_path)
-    one.results.correctness["streams"] = outcome(False, "not finished", 0.0, finished=False)
+    one.results.correctness["streams"] = outcome(False, "not finished", finished=False)
     here = {method.name for method in present_methods(one)}
     hung = {name for name, why in one.results.absent.items() if why.startswith("streams did not finish")}
     by_route = {"fastlora-vendor", "fastlora-persistent", "fastlora-flattened"}
@@ -143,7 +142,7 @@ def test_kernels_that_hang_are_not_measured(tmp_path):
 def test_failures_are_printed_last_and_set_the_exit_status(tmp_path, monkeypatch):
     bad = Results.begin("bench.gpu", CPU)
     bad.problems.append("some case: RuntimeError")
-    monkeypatch.setattr("bench.gpu.open_results", lambda path, fresh: bad)
+    monkeypatch.setattr("bench.gpu.resumed", lambda fresh: bad)
     done = command("--dry-run", "--seconds", "0", "--out", str(tmp_path))
     assert done.exit_code == 1
     assert "FAILED    some case: RuntimeError" in done.output.splitlines()[-2]

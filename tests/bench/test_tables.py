@@ -1,10 +1,8 @@
 """What the tables say of rows, also of a run that lacks some."""
 
-import pytest
-
 from bench.goals import findings
 from bench.groups import comparable
-from bench.tables import in_unit, parts
+from bench.tables import parts
 from fastlora.tables import as_text
 from tests.bench.rows import CEILINGS, results, row
 
@@ -50,12 +48,6 @@ def test_methods_of_one_kind_stand_in_one_table_with_their_ratio_to_ours_and_the
     assert "3.000" in line(text, "peft")
     assert line(text, "peft")[-2:] == ["2.00", "3"]
     assert line(text, "multiples")[-4:] == ["fastlora", "1.00,", "peft", "3.00"]
-
-
-@pytest.mark.parametrize(("us", "unit"), [(3e6, "s"), (1.9e6, "ms"), (2e3, "ms"), (1.9e3, "us")])
-def test_times_are_shown_in_the_unit_that_suits_them(us, unit):
-    (group,) = comparable([row((us,))])
-    assert in_unit(group)[1] == unit
 
 
 def test_what_was_to_be_shown_and_is_absent_or_left_out_is_listed_and_failures_stand_last():

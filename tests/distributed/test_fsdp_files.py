@@ -29,7 +29,7 @@ from tests.distributed.runs import (
     trained,
     whole,
 )
-from tests.distributed.sharding import everyone, sharded, trained_in_parts
+from tests.distributed.sharding import everyone, saves_and_reads, sharded, trained_in_parts
 
 two, four = Processes(2), Processes(4)
 
@@ -182,3 +182,15 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_names_of_before(folder):
     assert_trained_alike(model, averaged(torch.cat([first, rest])))
     model.load_state_dict(plain)
     assert torch.equal(whole(model.head.lora_B), whole(plain["head.lora_B"]))
+
+
+@pytest.mark.exhaustive
+@two.test
+def test_biases_are_trained_in_parts_and_written_whole(folder):
+    model, alone = sharded(net(bias="all")), net(bias="all")
+    train(model, parts(batches()))
+    train(alone, batches())
+    for name, tensor in trained(model).items():
+        torch.testing.assert_close(tensor, alone.get_parameter(name), msg=name)
+    assert "head.bias" in trained(model)
+    saves_and_reads(model, sharded(net(bias="all")), folder)

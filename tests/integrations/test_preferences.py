@@ -6,11 +6,10 @@ import math
 import pytest
 import torch
 
-from fastlora import LoRAConfig, apply_lora
+from fastlora import reference_model
 from fastlora.integrations.peft import accelerate_peft, forward_counts, register
 from tests.integrations.architectures import pair, tiny
 from tests.integrations.test_trainer import SETTINGS, Recorded, Tokens, tokenizer
-from tests.models import with_update
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -63,19 +62,28 @@ def test_a_finished_adapter_is_the_reference_of_the_one_that_is_trained(tmp_path
         assert ours[0].item() == pytest.approx(math.log(2))
 
 
-def test_with_a_config_lora_off_is_the_reference(tmp_path):
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_with_a_config_lora_off_is_the_reference(tmp_path, kind):
     from peft import LoraConfig
 
-    losses, trainer = preferred(
-        "DPO", tiny("Llama").double(), tmp_path, peft_config=register(LoraConfig(r=2))
-    )
-    assert losses[0].item() == pytest.approx(math.log(2))
-    assert losses[1] < losses[0]
+    base, config = tiny("Llama").double(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    torch.manual_seed(0)
+    theirs, _ = preferred(kind, copy.deepcopy(base), tmp_path, peft_config=config)
+    torch.manual_seed(0)
+    ours, trainer = preferred(kind, base, tmp_path, peft_config=register(config))
+    torch.testing.assert_close(ours, theirs)
+    assert ours[1] < ours[0]
     assert set(forward_counts(trainer.model)) == {"fused", "adapters are disabled"}
 
 
-def test_a_model_of_ours_takes_a_copy_of_itself_as_its_reference(tmp_path):
-    model = with_update(apply_lora(tiny("Llama"), LoRAConfig(r=2))).double()
-    losses, _ = preferred("DPO", model, tmp_path, ref_model=copy.deepcopy(model).requires_grad_(False))
-    assert losses[0].item() == pytest.approx(math.log(2))
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_a_model_of_ours_takes_itself_as_its_reference_as_pefts_does(tmp_path, kind):
+    torch.manual_seed(0)
+    ours, stock = (each.double() for each in pair("Llama"))
+    theirs, _ = preferred(kind, stock, tmp_path)
+    losses, trainer = preferred(kind, ours, tmp_path, ref_model=reference_model(ours))
+    torch.testing.assert_close(losses, theirs)
+    assert losses.unique().numel() == STEPS
+    weights = (model.model.layers[0].self_attn.q_proj.weight for model in (trainer.model, trainer.ref_model))
+    assert len({weight.data_ptr() for weight in weights}) == 1
     assert losses.unique().numel() == STEPS

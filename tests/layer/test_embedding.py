@@ -6,6 +6,7 @@ import pickle
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from fastlora import (
@@ -155,6 +156,56 @@ def test_a_models_tied_embedding_is_adapted_beside_its_head(tmp_path):
     with torch.no_grad():
         model.model.embed_tokens.weight.add_(1)
     with pytest.raises(AdapterError, match="must be the model's own, as PEFT writes it beside LoRA"):
+        load_pretrained(model, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+def test_an_output_layers_file_has_its_w_which_must_be_the_models(tied, tmp_path):
+    model, ids = tiny("Llama", tie_word_embeddings=tied), torch.tensor([[3, 4, 5]])
+    config = peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"])
+    theirs = moved(peft.get_peft_model(copy.deepcopy(model), config))
+    theirs.save_pretrained(str(tmp_path))
+    assert "base_model.model.lm_head.base_layer.weight" in load_file(tmp_path / "adapter_model.safetensors")
+    found = load_pretrained(copy.deepcopy(model), tmp_path)
+    torch.testing.assert_close(found(ids).logits, theirs(ids).logits)
+    save_pretrained(found, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "ours"))
+    torch.testing.assert_close(again(ids).logits, theirs(ids).logits)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    with pytest.raises(AdapterError, match="must be the model's own, as PEFT writes it beside LoRA"):
+        load_pretrained(model, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*tie")
+def test_tied_modules_to_save_are_trained_apart_where_one_has_a_copy(tmp_path):
+    model, ids = tiny("Llama", tie_word_embeddings=True), torch.tensor([[3, 4, 5]])
+    saved = ["embed_tokens", "lm_head"]
+    theirs = peft.get_peft_model(
+        copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved)
+    )
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(1 + torch.rand_like(parameter))
+    theirs.save_pretrained(str(tmp_path))
+    with pytest.raises(AdapterError, match=r"to train it apart.*module\.weight = nn\.Parameter"):
+        load_pretrained(model, tmp_path)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    torch.testing.assert_close(load_pretrained(model, tmp_path)(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*tie")
+def test_a_file_that_ties_modules_to_save_is_refused_by_that(tmp_path):
+    model = tiny("Llama", tie_word_embeddings=True)
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
+    )
+    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(str(tmp_path))
+    with pytest.raises(
+        AdapterError, match="ensure_weight_tying is not supported where a module to save is tied"
+    ):
         load_pretrained(model, tmp_path)
 
 

@@ -29,7 +29,7 @@ from fastlora import (
     use_adapter,
 )
 from fastlora.accounting.explain import explain
-from fastlora.layer.lora_conv import LoRAConv, LoRAConv2d
+from fastlora.layer.lora_conv import LoRAConv2d
 from fastlora.measuring.errors import assert_within_budget
 from tests.models import moved
 
@@ -225,9 +225,9 @@ def test_files_of_another_kernel_are_refused(tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == ["first"]
 
 
-def test_from_conv_freezes_what_it_wraps():
+def test_what_it_wraps_is_frozen():
     conv = nn.Conv2d(3, 5, 3)
-    layer = LoRAConv.from_conv(conv, r=2)
+    layer = apply_lora(nn.Sequential(conv), LoRAConfig(r=2, target_modules=["0"]))[0]
     assert layer.weight is conv.weight
     assert {name for name, p in layer.named_parameters() if p.requires_grad} == {
         "adapters.default.lora_A",

@@ -55,7 +55,7 @@ def test_names_given_by_the_user():
     model = adapted(TiedLM())
     report = group_projections(model, [("attn.k_proj", "attn.q_proj")])
     assert report.grouped[0] == ("layers.0.attn.k_proj", "layers.0.attn.q_proj")
-    with pytest.raises(ValueError, match=r"\('a', 'b'\) has not two"):
+    with pytest.raises(ValueError, match=r"\('a', 'b'\) does not"):
         group_projections(adapted(TiedLM()), [("a", "b")])
     again = [("attn.k_proj", "attn.q_proj"), ("attn.q_proj", "attn.v_proj")]
     assert group_projections(model, again).grouped == report.grouped
@@ -75,7 +75,7 @@ def test_names_given_by_the_user():
 
 def test_one_tuple_of_several_that_names_nothing_is_an_error_and_nothing_is_grouped():
     model = adapted(TiedLM())
-    with pytest.raises(ValueError, match=r"\('attn.v_proj', 'attn.o_prj'\) has not two"):
+    with pytest.raises(ValueError, match=r"\('attn.v_proj', 'attn.o_prj'\) does not"):
         group_projections(model, [("attn.q_proj", "attn.k_proj"), ("attn.v_proj", "attn.o_prj")])
     assert group_counts(model).groups == 0
 

@@ -47,13 +47,15 @@ class Blocks(NamedTuple):
     buffers: int
 
 
-def blocks_for(r: int, wide_adapters: bool, m: int = BLOCK_M, c: int = BLOCK_C) -> Blocks:
-    """The blocks for a rank; adapters of fp32 on bf16 are wide. Other `m` and `c` are for tests."""
+def blocks_for(r: int, wide_adapters: bool, c: int = BLOCK_C) -> Blocks:
+    """The blocks for a rank; adapters of fp32 on bf16 are wide. Another `c` is for tests."""
     block_r, terms = max(16, 1 << (r - 1).bit_length()), 2 if wide_adapters else 1
     # The low-rank operand's part of the ring takes the place of half of a full tile that waits to be stored.
     store = c // 2 if block_r * terms > 32 and c == BLOCK_C else c
-    kept = terms * block_r * m  # elements of p or q in a dB or dA tile, where a tile to be stored lies else
-    return Blocks(m, c, STEP, block_r, terms, store, STAGES, 2 if 2 * kept <= m // 2 * store else 1)
+    # Elements of p or q in a dB or dA tile, where a tile to be stored lies else.
+    kept = terms * block_r * BLOCK_M
+    buffers = 2 if 2 * kept <= BLOCK_M // 2 * store else 1
+    return Blocks(BLOCK_M, c, STEP, block_r, terms, store, STAGES, buffers)
 
 
 def refusal(
