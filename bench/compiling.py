@@ -6,7 +6,6 @@ variant, in the middle of the measurement.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -41,7 +40,6 @@ def compile_variants(setting: Setting) -> dict[str, Any]:
 
 def _share_out(what: str, count: int, device: torch.device, seconds: float) -> dict[str, Any]:
     """Compile in `count` processes, each its share by a function below."""
-    start = time.monotonic()
 
     def share(number: int) -> dict[str, Any]:
         return run_child(f"bench.compiling:{what}", [number, count], device, seconds)
@@ -52,7 +50,7 @@ def _share_out(what: str, count: int, device: torch.device, seconds: float) -> d
     ran = sum(part.get("ran", 0) for part in found)
     summary = "; ".join([f"{ran} {what} compiled and run once", *unwell])
     finished = all(part["finished"] for part in found)
-    return outcome(not unwell, summary, time.monotonic() - start, finished=finished)
+    return outcome(not unwell, summary, finished=finished)
 
 
 def candidates(setting: Setting, number: int, of: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import queue
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,9 +59,7 @@ def read_tests(ended: Ended) -> dict[str, Any]:
         summary = f"not finished after {ended.seconds:.0f} s: {counts}"
         failures = [line for line in lines if re.search(r"\b(FAILED|ERROR)\b", line)]
     finished = ended.status is not None
-    return outcome(
-        ended.status == 0, summary.strip("= "), ended.seconds, finished=finished, failures=failures
-    )
+    return outcome(ended.status == 0, summary.strip("= "), finished=finished, failures=failures)
 
 
 def _pytest(setting: Setting) -> list[str]:
@@ -106,16 +105,22 @@ def run_steps(
 
     def run_lane(lane: dict[str, Step]) -> None:
         for name, step in lane.items():
-            try:
-                result = step(setting, folder)
-            except Exception as error:  # on record as the step's; the others go on
-                result = outcome(False, f"{type(error).__name__}: {error}", 0.0, finished=False)
-            ended.put((name, result))
+            ended.put((name, taken(step, setting, folder)))
 
     for lane in lanes:
         threading.Thread(target=run_lane, args=(lane,), daemon=True).start()
     for _ in range(sum(map(len, lanes))):
         yield ended.get()
+
+
+def taken(step: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """A step's result, with the seconds it took; one that raises has not passed, and the others go on."""
+    start = time.monotonic()
+    try:
+        result = step(*given)
+    except Exception as error:
+        result = outcome(False, f"{type(error).__name__}: {error}", finished=False)
+    return {**result, "seconds": round(time.monotonic() - start, 1)}
 
 
 @dataclass
@@ -144,7 +149,7 @@ class Steps:
             if not self._passed(name):
                 limit = self.setting.seconds[name]
                 arguments = [str(folder), limit, commit]
-                self._note(name, run_child(f"bench.tuning:{name}", arguments, device, 2 * limit))
+                self._note(name, taken(run_child, f"bench.tuning:{name}", arguments, device, 2 * limit))
             # One that ran out of time leaves what it came to.
             if (folder / left).exists():
                 os.environ[variable] = str((folder / left).resolve())
@@ -153,7 +158,7 @@ class Steps:
     def compile(self) -> None:
         """Compile what will be measured."""
         if not self._passed("compile"):
-            self._note("compile", compile_variants(self.setting))
+            self._note("compile", taken(compile_variants, self.setting))
 
     def hung(self) -> list[str]:
         """The soaks that did not finish: a kernel waits for ever in them."""

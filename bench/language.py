@@ -21,13 +21,6 @@ _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16
 _USUAL_DTYPE: Final = {"cpu": "float32", "cuda": "bfloat16"}
 
 
-class Text(NamedTuple):
-    """Rows of a batch, and tokens in a row: random ones, as time does not depend on them."""
-
-    batch: int
-    length: int
-
-
 class Kind(NamedTuple):
     """A kind of language model.
 
@@ -53,16 +46,20 @@ class Kind(NamedTuple):
 def language_task(
     kind: Kind,
     name: str,
-    text: Text,
+    batch: int,
+    length: int,
     update: Update,
     device: torch.device,
     dtype: torch.dtype,
     layers: int = 0,
 ) -> Task:
-    """A net of a size, by its name; with so many decoder layers, if any are named, for a check."""
+    """A net of a size, by its name, on `batch` rows of `length` tokens: random ones take no other time.
+
+    With so many decoder layers, if any are named, for a check.
+    """
     size = kind.sizes[name]._replace(layers=layers or kind.sizes[name].layers)
     generator = torch.Generator().manual_seed(0)
-    drawn = (torch.randint(size.vocabulary, text, generator=generator) for _ in range(4))
+    drawn = (torch.randint(size.vocabulary, (batch, length), generator=generator) for _ in range(4))
 
     def build() -> nn.Module:
         with seeded(device, dtype):
@@ -72,7 +69,7 @@ def language_task(
         modules = kind.build(size).named_modules()
     return Task(
         name=f"{kind.name}-{name}",
-        shape={**text._asdict(), **size._asdict(), "r": update.r},
+        shape={"batch": batch, "length": length, **size._asdict(), "r": update.r},
         dtype=dtype,
         build=build,
         names=[module_name for module_name, module in modules if kind.adapts(module_name, module)],
@@ -117,7 +114,7 @@ def nets_level(
         where = level.effort.device
         (sizes, length), dtype = kind.usual[where.type], _DTYPES[asked["dtype"] or _USUAL_DTYPE[where.type]]
         update = Update(rank, 2.0 * rank, 0.0, _DTYPES[adapter_dtype])
-        given = (Text(asked["batch"], asked["length"] or length), update, where, dtype)
+        given = (asked["batch"], asked["length"] or length, update, where, dtype)
         methods = level.present(dtype)
         for size, mode in itertools.product(asked["sizes"] or sizes, asked["modes"]):
             with on_record(level.results.problems, f"{name} {size}, {mode}"):

@@ -68,7 +68,7 @@ def run_child(target: str, arguments: Sequence[Any], device: torch.device, secon
         with contextlib.suppress(json.JSONDecodeError):
             if line.startswith("{"):
                 return {**json.loads(line), "finished": finished}
-    return outcome(False, why_ended(ended, seconds), ended.seconds, finished=finished)
+    return outcome(False, why_ended(ended, seconds), finished=finished)
 
 
 def child_command(target: str, arguments: Sequence[Any], device: torch.device) -> list[str]:
@@ -84,16 +84,14 @@ def main(target: str, device: str, arguments: str) -> None:
     print(json.dumps(found))  # noqa: T201
 
 
-def outcome(
-    passed: bool | None, summary: str, seconds: float, *, finished: bool = True, **more: Any
-) -> dict[str, Any]:
+def outcome(passed: bool | None, summary: str, *, finished: bool = True, **more: Any) -> dict[str, Any]:
     """A correctness step's result; `passed` is None where it did not run."""
-    return {"passed": passed, "finished": finished, "summary": summary, "seconds": round(seconds, 1), **more}
+    return {"passed": passed, "finished": finished, "summary": summary, **more}
 
 
 def not_run(why: str) -> dict[str, Any]:
     """The result of a correctness step that cannot run here."""
-    return outcome(None, f"not run: {why}", 0.0)
+    return outcome(None, f"not run: {why}")
 
 
 def why_ended(ended: Ended, seconds: float) -> str:

@@ -49,7 +49,7 @@ def read_sanitizer(ended: Ended, seconds: float) -> dict[str, Any]:
     said = summary[1] if summary else why_ended(ended, seconds)
     if ended.status not in (0, None) and refusal and (summary is None or ended.status != _FOUND_SOMETHING):
         passed, said = None, f"not run: {refusal[1].strip()}"
-    return outcome(passed, said, ended.seconds, finished=ended.status is not None)
+    return outcome(passed, said, finished=ended.status is not None)
 
 
 def find_sanitizer() -> str | None:

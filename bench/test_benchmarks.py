@@ -12,7 +12,7 @@ import torch
 from bench.cases import Case
 from bench.check import check
 from bench.counts import synchronize
-from bench.language import Text, language_task
+from bench.language import language_task
 from bench.layer import PHASES, build_layer, layer_task, phase_works
 from bench.methods import IN_NETS, METHODS
 from bench.methods.method import Update
@@ -28,7 +28,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 BASE = torch.bfloat16 if ON_GPU else torch.float32
 M, SIZE = (8192, 4096) if ON_GPU else (256, 1024)
 CASES = [Case(M, SIZE, SIZE, r, BASE, torch.float32) for r in (16, 64)]
-NET, TEXT = ("1B", Text(1, 2048)) if ON_GPU else ("tiny", Text(2, 64))
+NET, ROWS, LENGTH = ("1B", 1, 2048) if ON_GPU else ("tiny", 2, 64)
 
 # torch.compile and Transformers warn of what they use themselves.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -69,7 +69,8 @@ def test_linear(benchmark: Any, case: Case, phase: str, method: str) -> None:
 def llama(layers: int = 0) -> Task:
     """A Llama, whole or with so many of its layers."""
     pytest.importorskip("transformers")
-    return language_task(LLAMA, NET, TEXT, Update(16, 32.0, 0.0, torch.float32), DEVICE, BASE, layers)
+    update = Update(16, 32.0, 0.0, torch.float32)
+    return language_task(LLAMA, NET, ROWS, LENGTH, update, DEVICE, BASE, layers)
 
 
 @pytest.mark.parametrize("method", IN_NETS)

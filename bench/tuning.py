@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ def choices(setting: Setting, folder: str, seconds: float, commit: str | None) -
     from fastlora.tune_model import tune_requests
     from fastlora.tuning.report import Request
 
-    start = time.monotonic()
     report = tune_requests(
         [Request(case.problem, case.dropout > 0) for case in setting.cases],
         minutes=seconds / 60,
@@ -55,7 +53,7 @@ def choices(setting: Setting, folder: str, seconds: float, commit: str | None) -
     better = sum(one.gain > 1 for one in report.found)
     summary = f"{len(report.found)} passes, {better} by another code; {len(report.skipped)} left out"
     summary += f"; {len(report.failures)} candidates failed"
-    return outcome(bool(report.found), summary, time.monotonic() - start, failures=report.failures)
+    return outcome(bool(report.found), summary, failures=report.failures)
 
 
 @click.command(help=__doc__)

@@ -7,17 +7,11 @@ from fastlora.autograd.function import lora_linear
 from fastlora.config import LoRAConfig
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
 from fastlora.model import transformers_saving
-from fastlora.model.adapter_batch import adapter_batch, train_adapters
-from fastlora.model.adapters import add_adapter, delete_adapter
 from fastlora.model.apply import apply_lora
-from fastlora.model.enabling import lora_disabled, set_lora_enabled
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.freezing import freeze, unfreeze
 from fastlora.model.group_reports import GroupCounts, GroupReport
 from fastlora.model.groups import group_counts, group_projections, ungroup_projections
-from fastlora.model.merging import merge_lora, unmerge_lora
-from fastlora.model.remove import remove_lora
-from fastlora.model.switching import active_adapter, adapter_names, set_adapter, use_adapter
 from fastlora.routes.backend import BackendError, get_backend, set_backend
 from fastlora.version import __version__
 
@@ -35,11 +29,17 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from fastlora.autograd.flops import flop_formulas
+    from fastlora.model.adapter_batch import adapter_batch, train_adapters
+    from fastlora.model.adapters import add_adapter, delete_adapter
     from fastlora.model.combine import combine_adapters
+    from fastlora.model.enabling import lora_disabled, set_lora_enabled
     from fastlora.model.initialize import initialize
     from fastlora.model.lora_plus import lora_plus_groups
+    from fastlora.model.merging import merge_lora, unmerge_lora
     from fastlora.model.reference import reference_model
+    from fastlora.model.remove import remove_lora
     from fastlora.model.report import ParameterReport, parameter_report
+    from fastlora.model.switching import active_adapter, adapter_names, set_adapter, use_adapter
     from fastlora.reference_layers import LoRAParametrization, ReferenceLoRALinear
     from fastlora.tune_model import tune
 
@@ -95,14 +95,19 @@ __all__ = [
     "use_adapter",
 ]
 
-# What not every use of LoRA needs is loaded when one of these names is first asked for.
+# What `apply_lora` does not need is loaded when one of these names is first asked for.
 _LATER: Final = {
     "AdapterError": "adapter_files",
     "Explanation": "accounting.explanation",
     "LoRAParametrization": "reference_layers",
     "ParameterReport": "model.report",
     "ReferenceLoRALinear": "reference_layers",
+    "active_adapter": "model.switching",
+    "adapter_batch": "model.adapter_batch",
+    "adapter_names": "model.switching",
+    "add_adapter": "model.adapters",
     "combine_adapters": "model.combine",
+    "delete_adapter": "model.adapters",
     "explain": "accounting.explain",
     "flop_formulas": "autograd.flops",
     "from_pretrained": "adapter_files",
@@ -110,13 +115,21 @@ _LATER: Final = {
     "initialize": "model.initialize",
     "load_adapter": "adapter_files",
     "load_pretrained": "adapter_files",
+    "lora_disabled": "model.enabling",
     "lora_plus_groups": "model.lora_plus",
-    "reference_model": "model.reference",
+    "merge_lora": "model.merging",
     "parameter_report": "model.report",
     "push_to_hub": "adapter_files",
+    "reference_model": "model.reference",
+    "remove_lora": "model.remove",
     "save_adapter": "adapter_files",
     "save_pretrained": "adapter_files",
+    "set_adapter": "model.switching",
+    "set_lora_enabled": "model.enabling",
+    "train_adapters": "model.adapter_batch",
     "tune": "tune_model",
+    "unmerge_lora": "model.merging",
+    "use_adapter": "model.switching",
 }
 _PACKAGES: Final = ("analysis", "lowrank", "parallel")
 

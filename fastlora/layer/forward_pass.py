@@ -19,6 +19,8 @@ from fastlora.formula.operands import autocasts, checked_base
 from fastlora.layer import commits, sharing, training_warnings
 from fastlora.layer.adapter import BIAS, MAGNITUDE, Adapter, with_bias
 from fastlora.layer.adapters import AdaptedLinear
+from fastlora.layer.base_weights import packed_format
+from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.projection import projection_of
 
 
@@ -39,7 +41,8 @@ class ForwardPass(AdaptedLinear):
             ValueError: If x's last dimension or device is wrong.
         """
         if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a Tensor; got {type(x).__name__}")
+            leaf = " of torch.fx, to which this layer must be a leaf" if isinstance(x, torch.fx.Proxy) else ""
+            raise TypeError(f"x must be a Tensor; got {type(x).__name__}{leaf}")
         if self._group is not None and (taken := sharing.take(self, x)) is not None:
             return taken
         # Compiled code needs no check: its guards hold it to one state. And as `moved` would become a guard,
@@ -49,8 +52,9 @@ class ForwardPass(AdaptedLinear):
         moved = commits.moved
         try:
             y = self._computed(x)
-        except Exception:  # perhaps because the operands came from two states
+        except Exception as error:  # perhaps because the operands came from two states
             if commits.moved == moved and not moved & 1:
+                _explain(self, error)
                 raise
         else:
             if commits.moved == moved and not moved & 1:
@@ -132,3 +136,12 @@ def _frozen(W: Tensor) -> Tensor:
         stacklevel=4,
     )
     return W.detach()
+
+
+def _explain(layer: nn.Module, error: Exception) -> None:
+    """Raise a TypeError that says so, if the error comes from a W that was packed after it got LoRA."""
+    W = layer._parameters.get("weight")
+    if W is not None and packed_format(layer) is None and (why := odd_tensor(W)):
+        raise TypeError(
+            f"weight must hold its numbers as they are; it is {why} (pack the base first, then apply_lora)"
+        ) from error

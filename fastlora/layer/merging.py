@@ -12,6 +12,7 @@ from fastlora.layer import base_weights, sharding
 from fastlora.layer.adapters import Adapted, AdaptedLinear
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.replacement import check_own_forward, linear_as
+from fastlora.layer.shared_weights import check_unshared_elsewhere
 from fastlora.layer.writable import check_own, check_own_writable
 
 
@@ -46,7 +47,6 @@ class Mergeable(Adapted):
         return self.weight.detach().clone() if self.enabled else base_weights.original_weight(self)
 
     @exclusive
-    @torch.no_grad()
     def merge(self) -> None:
         """Add s B A into `weight`, summed in fp32 and rounded once; W is kept aside for `unmerge`.
 
@@ -54,11 +54,16 @@ class Mergeable(Adapted):
         layer changes nothing.
 
         Raises:
-            ValueError: If the sum holds NaN or infinity, or `weight` is computed from other tensors (by a
-                parametrization, say) or cannot be written in place. The layer is then unchanged.
+            ValueError: If the sum holds NaN or infinity, or `weight` is shared by another LoRA layer, of any
+                model, is computed from other tensors (by a parametrization, say) or cannot be written in
+                place. The layer is then unchanged.
         """
-        if self.merged:
-            return
+        if not self.merged:
+            check_unshared_elsewhere([self], "merged")
+            self._merge()
+
+    @torch.no_grad()
+    def _merge(self) -> None:
         check_own_writable(self.keeper[0], self.keeper[1:], "the layer")
         total = self._finite_sum()
         with torch.inference_mode(False):

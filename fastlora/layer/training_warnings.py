@@ -44,6 +44,16 @@ def watch(layer: nn.Module) -> None:
     _layers.add(layer)
 
 
+def forget(layer: nn.Module) -> None:
+    """Do not check a layer any more, as another has taken its place."""
+    _layers.discard(layer)
+
+
+def watched() -> list[Any]:
+    """The LoRA layers that are alive, of all models."""
+    return list(_layers)
+
+
 def suspect(layer: Any) -> None:
     """Check a layer again at the next step, because it ran without its update while training.
 
@@ -218,7 +228,9 @@ def _lacks_gradient(parameter: nn.Parameter) -> bool:
 
 
 def _text(idle: list[Any], optimizer: str) -> str:
-    named = listed((f"{_name(layer)} ({why_untrained(layer)})" for layer in sorted(idle, key=_name)), _NAMED)
+    named = listed(
+        (f"{name_of(layer)} ({why_untrained(layer)})" for layer in sorted(idle, key=name_of)), _NAMED
+    )
     return (
         f"{optimizer} is to train the LoRA updates of {named}, which have no "
         "gradient in this step. A layer trains where it is called, enabled and unmerged, and its output "
@@ -228,9 +240,10 @@ def _text(idle: list[Any], optimizer: str) -> str:
 
 
 def _names(layers: Iterable[Any]) -> str:
-    return listed(sorted(map(_name, layers)), _NAMED)
+    return listed(sorted(map(name_of, layers)), _NAMED)
 
 
-def _name(layer: Any) -> str:
+def name_of(layer: Any) -> str:
+    """A layer's name in its model, or its sizes."""
     name = layer.applied_as
     return repr(name[-80:]) if name else f"a layer {layer.in_features} -> {layer.out_features}"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fastlora.layer.base_weights import packed_format
 from fastlora.layer.commits import Commit, commit, exclusive
-from fastlora.layer.sharding import all_finite, is_dtensor, reshard
+from fastlora.layer.sharding import all_finite, reshard
+from fastlora.layer.shared_weights import check_unshared_elsewhere, memory_of
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.wrappers import module_names
@@ -35,7 +36,7 @@ def merge_lora(model: nn.Module) -> None:
     todo = [layer for layer in layers.values() if not layer.merged]
     try:
         for layer in todo:
-            layer.merge()
+            layer._merge()
     except BaseException:
         _unmerge(todo)
         raise
@@ -118,18 +119,12 @@ def check_unshared(model: nn.Module, layers: Mapping[str, LoRALayer], to_be: str
     for module, (name, *_) in module_names(model).items():
         for kind, parameter in module._parameters.items():
             if parameter is not None:
-                owners.setdefault(_memory(parameter), []).append(f"{name}.{kind}".lstrip("."))
+                owners.setdefault(memory_of(parameter), []).append(f"{name}.{kind}".lstrip("."))
     for name, layer in layers.items():
-        users = owners[_memory(layer.weight)]
+        users = owners[memory_of(layer.weight)]
         if len(users) > 1:
             raise ValueError(
                 f"{name}.weight must belong to this layer alone to be {to_be}; it is shared by "
                 f"{', '.join(users)} (give the layer a weight of its own first, or {otherwise})"
             )
-
-
-def _memory(parameter: nn.Parameter) -> object:
-    """A key that is equal for two parameters if writing to one changes the other."""
-    if parameter.is_meta or parameter.numel() == 0 or is_dtensor(parameter):
-        return id(parameter)
-    return parameter.device, parameter.data_ptr()
+    check_unshared_elsewhere(layers.values(), to_be)

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastlora.arguments import DTYPES, check_bool
 from fastlora.experts.layer import FusedLoRAExperts
+from fastlora.layer import training_warnings
 from fastlora.layer.base_weights import check_original_weights
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.fused_lora_linear import FusedLoRALinear
@@ -87,6 +88,8 @@ def remove_lora(model: nn.Module, merge: bool = False) -> nn.Module:
         for layer, bias in biases.items() if merge else ():
             for each in (layer, plain[layer]):
                 changing.put(cast(nn.Module, each)._parameters, "bias", bias)
+    for layer in layers.values():
+        training_warnings.forget(layer)
     if merge and packed:
         warn_of_rounding({name: (layer, repacked[layer]) for name, layer in packed.items()})
     return result

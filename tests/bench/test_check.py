@@ -95,10 +95,10 @@ def test_output_and_gradients_of_a_net_are_within_the_budget(name):
 @pytest.mark.parametrize("mode", ["eager", "checkpoint"])
 def test_a_llama_is_tuned_in_every_layer_but_its_head(mode):
     pytest.importorskip("transformers")
-    from bench.language import Text, language_task
+    from bench.language import language_task
     from bench.model import LLAMA
 
-    task = language_task(LLAMA, "tiny", Text(1, 8), small_task().update, CPU, torch.float32)
+    task = language_task(LLAMA, "tiny", 1, 8, small_task().update, CPU, torch.float32)
     assert len(task.names) == 2 * 7
     assert "lm_head" not in task.names
     assert check(FASTLORA, task, mode).failure is None

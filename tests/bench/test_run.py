@@ -33,14 +33,14 @@ def _steps(monkeypatch):
     monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)  # wants a real stderr
     monkeypatch.setattr("bench.correctness.run_steps", steps)
     monkeypatch.setattr("bench.correctness.compile_candidates", lambda device: None)
-    monkeypatch.setattr("bench.correctness.compile_variants", lambda setting: outcome(True, "compiled", 0.0))
-    monkeypatch.setattr("bench.correctness.run_child", lambda *given: outcome(False, "no tiles", 0.0))
+    monkeypatch.setattr("bench.correctness.compile_variants", lambda setting: outcome(True, "compiled"))
+    monkeypatch.setattr("bench.correctness.run_child", lambda *given: outcome(False, "no tiles"))
 
 
 def steps(setting, folder, wanted, failing=()):
     for name in ("tests", "soak", "candidates"):
         if wanted(name):
-            yield name, outcome(name not in failing, f"ran {name}", 0.0)
+            yield name, outcome(name not in failing, f"ran {name}", seconds=0.0)
 
 
 def command(*arguments):
@@ -108,7 +108,7 @@ def test_what_is_measured_after_tuning_runs_with_the_table_found(tmp_path, monke
     def tuned(target, *_):
         calls.append(target)
         (tmp_path / "tables").mkdir(exist_ok=True)
-        return outcome(True, "tuned", 1.0)
+        return outcome(True, "tuned")
 
     monkeypatch.setattr("bench.correctness.run_child", tuned)
     steps_in(tmp_path).tune()
@@ -131,7 +131,7 @@ def test_a_part_of_a_run_can_be_asked_for_and_time_can_run_out(tmp_path):
 
 def test_kernels_that_hang_are_not_measured(tmp_path):
     one = steps_in(tmp_path)
-    one.results.correctness["streams"] = outcome(False, "not finished", 0.0, finished=False)
+    one.results.correctness["streams"] = outcome(False, "not finished", finished=False)
     here = {method.name for method in present_methods(one)}
     hung = {name for name, why in one.results.absent.items() if why.startswith("streams did not finish")}
     by_route = {"fastlora-vendor", "fastlora-persistent", "fastlora-flattened"}

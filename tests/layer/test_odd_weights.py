@@ -142,3 +142,20 @@ def test_accelerates_hooks_are_named():
     hooked.forward = hooked.forward
     with pytest.raises(TypeError, match=r"accelerate replaced this module's .*dispatch the model afterwards"):
         apply_lora(nn.Sequential(hooked), LoRAConfig())
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_weight_that_was_packed_after_it_got_lora_is_named(dora):
+    layer = FusedLoRALinear(6, 3, r=2, dora=dora)
+    layer.weight = nn.Parameter(Int8Tensor(layer.weight.detach()), requires_grad=False)
+    with pytest.raises(
+        TypeError, match=r"weight must .*Int8Tensor, as quantization .* \(pack the base first"
+    ):
+        layer(torch.randn(2, 6))
+
+
+def test_a_tracer_that_knows_no_leaves_is_named():
+    with pytest.raises(
+        TypeError, match=r"x must be a Tensor; got Proxy of torch.fx, to which this layer must"
+    ):
+        torch.fx.symbolic_trace(nn.Sequential(FusedLoRALinear(6, 3)))

@@ -103,7 +103,7 @@ def test_merge_and_unmerge_go_over_all_layers():
 def test_a_merge_that_fails_leaves_every_weight_as_it_was(monkeypatch):
     model = adapted(mlp())
     weights = [layer.weight.clone() for _, layer in lora_layers(model)]
-    monkeypatch.setattr(FusedLoRALinear, "merge", failing_at(2, FusedLoRALinear.merge))
+    monkeypatch.setattr(FusedLoRALinear, "_merge", failing_at(2, FusedLoRALinear._merge))
     with pytest.raises(InjectedError):
         merge_lora(model)
     for weight, (_, layer) in zip(weights, lora_layers(model), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -36,13 +36,7 @@ def read_config(spec: str, options: Collection[str]) -> dict[str, Any]:
     """
     import yaml
 
-    path = Path(spec)
-    if not path.is_file() and spec in shipped():
-        path = _SHIPPED / f"{spec}.yaml"
-    if not path.is_file():
-        raise ConfigFileError(
-            f"config must be a YAML file, or one of {', '.join(shipped())}; there is no {spec!r}"
-        )
+    path = _path_of(spec)
     try:
         loader: Any = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -64,10 +58,22 @@ def read_config(spec: str, options: Collection[str]) -> dict[str, Any]:
         if not isinstance(value, yaml.ScalarNode):
             raise ConfigFileError(f"{place}: {key.value!r} must be one value")
         found[name] = loader.construct_object(value)
-    if path.parent == _SHIPPED:
-        data = str(_SHIPPED.parents[1] / "data")
-        found = {
-            name: value.replace(_HERE, data) if isinstance(value, str) else value
-            for name, value in found.items()
-        }
-    return found
+    return _with_shipped_data(found) if path.parent == _SHIPPED else found
+
+
+def _path_of(spec: str) -> Path:
+    path = Path(spec)
+    if not path.is_file() and spec in shipped():
+        path = _SHIPPED / f"{spec}.yaml"
+    if not path.is_file():
+        raise ConfigFileError(
+            f"config must be a YAML file, or one of {', '.join(shipped())}; there is no {spec!r}"
+        )
+    return path
+
+
+def _with_shipped_data(found: Mapping[str, Any]) -> dict[str, Any]:
+    data = str(_SHIPPED.parents[1] / "data")
+    return {
+        name: value.replace(_HERE, data) if isinstance(value, str) else value for name, value in found.items()
+    }

@@ -10,10 +10,12 @@ better and the others worse. With it off, it is the net from before, bit for bit
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastlora.adapter_files import save_adapter
 from fastlora.recipes.digits import Digits, DigitSet, read_folder, read_sample
@@ -23,7 +25,7 @@ from fastlora.recipes.mnist.download import download
 from fastlora.recipes.mnist.methods import LORA_METHODS, LoRAMethod
 from fastlora.recipes.mnist.options import MnistOptions
 from fastlora.recipes.mnist.picture import draw_picture
-from fastlora.recipes.mnist.proofs import prove_weights
+from fastlora.recipes.mnist.proofs import WeightProofs, prove_weights
 from fastlora.recipes.mnist.results import ADAPTER, PICTURE, MnistResult, Parameters
 from fastlora.recipes.options import AUTO
 from fastlora.recipes.proofs import cloned
@@ -94,15 +96,11 @@ def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -
     with timed(seconds, "test"):
         what = "Test with LoRA on" if tuned.method else "Test the fine-tuned net"
         on = score(tuned.net, digits.test, what=what, track=track)
-    off = proofs = adapter_bytes = None
+    proofs, off = None, None
     if tuned.method is not None:
-        with timed(seconds, "prove"):
-            proofs = prove_weights(tuned.net, tuned.method, before, track)
-        with timed(seconds, "test"):
-            tuned.method.enable_all(tuned.net, False)
-            off = score(tuned.net, digits.test, what="Test with LoRA off", track=track)
+        proofs, off = _switched_off(tuned.net, tuned.method, before, digits.test, seconds, track)
         with timed(seconds, "save"):
-            adapter_bytes = save(options, base, tuned.net, tuned.method, draft / ADAPTER)
+            save(options, base, tuned.net, tuned.method, draft / ADAPTER)
     with timed(seconds, "picture"):
         draw_picture(draft / PICTURE, base_score.wrong, on.wrong, off and off.wrong, digit, tuned.losses)
     result = MnistResult(
@@ -119,11 +117,27 @@ def _run(options: MnistOptions, path: Route | None, draft: Path, track: Track) -
         frozen_identical=proofs and proofs.frozen,
         effective_holds=proofs and proofs.enabled,
         off_identical=proofs and proofs.disabled and off == base_score,
-        adapter_bytes=adapter_bytes,
+        adapter_bytes=(draft / ADAPTER).stat().st_size if tuned.method else None,
         seconds=seconds,
     )
     write_results(draft, result.as_json())
     return result
+
+
+def _switched_off(
+    net: DigitsMLP,
+    method: LoRAMethod,
+    before: Mapping[str, Tensor],
+    test: Digits,
+    seconds: dict[str, float],
+    track: Track,
+) -> tuple[WeightProofs, Score]:
+    """What holds of the weights, and the score with LoRA off, which it stays."""
+    with timed(seconds, "prove"):
+        proofs = prove_weights(net, method, before, track)
+    with timed(seconds, "test"):
+        method.enable_all(net, False)
+        return proofs, score(net, test, what="Test with LoRA off", track=track)
 
 
 def read_digits(options: MnistOptions) -> DigitSet:
@@ -180,15 +194,14 @@ def finetune(
     return FineTuned(net, method, losses)
 
 
-def save(options: MnistOptions, base: DigitsMLP, net: DigitsMLP, method: LoRAMethod, path: Path) -> int:
-    """Write A and B to an adapter file, in the same form for every method; return its size in bytes."""
+def save(options: MnistOptions, base: DigitsMLP, net: DigitsMLP, method: LoRAMethod, path: Path) -> None:
+    """Write A and B to an adapter file, in the same form for every method."""
     portable, fused = copy.deepcopy(base), LORA_METHODS["fused"]
     fused.attach(portable, options.rank, options.alpha)
     with torch.no_grad():
         for target, source in zip(fused.trained(portable), method.trained(net), strict=True):
             target.copy_(source)
     save_adapter(portable, path)
-    return path.stat().st_size
 
 
 def count_parameters(base: DigitsMLP, tuned: FineTuned) -> Parameters:

@@ -58,15 +58,7 @@ def walk(
     library.start(model, options.generator("A"))
     before = cloned(library.tensors(model))
     is_zero = all(not (B @ A).any() for A, B, _ in library.updates(model).values())
-    losses = {
-        phase: train_epochs(
-            model, task.train, epochs, options.generator(phase), what=f"{name}: {what}", track=track
-        )
-        for phase, task, epochs, what in (
-            ("same_data", tasks.sine, SAME_EPOCHS, "same data"),
-            ("downstream", tasks.threshold, DOWNSTREAM_EPOCHS, "downstream"),
-        )
-    }
+    losses = _train(name, model, tasks, options, track)
     after = cloned(library.tensors(model))
     accuracy = score(model, tasks.threshold.test).accuracy
     folder = options.out / name
@@ -92,6 +84,22 @@ def walk(
             reloaded_identical=same_outputs,
         ),
     )
+
+
+def _train(
+    name: str, model: nn.Module, tasks: Tasks, options: WalkOptions, track: Track
+) -> dict[str, list[float]]:
+    """The mean loss of each epoch: on the data of pretraining again, then on the downstream task."""
+    phases = (
+        ("same_data", tasks.sine, SAME_EPOCHS, "same data"),
+        ("downstream", tasks.threshold, DOWNSTREAM_EPOCHS, "downstream"),
+    )
+    return {
+        phase: train_epochs(
+            model, task.train, epochs, options.generator(phase), what=f"{name}: {what}", track=track
+        )
+        for phase, task, epochs, what in phases
+    }
 
 
 def train_epochs(
