@@ -91,7 +91,8 @@ def _with_unpacking(plain: Explanation, layer: QuantizedLoRALinear, dropout: flo
 
             gpu, device = plain.gpu, layer.weight.device
             architecture = architecture_of(device) if gpu is None else GPUS[gpu].architecture
-            plan, unpacks = few_rows_plan(architecture, problem, dropout), False
+            count = _multiprocessors_of(device, gpu)
+            plan, unpacks = few_rows_plan(architecture, problem, dropout, count), False
         cost = one.cost._replace(moved=one.cost.moved + packed + (whole if unpacks else -whole))
         floor = None if plain.gpu is None else _floor(cost, problem.dtype, plain.gpu)
         passes.append(replace(one, plan=plan, cost=cost, floor_us=floor, unpacks=unpacks))
@@ -149,7 +150,15 @@ def explain_problem(
             from fastlora.routes.plan import plan_for
 
             where, whole = architecture or _architecture_of(device), aligned and all(map(is_aligned, rows))
-            plan = plan_for(name, where, problem, dropout=dropout, aligned=whole, measured=not named)
+            plan = plan_for(
+                name,
+                where,
+                problem,
+                dropout=dropout,
+                aligned=whole,
+                measured=not named,
+                multiprocessors=_multiprocessors_of(device, gpu),
+            )
         cost: Cost = getattr(problem, name)()
         floor = None if gpu is None else _floor(cost, problem.dtype, gpu)
         passes.append(PassExplanation(name, route, plan, cost, floor))
@@ -179,6 +188,13 @@ def _architecture_of(device: torch.device) -> str:
     from fastlora.routes.architecture import architecture_of  # which needs Triton
 
     return architecture_of(device)
+
+
+def _multiprocessors_of(device: torch.device, gpu: str | None) -> int | None:
+    """How many the device has, if it is the GPU that is explained; None for another."""
+    from fastlora.routes.architecture import multiprocessors
+
+    return multiprocessors(device) if gpu == _gpu_of(device) else None
 
 
 def _floor(cost: Cost, dtype: torch.dtype, gpu: str) -> float:

@@ -22,6 +22,15 @@ def architecture_of(device: torch.device) -> str:
     )
 
 
+@functools.lru_cache(maxsize=64)
+def multiprocessors(device: torch.device) -> int | None:
+    """How many a GPU, or the slice of one that MIG gives, has; None for the CPU."""
+    if device.type == "cpu":
+        return None
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
 def fp32_precision() -> str:
     """Of fp32 products, by torch's setting: "ieee" or "tf32"."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

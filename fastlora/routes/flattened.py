@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes import fused as plain
+from fastlora.routes.architecture import multiprocessors
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.launch import backward_outputs, multiprocessors, on_device, readable, scales, writable
+from fastlora.routes.launch import backward_outputs, on_device, readable, scales, writable
 from fastlora_kernels.configs import launch_options, num_blocks
 from fastlora_kernels.flattened import flattened_backward_kernel, flattened_forward_kernel
 from fastlora_kernels.flattened_blocks import TILES, block_of_ranks, counters, rows_a_ticket
@@ -27,7 +28,7 @@ def forward(o: Operands, tile: Tile | None = None, programs: int | None = None) 
     """
     x, (W,) = o.x, o.base.tensors
     M, N, r = x.shape[0], o.base.N, o.A.shape[0]
-    tile, programs = tile or TILES["forward"], programs or multiprocessors(x.device)
+    tile, programs = tile or TILES["forward"], programs or multiprocessors(x.device) or 1
     y = x.new_empty(M, N)
     p = torch.empty(M, r, device=x.device, dtype=torch.float32)
     s, power, inverse = scales(float(o.s), x.dtype)
@@ -62,7 +63,7 @@ def backward_of_all(
         dx [M, K] in x's dtype, dA [r, K] and dB [N, r] in A's dtype.
     """
     x, (W,), K = o.x, o.base.tensors, o.base.K
-    tile, programs = tile or TILES["backward"], programs or multiprocessors(x.device)
+    tile, programs = tile or TILES["backward"], programs or multiprocessors(x.device) or 1
     dx, dA, dB, q = backward_outputs(o, p, EVERYTHING)
     with on_device(x):
         flattened_backward_kernel[(programs,)](

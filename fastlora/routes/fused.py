@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
-from fastlora.routes.architecture import architecture_of, fp32_precision
+from fastlora.routes.architecture import architecture_of, fp32_precision, multiprocessors
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.launch import backward_outputs, on_device, readable, scratch_for, writable
 from fastlora.routes.plan import Plan, p_alone_plan, plan_for
@@ -43,7 +43,8 @@ def project(o: Operands, y: Tensor) -> Tensor:
     """
     (W,) = o.base.tensors
     aligned = is_aligned(o.x) and is_aligned(W)
-    plan = p_alone_plan(architecture_of(o.x.device), problem_of(o), dropout=o.dropout, aligned=aligned)
+    gpu, count = architecture_of(o.x.device), multiprocessors(o.x.device)
+    plan = p_alone_plan(gpu, problem_of(o), dropout=o.dropout, aligned=aligned, multiprocessors=count)
     return _launch_forward(o, plan, y, "p")
 
 
@@ -217,5 +218,13 @@ def _shared(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
 
 
 def _plan(direction: str, o: Operands, needs: Needs, aligned: bool) -> Plan:
-    architecture = architecture_of(o.x.device)
-    return plan_for(direction, architecture, problem_of(o), needs, dropout=o.dropout, aligned=aligned)
+    device = o.x.device
+    return plan_for(
+        direction,
+        architecture_of(device),
+        problem_of(o),
+        needs,
+        dropout=o.dropout,
+        aligned=aligned,
+        multiprocessors=multiprocessors(device),
+    )

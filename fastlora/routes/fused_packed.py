@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastlora.formats.registry import FORMATS
 from fastlora.formula.operands import BaseWeight, Operands
-from fastlora.routes.architecture import architecture_of
+from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.decide import problem_of
 from fastlora.routes.few_rows import as_operand
 from fastlora.routes.fused import forward_arguments
@@ -30,7 +30,9 @@ def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
         plan: A launch plan by `few_rows_plan`; None means that of x's device.
     """
     x = o.x
-    plan = plan or few_rows_plan(architecture_of(x.device), problem_of(o), o.dropout)
+    plan = plan or few_rows_plan(
+        architecture_of(x.device), problem_of(o), o.dropout, multiprocessors(x.device)
+    )
     y = torch.empty(x.shape[0], o.base.N, device=x.device, dtype=x.dtype)
     p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
     with on_device(x):

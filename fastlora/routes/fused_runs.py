@@ -11,7 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs
-from fastlora.routes.architecture import architecture_of
+from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.launch import on_device, readable, scratch_for
 from fastlora.routes.plan import Plan
@@ -143,6 +143,7 @@ def launch_of(
         split_k: As in `run_plan`.
     """
     x, (E, N, _) = o.x, o.W.shape
+    programs = multiprocessors(x.device) if architecture is None else None
     architecture = architecture or architecture_of(x.device)
     sorted_runs = E + 1 if isinstance(o.runs, Tensor) else 1
     aligned = is_aligned(x) and _is_one_matrix(o.W) and (dy is None or is_aligned(dy))
@@ -154,7 +155,10 @@ def launch_of(
         found = (found[0], tile or found[1], False)
     tables = _tables(o, found[1].block_m)
     counts = (tables.num_tiles, tables.num_segments, tables.num_operands)
-    return Launch(run_plan(direction, architecture, o.problem, *counts, needs, found, split_k), tables)
+    plan = run_plan(
+        direction, architecture, o.problem, *counts, needs, found, split_k, multiprocessors=programs
+    )
+    return Launch(plan, tables)
 
 
 def _tables(o: RunsCall, block_m: int) -> Tables:

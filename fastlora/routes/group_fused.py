@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlora.formula.cost import Problem
 from fastlora.formula.grouped import Grouped
-from fastlora.routes.architecture import architecture_of
+from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.decide import is_aligned
 from fastlora.routes.group_plan import GroupPlan, group_plan
 from fastlora.routes.launch import on_device, readable, writable
@@ -140,7 +140,9 @@ def _shared(o: Grouped, plan: GroupPlan) -> dict[str, Any]:
 
 def _plan(direction: str, o: Grouped, aligned: bool) -> GroupPlan:
     problem, columns = problem_of(o)
-    return group_plan(direction, architecture_of(o.x.device), problem, columns, aligned)
+    device = o.x.device
+    count = multiprocessors(device)
+    return group_plan(direction, architecture_of(device), problem, columns, aligned, multiprocessors=count)
 
 
 def problem_of(o: Grouped) -> tuple[Problem, tuple[int, ...]]:

@@ -53,6 +53,7 @@ def group_plan(
     columns: tuple[int, ...],
     aligned: bool,
     tile: Tile | None = None,
+    multiprocessors: int | None = None,
 ) -> GroupPlan:
     """The plan of a pass that needs every gradient.
 
@@ -63,10 +64,11 @@ def group_plan(
         columns: N of each.
         aligned: Whether TMA can address the operands.
         tile: A tile to use; None means the table's.
+        multiprocessors: As in `plan_for`.
     """
     # What `fastlora tune` measured is a single layer.
     single = plan_for(direction, architecture, problem, tile=tile, aligned=aligned, measured=False)
-    table = configs.table_of(architecture)
+    table = configs.table_of(architecture, multiprocessors)
     if direction == "forward":
         terms = outranges_fp16(problem.adapter_dtype, problem.dtype)
         block_r = configs.group_rank_block(single.block_r, architecture, terms)

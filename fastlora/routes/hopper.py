@@ -15,8 +15,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fastlora.formula.operands import EVERYTHING, Needs, Operands
 from fastlora.routes import fused as plain
+from fastlora.routes.architecture import multiprocessors
 from fastlora.routes.decide import is_aligned
-from fastlora.routes.launch import backward_outputs, multiprocessors, on_device, scales
+from fastlora.routes.launch import backward_outputs, on_device, scales
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.hopper import blocks as hopper
 from fastlora_kernels.hopper.backward import hopper_backward_kernel
@@ -42,7 +43,7 @@ def forward(o: Operands, blocks: Blocks | None = None, programs: int | None = No
     rows, tiles = num_blocks(M, blocks.m), num_blocks(M, blocks.m) * num_blocks(N, blocks.c)
     s, power, inverse = scales(float(o.s), x.dtype)
     with on_device(x):
-        hopper_forward_kernel[(programs or min(tiles, multiprocessors(x.device)),)](
+        hopper_forward_kernel[(programs or min(tiles, multiprocessors(x.device) or tiles),)](
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.c, blocks.step),
             A=_blocks_of(_for_tma(o.A, x.dtype, blocks.terms, blocks.r), blocks.r, blocks.step),
@@ -82,7 +83,7 @@ def backward_of_all(
     tickets = rows * columns + sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
     padded = num_blocks(N, blocks.step) * blocks.step
     with on_device(x):
-        hopper_backward_kernel[(programs or min(tickets, multiprocessors(x.device)),)](
+        hopper_backward_kernel[(programs or min(tickets, multiprocessors(x.device) or tickets),)](
             dy=_blocks_of(dy, blocks.m, blocks.step),
             x=_blocks_of(x, blocks.m, blocks.step),
             W=_blocks_of(W, blocks.step, blocks.c),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from typing import Any, Final
 
@@ -68,10 +67,3 @@ def scales(s: float, dtype: torch.dtype) -> tuple[float, float | None, float | N
         return s, None, None
     exponent = min(max(math.frexp(s)[1], -_MOST_EXPONENT), _MOST_EXPONENT)
     return math.ldexp(s, -exponent), math.ldexp(1.0, exponent), math.ldexp(1.0, -exponent)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many a GPU has."""
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count

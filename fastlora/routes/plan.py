@@ -84,6 +84,7 @@ def plan_for(
     dropout: float = 0.0,
     aligned: bool = True,
     measured: bool = True,
+    multiprocessors: int | None = None,
 ) -> Plan:
     """The plan for an architecture of the tile tables, which need not be this machine's.
 
@@ -96,24 +97,47 @@ def plan_for(
         dropout: Probability of dropping an entry of x_d.
         aligned: Whether TMA can address the operands.
         measured: Whether what was measured on this machine counts.
+        multiprocessors: Of the GPU; None means those of the architecture's usual one.
     """
     dropped = dropout_constants(dropout)[0] > 0
-    rest = needs, tile, dropped, fp32_precision(), aligned, measured
+    rest = needs, tile, dropped, fp32_precision(), aligned, measured, multiprocessors
     return _cached_plan(direction, architecture, problem, *rest)
 
 
-def p_alone_plan(architecture: str, problem: Problem, *, dropout: float, aligned: bool) -> Plan:
+def p_alone_plan(
+    architecture: str,
+    problem: Problem,
+    *,
+    dropout: float,
+    aligned: bool,
+    multiprocessors: int | None = None,
+) -> Plan:
     """The plan of a forward pass whose programs of p alone are launched: they have the whole GPU."""
-    plan = plan_for("forward", architecture, problem, dropout=dropout, aligned=aligned)
+    plan = plan_for(
+        "forward",
+        architecture,
+        problem,
+        dropout=dropout,
+        aligned=aligned,
+        multiprocessors=multiprocessors,
+    )
     tiles, steps = plan.tasks["p"] // plan.split_k["p"], num_blocks(problem.K, plan.tile.block_k)
-    split = split_k(configs.table_of(architecture), tiles, steps)
+    split = split_k(configs.table_of(architecture, multiprocessors), tiles, steps)
     return plan._replace(split_k=plan.split_k | {"p": split}, tasks=plan.tasks | {"p": tiles * split})
 
 
-def few_rows_plan(architecture: str, problem: Problem, dropout: float = 0.0) -> Plan:
+def few_rows_plan(
+    architecture: str, problem: Problem, dropout: float = 0.0, multiprocessors: int | None = None
+) -> Plan:
     """The plan of a forward pass with few rows over a packed W, which is unpacked inside the product."""
     plan = plan_for(
-        "forward", architecture, problem, tile=configs.PACKED_TILE, dropout=dropout, aligned=False
+        "forward",
+        architecture,
+        problem,
+        tile=configs.PACKED_TILE,
+        dropout=dropout,
+        aligned=False,
+        multiprocessors=multiprocessors,
     )
     permuted = architecture.startswith("sm_")
     return plan._replace(options={**plan.options, "enable_fp_fusion": False, "PERMUTED": permuted})
@@ -153,9 +177,10 @@ def _cached_plan(
     precision: str,
     aligned: bool,
     measured: bool,
+    multiprocessors: int | None,
 ) -> Plan:
     name, entry, kind = entry_of(direction, architecture, problem, precision, aligned)
-    table = configs.table_of(architecture)
+    table = configs.table_of(architecture, multiprocessors)
     x, adapter = problem.dtype, problem.adapter_dtype
     tf32_terms = outranges_fp16(adapter, x)
     wide_adapters = adapter.itemsize > x.itemsize or tf32_terms

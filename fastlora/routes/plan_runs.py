@@ -13,7 +13,7 @@ from fastlora.routes.plan import Plan, entry_of
 from fastlora_kernels import configs, segment_tasks, tasks
 from fastlora_kernels.configs import num_blocks
 from fastlora_kernels.split_counts import split_k
-from fastlora_kernels.tables import Tile
+from fastlora_kernels.tables import Table, Tile
 
 
 def tile_for(
@@ -61,6 +61,7 @@ def run_plan(
     needs: Needs,
     found: tuple[str, Tile, bool],
     split_k: tuple[int, int] | None = None,
+    multiprocessors: int | None = None,
 ) -> Plan:
     """The plan of a launch.
 
@@ -74,9 +75,11 @@ def run_plan(
         needs: Which gradients a backward pass computes.
         found: As `tile_for` returns it.
         split_k: How many programs share a tile of (p, y) or (q, dx); None means as many as have work.
+        multiprocessors: As in `plan_for`.
     """
     counts = (num_tiles, num_segments, num_operands)
-    return _cached_plan(direction, architecture, problem, counts, needs, found, split_k, fp32_precision())
+    rest = needs, found, split_k, fp32_precision(), multiprocessors
+    return _cached_plan(direction, architecture, problem, counts, *rest)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -89,8 +92,10 @@ def _cached_plan(
     found: tuple[str, Tile, bool],
     split_k: tuple[int, int] | None,
     precision: str,
+    multiprocessors: int | None,
 ) -> Plan:
     name, tile, tma = found
+    table = configs.table_of(architecture, multiprocessors)
     _, K, N, r, x, adapter, _ = problem
     kind = configs.element_kind(torch.finfo(x).bits, precision)
     tf32_terms = outranges_fp16(adapter, x)
@@ -99,14 +104,14 @@ def _cached_plan(
     if direction == "forward":
         forward = segment_tasks.segment_forward_tiles(*counts[:2], N, r, tile.block_n, block_r)
         tiles = forward._asdict()
-        split = _split(("p", "y"), split_k, architecture, tiles, num_blocks(K, tile.block_k))
+        split = _split(("p", "y"), split_k, table, tiles, num_blocks(K, tile.block_k))
         num_tasks = tasks.forward_tickets(forward, split["p"], split["y"]).end
         workspace = tasks.forward_counters(forward).end
     else:
         blocks = (tile.block_n, tile.block_k, block_r, tile.block_k_dA)
         backward = segment_tasks.segment_backward_tiles(*counts, N, K, r, *needs, *blocks)
         tiles = backward._asdict()
-        split = _split(("q", "dx"), split_k, architecture, tiles, num_blocks(N, tile.block_n))
+        split = _split(("q", "dx"), split_k, table, tiles, num_blocks(N, tile.block_n))
         split |= {"dB": 1, "dA": 1}
         rows = counts[0] * tile.block_m
         num_tasks = tasks.backward_tickets(backward, rows, N, split["q"], split["dx"], 1).end
@@ -130,11 +135,10 @@ def _cached_plan(
 def _split(
     names: tuple[str, str],
     given: tuple[int, int] | None,
-    architecture: str,
+    table: Table,
     tiles: dict[str, int],
     steps: int,
 ) -> dict[str, int]:
     """How many programs share a tile of each result: as given, or as its `steps` along the sum allow."""
-    table = configs.table_of(architecture)
     counts = given or [split_k(table, tiles[name], steps) for name in names]
     return dict(zip(names, counts, strict=True))

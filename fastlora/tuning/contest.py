@@ -29,7 +29,7 @@ from fastlora.measuring.timing import (
     timer_for,
     warm_up,
 )
-from fastlora.routes.architecture import architecture_of
+from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.dequantize import dequantize
 from fastlora.routes.passes import passes_of
 from fastlora.routes.plan import Plan, plan_for
@@ -179,6 +179,7 @@ class Contest:
             tile=tile,
             dropout=self.dropout,
             measured=False,
+            multiprocessors=multiprocessors(self.device),
         )
 
     def _call(self, candidate: Tile | str) -> Call:

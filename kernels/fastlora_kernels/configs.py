@@ -71,11 +71,15 @@ def nearest_architecture(backend: str, capability: tuple[int, int], shared_memor
     return max(fitting)[1] if fitting else "sm_86"
 
 
-def table_of(architecture: str) -> Table:
-    """The table of one of ARCHITECTURES, or of "interpreter"."""
+def table_of(architecture: str, multiprocessors: int | None = None) -> Table:
+    """The table of one of ARCHITECTURES, or of "interpreter", for a GPU of so many multiprocessors.
+
+    None means those of the architecture's usual GPU.
+    """
     if architecture != "interpreter" and architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
-    return INTERPRETER if architecture == "interpreter" else load_table(architecture)
+    table = INTERPRETER if architecture == "interpreter" else load_table(architecture)
+    return table if multiprocessors is None else table._replace(multiprocessors=multiprocessors)
 
 
 def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma: bool = True) -> str:

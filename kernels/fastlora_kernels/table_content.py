@@ -105,7 +105,8 @@ class Table(NamedTuple):
     """One architecture's tiles.
 
     Attributes:
-        multiprocessors: Their number on its usual GPU; if there are fewer tiles, these are split.
+        multiprocessors: Their number; if there are fewer tiles, these are split. In a file, that of the
+            architecture's usual GPU; a launch takes its own GPU's.
         shared_memory: Bytes of shared memory that one program may take (CUDA programming guide, "compute
             capabilities"; the CDNA3 ISA guide for gfx942).
         measured: The results file, device and commit that chose the tiles; None if nothing was measured.

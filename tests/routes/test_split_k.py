@@ -10,6 +10,7 @@ from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.routes import fused
 from fastlora.routes.architecture import architecture_of
 from fastlora.routes.decide import problem_of
+from fastlora.routes.group_plan import group_plan
 from fastlora.routes.plan import Plan, forget_plans, p_alone_plan, plan_for
 from fastlora_kernels.tables import ARCHITECTURES, load_table, tile_of
 from tests.cases import quick
@@ -126,6 +127,25 @@ def test_p_alone_is_made_by_all_that_have_work():
     )
     assert (beside.split_k["p"], alone.split_k["p"]) == (4, 16)
     assert (beside.tasks["p"], alone.tasks["p"]) == (4, 16)
+
+
+def test_splits_are_for_the_multiprocessors_that_a_gpu_has():
+    problem = Problem(64, 4096, 1024, 16, torch.bfloat16, torch.bfloat16)
+    usual, slice_of_it = (
+        plan_for("forward", "sm_90", problem, measured=False, multiprocessors=count) for count in (None, 16)
+    )
+    assert usual == plan_for("forward", "sm_90", problem, measured=False, multiprocessors=132)
+    assert usual.tasks["y"] > slice_of_it.tasks["y"] == 16
+    assert group_plan("forward", "sm_90", problem, (512, 512), True, multiprocessors=16).split_k["y"] == 1
+    alone = p_alone_plan("sm_90", problem, dropout=0.0, aligned=True, multiprocessors=2)
+    assert alone.tasks["p"] == 2
+
+
+def test_a_launch_asks_its_device(monkeypatch):
+    o = random_inputs(16, 1024, 32, 4, dtype=torch.float16, device=DEVICE).call()
+    of_usual = fused._plan("forward", o, EVERYTHING, True).split_k["y"]
+    monkeypatch.setattr(fused, "multiprocessors", lambda device: 1)
+    assert fused._plan("forward", o, EVERYTHING, True).split_k["y"] == 1 < of_usual
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
