@@ -35,6 +35,7 @@ from typing import Any, Final
 import torch
 
 from bench.environment import Environment, environment
+from fastlora.adapter_files.drafts import write_together
 from fastlora.measuring.timing import quartiles
 
 SCHEMA: Final = 1
@@ -141,11 +142,13 @@ class Results:
         return [*steps, *checks, *self.problems]
 
     def save(self) -> None:
-        """Replace the file, if any, in one step: a run that is killed leaves the last complete one."""
+        """Replace the file, if any, in one step: a run that is killed leaves the last complete one.
+
+        Raises:
+            AdapterError: If the path is a FIFO, a socket or a device.
+        """
         if self.path is not None:
-            fresh = self.path.with_suffix(".partial")
-            fresh.write_text(self.as_text(), encoding="utf-8")
-            fresh.replace(self.path)
+            write_together([(self.path, self.as_text().encode())])
 
     def as_text(self) -> str:
         """JSON with a line for each entry of a list, so that a difference between two files can be read."""

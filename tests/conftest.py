@@ -18,9 +18,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+SEED = 20261122
+
+
+def pytest_collectstart(collector):
+    """What a test module draws when it is imported does not depend on which were imported before."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(SEED)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
-    torch.manual_seed(20261122)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,16 @@
 """The results file: whole or not at all, and gone on with only where it fits."""
 
 import json
+import os
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
 from bench import environment as module
 from bench.environment import environment
 from bench.results import Results, resumed
+from fastlora.adapter_files import AdapterError
 from tests.bench import rows as made
 from tests.bench.rows import CPU, HERE
 
@@ -50,6 +51,15 @@ def fresh(path, **changes):
     return Results(HERE._replace(**changes), command="", started="", path=path)
 
 
+def test_a_pipe_in_the_files_place_is_refused_and_left(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(AdapterError, match="must be a regular file; it is a FIFO"):
+        results(*ROWS, path=tmp_path / "pipe.json").save()
+    assert [child.name for child in tmp_path.iterdir() if child.is_fifo()] == ["pipe.json"]
+
+
 @pytest.mark.parametrize("written", [results(*ROWS), fresh(None)], ids=["full", "empty"])
 def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, path):
     replace(written, path=path).save()
@@ -60,15 +70,14 @@ def test_a_file_holds_a_row_a_line_and_reads_back_as_it_was_written(written, pat
 
 
 def test_a_write_that_fails_leaves_the_last_file(path, monkeypatch):
-    def half(path, text, **_):
-        with path.open("w") as file:
-            file.write(text[: len(text) // 2])
+    def full(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         fresh(path).save()
     assert Results.read(path) == results(*ROWS)
+    assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
 def test_a_run_goes_on_where_device_versions_and_sources_are_the_same(path):
