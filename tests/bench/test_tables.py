@@ -22,6 +22,7 @@ def line(text, start):
 def test_a_row_says_what_share_of_its_dtypes_ceilings_it_reached():
     work = {"flops": 10_000_000, "moved_bytes": 2_500_000, "floor_us": 4.0}
     text = printed(row((10.0,) * 3, **work), ceilings=MEASURED)
+    assert line(text, "fastlora")[1] == "0.0100"  # milliseconds
     assert line(text, "fastlora")[-3:] == ["2.50", "50%", "25%"]
     other = row((10.0,) * 3, dtype="bfloat16", **work)
     assert "50%" not in printed(other, ceilings=MEASURED)
