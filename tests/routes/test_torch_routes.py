@@ -146,3 +146,11 @@ def test_the_reference_layer_scales_by_alpha_over_r_or_its_root(rslora):
 def test_a_product_is_scaled_before_it_is_rounded(dtype):
     ones = torch.full((1, 64), 64.0, dtype=dtype)
     assert scaled_product(ones, ones.t(), 1 / 16) == 64**3 / 16  # unscaled it is beyond fp16
+
+
+def test_gradients_of_few_ranks_and_many_rows_are_right_and_lie_as_parameters_do():
+    dy, p = torch.randn(70, 40), torch.randn(70, 5)
+    found, exact = gram(dy, p, torch.float32, 2.0), 2 * dy.double().t() @ p.double()
+    plain = 2 * dy.t() @ p
+    assert found.is_contiguous()
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max()
