@@ -11,7 +11,7 @@ from fastlora.formula.oracle import effective_weight
 from fastlora.measuring.errors import assert_within_budget, gradients, oracle
 from fastlora.measuring.inputs import random_inputs
 from fastlora.routes import cpu, vendor
-from fastlora.routes.products import scaled_product
+from fastlora.routes.products import gram, scaled_product
 
 KINDS = [
     (torch.float32, None),
