@@ -143,7 +143,7 @@ def launch_of(
         split_k: As in `run_plan`.
     """
     x, (E, N, _) = o.x, o.W.shape
-    programs = multiprocessors(x.device) if architecture is None else None
+    count = multiprocessors(x.device) if architecture is None else None
     architecture = architecture or architecture_of(x.device)
     sorted_runs = E + 1 if isinstance(o.runs, Tensor) else 1
     aligned = is_aligned(x) and _is_one_matrix(o.W) and (dy is None or is_aligned(dy))
@@ -155,9 +155,7 @@ def launch_of(
         found = (found[0], tile or found[1], False)
     tables = _tables(o, found[1].block_m)
     counts = (tables.num_tiles, tables.num_segments, tables.num_operands)
-    plan = run_plan(
-        direction, architecture, o.problem, *counts, needs, found, split_k, multiprocessors=programs
-    )
+    plan = run_plan(direction, architecture, o.problem, *counts, needs, found, split_k, multiprocessors=count)
     return Launch(plan, tables)
 
 

@@ -70,9 +70,9 @@ def gram(left: Tensor, right: Tensor, adapter: torch.dtype, s: float = 1.0) -> T
 
     One of the two matrices is x or dy, the other p or q, whose dtype may be wider.
     """
+    if left.is_cpu and left.shape[0] >= _MANY_ROWS and 1 < right.shape[1] < _NARROW < left.shape[1]:
+        return gram(right, left, adapter, s).t().contiguous()
     if left.dtype == right.dtype == adapter:
-        if left.is_cpu and left.shape[0] >= _MANY_ROWS and 1 < right.shape[1] < _NARROW < left.shape[1]:
-            return scaled_product(right.t(), left, s).t().contiguous()
         return scaled_product(left.t(), right, s)
     rows = left.dtype if left.dtype.itemsize < right.dtype.itemsize else right.dtype
     if not _is_wider(adapter, rows):
