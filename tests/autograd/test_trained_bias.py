@@ -112,6 +112,7 @@ def test_a_layer_gives_it_in_every_state(state):
 
 def test_autocast_gives_it_in_its_own_dtype():
     layer = FusedLoRALinear(5, 3, r=2)
+    nn.init.normal_(layer.lora_B)
     layer.bias.requires_grad_()
     with torch.autocast("cpu", BF16):
         y = layer(torch.randn(4, 5))
