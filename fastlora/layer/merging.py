@@ -11,9 +11,10 @@ from fastlora.arguments import check_bool
 from fastlora.layer import base_weights, sharding
 from fastlora.layer.adapters import Adapted, AdaptedLinear
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.replacement import check_own_forward, linear_as
-from fastlora.layer.shared_weights import check_unshared_elsewhere
-from fastlora.layer.writable import check_own, check_own_writable
+from fastlora.layer.shared_weights import check_unshared_elsewhere, put_values, seen_elsewhere, write_here
+from fastlora.layer.writable import check_own, check_own_writable, check_writable
 
 
 class Mergeable(Adapted):
@@ -51,7 +52,8 @@ class Mergeable(Adapted):
         """Add s B A into `weight`, summed in fp32 and rounded once; W is kept aside for `unmerge`.
 
         While merged, forward is one plain linear layer, and A and B receive no gradient. Merging a merged
-        layer changes nothing.
+        layer changes nothing. A `weight` on a CPU that `share_memory` has shared with other processes keeps
+        its values there: the sum lies in this process alone.
 
         Raises:
             ValueError: If the sum holds NaN or infinity, or `weight` is shared by another LoRA layer, of any
@@ -65,30 +67,46 @@ class Mergeable(Adapted):
     @torch.no_grad()
     def _merge(self) -> None:
         check_own_writable(self.keeper[0], self.keeper[1:], "the layer")
-        total = self._finite_sum()
+        total, W = self._finite_sum(), self.weight
         with torch.inference_mode(False):
-            base = self.weight.detach().clone()
+            base = W.detach() if seen_elsewhere(W) else W.detach().clone()
         with commit() as changing:
             changing.put(self._buffers, "_base_weight", base)
-            changing.write(self.weight, total, before=base)
+            write_here(W, total, changing, before=base)
 
     @exclusive
     def unmerge(self) -> None:
         """Restore W, bit for bit. Unmerging an unmerged layer changes nothing.
 
+        A `weight` that was packed while it was merged, as by torchao, becomes a plain parameter again.
+
         Raises:
             ValueError: If `weight` cannot be written in place any more.
         """
         if self.merged:
-            check_own_writable(self.keeper[0], self.keeper[1:], "the layer")
+            self._check_restorable("the layer")
             with commit() as changing:
                 changing.then(self._put_back)
 
+    def _check_restorable(self, what: str) -> None:
+        """Raise ValueError, calling the layer `what`, unless W can be put back."""
+        check_own(self.keeper[0], self.keeper[1:], what)
+        if not odd_tensor(self.weight):  # packed since: a new parameter takes its place
+            check_writable(self.weight, f"{self.keeper[1]} of {what}")
+
     @torch.no_grad()
     def _put_back(self) -> None:
-        if self._base_weight is not None:
-            self.weight.copy_(self._base_weight)
-            self._base_weight = None
+        kept, W = self._base_weight, self.weight
+        if kept is None:
+            return
+        if odd_tensor(W):
+            owner, name = self.keeper
+            owner._parameters[name] = nn.Parameter(kept, requires_grad=False)
+        elif seen_elsewhere(kept):
+            W.data = kept
+        else:
+            put_values(W, kept)
+        self._base_weight = None
 
     def _sum(self) -> Tensor:
         W, active = base_weights.frozen_weight(self), self._active

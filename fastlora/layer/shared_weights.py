@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlora.layer import training_warnings
+from fastlora.layer.commits import Commit
 from fastlora.layer.sharding import is_dtensor
 
 
@@ -18,6 +19,30 @@ def memory_of(tensor: Tensor) -> object:
     if tensor.is_meta or tensor.numel() == 0 or is_dtensor(tensor) or type(tensor.data) is not torch.Tensor:
         return id(tensor)
     return tensor.device, tensor.data_ptr()
+
+
+def seen_elsewhere(tensor: Tensor) -> bool:
+    """Whether other processes may see a tensor's memory, as after `share_memory`; on a CPU, where it is known."""
+    return type(tensor.data) is torch.Tensor and tensor.is_cpu and tensor.is_shared()
+
+
+def put_values(W: Tensor, values: Tensor) -> None:
+    """Give W new values: in place, or where other processes see the old ones, in memory of its own.
+
+    Layers there would add their update to the new ones a second time.
+    """
+    if seen_elsewhere(W):
+        W.data = values
+    else:
+        W.copy_(values)
+
+
+def write_here(W: Tensor, values: Tensor, changing: Commit, before: Tensor | None = None) -> None:
+    """As `put_values`, in a commit; `before` as in `Commit.write`."""
+    if seen_elsewhere(W):
+        changing.assign(W, "data", values)
+    else:
+        changing.write(W, values, before)
 
 
 def check_unshared_elsewhere(layers: Collection[Any], to_be: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.sharding import local
 
 
@@ -42,7 +43,18 @@ def check_own_writable(layer: nn.Module, slots: Iterable[str], what: str) -> Non
         check_own(layer, (slot,), what)
         parameter = layer._parameters[slot]
         if parameter is not None:
+            check_numbers(parameter, f"{slot} of {what}")
             check_writable(parameter, f"{slot} of {what}")
+
+
+def check_numbers(tensor: Tensor, what: str) -> None:
+    """Raise ValueError, calling the tensor `what`, if it was packed, as torchao's is."""
+    if why := odd_tensor(tensor):
+        raise ValueError(
+            f"{what} must hold its numbers as they are to be changed; it is {why} (unmerge_lora makes one "
+            "plain again that was packed while it was merged; pack a model before apply_lora, or after "
+            "remove_lora with merge=True)"
+        )
 
 
 def check_writable(tensor: Tensor, what: str) -> None:

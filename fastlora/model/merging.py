@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastlora.layer.base_weights import packed_format
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import all_finite, reshard
-from fastlora.layer.shared_weights import check_unshared_elsewhere, memory_of
+from fastlora.layer.shared_weights import check_unshared_elsewhere, memory_of, put_values
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.find_layers import LoRALayer, existing_layers
 from fastlora.model.wrappers import module_names
@@ -44,7 +44,7 @@ def merge_lora(model: nn.Module) -> None:
 
 @exclusive
 def unmerge_lora(model: nn.Module) -> None:
-    """Restore every W, bit for bit.
+    """Restore every W, bit for bit (`FusedLoRALinear.unmerge`).
 
     Raises:
         TypeError: If `model` is not an nn.Module.
@@ -54,7 +54,7 @@ def unmerge_lora(model: nn.Module) -> None:
     reshard(model)
     for name, layer in layers.items():
         if layer.merged:
-            check_own_writable(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
+            layer._check_restorable(f"layer {name!r}")
     _unmerge(layers.values())
 
 
@@ -76,7 +76,7 @@ def fold(layer: LoRALayer, total: Callable[[], Tensor], changing: Commit) -> Non
             return
         if not given:
             given.append(total())
-        layer.weight.copy_(given[0])
+        put_values(layer.weight, given[0])
         layer._base_weight = None
         done = True
         given.clear()
@@ -90,7 +90,8 @@ def check_mergeable(model: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
     W must be a writable parameter of the layer and not shared with another module; A and B must be finite.
     """
     for name, layer in layers.items():
-        if packed_format(layer) is None:  # a packed W is not written: another layer takes its place
+        # A packed W is not written, as another layer takes its place; a merged one is there already.
+        if packed_format(layer) is None and not layer.merged:
             check_own_writable(layer.keeper[0], layer.keeper[1:], f"layer {name!r}")
         active = layer.active
         if active is None or active.lora_A.is_meta:

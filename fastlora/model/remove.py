@@ -18,7 +18,7 @@ from fastlora.layer.packed_merging import warn_of_rounding
 from fastlora.layer.quantized import QuantizedLoRALinear
 from fastlora.layer.replacement import check_own_forward
 from fastlora.layer.sharding import check_not_dtensor
-from fastlora.layer.writable import check_own, check_writable
+from fastlora.layer.writable import check_numbers, check_own, check_writable
 from fastlora.model import buffers, transformers_saving
 from fastlora.model.biases import warn_if_trained
 from fastlora.model.find_layers import LoRALayer, existing_layers, lora_layers
@@ -110,6 +110,7 @@ def _check_removable(model: nn.Module, layers: Mapping[str, LoRALayer], merge: b
             check_own(layer, ("bias",), f"layer {name!r}")
         check_not_dtensor(layer.weight, f"weight of layer {name!r}")
         if layer.merged:
+            check_numbers(layer.weight, f"weight of layer {name!r}")
             check_writable(layer.weight, f"weight of layer {name!r}")
 
 

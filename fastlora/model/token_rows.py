@@ -16,6 +16,7 @@ from fastlora.layer.commits import Commit
 from fastlora.layer.fused_lora_embedding import check_embedding
 from fastlora.layer.replacement import check_plain_linear
 from fastlora.layer.sharding import all_finite, check_not_dtensor
+from fastlora.layer.shared_weights import write_here
 from fastlora.layer.token_rows import CHILD, TokenRows, use, uses_rows
 from fastlora.layer.writable import check_own_writable
 from fastlora.model.find_layers import LORA_LAYERS
@@ -173,7 +174,7 @@ def take_rows(model: nn.Module, merge: bool, changing: Commit) -> None:
         if isinstance(rows, TokenRows):
             changing.drop(module._modules, CHILD)
             if merge:
-                changing.write(cast(Tensor, module.weight), _with_rows(module, rows))
+                write_here(cast(Tensor, module.weight), _with_rows(module, rows), changing)
 
 
 @torch.no_grad()

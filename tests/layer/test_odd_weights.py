@@ -4,8 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from fastlora import FusedLoRALinear, LoRAConfig, apply_lora, lora_layers
-from tests.models import mlp
+from fastlora import (
+    FusedLoRALinear,
+    LoRAConfig,
+    apply_lora,
+    initialize,
+    lora_layers,
+    merge_lora,
+    remove_lora,
+    unmerge_lora,
+)
+from tests.models import adapted, mlp
 
 
 class Int8Tensor(torch.Tensor):
@@ -152,6 +161,38 @@ def test_a_weight_that_was_packed_after_it_got_lora_is_named(dora):
         TypeError, match=r"weight must .*Int8Tensor, as quantization .* \(pack the base first"
     ):
         layer(torch.randn(2, 6))
+
+
+def _merged_away(model):
+    remove_lora(model, merge=True)
+
+
+def _started(model):
+    initialize(model, "olora")
+
+
+@pytest.mark.parametrize("change", [merge_lora, _merged_away, _started])
+def test_what_would_write_a_weight_that_was_packed_names_its_layer(change):
+    model = apply_lora(mlp(), LoRAConfig(r=2))
+    quantized_weight(model[2])
+    with pytest.raises(ValueError, match=r"weight of layer '2' must hold its numbers.*Int8Tensor.*pack a"):
+        change(model)
+    assert not model[0].merged
+
+
+def test_a_merged_weight_that_was_packed_is_plain_again_once_it_is_unmerged():
+    model, x = adapted(mlp()).eval(), torch.randn(4, 6)
+    y, W = model(x), model[2].weight.detach().clone()
+    merge_lora(model)
+    quantized_weight(model[2])
+    merge_lora(model)  # changes nothing
+    for merge in (False, True):
+        with pytest.raises(ValueError, match=r"weight of layer '2' must hold .*\(unmerge_lora makes one plain"):
+            remove_lora(model, merge=merge)
+    unmerge_lora(model)
+    assert torch.equal(model[2].weight, W)
+    assert not model[2].weight.requires_grad
+    assert torch.equal(model(x), y)
 
 
 def test_a_tracer_that_knows_no_leaves_is_named():
