@@ -15,6 +15,7 @@ from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.division import Split
 from fastlora.layer.groups import MEMBERSHIP, Membership, rejoin
 from fastlora.layer.magnitude import row_norms
+from fastlora.layer.new_weight import check_new_weight
 from fastlora.layer.writable import check_own_writable
 
 
@@ -105,11 +106,17 @@ class Adapted(nn.Module):
         return self._active
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it and sets A of the adapter in use."""
+        """As nn.Module's; `layer.lora_A = nn.Parameter(...)` calls it and sets A of the adapter in use.
+
+        Raises:
+            TypeError: If a norm is fused into `weight` (see new_weight.py).
+        """
         if name in ALL_SLOTS:
             setattr(self._existing(name), name, param)
-        else:
-            super().register_parameter(name, param)
+            return
+        if name == "weight":
+            check_new_weight(self, param)
+        super().register_parameter(name, param)
 
     @exclusive
     @torch.no_grad()

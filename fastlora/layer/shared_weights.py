@@ -22,7 +22,7 @@ def memory_of(tensor: Tensor) -> object:
 
 
 def seen_elsewhere(tensor: Tensor) -> bool:
-    """Whether other processes may see a tensor's memory, as after `share_memory`; on a CPU, where it is known."""
+    """Whether other processes may see a tensor's memory, as after `share_memory`; told on a CPU alone."""
     return type(tensor.data) is torch.Tensor and tensor.is_cpu and tensor.is_shared()
 
 

@@ -187,7 +187,9 @@ def test_a_merged_weight_that_was_packed_is_plain_again_once_it_is_unmerged():
     quantized_weight(model[2])
     merge_lora(model)  # changes nothing
     for merge in (False, True):
-        with pytest.raises(ValueError, match=r"weight of layer '2' must hold .*\(unmerge_lora makes one plain"):
+        with pytest.raises(
+            ValueError, match=r"weight of layer '2' must hold .*\(unmerge_lora makes one plain"
+        ):
             remove_lora(model, merge=merge)
     unmerge_lora(model)
     assert torch.equal(model[2].weight, W)
