@@ -16,6 +16,7 @@ from fastlora.autograd import calls
 from fastlora.autograd.calls import Gradients, dequantized, needs_operator
 from fastlora.autograd.function import _unsafe_view
 from fastlora.autograd.quantized import converted
+from fastlora.autograd.row_norms import row_norms
 from fastlora.autograd.second_derivative import mask
 from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula import oracle
@@ -24,7 +25,6 @@ from fastlora.formula.operands import (
     BaseWeight,
     Needs,
     Operands,
-    accumulation_dtype,
     as_rows,
     autocasts,
     check_adapter,
@@ -32,30 +32,9 @@ from fastlora.formula.operands import (
     plain,
     transforms_active,
 )
-from fastlora.operator_library import make_operator
 from fastlora.routes import dora
 from fastlora.routes.backend import backend_of_mask, get_backend
 from fastlora.routes.decide import Decision, decide
-from fastlora.routes.route import route_on
-
-
-def _row_norms(W: Tensor, A: Tensor, B: Tensor, s: float, backend: str | None = None) -> Tensor:
-    if W.numel() and route_on(W.device, W.dtype, backend).is_fused:
-        from fastlora.routes import fused_dora
-
-        return fused_dora.row_norms(W, A, B, s)
-    return dora.row_norms(W, A, B, s)
-
-
-def _row_norms_fake(W: Tensor, A: Tensor, B: Tensor, s: float, backend: str | None = None) -> Tensor:
-    return W.new_empty(W.shape[0], dtype=accumulation_dtype(W.dtype))
-
-
-_row_norms_operator = make_operator(
-    "row_norms(Tensor W, Tensor A, Tensor B, float s, str? backend=None) -> Tensor",
-    _row_norms,
-    _row_norms_fake,
-)
 
 
 class DoRAFunction(torch.autograd.Function):
@@ -79,7 +58,7 @@ class DoRAFunction(torch.autograd.Function):
         """x [..., K] -> y [..., N]; `o` holds the same x, A, B and tensors of W, which autograd must see."""
         rows, base = as_rows(x), o.base
         W = _whole(base, rows)
-        n = _norms(W, A, B, o.s, setting)
+        n = row_norms(W, A, B, o.s, setting)
         needs = EVERYTHING if x.is_cpu else Needs(*ctx.needs_input_grad[:3])
         on_rows = o._replace(x=rows, base=plain(W, base.format))
         y, z, p, decision = _forward(on_rows, dora.over_norms(m, n), needs, setting, keeps_z)
@@ -170,12 +149,6 @@ def dora_linear(
 def _whole(base: BaseWeight, after: Tensor) -> Tensor:
     """W [N, K]; a packed one is unpacked into scratch, `after` what `dequantized` says."""
     return dequantized(base, after) if base.is_packed else base.tensors[0]
-
-
-def _norms(W: Tensor, A: Tensor, B: Tensor, s: float, setting: str) -> Tensor:
-    if needs_operator(W):
-        return cast(Tensor, _row_norms_operator(W, A, B, s, setting))
-    return _row_norms(W, A, B, s, setting)
 
 
 def _forward(

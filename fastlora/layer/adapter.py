@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +13,7 @@ from fastlora.formula import oracle
 from fastlora.formula.operands import unaffected_by_autocast
 from fastlora.layer.adapter_dropout import Dropping
 from fastlora.layer.commits import commit
+from fastlora.layer.starts import start
 
 DEFAULT = "default"
 SLOTS = ("lora_A", "lora_B")
@@ -21,7 +21,6 @@ MAGNITUDE = "lora_magnitude_vector"
 BIAS = "lora_B_bias"
 ALL_SLOTS = (*SLOTS, MAGNITUDE, BIAS)
 _LONGEST_NAME = 100  # the name is also a directory's, for which file systems allow 255
-_ORTHOGONAL_STD = 0.1  # PEFT's
 
 
 class Options(NamedTuple):
@@ -200,6 +199,19 @@ class Adapters(nn.ModuleDict):
         """The adapter of this name."""
         return cast(Adapter, super().__getitem__(name))
 
+    def _refuse(self, *_: Any) -> None:
+        """The layer would go on using the adapter that was here before, and the new one would be saved.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "layer.adapters must be changed by add_adapter, load_adapter, delete_adapter; the layer would go "
+            "on using what was here before (layer.lora_A, or that of layer.adapters[name], can be assigned)"
+        )
+
+    __setitem__ = __delitem__ = clear = _refuse
+
 
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
@@ -224,31 +236,3 @@ def check_name(name: object) -> str:
 def with_bias(y: Tensor, s: float, b_B: Tensor) -> Tensor:
     """y + s b_B [..., N] in y's dtype."""
     return y + (b_B * s).to(y.dtype)
-
-
-def start(A: Tensor, B: Tensor, init: str, of_embedding: bool = False) -> None:
-    """Initialize A [r, K] by `init` and B [N, r] so that B A is exactly zero; of stacks, each for itself.
-
-    An embedding's A starts at zero, whatever `init` says, so that the row of its padding has no update.
-    """
-    if of_embedding:
-        nn.init.zeros_(A)
-        nn.init.normal_(B)
-        return
-    if A.dim() > 2:
-        with torch.no_grad():
-            for A_e, B_e in zip(A, B, strict=True):
-                start(A_e, B_e, init)
-        return
-    if init == "gaussian":
-        nn.init.normal_(A, std=1 / A.shape[0])
-    elif init == "kaiming":
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-    else:
-        nn.init.normal_(A, std=_ORTHOGONAL_STD)
-    nn.init.zeros_(B)
-    if init == "orthogonal":
-        halfway = (A.shape[0] + 1) // 2
-        with torch.no_grad():
-            A[halfway:] = 0
-            B[:, halfway:].normal_(std=_ORTHOGONAL_STD)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlora.layer import adapter, training_warnings
+from fastlora.layer import training_warnings
 from fastlora.layer.active_adapter import REFERENCE
 from fastlora.layer.adapter import ALL_SLOTS, DEFAULT, Adapter, Adapters
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
@@ -16,6 +16,7 @@ from fastlora.layer.division import Split
 from fastlora.layer.groups import MEMBERSHIP, Membership, rejoin
 from fastlora.layer.magnitude import row_norms
 from fastlora.layer.new_weight import check_new_weight
+from fastlora.layer.starts import start
 from fastlora.layer.writable import check_own_writable
 
 
@@ -59,7 +60,9 @@ class Adapted(nn.Module):
 
     def _begin(self, name: str, first: Adapter) -> None:
         first.name, first.of_embedding = name, isinstance(self, nn.Embedding)
-        self.adapters = Adapters({name: first}).train(self.training)
+        self.adapters = Adapters()
+        self.adapters.add_module(name, first)
+        self.adapters.train(self.training)
         # Through `vars`: an assignment would register the adapter as a second submodule.
         vars(self)[REFERENCE] = first
         self.enabled = True
@@ -132,7 +135,7 @@ class Adapted(nn.Module):
         check_own_writable(active, active.slots, "the layer")
         if A is None or B is None:
             A, B = torch.empty_like(active.lora_A), torch.empty_like(active.lora_B)
-            adapter.start(A, B, active.init, active.of_embedding)
+            start(A, B, active.init, active.of_embedding)
         with commit() as changing:
             changing.write(active.lora_A, A)
             changing.write(active.lora_B, B)

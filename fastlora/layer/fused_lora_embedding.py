@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastlora.layer import base_weights, training_warnings
-from fastlora.layer.adapter import Adapter, Options, start
+from fastlora.layer.adapter import Adapter, Options
 from fastlora.layer.class_over import class_over
 from fastlora.layer.commits import exclusive
 from fastlora.layer.linear_kinds import odd_tensor
 from fastlora.layer.new_adapter import new_adapter
 from fastlora.layer.replacement import check_own_forward
+from fastlora.layer.starts import start
 from fastlora.layer.unfused import Unfused
 
 

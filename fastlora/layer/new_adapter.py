@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlora import arguments
-from fastlora.layer.adapter import Adapter, Options, start
+from fastlora.layer.adapter import Adapter, Options
+from fastlora.layer.starts import start
 
 
 def new_adapter(

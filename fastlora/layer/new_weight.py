@@ -25,24 +25,24 @@ def check_new_weight(layer: Any, weight: nn.Parameter | None) -> None:
     """Called before a new `weight` is put on a layer.
 
     Raises:
-        TypeError: If torch fuses the layer with a norm after it, as `fuse_linear_bn_eval` does: the norm would
-            scale W, and not the update.
+        TypeError: If torch fuses the layer with a norm after it, as `fuse_linear_bn_eval` does: the norm
+            would scale W, and not the update.
 
-    Warns where the layer is merged, as it keeps the W from before for `unmerge` and the state_dict.
+    Warns where the layer is merged, as `unmerge` and the state_dict go on giving the W from before.
     """
     caller = _caller()
     if caller == _FUSING:
         raise TypeError(
-            f"a norm can be fused into a plain layer alone; {name_of(layer)} is a LoRA layer, whose update it "
-            "would not scale (remove_lora with merge=True first, or layer.to_linear())"
+            f"a norm can be fused into a plain layer alone; {name_of(layer)} is a LoRA layer, whose update "
+            "it would not scale (remove_lora with merge=True first, or layer.to_linear())"
         )
     if layer._buffers.get("_base_weight") is None or weight is None or odd_tensor(weight):
         return
     before = layer._parameters.get("weight")  # none where pruning puts its result back
     if not caller.startswith(_SHARDING) and (before is None or memory_of(weight) != memory_of(before)):
         warn(
-            f"weight of {name_of(layer)} is replaced while it is merged: unmerging and the state_dict give the "
-            "W from before (unmerge_lora first, or remove_lora with merge=True for plain layers)"
+            f"weight of {name_of(layer)} is replaced while it is merged: unmerging and the state_dict give "
+            "the W from before (unmerge_lora first, or remove_lora with merge=True for plain layers)"
         )
 
 

@@ -229,6 +229,24 @@ def test_parameters_that_fsdp1_has_flattened_are_not_switched():
     assert active_adapter(model) == "default"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda adapters, other: adapters.__setitem__("default", other),
+        lambda adapters, other: adapters.update({"default": other}),
+        lambda adapters, other: adapters.pop("default"),
+        lambda adapters, other: adapters.clear(),
+    ],
+)
+def test_an_adapter_is_not_put_or_taken_behind_the_layers_back(change):
+    model, x = two(), torch.randn(4, 6)
+    y, layer = model(x), model[2]
+    with pytest.raises(TypeError, match=r"must be changed by add_adapter, .*on using what was here before"):
+        change(layer.adapters, copy.deepcopy(layer.adapters["fr"]))
+    assert layer.adapters["default"] is layer.active
+    assert torch.equal(copy.deepcopy(model)(x), y)
+
+
 def test_an_adapter_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
     model = adapted(Block(), target_modules=["q_proj"])
     weight = model.attn["v_proj"].weight
