@@ -116,6 +116,7 @@ def test_a_layer_whose_weight_is_computed_does_not_become_plain(by):
             assert_refused(change, model, slot, "the layer", message)
 
 
+@pytest.mark.filterwarnings("ignore:weight of '2' is replaced while it is merged")
 @pytest.mark.parametrize("by", ALL)
 def test_a_merged_weight_that_became_such_stays_merged(by):
     spoil, message = BY[by]
