@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastlora import arguments
 from fastlora.formula import oracle
 from fastlora.formula.operands import unaffected_by_autocast
+from fastlora.layer import training_warnings
 from fastlora.layer.adapter_dropout import Dropping
 from fastlora.layer.commits import commit
 from fastlora.layer.starts import start
@@ -157,14 +158,22 @@ class Adapter(Dropping):
         found: Tensor = (total if b is None else b.to(wide) + total).to(dtype)
         return found
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module's; an optimizer may hold the parameter that another takes the place of."""
+        if self._parameters.get(name) is not None:
+            training_warnings.replaced(self)
+        super().register_parameter(name, param)
+
     def _load_from_state_dict(self, *args: Any) -> None:
         with commit():
             super()._load_from_state_dict(*args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Adapter:
-        before = self._dtype()
+        before, own = self._dtype(), list(self._parameters.values())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self._dtype()
+        if any(now is not one for now, one in zip(self._parameters.values(), own, strict=True)):
+            training_warnings.replaced(self)
         if before is not None and after is not None and before != after:
             widest = self.narrowed_from or before
             self.narrowed_from = widest if after.itemsize <= 2 < widest.itemsize else None

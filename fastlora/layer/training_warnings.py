@@ -3,10 +3,11 @@
 A layer trains nothing if it is merged or disabled, or if something reads its weight without calling it.
 Nothing else would say so: an optimizer skips parameters without a gradient. Nor does it train parameters that
 it does not hold. One made before `apply_lora` has neither A nor B; one made before `set_adapter` has those of
-another adapter. A and B that were converted to 16 bits with the model lose small steps. Those frozen
-with everything else, as by PEFT's `prepare_model_for_kbit_training`, leave an optimizer nothing to train.
-After the first step only layers are checked that ran merged or disabled while training, or whose adapter was
-switched or converted.
+another adapter; one made before they were replaced, as by `load_state_dict(assign=True)`, has the old ones.
+A and B that were converted to 16 bits with the model lose small steps. Those frozen with everything else, as
+by PEFT's `prepare_model_for_kbit_training`, leave an optimizer nothing to train. After the first step only
+layers are checked that ran merged or disabled while training, or whose adapter was switched, converted or
+replaced.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fastlora.arguments import listed
+from fastlora.layer.optimizers import has_gradients, held, lacks_gradient, parameters_of
 from fastlora.warning import warn
 
 _NAMED: Final = 6
 
 _layers: WeakSet[nn.Module] = WeakSet()
 _suspects: WeakSet[nn.Module] = WeakSet()
+_replaced: WeakSet[nn.Module] = WeakSet()  # adapters
 _told: WeakSet[nn.Module] = WeakSet()
 _seen: WeakSet[Optimizer] = WeakSet()
-_with_closure: WeakSet[Optimizer] = WeakSet()
 _hooks: list[Any] = []
 
 
@@ -80,6 +82,11 @@ def look_again(layer: nn.Module) -> None:
     _suspects.add(layer)
 
 
+def replaced(adapter: nn.Module) -> None:
+    """Check an adapter's layer again at the next step, because A, B or m is another parameter now."""
+    _replaced.add(adapter)
+
+
 def why_untrained(layer: Any) -> str:
     """Why a layer's update got no gradient, as far as the layer's state shows."""
     if not layer.enabled:
@@ -89,25 +96,28 @@ def why_untrained(layer: Any) -> str:
 
 def idle_updates(layers: Iterable[Any]) -> list[Any]:
     """Those layers whose A or B requires a gradient and has none."""
-    return [layer for layer in layers if any(map(_lacks_gradient, _trained(layer)))]
+    return [layer for layer in layers if any(map(lacks_gradient, _trained(layer)))]
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling():
         return
     known = optimizer in _seen
-    if (known and not _suspects) or not _has_gradients(optimizer, args, kwargs):
+    if _replaced:
+        _suspects.update(layer for layer in _layers if vars(layer)["_active"] in _replaced)
+    if (known and not _suspects) or not has_gradients(optimizer, args, kwargs):
         return
-    own = _held(optimizer)
+    own = held(optimizer)
     if not known and (frozen := _frozen_with_all(optimizer, own)):
         _warn_of_frozen(optimizer, frozen)
-    mine, passed_by = _of_optimizer(own, list(_suspects if known else _layers))
+    dead = all(map(lacks_gradient, parameters_of(optimizer)))
+    mine, passed_by = _of_optimizer(own, dead, list(_suspects if known else _layers))
     _seen.add(optimizer)
     _suspects.difference_update(mine)
     idle = [
         layer
         for layer in mine
-        if layer not in _told and any(id(each) in own and _lacks_gradient(each) for each in _trained(layer))
+        if layer not in _told and any(id(each) in own and lacks_gradient(each) for each in _trained(layer))
     ]
     if idle:
         _told.update(idle)
@@ -118,20 +128,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         _warn_of_narrowed(narrowed)
 
 
-def _has_gradients(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a step trains, and has its gradients before it begins."""
-    groups = optimizer.param_groups
-    if all(not isinstance(lr := group.get("lr"), torch.Tensor) and lr == 0 for group in groups):
-        return False  # checkpointing makes a step with made-up gradients to set up the state
-    closure = any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
-    if closure and optimizer not in _with_closure:
-        _with_closure.add(optimizer)
-        return False  # a closure computes them in the step; at the second step those are still there
-    return True
-
-
-def _of_optimizer(own: set[int], layers: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """The layers whose A or B is in `own`, and those of which it has other parts alone."""
+def _of_optimizer(own: set[int], dead: bool, layers: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """The layers whose A or B is in `own`, and those that it passes by."""
     mine: list[Any] = []
     passed_by: list[Any] = []
     for layer in layers:
@@ -139,12 +137,14 @@ def _of_optimizer(own: set[int], layers: Iterable[Any]) -> tuple[list[Any], list
         if batch is not None and batch.trains:  # only the adapters of its rows get gradients
             continue
         trained = _trained(layer)
-        if any(id(each) in own for each in trained):
-            mine.append(layer)
-        elif not trained:
+        if not trained:
             _suspects.discard(layer)
-        elif _holds_another_part(own, layer):
+        elif any(id(each) in own for each in trained):
+            mine.append(layer)
+        if _passes_by(own, dead, layer):
             passed_by.append(layer)
+        elif layer in mine:
+            _replaced.discard(layer.active)
     return mine, passed_by
 
 
@@ -153,8 +153,7 @@ def _frozen_with_all(optimizer: Optimizer, own: set[int]) -> list[Any]:
 
     Those are all layers for one that holds no parameters: a trainer leaves out what is frozen.
     """
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(parameter.requires_grad or not _lacks_gradient(parameter) for parameter in held):
+    if any(each.requires_grad or not lacks_gradient(each) for each in parameters_of(optimizer)):
         return []
     frozen = [layer for layer in _layers if not _trained(layer)]
     return [layer for layer in frozen if not own or any(id(each) in own for each in layer.parameters())]
@@ -186,45 +185,39 @@ def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> N
     if not known:
         _suspects.update(layers)
         return
-    held = set().union(*(_held(each) for each in _seen))
+    by_any = set().union(*map(held, _seen))
     lost = [
         layer
         for layer in layers
-        if layer not in _told and not any(id(each) in held for each in _trained(layer))
+        if layer not in _told
+        and not all(id(each) in by_any or lacks_gradient(each) for each in _trained(layer))
     ]
     _suspects.difference_update(layers)
+    _replaced.difference_update(layer.active for layer in layers)
     if lost:
         _told.update(lost)
         warn(
-            f"{type(optimizer).__name__} holds other parameters of LoRA layers and not the A and B in use, "
-            f"which get gradients and are not trained: {_names(lost)}. Make it after "
-            "apply_lora and set_adapter, of the parameters that require gradients",
+            f"{type(optimizer).__name__} holds other parameters than the A and B in use of {_names(lost)}, "
+            "which get gradients and are not trained. Make it after apply_lora, set_adapter and whatever "
+            "replaces parameters (load_state_dict with assign=True), of those that require gradients",
         )
 
 
-def _held(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+def _passes_by(own: set[int], dead: bool, layer: Any) -> bool:
+    """Whether A or B has a gradient and is not in `own`, the ids of what an optimizer seems to hold for it.
 
-
-def _holds_another_part(own: set[int], layer: nn.Module) -> bool:
-    """Whether the layer's parameters in `own` (at least one) have no gradient, but A or B has one.
-
-    `own` holds the ids of an optimizer's parameters; A and B are not among them.
+    So it seems where nothing that it holds of the layer has a gradient, or nothing at all (`dead`); or where
+    it holds some of the layer's, and A or B was replaced.
     """
+    if all(id(each) in own or lacks_gradient(each) for each in _trained(layer)):
+        return False
     others = [each for each in layer.parameters() if id(each) in own]
-    return (
-        bool(others) and all(map(_lacks_gradient, others)) and not all(map(_lacks_gradient, _trained(layer)))
-    )
+    return dead or (bool(others) and (layer.active in _replaced or all(map(lacks_gradient, others))))
 
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
     active = vars(layer)["_active"]
     return [] if active is None else [each for each in active.parameters() if each.requires_grad]
-
-
-def _lacks_gradient(parameter: nn.Parameter) -> bool:
-    # Megatron keeps gradients under another name.
-    return parameter.grad is None and getattr(parameter, "main_grad", None) is None
 
 
 def _text(idle: list[Any], optimizer: str) -> str:

@@ -1,5 +1,7 @@
 """An optimizer that trains no update, though the model has some, is named."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,9 @@ def test_an_optimizer_made_before_lora_is_named_at_its_second_step():
     optimizer = torch.optim.Adam(model.parameters())
     adapted(model)
     step(model, optimizer)
-    with pytest.warns(UserWarning, match=r"Adam holds other .* not trained: '0', '2'\. Make") as met:
+    with pytest.warns(
+        UserWarning, match=r"Adam holds other .* of '0', '2', which .* not trained\. Make"
+    ) as met:
         step(model, optimizer)
     assert len(met) == 1
     step(model, optimizer)  # warnings are errors here
@@ -31,6 +35,60 @@ def test_an_optimizer_of_the_adapter_before_the_switch_is_named():
     set_adapter(add_adapter(model, "other", LoRAConfig(r=2)), "other")
     with pytest.warns(UserWarning, match="SGD holds other"):
         step(model, optimizer)
+
+
+def _assigned(model):
+    model.load_state_dict({name: each.clone() for name, each in model.state_dict().items()}, assign=True)
+
+
+def _one_assigned(model):
+    for index in (0, 2):
+        model[index].lora_A = nn.Parameter(model[index].lora_A.detach().clone())
+
+
+def _converted(model):
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        model.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize("replace", [_assigned, _one_assigned, _converted])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_an_optimizer_of_parameters_that_were_replaced_since_is_named(replace, steps):
+    model = adapted(mlp())
+    optimizer = optimizer_of(model)
+    for _ in range(steps):
+        step(model, optimizer)
+    replace(model)
+    before = model[2].lora_A.detach().clone()
+    if not steps:
+        step(model, optimizer)  # a second optimizer may follow
+    with pytest.warns(UserWarning, match=r"SGD holds other .* '0', '2', which .* not trained"):
+        step(model, optimizer)
+    assert torch.equal(model[2].lora_A, before)
+    step(model, optimizer)  # named once
+
+
+@pytest.mark.parametrize("replace", [_assigned, _one_assigned, _converted])
+def test_one_that_is_made_after_that_is_not(replace):
+    model = adapted(mlp())
+    step(model, optimizer_of(model))
+    replace(model)
+    optimizer = optimizer_of(model)
+    for _ in range(3):
+        step(model, optimizer)
+    step(twin := copy.deepcopy(model), optimizer_of(twin))
+
+
+def test_one_that_has_no_gradients_beside_one_of_the_updates_is_not():
+    model, other = adapted(mlp()), nn.Linear(2, 2)
+    both = [torch.optim.SGD(other.parameters(), lr=0.1), optimizer_of(model)]
+    for _ in range(3):
+        model(torch.ones(1, 6)).sum().backward()
+        for optimizer in both:
+            optimizer.step()
 
 
 @pytest.mark.parametrize("first", ["frozen", "adapters"])
