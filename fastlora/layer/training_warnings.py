@@ -206,13 +206,15 @@ def _look_for_another(optimizer: Optimizer, layers: list[Any], known: bool) -> N
 def _passes_by(own: set[int], dead: bool, layer: Any) -> bool:
     """Whether A or B has a gradient and is not in `own`, the ids of what an optimizer seems to hold for it.
 
-    So it seems where nothing that it holds of the layer has a gradient, or nothing at all (`dead`); or where
-    it holds some of the layer's, and A or B was replaced.
+    So it seems where it holds others of the layer, which have no gradient; or where A or B was replaced and
+    it holds some of the layer, or nothing with a gradient (`dead`).
     """
     if all(id(each) in own or lacks_gradient(each) for each in _trained(layer)):
         return False
     others = [each for each in layer.parameters() if id(each) in own]
-    return dead or (bool(others) and (layer.active in _replaced or all(map(lacks_gradient, others))))
+    if layer.active in _replaced:
+        return dead or bool(others)
+    return bool(others) and all(map(lacks_gradient, others))
 
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
