@@ -1,7 +1,9 @@
 """TRL's preference training: where there is no reference model, it is the adapter as it was, or LoRA off."""
 
+import contextlib
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,3 +89,22 @@ def test_a_model_of_ours_takes_itself_as_its_reference_as_pefts_does(tmp_path, k
     weights = (model.model.layers[0].self_attn.q_proj.weight for model in (trainer.model, trainer.ref_model))
     assert len({weight.data_ptr() for weight in weights}) == 1
     assert losses.unique().numel() == STEPS
+
+
+def sent_to_vllm(model):
+    """What TRL sends vLLM of a model, by the names it gives; vLLM itself is not needed for that."""
+    generation = pytest.importorskip("trl.generation.vllm_generation")
+    sender = object.__new__(generation.VLLMGeneration)
+    sender.model = model
+    sender._dist = SimpleNamespace(gather_params=lambda _: contextlib.nullcontext(), is_fsdp=False)
+    return {name: values.clone() for name, values in sender._iter_named_params()}
+
+
+def test_vllm_gets_merged_weights_of_a_peft_model_by_the_plain_models_names():
+    stock = pair("Llama")[1].double()
+    fused = copy.deepcopy(stock)
+    accelerate_peft(fused)
+    ours, theirs, plain = sent_to_vllm(fused), sent_to_vllm(stock), tiny("Llama").double()
+    assert set(ours) == {name for name, _ in plain.named_parameters()}
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(ours[(name := "model.layers.0.mlp.up_proj.weight")], plain.get_parameter(name))
