@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlora.experts.forward import Update, experts_forward
 from fastlora.experts.stacks import CHILD
+from fastlora.layer.forward_pass import frozen
 
 NAME: Final = "fastlora"
 
@@ -53,7 +54,7 @@ def forward_with_lora(experts: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         A, B, s, dropout = layer.operands()
         if A is not None:
             found[name] = Update(A, B, s, dropout)
-    experts = _with_original_weights(experts, updates)
+    experts = _with_weights_now(experts, updates)
     if found:
         return experts_forward(experts, found, *args, **kwargs)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -64,15 +65,20 @@ def forward_with_lora(experts: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     return result
 
 
-def _with_original_weights(experts: nn.Module, updates: Any) -> nn.Module:
-    """The module itself; where a merged layer is switched off, one like it with the W from before."""
-    kept = {
-        name: nn.Parameter(layer._base_weight, requires_grad=False)
-        for name, layer in updates.items()
-        if layer._base_weight is not None and not layer.enabled
-    }
-    if not kept:
+def _with_weights_now(experts: nn.Module, updates: Any) -> nn.Module:
+    """The module itself, or one like it, where a layer is merged.
+
+    Switched off, such a layer has the W from before. Nor is a sum trained, which unmerging would drop.
+    """
+    own: dict[str, Tensor] = {}
+    for name, layer in updates.items():
+        if layer._base_weight is not None and not layer.enabled:
+            own[name] = layer._base_weight
+        elif layer._base_weight is not None and layer.weight.requires_grad:
+            own[name] = frozen(layer.weight, type(layer).__name__)
+    if not own:
         return experts
     like = copy.copy(experts)
-    vars(like)["_parameters"] = {**experts._parameters, **kept}
+    frozen_ones = {name: nn.Parameter(W, requires_grad=False) for name, W in own.items()}
+    vars(like)["_parameters"] = {**experts._parameters, **frozen_ones}
     return like

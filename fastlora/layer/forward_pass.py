@@ -76,7 +76,7 @@ class ForwardPass(AdaptedLinear):
         if self.split is not None:
             W, b, A, B = self.split.local(W, b, A, B)
         if W.requires_grad:
-            W = _frozen(W)
+            W = frozen(W, "FusedLoRALinear")
         if self._batch is not None and self._batch.applies(self):
             return self._batch.computed(self, x, W, b)
         if active is not None and kept is None and self.enabled:
@@ -128,11 +128,11 @@ class ForwardPass(AdaptedLinear):
         )
 
 
-def _frozen(W: Tensor) -> Tensor:
-    """W without a gradient, with a warning, as someone expects one."""
+def frozen(W: Tensor, layer: str) -> Tensor:
+    """W without a gradient, with a warning that names the kind of layer, as someone expects one."""
     warnings.warn(
-        "weight.requires_grad is True, but FusedLoRALinear gives it no gradient; to train it use remove_lora "
-        "and unfreeze",
+        f"weight.requires_grad is True, but {layer} gives it no gradient; to train it use remove_lora and "
+        "unfreeze",
         stacklevel=4,
     )
     return W.detach()

@@ -69,7 +69,7 @@ class FusedLoRAEmbedding(Unfused, nn.Embedding):
         """Indices [...] -> [..., embedding_dim]."""
         active, kept = self._active, self._base_weight
         off = active is None or not self.enabled
-        y = self._looked_up(ids, self.weight if kept is None or not off else kept)
+        y = self._looked_up(ids, self._weight_now())
         if active is not None and not off and kept is None:
             A, B = active()
             p = self._looked_up(ids, A.t())

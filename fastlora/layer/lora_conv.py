@@ -60,8 +60,7 @@ class LoRAConv(Unfused, _ConvNd):
         """[..., in_channels, *sizes] -> [..., out_channels, *sizes]."""
         active, kept = self._active, self._base_weight
         off = active is None or not self.enabled
-        W = self.weight if kept is None or not off else kept
-        y: Tensor = self._conv_forward(x, W, self.bias)
+        y: Tensor = self._conv_forward(x, self._weight_now(), self.bias)
         if active is None or off or kept is not None:
             training_warnings.suspect(self)
             return y

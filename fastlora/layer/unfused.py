@@ -13,6 +13,7 @@ from fastlora.arguments import check_bool
 from fastlora.layer import commits
 from fastlora.layer.adapter import Adapter, Options
 from fastlora.layer.commits import commit, exclusive
+from fastlora.layer.forward_pass import frozen
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.state import Stored
 
@@ -53,6 +54,15 @@ class Unfused(Stored):
 
     def _computed(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _weight_now(self) -> Tensor:
+        """The weight to apply: a merged one is not trained, as unmerging would drop what it learned."""
+        kept = self._base_weight
+        if kept is None:
+            return self.weight
+        if self._active is None or not self.enabled:
+            return kept
+        return frozen(self.weight, type(self).__name__) if self.weight.requires_grad else self.weight
 
     @exclusive
     @torch.inference_mode(False)  # a plain layer may be trained later

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastlora
-from fastlora import LoRAConfig, apply_lora, lora_layers, remove_lora
+from fastlora import LoRAConfig, apply_lora, lora_layers, merge_lora, remove_lora
 from fastlora.measuring.errors import assert_within_budget
 from tests.experts.modules import (
     LAYOUTS,
@@ -82,6 +82,20 @@ def test_trained_base_weights_are_told_and_get_no_gradient():
     net["experts"].down_proj.requires_grad_(True)
     with pytest.warns(UserWarning, match="down_proj of experts with LoRA requires a gradient, and gets none"):
         net["experts"](*arguments()).sum().backward()
+    assert net["experts"].down_proj.grad is None
+
+
+def test_a_merged_stack_is_not_trained_in_place_of_w():
+    net, _ = module()
+    with_lora(net).eval()
+    given = arguments()
+    merge_lora(net)
+    y = net["experts"](*given)
+    net.requires_grad_(True)
+    with pytest.warns(UserWarning, match="requires_grad is True, but FusedLoRAExperts gives it no gradient"):
+        again = net["experts"](*given)
+    assert torch.equal(again, y)
+    again.sum().backward()
     assert net["experts"].down_proj.grad is None
 
 

@@ -62,6 +62,31 @@ def test_a_new_weight_of_a_merged_layer_is_named_as_the_old_one_is_kept(change):
         change(model[2])
 
 
+@pytest.mark.parametrize(
+    ("plain", "x"),
+    [
+        (nn.Linear(6, 5), torch.randn(4, 6)),
+        (nn.Embedding(7, 5), torch.tensor([1, 4, 6])),
+        (nn.Conv2d(3, 5, 2), torch.randn(2, 3, 4, 4)),
+    ],
+    ids=["linear", "embedding", "convolution"],
+)
+def test_a_sum_is_not_trained_in_place_of_w(plain, x):
+    model = apply_lora(nn.Sequential(plain), LoRAConfig(r=2, target_modules=["0"])).eval()
+    with torch.no_grad():
+        for factor in (model[0].lora_A, model[0].lora_B):
+            factor.normal_()
+    merge_lora(model)
+    y = model(x)
+    model.requires_grad_(True)
+    with pytest.warns(UserWarning, match="weight.requires_grad is True, but .* gives it no gradient"):
+        again = model(x)
+    assert torch.equal(again, y)
+    if again.requires_grad:
+        again.sum().backward()
+    assert model[0].weight.grad is None
+
+
 def test_any_other_new_weight_is_nothing_to_say_anything_about():
     layer, merged = (with_update(FusedLoRALinear(6, 5, r=2)) for _ in range(2))
     merged.merge()
