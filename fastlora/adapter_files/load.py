@@ -16,7 +16,8 @@ from fastlora.adapter_files.keys import ROWS, plain_key, third_key
 from fastlora.adapter_files.opening import open_directory, open_file
 from fastlora.adapter_files.renamed import fit_names
 from fastlora.arguments import adapter_dtype_over, check_path
-from fastlora.layer.adapter import DEFAULT, Adapter, Options, check_name
+from fastlora.layer.adapter import DEFAULT, Adapter, Options
+from fastlora.layer.adapter_name import check_name
 from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,7 +20,6 @@ SLOTS = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude_vector"
 BIAS = "lora_B_bias"
 ALL_SLOTS = (*SLOTS, MAGNITUDE, BIAS)
-_LONGEST_NAME = 100  # the name is also a directory's, for which file systems allow 255
 
 
 class Options(NamedTuple):
@@ -160,9 +158,14 @@ class Adapter(Dropping):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module's; an optimizer may hold the parameter that another takes the place of."""
-        if self._parameters.get(name) is not None:
+        if "trains" in vars(self):  # none is the first
             training_warnings.replaced(self)
         super().register_parameter(name, param)
+
+    def __delattr__(self, name: str) -> None:
+        """As nn.Module's; a parametrization calls it, which may put parameters of its own in the place."""
+        training_warnings.replaced(self)
+        super().__delattr__(name)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         with commit():
@@ -225,21 +228,6 @@ class Adapters(nn.ModuleDict):
 def adapters_of(layer: Any) -> dict[str, tuple[Tensor, Tensor, Options]]:
     """A [r, K], B [N, r] and options of every adapter of a layer; of experts, A and B are stacks."""
     return {name: (*each.current()[:2], each.options) for name, each in layer.adapters.items()}
-
-
-def check_name(name: object) -> str:
-    """The name, if it can be part of a state_dict key and name a directory; else TypeError or ValueError."""
-    wanted = (
-        f"adapter name must be letters, digits, '_' and '-', at most {_LONGEST_NAME}, not starting with '-'; "
-        f"got {arguments.shown(name)}"
-    )
-    if not isinstance(name, str):
-        raise TypeError(wanted)
-    if len(name) > _LONGEST_NAME or re.fullmatch(r"\w[\w-]*", name, re.ASCII) is None:
-        raise ValueError(wanted)
-    if hasattr(nn.ModuleDict, name) or name == "training":
-        raise ValueError(f"adapter name must not be an attribute of nn.ModuleDict; got {name!r}")
-    return name
 
 
 def with_bias(y: Tensor, s: float, b_B: Tensor) -> Tensor:

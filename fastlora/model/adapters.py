@@ -15,7 +15,8 @@ from fastlora.arguments import NO_BIASES, check_dtype
 from fastlora.config import LoRAConfig
 from fastlora.experts.layer import FusedLoRAExperts
 from fastlora.layer.active_adapter import put_idle, switch
-from fastlora.layer.adapter import Adapter, Options, check_name
+from fastlora.layer.adapter import Adapter, Options
+from fastlora.layer.adapter_name import check_name
 from fastlora.layer.base_weights import check_original_weights, like_weight
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.fused_lora_embedding import FusedLoRAEmbedding
