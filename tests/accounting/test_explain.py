@@ -47,12 +47,23 @@ def test_on_a_named_gpu_it_tells_tiles_tasks_and_floor():
 
 def test_rows_that_tma_cannot_address_are_loaded_by_pointers_in_smaller_tiles():
     dtypes = (torch.bfloat16, torch.bfloat16)
-    whole, ragged = (explain_problem(Problem(8192, K, 4096, 16, *dtypes), gpu="H200") for K in (4096, 4095))
+    # By the plain kernels, whatever was measured.
+    with fastlora.set_backend("triton"):
+        whole, ragged = (
+            explain_problem(Problem(8192, K, 4096, 16, *dtypes), gpu="H200") for K in (4096, 4095)
+        )
     assert [one.plan.tma for one in whole.passes] == [True, True]
     assert [one.plan.shape_class for one in whole.passes] == ["wide", "wide"]
     assert [one.plan.tma for one in ragged.passes] == [False, False]
     assert [one.plan.shape_class for one in ragged.passes] == ["square", "square"]
     assert "pointers" in str(ragged)
+
+
+@pytest.mark.parametrize(("M", "K", "names"), [(8192, 4096, ["persistent"] * 2), (8192, 4095, ["triton"] * 2)])
+def test_where_persistent_kernels_are_the_default_a_named_gpu_takes_them(M, K, names):
+    found = explain_problem(Problem(M, K, 4096, 16, torch.bfloat16, torch.bfloat16), gpu="H200")
+    assert [one["path"]["name"] for one in found.as_dict()["passes"]] == names
+    assert ("measured to be the fastest for so many tiles" in str(found)) == ("persistent" in names)
 
 
 def test_on_a_cpu_it_tells_the_torch_path_and_no_tiles():

@@ -41,13 +41,39 @@ def test_a_rocm_gpu_gets_the_cdna_entry():
         (64, 4096, "low"),
         (65, 4096, "square"),
         (65_536, 64, "narrow"),
-        (1024, 4096, "square"),
+        (512, 4096, "square"),
         (2048, 4096, "wide"),
         (65_536, 1024, "wide"),
     ],
 )
 def test_a_shape_takes_the_class_that_fills_the_machine(M, C, expected):
     assert configs.shape_class(load_table("sm_90"), "half", M, C, "forward") == expected
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("M", "C", "expected"),
+    [
+        # 64 wide tiles, or 128 of half the size, both in one wave.
+        (512, 4096, "square"),
+        # 128 in one wave, or 256 in two.
+        (1024, 4096, "wide"),
+        # More than 132, so two waves; or three.
+        (1152, 4096, "square"),
+        # Five waves, or nine, which are shorter, but not by as much as wide tiles are faster; three or five.
+        (1280, 14_336, "wide"),
+        (1152, 8192, "square"),
+    ],
+)
+def test_of_wide_and_square_tiles_those_are_taken_whose_waves_are_done_sooner(M, C, expected, direction):
+    assert configs.shape_class(load_table("sm_90"), "half", M, C, direction) == expected
+
+
+def test_a_smaller_gpu_of_the_same_architecture_has_more_waves():
+    table = load_table("sm_90")
+    for count, expected in ((128, "wide"), (127, "square"), (64, "wide")):
+        table = table._replace(multiprocessors=count)
+        assert configs.shape_class(table, "half", 1024, 4096, "forward") == expected
 
 
 def test_wide_tiles_are_taken_with_tma_only():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 MBARRIERS = 24  # of one CTA, at most
+SPACES = ("shared", "global")
 BULK_STORES = 2  # the kind of a warp's ids that stands for its bulk stores
 
 
@@ -23,17 +24,24 @@ class Clocks:
         self.per_cta = 4 * num_warps + MBARRIERS
         size = 1 + grid * self.per_cta
         self.known = np.zeros((places, size), np.int32)
-        # The part of it that the async proxy sees too: all up to the last proxy fence (8.10, "Proxies").
-        self.fenced = np.zeros((places, size), np.int32)
+        # The part of it that the async proxy sees too, by kind of memory: all up to the last proxy fence there
+        # (8.10, "Proxies").
+        self.fenced = {space: np.zeros((places, size), np.int32) for space in SPACES}
         self.id = np.zeros(places, np.int64)
         self.time = np.zeros(size, np.int32)  # of the ids that are no warps: how many operations were issued
-        self.released: dict[int, np.ndarray] = {}  # by address, what its release sequence publishes
+        # By address, what its release sequence publishes: all, and what the async proxy sees in global memory.
+        self.released: dict[int, np.ndarray] = {}
         self.rows = np.arange(places)
+
+    @property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        """All that warps know, which a barrier hands on."""
+        return self.known, *self.fenced.values()
 
     def start(self, rows: np.ndarray, cta: int) -> None:
         """New warps at these places: they know the host's writes only."""
-        self.known[rows] = 0
-        self.fenced[rows] = 0
+        for part in self.parts:
+            part[rows] = 0
         self.id[rows] = 1 + cta * self.per_cta + np.arange(self.num_warps)
         self.known[rows, self.id[rows]] = 1
 
@@ -47,26 +55,28 @@ class Clocks:
 
     def meet(self, rows: np.ndarray) -> None:
         """A barrier: everyone knows what anyone knew (9.7.13.1)."""
-        self.known[rows] = self.known[rows].max(axis=0)
-        self.fenced[rows] = self.fenced[rows].max(axis=0)
+        for part in self.parts:
+            part[rows] = part[rows].max(axis=0)
         self.tick(rows)
 
     def release(self, row: int, address: int, *, starts: bool) -> None:
         """Publish at an address; read-modify-writes go on with the release sequence, a store starts one."""
         before = None if starts else self.released.get(address)
-        mine = self.known[row]
-        self.released[address] = mine.copy() if before is None else np.maximum(before, mine)
+        mine = np.stack([self.known[row], self.fenced["global"][row]])
+        self.released[address] = mine if before is None else np.maximum(before, mine)
         self.tick(row)
 
     def acquire(self, row: int, address: int) -> None:
         """Learn what was published at an address whose published value this warp has read."""
         published = self.released.get(address)
         if published is not None:
-            np.maximum(self.known[row], published, out=self.known[row])
+            for part, learned in zip((self.known, self.fenced["global"]), published, strict=True):
+                np.maximum(part[row], learned, out=part[row])
 
-    def fence_proxy(self, rows: np.ndarray) -> None:
-        """fence.proxy.async: the async proxy sees what these warps know (9.7.13.4)."""
-        self.fenced[rows] = self.known[rows]
+    def fence_proxy(self, rows: np.ndarray, spaces: tuple[str, ...]) -> None:
+        """fence.proxy.async: in these kinds of memory the async proxy sees what these warps know (9.7.13.4)."""
+        for space in spaces:
+            self.fenced[space][rows] = self.known[rows]
 
     def issue(self, ids: np.ndarray) -> np.ndarray:
         """A new time of each asynchronous id, of an operation that begins."""

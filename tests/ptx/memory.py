@@ -128,7 +128,9 @@ class Memory:
         rows = access.rows[:, None]
         late = self.write_time[index] > clocks.known[rows, writer]
         if access.is_async:
-            late |= (self.write_time[index] > clocks.fenced[rows, writer]) & clocks.is_generic(writer)
+            late |= (self.write_time[index] > clocks.fenced[self.name][rows, writer]) & clocks.is_generic(
+                writer
+            )
         if unless is not None:
             late &= ~unless
         if late.any():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.ptx.clocks import SPACES
 from tests.ptx.faults import Fault, UnknownInstruction
 from tests.ptx.machine import AT_BARRIER, RUNS, Code, Group, Machine
 from tests.ptx.parse import Immediate, Instruction, Program
@@ -20,12 +21,12 @@ class Barrier:
     Attributes:
         expected: Warps that complete it.
         waiting: Places of those that wait.
-        arrived: For each that went on, what it knew: (known, fenced).
+        arrived: For each that went on, what it knew, as `Clocks.parts`.
     """
 
     expected: int
     waiting: list[int] = field(default_factory=list)
-    arrived: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    arrived: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
 
 @instruction("bar", "barrier")
@@ -64,7 +65,7 @@ def _whole(g: Group, number: int) -> bool:
     if len(slots) * num_warps != len(rows) or any((slot, number) in machine.barriers for slot in slots):
         return False
     clocks = machine.clocks
-    for part in (clocks.known, clocks.fenced):
+    for part in clocks.parts:
         joined = part[g.chosen].reshape(len(slots), num_warps, -1).max(axis=1)
         part[g.chosen] = np.repeat(joined, num_warps, axis=0)
     clocks.tick(rows)
@@ -85,13 +86,13 @@ def _reach(machine: Machine, row: int, number: int, count: int, waits: bool) -> 
         machine.state[row] = AT_BARRIER
         machine.waits_for[row] = number
     else:
-        one.arrived.append((clocks.known[row].copy(), clocks.fenced[row].copy()))
+        one.arrived.append(tuple(part[row].copy() for part in clocks.parts))
         clocks.tick(row)
     if len(one.waiting) + len(one.arrived) < one.expected:
         return
     del machine.barriers[key]
     rows = np.array(one.waiting, np.int64)
-    for part, index in ((clocks.known, 0), (clocks.fenced, 1)):
+    for index, part in enumerate(clocks.parts):
         everyone = [part[rows], *(known[index][None] for known in one.arrived)]
         part[rows] = np.concatenate(everyone).max(axis=0)
     clocks.tick(rows)
@@ -102,13 +103,16 @@ def _reach(machine: Machine, row: int, number: int, count: int, waits: bool) -> 
 def fence(i: Instruction, program: Program) -> Code:
     """9.7.13.4: fence.proxy.async makes generic accesses before it visible to the async proxy.
 
+    In the kind of memory that it names, or in all.
+
     Fences between threads (fence.acq_rel) are not known here: Triton orders by atomics.
     """
     if i.has("mbarrier_init"):
         return lambda g: None
     if not (i.has("proxy") and i.has("async")):
         raise UnknownInstruction(i.text)
-    return lambda g: g.machine.clocks.fence_proxy(g.rows)
+    named = tuple(space for space in SPACES if i.has(space, f"{space}::cta", f"{space}::cluster"))
+    return lambda g: g.machine.clocks.fence_proxy(g.rows, named or SPACES)
 
 
 @instruction("elect")

@@ -7,11 +7,12 @@ import pytest
 from tests.ptx.children import run_command
 from tests.ptx.driver.flattened_mutants import FLATTENED_CASES, FLATTENED_MUTANTS
 from tests.ptx.driver.mutants import CASES, MUTANTS
+from tests.ptx.driver.persistent_backward_mutants import PERSISTENT_BACKWARD_MUTANTS
 from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES, PERSISTENT_MUTANTS
 from tests.ptx.driver.plant import source_changes
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
 
-ALL = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS, *FLATTENED_MUTANTS)
+ALL = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS, *PERSISTENT_BACKWARD_MUTANTS, *FLATTENED_MUTANTS)
 # One in the source and one in the PTX, on either architecture.
 QUICK = ("publish is relaxed", "TMA loads are not waited for")
 

@@ -1,5 +1,7 @@
 """Each kind of race, planted in a few lines and found; its correct twin is clean, in every order tried."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -252,6 +254,50 @@ def test_a_box_is_stored_after_a_proxy_fence_and_waited_for(line, message):
     by = "st.shared.b32 [%r2], 3;" if "3;" in line else ""
     box = Matrix(np.zeros((2, 32), np.uint32), (2, 32))
     assert_found_without(line, STORED_BOX, box, message=message, by=by, num_warps=2)
+
+
+# One program stores a row, at address 256, and another one loads it as a box.
+SENT_BOX = """
+setp.eq.u32 %p1, %r0, 0; setp.eq.u32 %p2, %r1, 1;
+@%p1 mbarrier.init.shared::cta.b64 [1024], 1;
+@%p2 bra $WAIT;
+mad.wide.u32 %rd20, %r0, 4, 256; st.global.b32 [%rd20], %r0;
+{stored}
+@%p1 red.global.gpu.release.add.u32 [ %rd1 + 0 ], 1;
+bra $END;
+$WAIT:
+mov.b32 %r5, 0;
+@%p1 ld.global.gpu.acquire.b32 %r5, [ %rd1 + 0 ];
+shfl.sync.idx.b32 %r5, %r5, 0, 31, -1;
+setp.lt.u32 %p3, %r5, 1;
+@%p3 bra $WAIT;
+{loads}
+@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [1024], 128;
+@%p1 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [0], [%rd0, {{0, 0}}], [1024];
+mov.b32 %r5, 0;
+$COMES:
+mbarrier.try_wait.parity.shared::cta.b64 %p2, [1024], %r5;
+@!%p2 bra $COMES;
+$END:
+"""
+
+
+@pytest.mark.parametrize(
+    ("stored", "loads", "is_right"),
+    [
+        ("fence.proxy.async;", "", True),
+        ("", "fence.proxy.async;", True),
+        ("fence.proxy.async.global;", "", True),
+        ("", "", False),
+        ("fence.proxy.async.shared::cta;", "fence.proxy.async.shared::cta;", False),
+    ],
+)
+def test_a_box_of_what_another_program_stored_takes_a_proxy_fence_in_global_memory(stored, loads, is_right):
+    body = SENT_BOX.format(stored=stored, loads=loads)
+    for seed in SEEDS:
+        box = Matrix(np.zeros((1, 32), np.uint32), (1, 32))
+        with contextlib.nullcontext() if is_right else pytest.raises(Fault, match="race: load of global"):
+            run_kernel(body, box, np.zeros(1, np.uint32), grid=2, seed=seed)
 
 
 def test_a_program_waits_for_its_stored_boxes_before_it_ends():

@@ -77,7 +77,7 @@ def _load(g: Group, row: int, box: _Box, where: int) -> None:
     clocks.time[one.id] += 1
     time = clocks.time[one.id]
     raw = np.zeros((len(box.inside), box.size), np.uint8)
-    read_by = _lanes(row, one.id, time, int(box.inside.sum()), False, g)
+    read_by = _lanes(row, one.id, time, int(box.inside.sum()), True, g)
     if box.inside.any():
         raw[box.inside] = machine.memory.load(box.globally[box.inside], box.size, read_by, clocks)
     machine.shared.store(box.shared, raw, _lanes(row, one.id, time, len(box.inside), True, g), clocks)

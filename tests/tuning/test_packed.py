@@ -55,6 +55,7 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(choices, "_gpu_of", lambda architecture: GPU)
     monkeypatch.setattr(decide, "route_on", lambda *_, **__: decide.Route("triton", "it is a GPU"))
     monkeypatch.setattr("fastlora.routes.architecture.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr("fastlora.routes.architecture.multiprocessors", lambda device: 132)
 
 
 def keep(path, entries):

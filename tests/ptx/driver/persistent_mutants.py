@@ -9,31 +9,31 @@ from tests.ptx.driver.persistent import BASE
 
 _FORWARD: Final = BASE._replace(passes=("forward",))
 _BACKWARD: Final = BASE._replace(passes=("backward",), K=136)
+# Tiles of dx have 256 columns: two of them, the second of which waits for q, where K is 264.
 PERSISTENT_CASES: Final = {
     "persistent": _FORWARD,
     "persistent, two resident": _FORWARD._replace(resident=2, M=300),
     "persistent, fp16": _FORWARD._replace(dtype="fp16", values="beyond fp16"),
     "persistent backward": _BACKWARD,
+    "persistent backward, columns": _BACKWARD._replace(K=264),
     "persistent backward, many rows": _BACKWARD._replace(M=700, K=8, N=8),
+    "persistent backward, few programs": _BACKWARD._replace(M=300, K=8, N=8, programs=2),
     "persistent backward, one block of rows": _BACKWARD._replace(M=64, K=520, N=520, programs=1),
-    "persistent backward, fp32 adapters": _BACKWARD._replace(adapter="fp32"),
+    "persistent backward, fp32 adapters": _BACKWARD._replace(adapter="fp32", K=264),
 }
 
 _RING: Final = "hopper.ring."
 _TILE: Final = "hopper.output_tile."
-_GRADIENT: Final = "hopper.gradient_tile.gradient_tile"
 _FORWARD_KERNEL: Final = "hopper.forward.hopper_forward_kernel"
 _RELEASE_LAST: Final = "    mbarrier.arrive(ring.empty.index(step_back(slot, STAGES)), count=1)\n"
 _RELEASE_GROW: Final = "    mbarrier.arrive(ring.empty.index(slot), count=1)\n"
-_PUBLISH: Final = "        publish(flag_ptr)\n"
-_STORE_SMALL: Final = "        gl.store(pointers, small, mask=inside)\n"
+_PUBLISH: Final = "            publish(flag_ptr)\n"
+_STORE_SMALL: Final = "            gl.store(pointers, small, mask=inside)\n"
 _FLAG: Final = "FLAGS + 2 * m + HALF"
 
 
-def _mutant(
-    name: str, place: str, old: str, new: str, case: str = "persistent", redundant: str = ""
-) -> Mutant:
-    return Mutant(f"persistent: {name}", case, ((place, old, new),), redundant)
+def _mutant(name: str, place: str, old: str, new: str, case: str = "persistent") -> Mutant:
+    return Mutant(f"persistent: {name}", case, ((place, old, new),))
 
 
 _PARITIES: Final = (
@@ -78,7 +78,7 @@ _BYTES: Final = (
     _mutant("too many bytes of B", f"{_TILE}load_output_tile", "BLOCK_C * STEP * 2)", "BLOCK_C * STEP * 4)"),
     _mutant("the ring of x is a stage short", _FORWARD_KERNEL, "[STAGES, BLOCK_M", "[STAGES - 1, BLOCK_M"),
     _mutant("the ring of W is a stage short", _FORWARD_KERNEL, "[STAGES, BLOCK_C", "[STAGES - 1, BLOCK_C"),
-    _mutant("both groups wait to store in one buffer", _FORWARD_KERNEL, "stages.index(1)", "stages.index(0)"),
+    _mutant("both groups wait to store in one buffer", _FORWARD_KERNEL, "y, lower, ring", "y, upper, ring"),
 )
 
 _PRODUCTS: Final = (
@@ -95,7 +95,21 @@ _PRODUCTS: Final = (
         "warpgroup_mma_wait(1, deps=[small])",
         "warpgroup_mma_wait(2, deps=[small])",
     ),
-    _mutant("the store before is not waited for", f"{_TILE}store", "    tma.store_wait(0)\n", ""),
+    _mutant(
+        "the store before is not waited for", f"{_TILE}store", "        tma.store_wait(BUFFERS - 1)\n", ""
+    ),
+    _mutant(
+        "a wait for stores leaves one more", f"{_TILE}store", "store_wait(BUFFERS - 1)", "store_wait(BUFFERS)"
+    ),
+    _mutant(
+        "all stores take one buffer", f"{_TILE}store", "stages.index(FIRST % BUFFERS)", "stages.index(0)"
+    ),
+    _mutant(
+        "the right half of a store takes the left one's turn",
+        f"{_TILE}store",
+        "STORE, BUFFERS, FIRST + PARTS)",
+        "STORE, BUFFERS, FIRST)",
+    ),
     _mutant("no proxy fences", "ptx", r"fence\.proxy\.async.*", ""),
     _mutant(
         "what is summed is not divided by the power of two",
@@ -140,79 +154,4 @@ _HAND_OVER: Final = (
     ),
 )
 
-_GRADIENTS: Final = (
-    _mutant(
-        "dA does not wait for q",
-        "hopper.backward.multiply_backward",
-        "wait_for(workspace_ptr + ALL_ROWS, 2 * num_rows)",
-        "pass",
-        "persistent backward, many rows",
-    ),
-    _mutant(
-        "dA waits for one part of q less",
-        "hopper.backward.multiply_backward",
-        "2 * num_rows)",
-        "2 * num_rows - 1)",
-        "persistent backward, many rows",
-    ),
-    _mutant(
-        "no fence before a gradient's product",
-        _GRADIENT,
-        "fence_async_shared()",
-        "pass",
-        "persistent backward",
-        "without it Triton puts one of its own before the product",
-    ),
-    _mutant(
-        "no barrier before a gradient's product",
-        _GRADIENT,
-        "        meet()\n        if AHEAD",
-        "        if AHEAD",
-        "persistent backward",
-        "without it Triton puts one of its own, before the fence",
-    ),
-    _mutant(
-        "a gradient's buffer is one",
-        _GRADIENT,
-        "buffer = TERMS - buffer",
-        "pass",
-        "persistent backward, many rows",
-    ),
-    _mutant(
-        "a gradient's slot is released too early",
-        _GRADIENT,
-        "ring.empty.index(step_back(slot, STAGES)), count=1, pred=row > 0",
-        "ring.empty.index(slot), count=1",
-        "persistent backward, many rows",
-    ),
-    _mutant(
-        "a gradient does not wait for the store of dx",
-        _GRADIENT,
-        "    tma.store_wait(0)\n",
-        "",
-        "persistent backward",
-    ),
-    _mutant(
-        "a gradient's low term is left out",
-        _GRADIENT,
-        "static_range(TERMS)",
-        "static_range(1)",
-        "persistent backward, fp32 adapters",
-    ),
-    _mutant(
-        "q's low term is left out",
-        f"{_TILE}multiply",
-        "static_range(TERMS)",
-        "static_range(1)",
-        "persistent backward, fp32 adapters",
-    ),
-)
-
-PERSISTENT_MUTANTS: Final = (
-    *_PARITIES,
-    *_ARRIVALS,
-    *_BYTES,
-    *_PRODUCTS,
-    *_HAND_OVER,
-    *_GRADIENTS,
-)
+PERSISTENT_MUTANTS: Final = (*_PARITIES, *_ARRIVALS, *_BYTES, *_PRODUCTS, *_HAND_OVER)
