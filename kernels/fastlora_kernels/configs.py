@@ -166,8 +166,8 @@ def rank_block(
     """Ranks in a block: a power of two, at least the 16 that a matrix instruction takes.
 
     `tf32_terms` says that A and B are multiplied in tf32 with an fp16 x (`fp16_range.py`). Then it is the
-    least: with more, Triton 3.6.0 spilled 32 bytes in a backward kernel of sm_90. `masked_rows` are those of a
-    tile with dropout, 0 without: 256 of them and 64 ranks spilled 8 bytes (Triton 3.9.0).
+    least: with more, Triton 3.6.0 spilled 32 bytes in a backward kernel of sm_90. `masked_rows` are those of
+    a tile with dropout, 0 without: 256 of them and 64 ranks spilled 8 bytes (Triton 3.9.0).
     """
     if tf32_terms:
         return 16
