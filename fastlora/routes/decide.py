@@ -133,9 +133,9 @@ def _measured(
     route: Route,
 ) -> Route:
     """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
-    from fastlora.routes.architecture import architecture_of
+    from fastlora.routes.architecture import architecture_of, multiprocessors
     from fastlora.routes.choices import WORDS, chosen, why
-    from fastlora.routes.persistent import PERSISTENT_CODES, refusal
+    from fastlora.routes.persistent import PERSISTENT_CODES, is_default, refusal
     from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
@@ -151,6 +151,9 @@ def _measured(
             return Route(name, why(choice, base), unpacks_first=base != "plain" and choice.code != "packed")
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
         return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
+    count = None if gpu else multiprocessors(device)
+    if is_default(direction, architecture, problem, count, dropout=dropped, aligned=aligned):
+        return Route("persistent", "the persistent kernels were measured to be the fastest for so many tiles")
     return route
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fastlora.routes.architecture import architecture_of, fp32_precision, multip
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.launch import backward_outputs, on_device, readable, scratch_for, writable
 from fastlora.routes.plan import Plan, p_alone_plan, plan_for
+from fastlora.routes.relaunch import launch, on_16_bytes
 from fastlora_kernels import masked_update as masked
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.configs import num_blocks
@@ -67,16 +69,19 @@ def _launch_forward(
     tile = plan.tile
     p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
     tma, stored = plan.tma and aligned, (tile.block_m, plan.store_columns)
+    arguments = {
+        "x": readable(x, (tile.block_m, tile.block_k), tma),
+        "W": readable(W, (tile.block_n, tile.block_k), tma),
+        "c_ptr": c,
+        "y": writable(y, stored, plan.tma),
+        "z": None if z is None else writable(z, stored, plan.tma),
+        "GROUP": tile.group,
+        **forward_arguments(o, plan, p),
+    }
+    key = (*_key(o, plan, tma), on_16_bytes(c, arguments["b_ptr"]), z is None)
     with on_device(x):
-        forward_kernel[(plan.tasks[only] if only else plan.num_tasks,)](
-            x=readable(x, (tile.block_m, tile.block_k), tma),
-            W=readable(W, (tile.block_n, tile.block_k), tma),
-            c_ptr=c,
-            y=writable(y, stored, plan.tma),
-            z=None if z is None else writable(z, stored, plan.tma),
-            GROUP=tile.group,
-            **forward_arguments(o, plan, p),
-        )
+        programs = plan.tasks[only] if only else plan.num_tasks
+        launch(forward_kernel, programs, key, arguments, plan.options)
     return p
 
 
@@ -156,29 +161,40 @@ def _launch_backward(
     tile = plan.tile
     dx, dA, dB, q = backward_outputs(o, p, needs)
     tma = plan.tma and aligned
+    arguments = {
+        "dy": readable(dy, (tile.block_m, tile.block_n), tma),
+        "x": readable(x, (tile.block_m, tile.block_k_dA), tma),
+        "W": readable(W, (tile.block_n, tile.block_k), tma),
+        "c_ptr": c,
+        "q_ptr": q,
+        "dx": None if dx is None else writable(dx, (tile.block_m, plan.store_columns), plan.tma),
+        "dA_ptr": dA,
+        "dB_ptr": dB,
+        "scratch_ptrs": (
+            scratch_for(plan, x, "q", otherwise=p),
+            scratch_for(plan, x, "dx"),
+            scratch_for(plan, x, "dB", "dA", otherwise=p),
+        ),
+        "split_q": plan.split_k["q"],
+        "split_dx": plan.split_k["dx"],
+        "split_gradients": plan.split_k["dA"],
+        "BLOCK_K_DA": tile.block_k_dA,
+        "GROUP": tile.group,
+        **_shared(o, plan, p),
+    }
+    key = (*_key(o, plan, tma), needs, dy.stride(), on_16_bytes(c, dy))
     with on_device(x):
-        backward_kernel[(plan.num_tasks,)](
-            dy=readable(dy, (tile.block_m, tile.block_n), tma),
-            x=readable(x, (tile.block_m, tile.block_k_dA), tma),
-            W=readable(W, (tile.block_n, tile.block_k), tma),
-            c_ptr=c,
-            q_ptr=q,
-            dx=None if dx is None else writable(dx, (tile.block_m, plan.store_columns), plan.tma),
-            dA_ptr=dA,
-            dB_ptr=dB,
-            scratch_ptrs=(
-                scratch_for(plan, x, "q", otherwise=p),
-                scratch_for(plan, x, "dx"),
-                scratch_for(plan, x, "dB", "dA", otherwise=p),
-            ),
-            split_q=plan.split_k["q"],
-            split_dx=plan.split_k["dx"],
-            split_gradients=plan.split_k["dA"],
-            BLOCK_K_DA=tile.block_k_dA,
-            GROUP=tile.group,
-            **_shared(o, plan, p),
-        )
+        launch(backward_kernel, plan.num_tasks, key, arguments, plan.options)
     return dx, dA, dB, q
+
+
+def _key(o: Operands, plan: Plan, tma: bool) -> tuple[Hashable, ...]:
+    """What decides on the code of a pass; see `relaunch.launch`."""
+    x, (W,), A, B = o.x, o.base.tensors, o.A, o.B
+    planned = (plan.tile, plan.block_r, plan.store_columns, plan.tma, plan.precision, *plan.split_k.values())
+    strides = (x.stride(), W.stride(), A.stride(), B.stride())
+    pointers = on_16_bytes(x, W, A, B, o.seed if o.dropout > 0 else None)
+    return (x.device, problem_of(o), tma, planned, strides, pointers)
 
 
 def forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
@@ -213,7 +229,6 @@ def _shared(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
         "BLOCK_K": plan.tile.block_k,
         "BLOCK_R": plan.block_r,
         "PRECISION": plan.precision,
-        **plan.options,
     }
 
 

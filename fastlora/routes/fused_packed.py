@@ -37,6 +37,6 @@ def few_rows(o: Operands, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
     p = torch.empty(x.shape[0], o.A.shape[0], device=x.device, dtype=torch.float32)
     with on_device(x):
         few_rows_kernel[(plan.num_tasks,)](
-            x=readable(x), y=y, **(as_operand(o.base) or {}), **forward_arguments(o, plan, p)
+            x=readable(x), y=y, **(as_operand(o.base) or {}), **forward_arguments(o, plan, p), **plan.options
         )
     return y, p

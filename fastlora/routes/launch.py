@@ -24,13 +24,29 @@ _MOST_EXPONENT: Final = 60
 def readable(matrix: Tensor, block: tuple[int, int] = (0, 0), tma: bool = False) -> Any:
     """A matrix for a kernel to read: a tensor descriptor of blocks, or (pointer, strides)."""
     if tma:
-        return TensorDescriptor.from_tensor(matrix, list(block))
+        return descriptor(matrix, block)
     return matrix, *matrix.stride()
 
 
 def writable(matrix: Tensor, block: tuple[int, int], tma: bool) -> Any:
     """A contiguous matrix to be written: a tensor descriptor of blocks if it is aligned, else its pointer."""
-    return TensorDescriptor.from_tensor(matrix, list(block)) if tma and is_aligned(matrix) else matrix
+    return descriptor(matrix, block) if tma and is_aligned(matrix) else matrix
+
+
+def descriptor(matrix: Tensor, block: tuple[int, int], kind: type = TensorDescriptor, **more: Any) -> Any:
+    """A tensor descriptor of blocks, without the checks of its constructor: an aligned matrix passes them.
+
+    Args:
+        matrix: As `is_aligned` asks for.
+        block: Rows and columns.
+        kind: Of descriptor.
+        more: Its other attributes.
+    """
+    made: Any = object.__new__(kind)
+    made.__dict__.update(
+        base=matrix, shape=matrix.shape, strides=matrix.stride(), block_shape=[*block], **more
+    )
+    return made
 
 
 def scratch_for(plan: Plan, x: Tensor, *names: str, otherwise: Tensor | None = None) -> Tensor | None:

@@ -1,9 +1,9 @@
-"""Whether the persistent kernels for sm_90 can take a call; `fastlora tune` decides whether they do.
+"""Whether the persistent kernels for sm_90 can take a call, and whether they do by default.
 
 There are two: "persistent", in Gluon (`hopper.py`), and "flattened", in plain Triton (`flattened.py`).
 
-They are never the default: only a choice that was measured on this machine's GPU takes them. Nothing here
-imports Triton.
+Those in Gluon are the default where an H100 measured them to be the fastest; the others are taken only by a
+choice that was measured on this machine's GPU. Nothing here imports Triton.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.triton_version import triton_version
 from fastlora_kernels.choice_content import FLATTENED, PERSISTENT
+from fastlora_kernels.configs import num_blocks, table_of
 from fastlora_kernels.flattened_blocks import most_ranks
 from fastlora_kernels.hopper import blocks
 
@@ -25,7 +26,13 @@ PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
 # Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
 _OLDEST_TRITON: Final = (3, 6)
 _NEWEST_TRITON: Final = (3, 9)
-_OFFERED: Final = "where `fastlora tune` has measured them to be the fastest"
+# Of the multiprocessors in all waves of tiles, those that have one; and rows of x (docs/kernel-log.md, 18).
+_LEAST_FILLED: Final = 0.8
+_LEAST_ROWS: Final = 768
+_OFFERED: Final = (
+    "by default where tiles of 128 x 256 fill the multiprocessors, else where `fastlora tune` has measured "
+    "them to be the fastest"
+)
 
 
 def refusal(
@@ -51,6 +58,35 @@ def refusal(
         dropout=dropout,
         most_ranks=most,
     )
+
+
+def is_default(
+    direction: str,
+    architecture: str,
+    problem: Problem,
+    multiprocessors: int | None,
+    *,
+    dropout: bool,
+    aligned: bool,
+) -> bool:
+    """Whether the kernels in Gluon take a pass unless `fastlora tune` chose otherwise.
+
+    A program stays on its multiprocessor for all its tiles, so they lose where the last wave has few.
+
+    Args:
+        direction: "forward" or "backward".
+        architecture: As in `refusal`.
+        problem: As in `refusal`.
+        multiprocessors: Of the GPU; None means those of the architecture's usual one.
+        dropout: As in `refusal`.
+        aligned: As in `refusal`.
+    """
+    multiprocessors = multiprocessors or table_of(architecture).multiprocessors
+    columns = problem.N if direction == "forward" else problem.K
+    tiles = num_blocks(problem.M, blocks.BLOCK_M) * num_blocks(columns, blocks.BLOCK_C)
+    waves = num_blocks(tiles, multiprocessors)
+    filled = problem.M >= _LEAST_ROWS and tiles >= _LEAST_FILLED * waves * multiprocessors
+    return filled and not refusal(PERSISTENT, architecture, problem, dropout=dropout, aligned=aligned)
 
 
 def refusal_here(architecture: str) -> str | None:

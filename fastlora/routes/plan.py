@@ -188,7 +188,8 @@ def _cached_plan(
         choice, _ = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
         tile = None if choice is None else choice.tile
     tile = tile or getattr(entry, direction)
-    block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters, tf32_terms)
+    masked_rows = tile.block_m if dropped else 0
+    block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters, tf32_terms, masked_rows)
     make_tasks = _forward_tasks if direction == "forward" else _backward_tasks
     split_k, programs, num_tasks, workspace = make_tasks(table, tile, block_r, problem, needs)
     return Plan(

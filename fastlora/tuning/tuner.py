@@ -19,10 +19,10 @@ import torch
 
 from fastlora.arguments import dtype_name
 from fastlora.measuring.timing import quartiles, ratio
-from fastlora.routes.architecture import architecture_of
+from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.choices import current_versions, key_of, own_file
 from fastlora.routes.decide import reload_tables
-from fastlora.routes.persistent import PERSISTENT_CODES, refusal
+from fastlora.routes.persistent import PERSISTENT_CODES, is_default, refusal
 from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
 from fastlora.tuning.choices_file import add_choices, check_place
@@ -36,6 +36,7 @@ from fastlora_kernels.choice_content import (
     DIRECTIONS,
     KERNELS,
     PACKED,
+    PERSISTENT,
     PLAIN,
     VENDOR,
     Choice,
@@ -185,8 +186,14 @@ def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candi
     if plan.shape_class == "wide":
         whys = {code: refusal(code, architecture, problem, dropout=dropout > 0) for code in PERSISTENT_CODES}
         tiles += [code for code, why in whys.items() if why is None]
-    by_vendor = not request.dropout and vendor_won(direction, architecture, problem) is not None
-    return (VENDOR, [VENDOR, *tiles]) if by_vendor else (tiles[0], [*tiles, VENDOR])
+    tiles.append(VENDOR)
+    count = multiprocessors(machine.device)
+    default = tiles[0]
+    if not request.dropout and vendor_won(direction, architecture, problem) is not None:
+        default = VENDOR
+    elif is_default(direction, architecture, problem, count, dropout=dropout > 0, aligned=True):
+        default = PERSISTENT
+    return default, list(dict.fromkeys([default, *tiles]))
 
 
 def _place(machine: Machine) -> Path:

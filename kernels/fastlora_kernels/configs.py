@@ -10,11 +10,13 @@ _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_1
 #   few      up to FEW_ROWS rows: decoding
 #   low      up to LOW_ROWS rows: decoding of a batch, small batches
 #   narrow   up to NARROW_COLUMNS columns
-#   wide     enough wide tiles for every multiprocessor, and operands through TMA
+#   wide     wide tiles are done sooner, by their waves, and operands come through TMA
 #   square   everything else
 FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
+# Time of a wide tile over that of square ones of its size (an H100, docs/kernel-log.md, 18).
+_WIDE_TIME: Final = 0.85
 
 # Up to so many rows a packed W is unpacked inside the product (few_rows.py), above by a launch of its own. W
 # is the left operand there, so that its tile stays in registers: 64 rows of it are what wgmma takes.
@@ -101,13 +103,19 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
     if "narrow" in classes and C <= NARROW_COLUMNS:
         return "narrow"
     # Without TMA, the addresses of a wide tile take too many registers: Triton 3.6.0 spilled 24 bytes.
-    enough = (
-        "wide" in classes
-        and num_tiles(getattr(classes["wide"], direction), direction, M, C) >= table.multiprocessors
-    )
-    if tma and enough:
-        return "wide"
+    if tma and "wide" in classes:
+        wide, square = (
+            _waves(table, getattr(classes[name], direction), direction, M, C) for name in ("wide", "square")
+        )
+        if _WIDE_TIME * wide <= square:
+            return "wide"
     return "square"
+
+
+def _waves(table: Table, tile: Tile, direction: str, M: int, C: int) -> int:
+    """Elements of tiles, one after the other, that a multiprocessor computes of an output [M, C]."""
+    waves = num_blocks(num_tiles(tile, direction, M, C), table.multiprocessors)
+    return waves * tile.block_m * tile.columns(direction)
 
 
 def beaten(entry: Entry, direction: str, dtype: str, adapter_dtype: str, r: int) -> bool:
@@ -147,14 +155,24 @@ def element_kind(bits: int, precision: str) -> str:
     return "half" if bits == 16 else precision
 
 
-def rank_block(r: int, architecture: str, kind: str, wide_adapters: bool, tf32_terms: bool = False) -> int:
+def rank_block(
+    r: int,
+    architecture: str,
+    kind: str,
+    wide_adapters: bool,
+    tf32_terms: bool = False,
+    masked_rows: int = 0,
+) -> int:
     """Ranks in a block: a power of two, at least the 16 that a matrix instruction takes.
 
     `tf32_terms` says that A and B are multiplied in tf32 with an fp16 x (`fp16_range.py`). Then it is the
-    least: with more, Triton 3.6.0 spilled 32 bytes in a backward kernel of sm_90.
+    least: with more, Triton 3.6.0 spilled 32 bytes in a backward kernel of sm_90. `masked_rows` are those of
+    a tile with dropout, 0 without: 256 of them and 64 ranks spilled 8 bytes (Triton 3.9.0).
     """
     if tf32_terms:
         return 16
+    if masked_rows > 128:
+        r = min(r, 32)
     most = _RANKS_WIDE_ADAPTERS[architecture] if wide_adapters else _RANKS if kind == "half" else _RANKS_FP32
     return min(max(16, 1 << (r - 1).bit_length()), most)
 

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 from fastlora_kernels.backward import backward_kernel
 from fastlora_kernels.compile_check.variants import Variant
-from fastlora_kernels.configs import launch_options, rank_block, store_columns
+from fastlora_kernels.configs import launch_options, store_columns
 from fastlora_kernels.forward import forward_kernel
 from fastlora_kernels.tables import Tile
 
@@ -204,9 +204,7 @@ def kinds_of_both(architecture: str, tile: Tile, variant: Variant) -> dict[str, 
         "BLOCK_M": Constant(tile.block_m),
         "BLOCK_N": Constant(tile.block_n),
         "BLOCK_K": Constant(tile.block_k),
-        "BLOCK_R": Constant(
-            rank_block(variant.r, architecture, variant.kind, variant.wide_adapters, variant.tf32_terms)
-        ),
+        "BLOCK_R": Constant(variant.block_r(architecture, tile)),
         "GROUP": Constant(tile.group),
         "PRECISION": Constant(variant.precision),
     }

@@ -30,7 +30,7 @@ from fastlora_kernels.hopper.blocks import BLOCK_C, BLOCK_M, SHARED_MEMORY, STEP
 # A step has four products; the plain kernels' takes 87 instructions for them.
 _MOST_INSTRUCTIONS: Final = 60
 _REGISTERS: Final = 65_536
-_GROUP: Final = 8
+_GROUP: Final = 16
 
 
 class Persistent(NamedTuple):
@@ -161,6 +161,7 @@ def _kernel_of(case: Persistent) -> tuple[Any, dict[str, Any]]:
         "BLOCK_R": Constant(blocks.r),
         "TERMS": Constant(blocks.terms),
         "STORE": Constant(blocks.store),
+        "BUFFERS": Constant(blocks.buffers),
         "GROUP": Constant(_GROUP),
         "STAGES": Constant(blocks.stages),
         "MULTIPLY_REGISTERS": Constant(hopper.MULTIPLY_REGISTERS),
@@ -189,10 +190,11 @@ def _kernel_of(case: Persistent) -> tuple[Any, dict[str, Any]]:
         "A": _kind(element, STEP, BLOCK_C),
         "B": _kind(element, STEP, blocks.r),
         "dx": _kind(element, BLOCK_M // 2, blocks.store),
-        "q_ptr": "*fp32",
+        "terms": _kind(element, BLOCK_M, blocks.r),
+        "terms_ptr": f"*{element}",
         "dA_ptr": f"*{case.adapter}",
+        "makers": "i32",
         "dB_ptr": f"*{case.adapter}",
-        "BUFFERS": Constant(blocks.buffers),
     }
 
 

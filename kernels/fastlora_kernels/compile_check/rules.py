@@ -6,7 +6,7 @@ from fastlora_kernels.compile_check.compiler import Resources, checked, compile_
 from fastlora_kernels.compile_check.hand_over import hand_over_faults
 from fastlora_kernels.compile_check.hand_over_events import Kernel
 from fastlora_kernels.compile_check.variants import Case
-from fastlora_kernels.configs import rank_block, segment_rank_block
+from fastlora_kernels.configs import segment_rank_block
 from fastlora_kernels.tables import load_table
 
 
@@ -25,11 +25,12 @@ def faults(
     found = faults_of_resources(made, load_table(case.architecture).shared_memory)
     if case.target.backend == "cuda":
         variant = case.variant
-        if block_r is None:
-            block_of = segment_rank_block if rows else rank_block
-            block_r = block_of(
+        if block_r is None and rows:
+            block_r = segment_rank_block(
                 variant.r, case.architecture, variant.kind, variant.wide_adapters, variant.tf32_terms
             )
+        elif block_r is None:
+            block_r = variant.block_r(case.architecture, case.tile)
         kernel = Kernel(case.direction, made.arguments, case.tile, block_r, members, rows)
         found += hand_over_faults(made.assembly, kernel)
         if case.variant.tma and not re.search(r"bulk\.tensor\S*\.shared::c\w+\.global", made.assembly):

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from triton.backends.compiler import GPUTarget
 
-from fastlora_kernels.configs import takes_tma
+from fastlora_kernels.configs import rank_block, takes_tma
 from fastlora_kernels.tables import Tile, load_table
 
 TARGETS: Final = {
@@ -64,6 +64,12 @@ class Variant(NamedTuple):
     def wide_adapters(self) -> bool:
         """Whether the dtype of A and B has more bits than x's, or a range that fp16 has not."""
         return self.adapter != self.element and (self.adapter == "fp32" or self.element == "fp16")
+
+    def block_r(self, architecture: str, tile: Tile) -> int:
+        """Ranks in a block of a layer's kernel with a tile."""
+        masked_rows = tile.block_m if self.dropout else 0
+        dtypes = self.kind, self.wide_adapters, self.tf32_terms
+        return rank_block(self.r, architecture, *dtypes, masked_rows)
 
 
 class Case(NamedTuple):

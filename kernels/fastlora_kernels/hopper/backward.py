@@ -5,19 +5,21 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from fastlora_kernels.hopper.gradient_tile import gradient_tile, load_gradient_tile
-from fastlora_kernels.hopper.handover import wait_for
-from fastlora_kernels.hopper.order import ALL_ROWS, backward_task, place_of
+from fastlora_kernels.hopper.handover import fence_proxy, wait_for
+from fastlora_kernels.hopper.order import ALL_ROWS, place_of
 from fastlora_kernels.hopper.output_tile import load_output_tile, output_tile
-from fastlora_kernels.hopper.ring import Ring, hand_out, make_mail, make_ring_barriers, take
+from fastlora_kernels.hopper.ring import Ring, draw, hand_out, make_mail, make_ring_barriers, take
 
 
 @gluon.jit
 def load_backward(
     operands,
     x,
+    terms,
     ring,
     mail,
-    ticket_ptr,
+    workspace_ptr,
+    makers,
     sizes,
     BLOCK_M: gl.constexpr,
     BLOCK_C: gl.constexpr,
@@ -27,42 +29,58 @@ def load_backward(
     GROUP: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The loading warp: draw tickets, and fill the ring with what their tiles take."""
+    """The loading warp: draw tickets, and fill the ring with what the tiles take."""
     M, N, K = sizes
     num_rows = gl.cdiv(M, BLOCK_M)
     num_columns = gl.cdiv(K, BLOCK_C)
+    num_dx = num_rows * num_columns
     num_dB = gl.cdiv(N, 2 * STEP)
     num_gradients = num_dB + gl.cdiv(K, 2 * STEP)
+    # The first `makers` programs make dB and dA, each after some of its dx tiles: not all at the same time.
+    # None begins before all tiles of the first column are drawn, as it waits for those.
+    gradient = gl.program_id(0)
+    after = 1 + gradient * (num_dx // gl.num_programs(0) - 1) // makers
+    if gradient >= makers:
+        gradient = num_gradients
     slot = 0
     phase = 1  # an empty ring counts as released once
     count = 0
-    ticket = hand_out(ticket_ptr, mail, count)
-    while ticket < num_rows * num_columns + num_gradients:
-        is_gradient, tile = backward_task(ticket, num_rows, num_columns, num_gradients)
-        if is_gradient:
-            if tile < num_dB:
+    done = 0
+    ticket = draw(workspace_ptr)
+    while (ticket < num_dx) | (gradient < num_gradients):
+        is_time = (ticket >= num_dx) | ((done >= after) & (ticket >= num_rows))
+        if is_time & (gradient < num_gradients):
+            hand_out(num_dx + gradient, mail, count)
+            wait_for(workspace_ptr + ALL_ROWS, 2 * num_rows)
+            fence_proxy()
+            if gradient < num_dB:
                 slot, phase = load_gradient_tile(
-                    operands[0], ring, slot, phase, tile * (2 * STEP), M, BLOCK_M, BLOCK_C, STEP, STAGES
-                )
+                    operands[0], terms, TERMS, ring, slot, phase, gradient * (2 * STEP), M,
+                    BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
+                )  # fmt: skip
             else:
-                column = (tile - num_dB) * (2 * STEP)
                 slot, phase = load_gradient_tile(
-                    x, ring, slot, phase, column, M, BLOCK_M, BLOCK_C, STEP, STAGES
-                )
+                    x, terms, 0, ring, slot, phase, (gradient - num_dB) * (2 * STEP), M,
+                    BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
+                )  # fmt: skip
+            gradient += makers
         else:
-            m, k = place_of(tile, num_rows, num_columns, GROUP)
+            hand_out(ticket, mail, count)
+            m, k = place_of(ticket, num_rows, num_columns, GROUP)
             slot, phase = load_output_tile(
                 operands, ring, slot, phase, m, k, N, BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES, False
             )
+            done += 1
+            ticket = draw(workspace_ptr)
         count += 1
-        ticket = hand_out(ticket_ptr, mail, count)
+    hand_out(num_dx + num_gradients, mail, count)
 
 
 @gluon.jit
 def multiply_backward(
     dx,
-    gradients,  # pointers of p, q, dA and dB
-    stage,
+    pointers,  # of p, the terms of q and p, dA and dB
+    stages,
     ring,
     mail,
     workspace_ptr,
@@ -81,9 +99,10 @@ def multiply_backward(
 ):
     """A multiplying group: its half of each tile."""
     M, N, K, r = sizes
-    p_ptr, q_ptr, dA_ptr, dB_ptr = gradients
+    p_ptr, terms_ptr, dA_ptr, dB_ptr = pointers
     num_rows = gl.cdiv(M, 2 * ROWS)
     num_columns = gl.cdiv(K, BLOCK_C)
+    num_dx = num_rows * num_columns
     num_dB = gl.cdiv(N, 2 * STEP)
     num_gradients = num_dB + gl.cdiv(K, 2 * STEP)
     scales = (s, None, None)
@@ -92,39 +111,37 @@ def multiply_backward(
     phase = 0
     count = 0
     ticket = take(mail, count)
-    while ticket < num_rows * num_columns + num_gradients:
-        is_gradient, tile = backward_task(ticket, num_rows, num_columns, num_gradients)
-        if is_gradient:
+    while ticket < num_dx + num_gradients:
+        if ticket >= num_dx:
+            tile = ticket - num_dx
             if tile < num_dB:
                 slot, phase = gradient_tile(
-                    (dB_ptr, r, 1), stage, ring, slot, phase, p_ptr, s, tile * (2 * STEP), M, N, r,
-                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, STAGES, BUFFERS,
+                    (dB_ptr, r, 1), ring, slot, phase, s, tile * (2 * STEP), M, N, r,
+                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
                 )  # fmt: skip
             else:
-                wait_for(workspace_ptr + ALL_ROWS, 2 * num_rows)
-                column = (tile - num_dB) * (2 * STEP)
                 slot, phase = gradient_tile(
-                    (dA_ptr, 1, K), stage, ring, slot, phase, q_ptr, 1.0, column, M, K, r,
-                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, STAGES, BUFFERS,
+                    (dA_ptr, 1, K), ring, slot, phase, 1.0, (tile - num_dB) * (2 * STEP), M, K, r,
+                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
                 )  # fmt: skip
         else:
-            m, k = place_of(tile, num_rows, num_columns, GROUP)
+            m, k = place_of(ticket, num_rows, num_columns, GROUP)
             if k == 0:
                 slot, phase = output_tile(
-                    dx, stage, ring, slot, phase, m, k, workspace_ptr, q_ptr, None, scales, dx_sizes,
-                    HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, STAGES, True, False,
+                    dx, stages, ring, slot, phase, m, k, workspace_ptr, terms_ptr, p_ptr, None, scales,
+                    dx_sizes, HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, BUFFERS, STAGES, True, False,
                 )  # fmt: skip
             else:
                 slot, phase = output_tile(
-                    dx, stage, ring, slot, phase, m, k, workspace_ptr, q_ptr, None, scales, dx_sizes,
-                    HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, STAGES, False, False,
+                    dx, stages, ring, slot, phase, m, k, workspace_ptr, terms_ptr, p_ptr, None, scales,
+                    dx_sizes, HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, BUFFERS, STAGES, False, False,
                 )  # fmt: skip
         count += 1
         ticket = take(mail, count)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M"])
+@gluon.jit(do_not_specialize=["M", "makers"])
 def hopper_backward_kernel(
     dy,  # descriptor of [M, N], blocks of [BLOCK_M, STEP]
     x,  # descriptor of [M, K], blocks as dy's
@@ -132,11 +149,13 @@ def hopper_backward_kernel(
     A,  # descriptor of [r, K] in x's dtype, blocks as W's
     B,  # descriptor of TERMS matrices [N, r] of x's dtype, one below the other, each padded to whole steps
     dx,  # descriptor of [M, K], blocks of [BLOCK_M / 2, STORE]
+    terms,  # descriptor of what terms_ptr is, blocks of [BLOCK_M, BLOCK_R]
     p_ptr,  # [M, r] contiguous fp32
-    q_ptr,  # [M, r] contiguous fp32, scratch
+    terms_ptr,  # scratch for q, then p, in terms of x's dtype: matrices [whole blocks of rows, BLOCK_R]
     dA_ptr,  # [r, K] contiguous
     dB_ptr,  # [N, r] contiguous
     workspace_ptr,  # int32, zero at launch: see `order`
+    makers,  # programs that make dB and dA
     s,
     M,
     N,
@@ -159,24 +178,26 @@ def hopper_backward_kernel(
     dy_ring = gl.allocate_shared_memory(dy.dtype, [STAGES, BLOCK_M, STEP], dy.layout)
     W_ring = gl.allocate_shared_memory(dy.dtype, [STAGES, STEP, BLOCK_C], W.layout)
     B_ring = gl.allocate_shared_memory(dy.dtype, [STAGES * TERMS, STEP, BLOCK_R], B.layout)
-    stages = gl.allocate_shared_memory(dy.dtype, [2, ROWS, STORE], dx.layout)
+    # Where a tile of each group waits to be stored.
+    upper = gl.allocate_shared_memory(dy.dtype, [BUFFERS, ROWS, STORE], dx.layout)
+    lower = gl.allocate_shared_memory(dy.dtype, [BUFFERS, ROWS, STORE], dx.layout)
     full, empty = make_ring_barriers(STAGES)
     mail = make_mail()
     ring = Ring(dy_ring, W_ring, B_ring, full, empty)
-    gradients = (p_ptr, q_ptr, dA_ptr, dB_ptr)
+    pointers = (p_ptr, terms_ptr, dA_ptr, dB_ptr)
     sizes = (M, N, K, r)
     gl.warp_specialize(
         [
             (multiply_backward, (
-                dx, gradients, stages.index(0), ring, mail, workspace_ptr, s, sizes,
+                dx, pointers, upper, ring, mail, workspace_ptr, s, sizes,
                 0, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, GROUP, STAGES, BUFFERS,
             )),
             (multiply_backward, (
-                dx, gradients, stages.index(1), ring, mail, workspace_ptr, s, sizes,
+                dx, pointers, lower, ring, mail, workspace_ptr, s, sizes,
                 1, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, GROUP, STAGES, BUFFERS,
             )),
             (load_backward, (
-                (dy, W, B, A), x, ring, mail, workspace_ptr, (M, N, K),
+                (dy, W, B, A), x, terms, ring, mail, workspace_ptr, makers, (M, N, K),
                 BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
             )),
         ],

@@ -1,20 +1,23 @@
 """The blocks of the kernels for sm_90, and which calls they take; it imports nothing of Triton's.
 
-Tickets of a forward pass: the y tiles of the first column, which make p too, then the others. Of a backward
-pass: the dx tiles of the first column, which make q too, half of the others, tiles of dB and dA, the rest.
+Tickets are the y tiles of the first column, which make p too, then the others; backward the dx tiles, and q.
+Tiles of dB and dA are no tickets: some programs make them between their dx tiles.
 """
 
 from typing import Final, NamedTuple
 
+from fastlora_kernels.configs import num_blocks
+
 BLOCK_M: Final = 128  # rows of a tile, half of them for each multiplying group
 BLOCK_C: Final = 256  # columns of a tile
 STEP: Final = 64  # of the contraction
-STAGES: Final = 3
 GRADIENT_COLUMNS: Final = 128  # columns of dy or x of a dB or dA tile, half of them for each group
 WARPS: Final = 4  # of a multiplying group
 # Registers of a thread of the second multiplying group and of the loading warp; the first group has the rest.
 MULTIPLY_REGISTERS: Final = 240
 LOAD_REGISTERS: Final = 24
+# Blocks of rows of a dB or dA tile that take as long as a step of a dx tile.
+_GRADIENTS_A_STEP: Final = 2
 # Bytes of shared memory that a program may take on sm_90.
 SHARED_MEMORY: Final = 232_448
 
@@ -33,8 +36,8 @@ class Blocks(NamedTuple):
         r: Ranks: the next power of two, at least 16.
         terms: Terms of 16 bits that A, B, p and q are written as in the products that make p, q, dB and dA.
         store: Columns in which a tile is stored.
+        buffers: Of a group, in which so many columns wait to be stored.
         stages: Of the ring.
-        buffers: Of p or q in a dB or dA tile.
     """
 
     m: int
@@ -43,19 +46,28 @@ class Blocks(NamedTuple):
     r: int
     terms: int
     store: int
-    stages: int
     buffers: int
+    stages: int
 
 
 def blocks_for(r: int, wide_adapters: bool, c: int = BLOCK_C) -> Blocks:
     """The blocks for a rank; adapters of fp32 on bf16 are wide. Another `c` is for tests."""
     block_r, terms = max(16, 1 << (r - 1).bit_length()), 2 if wide_adapters else 1
-    # The low-rank operand's part of the ring takes the place of half of a full tile that waits to be stored.
-    store = c // 2 if block_r * terms > 32 and c == BLOCK_C else c
-    # Elements of p or q in a dB or dA tile, where a tile to be stored lies else.
-    kept = terms * block_r * BLOCK_M
-    buffers = 2 if 2 * kept <= BLOCK_M // 2 * store else 1
-    return Blocks(BLOCK_M, c, STEP, block_r, terms, store, STAGES, buffers)
+    # Four stages leave room for few columns that wait to be stored; of many ranks they leave none.
+    store, buffers, stages = (c // 8, 2, 4) if block_r * terms <= 32 else (c // 2, 1, 3)
+    return Blocks(BLOCK_M, c, STEP, block_r, terms, store, buffers, stages)
+
+
+def makers_of_gradients(M: int, K: int, N: int, blocks: Blocks, programs: int) -> int:
+    """How many programs make dB and dA: those with a dx tile less than others, or more if they are too few.
+
+    So all end at the same time, and what these tiles load is not asked for at once.
+    """
+    tiles = num_blocks(M, blocks.m) * num_blocks(K, blocks.c)
+    gradients = sum(num_blocks(C, GRADIENT_COLUMNS) for C in (N, K))
+    steps = gradients * num_blocks(M, blocks.m) // _GRADIENTS_A_STEP
+    enough = num_blocks(steps, num_blocks(N, blocks.step))
+    return min(max(enough, -tiles % programs), gradients, programs)
 
 
 def refusal(

@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from fastlora_kernels.hopper.order import place_of
 from fastlora_kernels.hopper.output_tile import load_output_tile, output_tile
-from fastlora_kernels.hopper.ring import Ring, hand_out, make_mail, make_ring_barriers, take
+from fastlora_kernels.hopper.ring import Ring, draw, hand_out, make_mail, make_ring_barriers, take
 
 
 @gluon.jit
@@ -31,20 +31,22 @@ def load_forward(
     slot = 0
     phase = 1  # an empty ring counts as released once
     count = 0
-    ticket = hand_out(ticket_ptr, mail, count)
+    ticket = draw(ticket_ptr)
+    hand_out(ticket, mail, count)
     while ticket < num_rows * num_columns:
         m, n = place_of(ticket, num_rows, num_columns, GROUP)
         slot, phase = load_output_tile(
             operands, ring, slot, phase, m, n, K, BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES, True
         )
         count += 1
-        ticket = hand_out(ticket_ptr, mail, count)
+        ticket = draw(ticket_ptr)
+        hand_out(ticket, mail, count)
 
 
 @gluon.jit
 def multiply_forward(
     y,
-    stage,
+    stages,
     ring,
     mail,
     workspace_ptr,
@@ -59,6 +61,7 @@ def multiply_forward(
     BLOCK_R: gl.constexpr,
     TERMS: gl.constexpr,
     STORE: gl.constexpr,
+    BUFFERS: gl.constexpr,
     GROUP: gl.constexpr,
     STAGES: gl.constexpr,
 ):
@@ -73,13 +76,13 @@ def multiply_forward(
         m, n = place_of(ticket, num_rows, num_columns, GROUP)
         if n == 0:
             slot, phase = output_tile(
-                y, stage, ring, slot, phase, m, n, workspace_ptr, p_ptr, b_ptr, scales, sizes,
-                HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, STAGES, True, True,
+                y, stages, ring, slot, phase, m, n, workspace_ptr, p_ptr, None, b_ptr, scales, sizes,
+                HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, BUFFERS, STAGES, True, True,
             )  # fmt: skip
         else:
             slot, phase = output_tile(
-                y, stage, ring, slot, phase, m, n, workspace_ptr, p_ptr, b_ptr, scales, sizes,
-                HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, STAGES, False, True,
+                y, stages, ring, slot, phase, m, n, workspace_ptr, p_ptr, None, b_ptr, scales, sizes,
+                HALF, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, BUFFERS, STAGES, False, True,
             )  # fmt: skip
         count += 1
         ticket = take(mail, count)
@@ -109,6 +112,7 @@ def hopper_forward_kernel(
     BLOCK_R: gl.constexpr,
     TERMS: gl.constexpr,
     STORE: gl.constexpr,
+    BUFFERS: gl.constexpr,
     GROUP: gl.constexpr,
     STAGES: gl.constexpr,
     MULTIPLY_REGISTERS: gl.constexpr,
@@ -119,7 +123,9 @@ def hopper_forward_kernel(
     x_ring = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_M, STEP], x.layout)
     W_ring = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_C, STEP], W.layout)
     A_ring = gl.allocate_shared_memory(x.dtype, [STAGES * TERMS, BLOCK_R, STEP], A.layout)
-    stages = gl.allocate_shared_memory(x.dtype, [2, ROWS, STORE], y.layout)
+    # Where a tile of each group waits to be stored.
+    upper = gl.allocate_shared_memory(x.dtype, [BUFFERS, ROWS, STORE], y.layout)
+    lower = gl.allocate_shared_memory(x.dtype, [BUFFERS, ROWS, STORE], y.layout)
     full, empty = make_ring_barriers(STAGES)
     mail = make_mail()
     ring = Ring(x_ring, W_ring, A_ring, full, empty)
@@ -128,12 +134,12 @@ def hopper_forward_kernel(
     gl.warp_specialize(
         [
             (multiply_forward, (
-                y, stages.index(0), ring, mail, workspace_ptr, p_ptr, b_ptr, scales, sizes,
-                0, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, GROUP, STAGES,
+                y, upper, ring, mail, workspace_ptr, p_ptr, b_ptr, scales, sizes,
+                0, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, BUFFERS, GROUP, STAGES,
             )),
             (multiply_forward, (
-                y, stages.index(1), ring, mail, workspace_ptr, p_ptr, b_ptr, scales, sizes,
-                1, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, GROUP, STAGES,
+                y, lower, ring, mail, workspace_ptr, p_ptr, b_ptr, scales, sizes,
+                1, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, BUFFERS, GROUP, STAGES,
             )),
             (load_forward, (
                 (x, W, A, B), ring, mail, workspace_ptr, (M, N, K),

@@ -28,16 +28,3 @@ def place_of(tile, num_rows, num_columns, GROUP: gl.constexpr):
         m, c = grouped_order(tile - num_rows, num_rows, num_columns - 1, GROUP)
         c += 1
     return m, c
-
-
-@gluon.jit
-def backward_task(ticket, num_rows, num_columns, num_gradients):
-    """(whether a ticket is a dB or dA tile, which of these, or which dx tile).
-
-    They come in the middle of the dx tiles behind the first column: at the end they would be the tail.
-    """
-    start = num_rows + num_rows * (num_columns - 1) // 2
-    gradient = ticket - start
-    is_gradient = (gradient >= 0) & (gradient < num_gradients)
-    dx = gl.where(ticket < start, ticket, ticket - num_gradients)
-    return is_gradient, gl.where(is_gradient, gradient, dx)

@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fastlora_kernels.hopper.handover import load_part, part_of, publish, wait_for
+from fastlora_kernels.hopper.handover import fence_proxy, load_part, part_of, publish, store_terms, wait_for
 from fastlora_kernels.hopper.names import load_async, store_async
 from fastlora_kernels.hopper.order import ALL_ROWS, FLAGS
 from fastlora_kernels.hopper.ring import step_back, step_on
@@ -125,26 +125,49 @@ def halves(tile, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def store(out, stage, acc, row, column):
-    """out[row:, column:] = acc through the staging buffer, and leave the store running."""
-    # The store before must have left the buffer.
-    tma.store_wait(0)
-    stage.store(acc.to(out.dtype))
-    fence_async_shared()
-    store_async(out, [row, column], stage)
+def store(
+    out,
+    stages,  # [BUFFERS, ROWS, STORE]
+    acc,
+    row,
+    column,
+    ROWS: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    STORE: gl.constexpr,
+    BUFFERS: gl.constexpr,
+    FIRST: gl.constexpr,
+):
+    """out[row:, column:] = acc, STORE columns after the other, and leave the last stores running.
+
+    FIRST is the number of the first of these parts: they take turns at the buffers.
+    """
+    if COLUMNS == STORE:
+        # The store before in this buffer must have left it.
+        tma.store_wait(BUFFERS - 1)
+        stage = stages.index(FIRST % BUFFERS)
+        stage.store(acc.to(out.dtype))
+        fence_async_shared()
+        store_async(out, [row, column], stage)
+    else:
+        HALF: gl.constexpr = COLUMNS // 2
+        PARTS: gl.constexpr = HALF // STORE
+        left, right = halves(acc, ROWS, COLUMNS)
+        store(out, stages, left, row, column, ROWS, HALF, STORE, BUFFERS, FIRST)
+        store(out, stages, right, row, column + HALF, ROWS, HALF, STORE, BUFFERS, FIRST + PARTS)
 
 
 @gluon.jit
 def output_tile(
     out,
-    stage,
+    stages,  # [BUFFERS, ROWS, STORE]
     ring,
     slot,
     phase,
     m,
     c,
     workspace_ptr,
-    small_ptr,
+    small_ptr,  # forward p, [M, r] contiguous fp32; backward the terms of q, see `terms`
+    p_ptr,  # backward p, as forward; else None
     b_ptr,  # None backward, and without a bias
     scales,  # s, a power of two and its inverse, which are None where they are 1
     sizes,  # M, C, inner, r
@@ -155,6 +178,7 @@ def output_tile(
     BLOCK_R: gl.constexpr,
     TERMS: gl.constexpr,
     STORE: gl.constexpr,
+    BUFFERS: gl.constexpr,
     STAGES: gl.constexpr,
     FIRST: gl.constexpr,
     FORWARD: gl.constexpr,
@@ -174,23 +198,29 @@ def output_tile(
         bias = gl.load(b_ptr + offs_c, mask=offs_c < C, other=0.0)
     if FIRST:
         small = warpgroup_mma_wait(1, deps=[small])
-        if not FORWARD:
-            small *= s
         small_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_R, 16])
-        pointers, inside = part_of(small_ptr, row, M, r, small_layout, ROWS, BLOCK_R)
-        gl.store(pointers, small, mask=inside)
-        publish(flag_ptr)
-        if not FORWARD:
-            gl.atomic_add(workspace_ptr + ALL_ROWS, 1, sem="release")
         if FORWARD:
+            pointers, inside = part_of(small_ptr, row, M, r, small_layout, ROWS, BLOCK_R)
+            gl.store(pointers, small, mask=inside)
+            publish(flag_ptr)
             small *= s
+        else:
+            rows = gl.cdiv(M, 2 * ROWS) * (2 * ROWS)
+            small *= s
+            store_terms(small_ptr, small, row, rows, ROWS, BLOCK_R, TERMS)
+            publish(flag_ptr)
+            p = load_part(p_ptr, row, M, r, small_layout, ROWS, BLOCK_R)
+            store_terms(small_ptr + TERMS * rows * BLOCK_R, p, row, rows, ROWS, BLOCK_R, TERMS)
+            fence_proxy()
+            publish(workspace_ptr + ALL_ROWS)
         left = gl.convert_layout(small.to(out.dtype), operand)
     else:
         wait_for(flag_ptr, 1)
-        small = load_part(small_ptr, row, M, r, operand, ROWS, BLOCK_R)
         if FORWARD:
-            small *= s
-        left = small.to(out.dtype)
+            small = load_part(small_ptr, row, M, r, operand, ROWS, BLOCK_R) * s
+            left = small.to(out.dtype)
+        else:
+            left = load_part(small_ptr, row, row + ROWS, BLOCK_R, operand, ROWS, BLOCK_R)
     mbarrier.wait(ring.full.index(slot), phase)
     if inverse is not None:
         acc = warpgroup_mma_wait(0, deps=[acc])
@@ -205,10 +235,5 @@ def output_tile(
         acc *= power
     if b_ptr is not None:
         acc += bias.to(gl.float32)[None, :]
-    if STORE == BLOCK_C:
-        store(out, stage, acc, row, c * BLOCK_C)
-    else:
-        left_half, right_half = halves(acc, ROWS, BLOCK_C)
-        store(out, stage, left_half, row, c * BLOCK_C)
-        store(out, stage, right_half, row, c * BLOCK_C + STORE)
+    store(out, stages, acc, row, c * BLOCK_C, ROWS, BLOCK_C, STORE, BUFFERS, 0)
     return slot, phase

@@ -90,11 +90,13 @@ def call_flattened(case: Case, o: Operands, dy: Tensor, p: Tensor) -> dict[str, 
 
 def call_persistent(case: Case, o: Operands, dy: Tensor, p: Tensor) -> dict[str, Tensor]:
     """The results of the case's passes by name; p is what its backward pass is given."""
-    blocks = blocks_for(case.r, o.A.dtype != o.x.dtype, c=case.persistent)
+    wide = o.A.dtype != o.x.dtype
     results: dict[str, Tensor] = {}
     if "forward" in case.passes:
+        blocks = blocks_for(case.r, wide, c=case.persistent)
         results["y"], results["p"] = hopper.forward(o, blocks, case.programs)
     if "backward" in case.passes:
-        found = hopper.backward_of_all(o, dy, p, blocks, case.programs)
+        # Smaller tiles would leave no room for p and q in the ring.
+        found = hopper.backward_of_all(o, dy, p, blocks_for(case.r, wide), case.programs)
         results |= dict(zip(("dx", "dA", "dB"), found, strict=True))
     return results
