@@ -42,6 +42,7 @@ TABLE_READERS = (
 # What launches kernels.
 KERNEL_ROUTES = (
     "routes.launch",
+    "routes.relaunch",
     "routes.fused",
     "routes.fused_dora",
     "routes.fused_packed",
@@ -124,7 +125,7 @@ def test_the_oracle_knows_torch_alone():
 
 def test_only_the_fused_route_knows_of_triton_and_only_its_plans_besides_of_the_tile_table():
     knows = {name: {dotted(path) for path in MODULES if name in foreign(path)} for name in KERNEL_PACKAGES}
-    assert knows["triton"] <= {"routes.launch", "routes.fused_runs", "routes.hopper"}
+    assert knows["triton"] <= {"routes.launch", "routes.relaunch", "routes.fused_runs", "routes.hopper"}
     # A format launches the kernel that unpacks it.
     rooms = ("tuning.", "formats.")
     known = {name for name in knows["fastlora_kernels"] if not name.startswith(rooms)}
