@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlora.layer import training_warnings
+from fastlora.layer import replaced_layers, training_warnings
 from fastlora.layer.active_adapter import REFERENCE
 from fastlora.layer.adapter import ALL_SLOTS, DEFAULT, Adapter, Adapters
 from fastlora.layer.adapter_batch import BATCH, AdapterBatch
@@ -70,6 +70,7 @@ class Adapted(nn.Module):
         self.register_buffer("start_A", None)
         self.register_buffer("start_B", None)
         training_warnings.watch(self)
+        replaced_layers.watch()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Adapted:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -83,6 +84,7 @@ class Adapted(nn.Module):
         vars(self).pop(BATCH, None)
         rejoin(self)
         training_warnings.watch(self)
+        replaced_layers.watch()
 
     @property
     def active(self) -> Adapter | None:

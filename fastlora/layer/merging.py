@@ -12,6 +12,7 @@ from fastlora.layer import base_weights, sharding
 from fastlora.layer.adapters import Adapted, AdaptedLinear
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.linear_kinds import odd_tensor
+from fastlora.layer.replaced_layers import in_place_of_lora
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.shared_weights import check_unshared_elsewhere, put_values, seen_elsewhere, write_here
 from fastlora.layer.writable import check_own, check_own_writable, check_writable
@@ -149,7 +150,7 @@ class MergeableLinear(Mergeable, AdaptedLinear):
         linear.weight = weight
         if merge:
             linear.register_parameter("bias", self._merged_bias(weight.dtype))
-        return linear
+        return in_place_of_lora(linear)
 
     @torch.inference_mode(False)
     @torch.no_grad()

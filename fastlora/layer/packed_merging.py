@@ -20,6 +20,7 @@ from fastlora.formula.operands import BaseWeight
 from fastlora.layer.base_weights import FORMAT
 from fastlora.layer.commits import exclusive
 from fastlora.layer.merging import MergeableLinear, finite
+from fastlora.layer.replaced_layers import in_place_of_lora
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.routes.dequantize import dequantize
 from fastlora.warning import warn
@@ -87,7 +88,7 @@ class PackedMerging(MergeableLinear):
         check_bool(merge, "merge")
         dtype = arguments.check_dtype("dtype", dtype)
         check_own_forward("layer", self)
-        return self._merged_linear(dtype) if merge else self._as_plain_linear()
+        return in_place_of_lora(self._merged_linear(dtype) if merge else self._as_plain_linear())
 
     def _as_plain_linear(self) -> nn.Linear:
         own = (*self._own_attributes, FORMAT)

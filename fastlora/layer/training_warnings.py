@@ -56,6 +56,11 @@ def watched() -> list[Any]:
     return list(_layers)
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module is a LoRA layer, which none has taken the place of."""
+    return module in _layers
+
+
 def suspect(layer: Any) -> None:
     """Check a layer again at the next step, because it ran without its update while training.
 

@@ -14,6 +14,7 @@ from fastlora.layer import commits
 from fastlora.layer.adapter import Adapter, Options
 from fastlora.layer.commits import commit, exclusive
 from fastlora.layer.forward_pass import frozen
+from fastlora.layer.replaced_layers import in_place_of_lora
 from fastlora.layer.replacement import check_own_forward, linear_as
 from fastlora.layer.state import Stored
 
@@ -81,7 +82,7 @@ class Unfused(Stored):
             plain.weight = nn.Parameter(self._finite_sum(), requires_grad=False)
         elif self._base_weight is not None:
             plain.weight = nn.Parameter(self._base_weight.clone(), requires_grad=False)
-        return plain
+        return in_place_of_lora(plain)
 
     def _as_plain_linear(self) -> Any:
         return linear_as(cast(Any, self), self._library_class, without=self._own_attributes)

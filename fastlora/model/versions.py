@@ -162,6 +162,11 @@ def idle_versions(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from versions.parameters()
 
 
+def versions_in_use(model: nn.Module) -> list[str]:
+    """The adapters whose versions of modules to save are in use, each once."""
+    return list(dict.fromkeys(versions.in_use for _, versions in _holders(model)))
+
+
 def _owners(module: nn.Module) -> list[nn.Module]:
     """The module and its submodules that hold parameters or buffers; no versions."""
     inside = {id(part) for _, versions in _holders(module) for part in versions.modules()}

@@ -67,7 +67,7 @@ def unpacked(model, dtype):
             t.detach().to(dtype) for t in (frozen_weight(layer), layer.bias, layer.lora_A, layer.lora_B)
         )
         plain = Unfused(W, b, A, B, layer.scaling)
-        setattr(net, name, plain)
+        net._modules[name] = plain  # on purpose, so without a warning
     return net
 
 

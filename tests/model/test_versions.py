@@ -6,7 +6,6 @@ import pickle
 import peft
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from fastlora import (
     LoRAConfig,
@@ -156,23 +155,6 @@ def test_deleting_and_removing_take_them_away():
     assert not [name for name, _ in model.named_modules() if CHILD in name]
     assert model.state_dict().keys() == NetWithHead().state_dict().keys()
     torch.testing.assert_close(model(X), y)
-
-
-def test_an_average_that_is_switched_with_the_model_has_each_adapters_own_means():
-    model = two()
-    averaged = AveragedModel(model)
-    seen = {name: [] for name in ("default", "fr")}
-    for name in ("default", "fr", "default", "fr"):
-        for each in (model, averaged):
-            set_adapter(each, name)
-        step(model)
-        averaged.update_parameters(model)
-        for own, states in seen.items():
-            states.append({key: value.clone() for key, value in state_of(model.score, own).items()})
-    for name, states in seen.items():
-        assert not same(states[0], states[-1])
-        for key, value in state_of(averaged.module.score, name).items():
-            torch.testing.assert_close(value, torch.stack([each[key] for each in states]).mean(0))
 
 
 def test_a_batch_that_mixes_them_is_refused():
