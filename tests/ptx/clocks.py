@@ -24,12 +24,13 @@ class Clocks:
         self.per_cta = 4 * num_warps + MBARRIERS
         size = 1 + grid * self.per_cta
         self.known = np.zeros((places, size), np.int32)
-        # The part of it that the async proxy sees too, by kind of memory: all up to the last proxy fence there
-        # (8.10, "Proxies").
+        # The part of it that the async proxy sees too, by kind of memory: all up to the last proxy fence
+        # there (8.10, "Proxies").
         self.fenced = {space: np.zeros((places, size), np.int32) for space in SPACES}
         self.id = np.zeros(places, np.int64)
         self.time = np.zeros(size, np.int32)  # of the ids that are no warps: how many operations were issued
-        # By address, what its release sequence publishes: all, and what the async proxy sees in global memory.
+        # By address, what its release sequence publishes: all, and what of global memory the async proxy
+        # sees too.
         self.released: dict[int, np.ndarray] = {}
         self.rows = np.arange(places)
 
@@ -74,7 +75,7 @@ class Clocks:
                 np.maximum(part[row], learned, out=part[row])
 
     def fence_proxy(self, rows: np.ndarray, spaces: tuple[str, ...]) -> None:
-        """fence.proxy.async: in these kinds of memory the async proxy sees what these warps know (9.7.13.4)."""
+        """fence.proxy.async: the async proxy sees what these warps know of such memory (9.7.13.4)."""
         for space in spaces:
             self.fenced[space][rows] = self.known[rows]
 

@@ -109,7 +109,7 @@ def test_copies_of_wide_adapters_are_two_terms_with_zeros_around_and_counters_ar
         assert torch.equal(part[0], matrix.to(NARROW))
         if count == 2:
             error = (part.float().sum(0) - matrix).abs()
-            # What is left is at most half of the last bit, and then itself rounded; or its last bit is fp16's.
+            # What is left is at most half of the last bit, and is rounded; or its last bit is fp16's.
             assert (error <= about.eps**2 / 8 * matrix.abs() + about.tiny * about.eps / 2).all()
             assert part[1].any()
         assert not whole[:, matrix.shape[0] :].any()

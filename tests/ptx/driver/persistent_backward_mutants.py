@@ -1,4 +1,4 @@
-"""The faults that are planted in the persistent backward kernel for sm_90 alone: dB and dA, and their terms."""
+"""The faults that are planted in the persistent backward kernel for sm_90 alone: dB, dA, their terms."""
 
 from __future__ import annotations
 
