@@ -17,14 +17,13 @@ from bench.counts import synchronize
 from bench.layer import build_layer
 from bench.measure import on_record
 from bench.methods import METHODS
-from bench.methods.routes import BY_VENDOR
+from bench.methods.routes import BY_ROUTE
 from bench.process import outcome, run_child
 from bench.settings import Setting
 
 _CANDIDATES_SECONDS = 120
 
-# Not the persistent kernels: compiling runs them, and they are not proven yet.
-_KERNELS = ("fastlora", BY_VENDOR.name)
+_KERNELS = ("fastlora", *(one.name for one in BY_ROUTE))
 _COMPILING = (*_KERNELS, "compiled", "lorafusion")
 
 

@@ -18,7 +18,6 @@ from bench.counts import FILL
 from bench.groups import OURS, Group, comparable, kinds, subject, title
 from bench.layer import UNPACKING, WHOLE_PASS
 from bench.methods import GROUPED, METHODS, OWN, UNDROPPED
-from bench.methods.routes import PERSISTENT_METHODS
 from bench.results import Results, Row
 from bench.schedule import HEADLINE, LLAMA_8B, LLAMA_70B
 
@@ -67,11 +66,6 @@ GOALS: Final = (
     Goal("fastlora over frozen, forward", OURS, "frozen", "forward", most=1.04, limit="1.00"),
     Goal("fastlora over frozen, forward+backward", OURS, "frozen", most=1.07, limit="1.01"),
     Goal("full over fastlora, forward+backward", "full", OURS, least=1.40, limit="1.50"),
-    *(
-        Goal(f"{code} over frozen, {phase}", method.name, "frozen", phase, most=most, limit=limit)
-        for code, method in PERSISTENT_METHODS.items()
-        for phase, most, limit in (("forward", 1.04, "1.00"), (WHOLE_PASS, 1.07, "1.01"))
-    ),
     Goal("peft over fastlora, fp32 adapters", "peft", OURS, case=_WIDE, least=1.45),
     Goal("peft over fastlora, bf16 adapters", "peft", OURS, least=1.25),
     Goal("dropout 0.1 over none, fastlora", OURS, UNDROPPED.name, case=_DROPPED, most=1.03),

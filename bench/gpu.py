@@ -24,7 +24,6 @@ from bench.goals import findings
 from bench.groups import columns
 from bench.level import COMMIT, LORAFUSION
 from bench.methods import METHODS, OWN, Method, present
-from bench.methods.routes import PERSISTENT_METHODS, why_unproven
 from bench.pictures import draw
 from bench.results import Results, resumed
 from bench.run import Run
@@ -69,7 +68,7 @@ def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str
         steps.tune()
     if "measure" in asked:
         steps.compile()
-        with fastlora.set_backend("triton"):
+        with fastlora.set_backend(setting.backend):
             methods = present_methods(steps)
             cache = results.environment.device["l2_bytes"]
             run = Run(results, setting.how, setting.measurements, cache, start + seconds)
@@ -92,9 +91,6 @@ def present_methods(steps: Steps) -> list[Method]:
     methods, results.absent = present(METHODS, setting.device, case.dtype)
     if hung := steps.hung():
         results.absent |= dict.fromkeys(OWN, f"{', '.join(hung)} did not finish: a kernel may hang")
-    for code, method in PERSISTENT_METHODS.items():
-        if method.name not in results.absent and (unproven := why_unproven(code, case.problem)) is not None:
-            results.absent[method.name] = unproven
     for name, why in results.absent.items():
         say(f"absent    {name}: {why}")
     return [method for method in methods if method.name not in results.absent]

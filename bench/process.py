@@ -79,8 +79,9 @@ def child_command(target: str, arguments: Sequence[Any], device: torch.device) -
 def main(target: str, device: str, arguments: str) -> None:
     """Call a function with the device's setting and the arguments; print its result as a line of JSON."""
     module, _, name = target.partition(":")
-    with fastlora.set_backend("triton"):
-        found = getattr(importlib.import_module(module), name)(SETTINGS[device], *json.loads(arguments))
+    setting = SETTINGS[device]
+    with fastlora.set_backend(setting.backend):
+        found = getattr(importlib.import_module(module), name)(setting, *json.loads(arguments))
     print(json.dumps(found))  # noqa: T201
 
 

@@ -53,16 +53,18 @@ def _in_order() -> Iterator[Measurement]:
     headline = Case(8192, K, N, 16, _BF16, _BF16)
     for case, methods in (
         (headline, EVERY),
-        (headline._replace(adapter_dtype=_FP32), EVERY),
-        (headline._replace(dropout=0.1), EVERY_WITH_DROPOUT),
+        (headline._replace(adapter_dtype=_FP32), COMMON),
+        (headline._replace(dropout=0.1), _DROPOUT),
     ):
         yield Measurement(case, methods, _BOTH, launches=True, seconds=0.75)
     # The shapes of the means: with bf16 adapters, then fp32, then dropout.
     for M in (8192, 2048):
-        yield from _shapes(M, (*LLAMA_8B, *LLAMA_70B), headline, COMMON)
+        yield from _shapes(M, LLAMA_8B, headline, COMMON)
     # Few rows, as in decoding; narrow layers, as in the digits' classifier; very many rows.
-    for M in (1, 16, 64):
+    for M in (1, 16, 64, 128, 512):
         yield Measurement(headline._replace(M=M), COMMON, _BOTH)
+    for M in (8192, 2048):
+        yield from _shapes(M, LLAMA_70B, headline, COMMON)
     for M in (128, 65536):
         yield from _shapes(M, ((784, 1000), (1000, 10)), headline, COMMON)
     yield Measurement(headline._replace(M=16384), COMMON, _GRAPH)

@@ -70,6 +70,11 @@ class Setting(NamedTuple):
         return self.how.device
 
     @property
+    def backend(self) -> str:
+        """On a GPU what is taken by default; on the CPU the kernels, in the interpreter."""
+        return "auto" if self.device.type == "cuda" else "triton"
+
+    @property
     def cases(self) -> tuple[Case, ...]:
         """Of the measurements."""
         return tuple(measurement.case for measurement in self.measurements)

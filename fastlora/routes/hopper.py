@@ -28,7 +28,6 @@ from fastlora_kernels.hopper.backward import hopper_backward_kernel
 from fastlora_kernels.hopper.blocks import Blocks, blocks_for
 from fastlora_kernels.hopper.forward import hopper_forward_kernel
 
-_GROUP = 16  # rows of tiles that run together
 _OPTIONS = {"num_warps": hopper.WARPS, "enable_fp_fusion": True}
 
 
@@ -97,12 +96,13 @@ def backward_of_all(
     dx, dA, dB = x.new_empty(M, K), A.new_empty(A.shape), B.new_empty(B.shape)
     rows, columns = num_blocks(M, blocks.m), num_blocks(K, blocks.c)
     programs = programs or min(rows * columns, multiprocessors(x.device) or rows * columns)
+    gradients = sum(num_blocks(C, hopper.GRADIENT_COLUMNS) for C in (N, K))
     padded = num_blocks(N, blocks.step) * blocks.step
     terms = x.new_empty(2 * blocks.terms * rows * blocks.m, blocks.r)
+    sums = torch.empty(gradients * hopper.GRADIENT_COLUMNS, blocks.r, device=x.device, dtype=torch.float32)
+    counters = 2 + 2 * rows + 2 * gradients
     with on_device(x):
-        small = _small(
-            o, 2 + 2 * rows, terms=(1, blocks.terms), pitch=(r, padded if blocks.terms == 2 else N)
-        )
+        small = _small(o, counters, terms=(1, blocks.terms), pitch=(r, padded if blocks.terms == 2 else N))
         arguments = dict(
             dy=_blocks_of(dy, blocks.m, blocks.step),
             x=_blocks_of(x, blocks.m, blocks.step),
@@ -113,9 +113,9 @@ def backward_of_all(
             terms=_blocks_of(terms, blocks.m, blocks.r),
             p_ptr=p,
             terms_ptr=terms,
+            sums_ptr=sums,
             dA_ptr=dA,
             dB_ptr=dB,
-            makers=hopper.makers_of_gradients(M, K, N, blocks, programs),
             s=float(o.s),
             N=N,
             **_arguments(x, K, r, blocks, small.counters),
@@ -147,7 +147,7 @@ def _arguments(x: Tensor, K: int, r: int, blocks: Blocks, counters: Tensor) -> d
         "TERMS": blocks.terms,
         "STORE": blocks.store,
         "BUFFERS": blocks.buffers,
-        "GROUP": _GROUP,
+        "GROUP": blocks.group,
         "STAGES": blocks.stages,
         "MULTIPLY_REGISTERS": hopper.MULTIPLY_REGISTERS,
         "LOAD_REGISTERS": hopper.LOAD_REGISTERS,

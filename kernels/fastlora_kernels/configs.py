@@ -8,7 +8,7 @@ _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_1
 
 # The shape classes of a [M, C] output, in the order in which they are tried; a table may lack some.
 #   few      up to FEW_ROWS rows: decoding
-#   low      up to LOW_ROWS rows: decoding of a batch, small batches
+#   low      up to LOW_ROWS rows, or twice as many where square tiles would be split: small batches
 #   narrow   up to NARROW_COLUMNS columns
 #   wide     wide tiles are done sooner, by their waves, and operands come through TMA
 #   square   everything else
@@ -98,8 +98,11 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
     classes = table.entries[kind]
     if "few" in classes and M <= FEW_ROWS:
         return "few"
-    if "low" in classes and M <= LOW_ROWS:
-        return "low"
+    if "low" in classes and M <= 2 * LOW_ROWS:
+        # On Hopper whole tiles of few columns beat parts of larger ones (docs/kernel-log.md, 18).
+        parts = 2 * num_tiles(getattr(classes["square"], direction), direction, M, C) <= table.multiprocessors
+        if M <= LOW_ROWS or (tma and "wide" in classes and parts):
+            return "low"
     if "narrow" in classes and C <= NARROW_COLUMNS:
         return "narrow"
     # Without TMA, the addresses of a wide tile take too many registers: Triton 3.6.0 spilled 24 bytes.

@@ -30,7 +30,6 @@ from fastlora_kernels.hopper.blocks import BLOCK_C, BLOCK_M, SHARED_MEMORY, STEP
 # A step has four products; the plain kernels' takes 87 instructions for them.
 _MOST_INSTRUCTIONS: Final = 60
 _REGISTERS: Final = 65_536
-_GROUP: Final = 16
 
 
 class Persistent(NamedTuple):
@@ -162,7 +161,7 @@ def _kernel_of(case: Persistent) -> tuple[Any, dict[str, Any]]:
         "TERMS": Constant(blocks.terms),
         "STORE": Constant(blocks.store),
         "BUFFERS": Constant(blocks.buffers),
-        "GROUP": Constant(_GROUP),
+        "GROUP": Constant(blocks.group),
         "STAGES": Constant(blocks.stages),
         "MULTIPLY_REGISTERS": Constant(hopper.MULTIPLY_REGISTERS),
         "LOAD_REGISTERS": Constant(hopper.LOAD_REGISTERS),
@@ -193,7 +192,7 @@ def _kernel_of(case: Persistent) -> tuple[Any, dict[str, Any]]:
         "terms": _kind(element, BLOCK_M, blocks.r),
         "terms_ptr": f"*{element}",
         "dA_ptr": f"*{case.adapter}",
-        "makers": "i32",
+        "sums_ptr": "*fp32",
         "dB_ptr": f"*{case.adapter}",
     }
 

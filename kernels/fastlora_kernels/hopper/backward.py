@@ -6,9 +6,9 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from fastlora_kernels.hopper.gradient_tile import gradient_tile, load_gradient_tile
 from fastlora_kernels.hopper.handover import fence_proxy, wait_for
-from fastlora_kernels.hopper.order import ALL_ROWS, place_of
+from fastlora_kernels.hopper.order import ALL_ROWS, FLAGS, backward_task, band_of
 from fastlora_kernels.hopper.output_tile import load_output_tile, output_tile
-from fastlora_kernels.hopper.ring import Ring, draw, hand_out, make_mail, make_ring_barriers, take
+from fastlora_kernels.hopper.ring import Ring, hand_out, make_mail, make_ring_barriers, take
 
 
 @gluon.jit
@@ -19,7 +19,6 @@ def load_backward(
     ring,
     mail,
     workspace_ptr,
-    makers,
     sizes,
     BLOCK_M: gl.constexpr,
     BLOCK_C: gl.constexpr,
@@ -36,50 +35,39 @@ def load_backward(
     num_dx = num_rows * num_columns
     num_dB = gl.cdiv(N, 2 * STEP)
     num_gradients = num_dB + gl.cdiv(K, 2 * STEP)
-    # The first `makers` programs make dB and dA, each after some of its dx tiles: not all at the same time.
-    # None begins before all tiles of the first column are drawn, as it waits for those.
-    gradient = gl.program_id(0)
-    after = 1 + gradient * (num_dx // gl.num_programs(0) - 1) // makers
-    if gradient >= makers:
-        gradient = num_gradients
+    num_bands = gl.cdiv(num_rows, GROUP)
     slot = 0
     phase = 1  # an empty ring counts as released once
     count = 0
-    done = 0
-    ticket = draw(workspace_ptr)
-    while (ticket < num_dx) | (gradient < num_gradients):
-        is_time = (ticket >= num_dx) | ((done >= after) & (ticket >= num_rows))
-        if is_time & (gradient < num_gradients):
-            hand_out(num_dx + gradient, mail, count)
+    ticket = hand_out(workspace_ptr, mail, count)
+    while ticket < num_dx + num_bands * num_gradients:
+        m, k, gradient = backward_task(ticket, num_rows, num_columns, num_gradients, GROUP)
+        if gradient >= 0:
+            band = band_of(ticket, num_rows, num_columns, num_gradients, GROUP)
             wait_for(workspace_ptr + ALL_ROWS, 2 * num_rows)
             fence_proxy()
             if gradient < num_dB:
                 slot, phase = load_gradient_tile(
-                    operands[0], terms, TERMS, ring, slot, phase, gradient * (2 * STEP), M,
-                    BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
+                    operands[0], terms, TERMS, ring, slot, phase, gradient * (2 * STEP), M, band,
+                    BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
                 )  # fmt: skip
             else:
                 slot, phase = load_gradient_tile(
-                    x, terms, 0, ring, slot, phase, (gradient - num_dB) * (2 * STEP), M,
-                    BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
+                    x, terms, 0, ring, slot, phase, (gradient - num_dB) * (2 * STEP), M, band,
+                    BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
                 )  # fmt: skip
-            gradient += makers
         else:
-            hand_out(ticket, mail, count)
-            m, k = place_of(ticket, num_rows, num_columns, GROUP)
             slot, phase = load_output_tile(
                 operands, ring, slot, phase, m, k, N, BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES, False
             )
-            done += 1
-            ticket = draw(workspace_ptr)
         count += 1
-    hand_out(num_dx + num_gradients, mail, count)
+        ticket = hand_out(workspace_ptr, mail, count)
 
 
 @gluon.jit
 def multiply_backward(
     dx,
-    pointers,  # of p, the terms of q and p, dA and dB
+    pointers,  # of p, the terms of q and p, the sums so far, dA and dB
     stages,
     ring,
     mail,
@@ -99,33 +87,36 @@ def multiply_backward(
 ):
     """A multiplying group: its half of each tile."""
     M, N, K, r = sizes
-    p_ptr, terms_ptr, dA_ptr, dB_ptr = pointers
+    p_ptr, terms_ptr, sums_ptr, dA_ptr, dB_ptr = pointers
     num_rows = gl.cdiv(M, 2 * ROWS)
     num_columns = gl.cdiv(K, BLOCK_C)
     num_dx = num_rows * num_columns
     num_dB = gl.cdiv(N, 2 * STEP)
     num_gradients = num_dB + gl.cdiv(K, 2 * STEP)
+    num_bands = gl.cdiv(num_rows, GROUP)
     scales = (s, None, None)
     dx_sizes = (M, K, N, r)
     slot = 0
     phase = 0
     count = 0
     ticket = take(mail, count)
-    while ticket < num_dx + num_gradients:
-        if ticket >= num_dx:
-            tile = ticket - num_dx
-            if tile < num_dB:
+    while ticket < num_dx + num_bands * num_gradients:
+        m, k, gradient = backward_task(ticket, num_rows, num_columns, num_gradients, GROUP)
+        if gradient >= 0:
+            band = band_of(ticket, num_rows, num_columns, num_gradients, GROUP)
+            part = 2 * gradient + HALF
+            sums = (sums_ptr + part * (STEP * BLOCK_R), workspace_ptr + FLAGS + 2 * num_rows + part)
+            if gradient < num_dB:
                 slot, phase = gradient_tile(
-                    (dB_ptr, r, 1), ring, slot, phase, s, tile * (2 * STEP), M, N, r,
-                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
+                    (dB_ptr, r, 1), sums, ring, slot, phase, s, gradient * (2 * STEP), band, M, N, r,
+                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
                 )  # fmt: skip
             else:
                 slot, phase = gradient_tile(
-                    (dA_ptr, 1, K), ring, slot, phase, 1.0, (tile - num_dB) * (2 * STEP), M, K, r,
-                    HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES,
+                    (dA_ptr, 1, K), sums, ring, slot, phase, 1.0, (gradient - num_dB) * (2 * STEP), band, M,
+                    K, r, HALF, 2 * ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
                 )  # fmt: skip
         else:
-            m, k = place_of(ticket, num_rows, num_columns, GROUP)
             if k == 0:
                 slot, phase = output_tile(
                     dx, stages, ring, slot, phase, m, k, workspace_ptr, terms_ptr, p_ptr, None, scales,
@@ -141,7 +132,7 @@ def multiply_backward(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M", "makers"])
+@gluon.jit(do_not_specialize=["M"])
 def hopper_backward_kernel(
     dy,  # descriptor of [M, N], blocks of [BLOCK_M, STEP]
     x,  # descriptor of [M, K], blocks as dy's
@@ -152,10 +143,10 @@ def hopper_backward_kernel(
     terms,  # descriptor of what terms_ptr is, blocks of [BLOCK_M, BLOCK_R]
     p_ptr,  # [M, r] contiguous fp32
     terms_ptr,  # scratch for q, then p, in terms of x's dtype: matrices [whole blocks of rows, BLOCK_R]
+    sums_ptr,  # scratch, fp32: for each group's part of each tile of dB, then dA, [STEP, BLOCK_R]
     dA_ptr,  # [r, K] contiguous
     dB_ptr,  # [N, r] contiguous
     workspace_ptr,  # int32, zero at launch: see `order`
-    makers,  # programs that make dB and dA
     s,
     M,
     N,
@@ -184,7 +175,7 @@ def hopper_backward_kernel(
     full, empty = make_ring_barriers(STAGES)
     mail = make_mail()
     ring = Ring(dy_ring, W_ring, B_ring, full, empty)
-    pointers = (p_ptr, terms_ptr, dA_ptr, dB_ptr)
+    pointers = (p_ptr, terms_ptr, sums_ptr, dA_ptr, dB_ptr)
     sizes = (M, N, K, r)
     gl.warp_specialize(
         [
@@ -197,7 +188,7 @@ def hopper_backward_kernel(
                 1, ROWS, BLOCK_C, STEP, BLOCK_R, TERMS, STORE, GROUP, STAGES, BUFFERS,
             )),
             (load_backward, (
-                (dy, W, B, A), x, terms, ring, mail, workspace_ptr, makers, (M, N, K),
+                (dy, W, B, A), x, terms, ring, mail, workspace_ptr, (M, N, K),
                 BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, GROUP, STAGES,
             )),
         ],

@@ -1,23 +1,21 @@
 """The blocks of the kernels for sm_90, and which calls they take; it imports nothing of Triton's.
 
-Tickets are the y tiles of the first column, which make p too, then the others; backward the dx tiles, and q.
-Tiles of dB and dA are no tickets: some programs make them between their dx tiles.
+Tickets are the y tiles of the first column, which make p too, then the others in bands of rows; backward the
+dx tiles, and q, and behind each band the tiles of dB and dA over its rows.
 """
 
 from typing import Final, NamedTuple
 
-from fastlora_kernels.configs import num_blocks
-
 BLOCK_M: Final = 128  # rows of a tile, half of them for each multiplying group
 BLOCK_C: Final = 256  # columns of a tile
 STEP: Final = 64  # of the contraction
+# Rows of tiles in a band, whose tiles run together: half of the wave's rows of x and half of its rows of W.
+GROUP: Final = 16
 GRADIENT_COLUMNS: Final = 128  # columns of dy or x of a dB or dA tile, half of them for each group
 WARPS: Final = 4  # of a multiplying group
 # Registers of a thread of the second multiplying group and of the loading warp; the first group has the rest.
 MULTIPLY_REGISTERS: Final = 240
 LOAD_REGISTERS: Final = 24
-# Blocks of rows of a dB or dA tile that take as long as a step of a dx tile.
-_GRADIENTS_A_STEP: Final = 2
 # Bytes of shared memory that a program may take on sm_90.
 SHARED_MEMORY: Final = 232_448
 
@@ -38,6 +36,7 @@ class Blocks(NamedTuple):
         store: Columns in which a tile is stored.
         buffers: Of a group, in which so many columns wait to be stored.
         stages: Of the ring.
+        group: Rows of tiles in a band.
     """
 
     m: int
@@ -48,6 +47,7 @@ class Blocks(NamedTuple):
     store: int
     buffers: int
     stages: int
+    group: int
 
 
 def blocks_for(r: int, wide_adapters: bool, c: int = BLOCK_C) -> Blocks:
@@ -55,19 +55,7 @@ def blocks_for(r: int, wide_adapters: bool, c: int = BLOCK_C) -> Blocks:
     block_r, terms = max(16, 1 << (r - 1).bit_length()), 2 if wide_adapters else 1
     # Four stages leave room for few columns that wait to be stored; of many ranks they leave none.
     store, buffers, stages = (c // 8, 2, 4) if block_r * terms <= 32 else (c // 2, 1, 3)
-    return Blocks(BLOCK_M, c, STEP, block_r, terms, store, buffers, stages)
-
-
-def makers_of_gradients(M: int, K: int, N: int, blocks: Blocks, programs: int) -> int:
-    """How many programs make dB and dA: those with a dx tile less than others, or more if they are too few.
-
-    So all end at the same time, and what these tiles load is not asked for at once.
-    """
-    tiles = num_blocks(M, blocks.m) * num_blocks(K, blocks.c)
-    gradients = sum(num_blocks(C, GRADIENT_COLUMNS) for C in (N, K))
-    steps = gradients * num_blocks(M, blocks.m) // _GRADIENTS_A_STEP
-    enough = num_blocks(steps, num_blocks(N, blocks.step))
-    return min(max(enough, -tiles % programs), gradients, programs)
+    return Blocks(BLOCK_M, c, STEP, block_r, terms, store, buffers, stages, GROUP)
 
 
 def refusal(

@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from fastlora_kernels.hopper.order import place_of
 from fastlora_kernels.hopper.output_tile import load_output_tile, output_tile
-from fastlora_kernels.hopper.ring import Ring, draw, hand_out, make_mail, make_ring_barriers, take
+from fastlora_kernels.hopper.ring import Ring, hand_out, make_mail, make_ring_barriers, take
 
 
 @gluon.jit
@@ -31,16 +31,14 @@ def load_forward(
     slot = 0
     phase = 1  # an empty ring counts as released once
     count = 0
-    ticket = draw(ticket_ptr)
-    hand_out(ticket, mail, count)
+    ticket = hand_out(ticket_ptr, mail, count)
     while ticket < num_rows * num_columns:
         m, n = place_of(ticket, num_rows, num_columns, GROUP)
         slot, phase = load_output_tile(
             operands, ring, slot, phase, m, n, K, BLOCK_M, BLOCK_C, STEP, BLOCK_R, TERMS, STAGES, True
         )
         count += 1
-        ticket = draw(ticket_ptr)
-        hand_out(ticket, mail, count)
+        ticket = hand_out(ticket_ptr, mail, count)
 
 
 @gluon.jit

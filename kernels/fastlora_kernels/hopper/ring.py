@@ -74,21 +74,17 @@ def step_back(slot, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def draw(ticket_ptr):
-    """The next ticket of the launch; the loading warp calls it."""
-    # Relaxed, because no data is handed over by it.
-    return gl.atomic_add(ticket_ptr, 1, sem="relaxed")
-
-
-@gluon.jit
-def hand_out(ticket, mail, count):
-    """Put a ticket into the mailbox, after `count` others; the loading warp calls it."""
+def hand_out(ticket_ptr, mail, count):
+    """Draw the ticket after `count` others and put it into the mailbox; the loading warp calls it."""
     tickets, filled, drained = mail
     one: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    # Relaxed, because no data is handed over by it.
+    ticket = gl.atomic_add(ticket_ptr, 1, sem="relaxed")
     # An empty mailbox counts as drained once, hence the other parity.
     mbarrier.wait(drained.index(count & 1), ((count >> 1) & 1) ^ 1)
     tickets.index(count & 1).store(gl.full([1], ticket, gl.int32, one))
     mbarrier.arrive(filled.index(count & 1), count=1)
+    return ticket
 
 
 @gluon.jit

@@ -32,7 +32,7 @@ _RESULTS = {
     "flattened_forward_kernel": ("y", "p_ptr"),
     "flattened_backward_kernel": ("dx", "q_ptr", "dA_ptr", "dB_ptr"),
     "hopper_forward_kernel": ("y", "p_ptr"),
-    "hopper_backward_kernel": ("dx", "terms", "terms_ptr", "dA_ptr", "dB_ptr"),
+    "hopper_backward_kernel": ("dx", "terms", "terms_ptr", "sums_ptr", "dA_ptr", "dB_ptr"),
     "adapter_terms_kernel": ("A_out_ptr", "B_out_ptr", "workspace_ptr"),
     "few_rows_kernel": ("y", "p_ptr", "scratch_ptrs"),
     "backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptr", "scratch_ptrs"),

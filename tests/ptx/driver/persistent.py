@@ -96,7 +96,10 @@ def call_persistent(case: Case, o: Operands, dy: Tensor, p: Tensor) -> dict[str,
         blocks = blocks_for(case.r, wide, c=case.persistent)
         results["y"], results["p"] = hopper.forward(o, blocks, case.programs)
     if "backward" in case.passes:
-        # Smaller tiles would leave no room for p and q in the ring.
-        found = hopper.backward_of_all(o, dy, p, blocks_for(case.r, wide), case.programs)
+        # Smaller tiles would leave no room for p and q in the ring. Several bands of rows, but of full tiles.
+        blocks = blocks_for(case.r, wide)
+        if case.persistent == SMALL:
+            blocks = blocks._replace(group=1 if case.M < 300 else 2)
+        found = hopper.backward_of_all(o, dy, p, blocks, case.programs)
         results |= dict(zip(("dx", "dA", "dB"), found, strict=True))
     return results
