@@ -22,7 +22,7 @@ from fastlora.layer.base_weights import stored_weight
 from fastlora.layer.commits import Commit, commit, exclusive
 from fastlora.layer.sharding import local, part_of, reshard
 from fastlora.layer.writable import check_own_writable, check_writable
-from fastlora.model import averages, buffers, transformers_saving
+from fastlora.model import buffers, transformers_saving
 from fastlora.model.adapters import give_adapter
 from fastlora.model.apply import make_layers
 from fastlora.model.biases import give_biases
@@ -148,7 +148,6 @@ def _load(model: nn.Module, contents: Contents, name: str) -> nn.Module:
             freeze(model)
             buffers.note(model, changing)
             transformers_saving.install(model, changing)
-            averages.watch()
     return model
 
 

@@ -6,6 +6,7 @@ the place, as torchao's float8 training, TransformerEngine by accelerate and Tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -17,6 +18,9 @@ from fastlora.layer.training_warnings import is_watched
 from fastlora.warning import warn
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+# Called with a module, a name and its new child of that name, once a LoRA layer was made.
+observers: list[Callable[[nn.Module, str, nn.Module], None]] = []
 
 _hooks: list[Any] = []
 _plain: WeakSet[nn.Module] = WeakSet()
@@ -35,18 +39,16 @@ def in_place_of_lora(plain: _Module) -> _Module:
 
 
 def _before_registration(parent: nn.Module, name: str, new: Any) -> None:
-    """Torch calls this before a module gets a child.
+    """Torch calls this before a module gets a child."""
+    if new is not None:
+        for look in observers:
+            look(parent, name, new)
 
-    The text is one for all layers of a name and a kind of parent: Python's default filter shows it once.
-    """
+
+def _warn_of_loss(parent: nn.Module, name: str, new: nn.Module) -> None:
+    """The text is one for all layers of a name and a kind of parent: the default filter shows it once."""
     old = parent._modules.get(name)
-    if (
-        old is None
-        or new is None
-        or new in _plain
-        or not any(map(is_watched, old.modules()))
-        or _has_lora(new)
-    ):
+    if old is None or new in _plain or not any(map(is_watched, old.modules())) or _has_lora(new):
         return
     warn(
         f"{name!r} of {type(parent).__name__} is replaced by {type(new).__name__}, which has no LoRA: the "
@@ -58,3 +60,6 @@ def _before_registration(parent: nn.Module, name: str, new: Any) -> None:
 def _has_lora(module: nn.Module) -> bool:
     """Whether a layer with adapters is in it; a replica of DataParallel's is none that is watched."""
     return any(REFERENCE in vars(each) for each in module.modules())
+
+
+observers.append(_warn_of_loss)

@@ -14,7 +14,7 @@ from fastlora.layer.active_adapter import name_in_use
 from fastlora.layer.adapter import DEFAULT
 from fastlora.layer.around import lora_layer_around
 from fastlora.layer.commits import commit, exclusive
-from fastlora.model import averages, buffers, transformers_saving
+from fastlora.model import averages, buffers, transformers_saving  # noqa: F401 - averages looks on
 from fastlora.model.biases import give_biases, kind_of
 from fastlora.model.find_layers import (
     LoRALayer,
@@ -98,7 +98,6 @@ def apply_lora(model: _Model, config: Any) -> _Model:
         freeze(applied)
         buffers.note(applied, changing)
         transformers_saving.install(applied, changing)
-        averages.watch()
         if config.group:
             group_projections(applied)
     return cast(_Model, applied)

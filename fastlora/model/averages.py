@@ -6,29 +6,13 @@ merge puts W + s B A in W's place.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.swa_utils import AveragedModel
 
+from fastlora.layer.replaced_layers import observers
 from fastlora.model.find_layers import lora_layers
 from fastlora.model.name_matching import listed
 from fastlora.model.versions import versions_in_use
-
-_hooks: list[Any] = []
-
-
-def watch() -> None:
-    """From now on, each new AveragedModel of a model with LoRA layers has our `update_parameters`."""
-    if not _hooks:
-        _hooks.append(register_module_module_registration_hook(_before_registration))
-
-
-def _before_registration(parent: nn.Module, name: str, new: Any) -> None:
-    """Torch calls this before a module gets a child."""
-    if isinstance(parent, AveragedModel) and name == "module" and any(True for _ in lora_layers(new)):
-        vars(parent)["update_parameters"] = UpdateParameters(parent)
 
 
 class UpdateParameters:
@@ -57,3 +41,11 @@ class UpdateParameters:
                 f"their place; it has {listed(mine)} and the model {listed(theirs)} (set_adapter for both)"
             )
         type(self.averaged).update_parameters(self.averaged, model)
+
+
+def _before_registration(parent: nn.Module, name: str, new: nn.Module) -> None:
+    if isinstance(parent, AveragedModel) and name == "module" and any(True for _ in lora_layers(new)):
+        vars(parent)["update_parameters"] = UpdateParameters(parent)
+
+
+observers.append(_before_registration)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,3 +91,12 @@ def test_adapters_without_heads_and_models_without_lora_are_averaged_whichever_i
     averaged.update_parameters(model)
     other.update_parameters(plain)
     assert "update_parameters" not in vars(other)
+
+
+def test_an_average_in_a_process_that_got_its_model_by_a_pickle_is_looked_at_too():
+    code = "import pickle, sys; from torch.optim.swa_utils import AveragedModel; "
+    code += "model = pickle.load(sys.stdin.buffer); print(*vars(AveragedModel(model)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(adapted(mlp())), capture_output=True
+    )
+    assert b"update_parameters" in run.stdout, run.stderr.decode()
