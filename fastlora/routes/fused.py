@@ -193,7 +193,7 @@ def _key(o: Operands, plan: Plan, tma: bool) -> tuple[Hashable, ...]:
     x, (W,), A, B = o.x, o.base.tensors, o.A, o.B
     planned = (plan.tile, plan.block_r, plan.store_columns, plan.tma, plan.precision, *plan.split_k.values())
     strides = (x.stride(), W.stride(), A.stride(), B.stride())
-    pointers = on_16_bytes(x, W, A, B, o.seed if o.dropout > 0 else None)
+    pointers = on_16_bytes(x, W, A, B, o.seed if dropout_constants(o.dropout)[0] else None)
     return (x.device, problem_of(o), tma, planned, strides, pointers)
 
 
@@ -219,7 +219,7 @@ def _shared(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:
         "seed_ptr": o.seed if threshold else None,
         "threshold": threshold,
         "kept_scale": kept_scale,
-        "s": o.s,
+        "s": float(o.s),
         "M": o.x.shape[0],
         "N": o.base.N,
         "K": o.base.K,

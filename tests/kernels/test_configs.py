@@ -39,7 +39,11 @@ def test_a_rocm_gpu_gets_the_cdna_entry():
         (16, 10, "few"),
         (17, 4096, "low"),
         (64, 4096, "low"),
-        (65, 4096, "square"),
+        # Square tiles of up to 128 rows would be split, or not.
+        (65, 4096, "low"),
+        (128, 8448, "low"),
+        (128, 8449, "square"),
+        (129, 4096, "square"),
         (65_536, 64, "narrow"),
         (512, 4096, "square"),
         (2048, 4096, "wide"),
@@ -76,8 +80,12 @@ def test_a_smaller_gpu_of_the_same_architecture_has_more_waves():
         assert configs.shape_class(table, "half", 1024, 4096, "forward") == expected
 
 
-def test_wide_tiles_are_taken_with_tma_only():
-    assert configs.shape_class(load_table("sm_90"), "half", 8192, 4096, "forward", tma=False) == "square"
+def test_wide_tiles_and_low_ones_of_more_than_64_rows_are_taken_with_tma_only():
+    table = load_table("sm_90")
+    assert configs.shape_class(table, "half", 8192, 4096, "forward", tma=False) == "square"
+    assert configs.shape_class(table, "half", 65, 4096, "forward", tma=False) == "square"
+    assert configs.shape_class(table, "half", 64, 4096, "forward", tma=False) == "low"
+    assert configs.shape_class(load_table("sm_80"), "half", 65, 4096, "forward") == "square"
 
 
 @pytest.mark.parametrize("kind", ["half", "tf32", "ieee"])

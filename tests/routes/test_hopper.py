@@ -1,4 +1,4 @@
-"""The host side of the persistent kernels: blocks, who makes dB and dA, and copies of A and B for TMA."""
+"""The host side of the persistent kernels: their blocks, and copies of A and B for TMA."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from fastlora_kernels.hopper.blocks import (
     MOST_RANKS,
     SHARED_MEMORY,
     blocks_for,
-    makers_of_gradients,
 )
 
 hopper = pytest.importorskip("fastlora.routes.hopper")
@@ -42,34 +41,6 @@ def test_in_the_place_of_w_there_is_room_for_a_groups_columns_and_the_terms_behi
     assert one.m * (one.step + one.terms * one.r) <= one.c * one.step
     # The terms begin where a block of theirs would.
     assert one.step % one.r == 0
-
-
-@pytest.mark.parametrize(
-    ("M", "K", "N", "programs", "makers"),
-    [
-        # Of 1024 tiles 100 programs have eight and 32 have seven, which take half a tile of dB or dA each.
-        (8192, 4096, 4096, 132, 32),
-        (2048, 4096, 4096, 132, 8),
-        # All have the same number of tiles.
-        (8192, 4096, 4096, 128, 32),
-        # 112 have a tile less, more than the work asks for.
-        (8192, 14_336, 4096, 132, 112),
-        # Four tiles of dB and dA take three of six programs as long as a dx tile each.
-        (768, 8, 264, 6, 3),
-        (64, 520, 520, 1, 1),
-    ],
-)
-def test_programs_with_a_dx_tile_less_make_db_and_da(M, K, N, programs, makers):
-    assert makers_of_gradients(M, K, N, blocks_for(16, False), programs) == makers
-
-
-@pytest.mark.parametrize("M", [1, 130, 700, 9000])
-@pytest.mark.parametrize(("K", "N"), [(8, 8), (264, 136), (4096, 520), (520, 14_336)])
-@pytest.mark.parametrize("programs", [1, 2, 5, 114, 132])
-def test_makers_are_programs_and_none_is_without_a_tile(M, K, N, programs):
-    gradients = num_blocks(N, GRADIENT_COLUMNS) + num_blocks(K, GRADIENT_COLUMNS)
-    found = makers_of_gradients(M, K, N, blocks_for(16, False), programs)
-    assert 1 <= found <= min(programs, gradients)
 
 
 def operands(K, N, r, dtype, adapter, layout="contiguous"):

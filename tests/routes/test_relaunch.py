@@ -16,6 +16,8 @@ FP16, FP32 = torch.float16, torch.float32
 class Compiled(CompiledKernel):
     """What a launch of `Kernel` gives: it notes what it is launched with."""
 
+    module = None
+
     def __init__(self):
         self.launched = []
 

@@ -21,6 +21,8 @@ _FP32: Final = "persistent backward, fp32 adapters"
 _WAIT: Final = "            wait_for(workspace_ptr + ALL_ROWS, 2 * num_rows)\n"
 _FENCE: Final = "            fence_proxy()\n"
 _PUBLISH: Final = "            publish(workspace_ptr + ALL_ROWS)\n"
+_STORE_SUM: Final = "        gl.store(pointers, acc)\n"
+_PUBLISH_BAND: Final = "        publish(bands_ptr)\n"
 _LOAD_P: Final = "            p = load_part(p_ptr"
 
 
@@ -60,23 +62,51 @@ _HAND_OVER: Final = (
     ),
 )
 
-_MAKERS: Final = (
+_BANDS: Final = (
     _mutant(
-        "a maker begins before the first column is drawn",
-        "persistent backward, few programs",
-        (_LOADER, "((done >= after) & (ticket >= num_rows))", "(done >= after)"),
+        "a band does not wait for the one before",
+        _MANY_ROWS,
+        (_GRADIENT, "        wait_for(bands_ptr, band)\n", ""),
     ),
     _mutant(
-        "a maker leaves tiles out", _ONE_PROGRAM, (_LOADER, "gradient += makers", "gradient += makers + 1")
-    ),
-    _mutant("makers make tiles of others too", _COLUMNS, (_LOADER, "gradient += makers", "gradient += 1")),
-    _mutant(
-        "all programs are makers", _COLUMNS, (_LOADER, "        gradient = num_gradients\n", "        pass\n")
+        "a band waits for one band less",
+        _MANY_ROWS,
+        (_GRADIENT, "wait_for(bands_ptr, band)", "wait_for(bands_ptr, band - 1)"),
     ),
     _mutant(
-        "the last letter is not sent",
+        "a band does not add to the sum so far",
+        _MANY_ROWS,
+        (_GRADIENT, "        acc = load_part(sums_ptr, 0, STEP, BLOCK_R, layout, STEP, BLOCK_R)\n", ""),
+    ),
+    _mutant(
+        "a sum is published before it is stored",
+        _MANY_ROWS,
+        (_GRADIENT, _STORE_SUM + _PUBLISH_BAND, _PUBLISH_BAND + _STORE_SUM),
+    ),
+    _mutant("a sum is never published", _MANY_ROWS, (_GRADIENT, _PUBLISH_BAND, "")),
+    _mutant(
+        "both groups have one sum",
+        _MANY_ROWS,
+        ("hopper.backward.multiply_backward", "part = 2 * gradient + HALF", "part = 2 * gradient"),
+    ),
+    _mutant(
+        "a band ends a block of rows early",
+        _MANY_ROWS,
+        (
+            _LOAD,
+            "gl.minimum(M, (band + 1) * (GROUP * BLOCK_M))",
+            "gl.minimum(M - BLOCK_M, (band + 1) * (GROUP * BLOCK_M))",
+        ),
+    ),
+    _mutant(
+        "every band has the rows of the first",
         _COLUMNS,
-        (_LOADER, "    hand_out(num_dx + num_gradients, mail, count)\n", "    pass\n"),
+        ("hopper.order.backward_task", "first = band * GROUP", "first = 0"),
+    ),
+    _mutant(
+        "a band has no tile of dB and dA at its end",
+        _COLUMNS,
+        ("hopper.order.backward_task", "gradient = within - height", "gradient = within - 1 - height"),
     ),
     _mutant(
         "dA's tiles begin a tile early", _COLUMNS, (_LOADER, "(gradient - num_dB)", "(gradient - num_dB + 1)")
@@ -151,7 +181,7 @@ _PRODUCTS: Final = (
         _MANY_ROWS,
         (
             _GRADIENT,
-            "ring.empty.index(step_back(slot, STAGES)), count=1, pred=row > 0",
+            "ring.empty.index(step_back(slot, STAGES)), count=1, pred=row > start",
             "ring.empty.index(slot), count=1",
         ),
     ),
@@ -164,4 +194,4 @@ _PRODUCTS: Final = (
     _mutant("a sum is taken while its product runs", _MANY_ROWS, (_GRADIENT, "wait(0, deps", "wait(1, deps")),
 )
 
-PERSISTENT_BACKWARD_MUTANTS: Final = (*_HAND_OVER, *_MAKERS, *_LOADS, *_TERM_FAULTS, *_PRODUCTS)
+PERSISTENT_BACKWARD_MUTANTS: Final = (*_HAND_OVER, *_BANDS, *_LOADS, *_TERM_FAULTS, *_PRODUCTS)

@@ -17,7 +17,6 @@ PERSISTENT_CASES: Final = {
     "persistent backward": _BACKWARD,
     "persistent backward, columns": _BACKWARD._replace(K=264),
     "persistent backward, many rows": _BACKWARD._replace(M=700, K=8, N=8),
-    "persistent backward, few programs": _BACKWARD._replace(M=300, K=8, N=8, programs=2),
     "persistent backward, one block of rows": _BACKWARD._replace(M=64, K=520, N=520, programs=1),
     "persistent backward, fp32 adapters": _BACKWARD._replace(adapter="fp32", K=264),
 }
@@ -131,7 +130,13 @@ _HAND_OVER: Final = (
     ),
     _mutant("p's release is relaxed", "hopper.handover.publish", '"release"', '"relaxed"'),
     _mutant("p's wait is relaxed", "hopper.handover.wait_for", '"acquire"', '"relaxed"'),
-    _mutant("both groups have one flag", f"{_TILE}output_tile", _FLAG, "FLAGS + 2 * m"),
+    _mutant(
+        "both groups have one flag",
+        f"{_TILE}output_tile",
+        _FLAG,
+        "FLAGS + 2 * m",
+        "persistent, two resident",
+    ),
     _mutant(
         "the mailbox is read too early",
         f"{_RING}take",
