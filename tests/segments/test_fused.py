@@ -43,6 +43,10 @@ def sized(K, N, r, monkeypatch):
         monkeypatch.setattr(test_runs, name, size)
 
 
+def on_device(chosen, **options):
+    return operands(chosen, device=DEVICE, **options)
+
+
 def assert_matches_fp64(o, chosen):
     ours, torchs = results(linear_by_runs, o), results(by_formula(chosen), o)
     truth = results(by_formula(chosen), in_fp64(o))
@@ -71,7 +75,7 @@ def test_experts_are_the_formula_and_its_gradients(case, monkeypatch):
     choice, dtype, weighted, bias, K, N = case
     sized(K, N, 5, monkeypatch)
     chosen = CHOICES[choice]
-    o = operands(chosen, weighted=weighted, bias=bias, dtype=getattr(torch, dtype))
+    o = on_device(chosen, weighted=weighted, bias=bias, dtype=getattr(torch, dtype))
     assert decide(o._replace(setting="triton")).is_fused
     assert_matches_fp64(o, chosen)
 
@@ -84,21 +88,22 @@ def test_any_layout_rank_and_dtype_of_adapters(dtype, adapter, transposed, r, mo
     sized(64, 136, r, monkeypatch)
     chosen = CHOICES["ragged"]
     kinds = {"dtype": getattr(torch, dtype), "adapter": getattr(torch, adapter)}
-    assert_matches_fp64(operands(chosen, transposed=transposed, **kinds), chosen)
+    assert_matches_fp64(on_device(chosen, transposed=transposed, **kinds), chosen)
 
 
 @pytest.mark.exhaustive
 def test_dropout_is_one_mask_in_both_passes():
     """With W = 0, A = B = s = 1 and one column, y is the mask over 1 - rate, and dx is too for dy = 1."""
-    chosen = torch.arange(2).repeat_interleave(100)[:, None]
-    ones = {"A": torch.ones(2, 1, 1), "B": torch.ones(2, 1, 1), "x": torch.ones(200, 1)}
+    chosen = torch.arange(2, device=DEVICE).repeat_interleave(100)[:, None]
+    ones = {name: torch.ones(2, 1, 1, device=DEVICE) for name in "AB"}
     o = test_runs.RunOperands(
-        W=torch.zeros(2, 1, 1),
+        x=torch.ones(200, 1, device=DEVICE),
+        W=torch.zeros(2, 1, 1, device=DEVICE),
         b=None,
         s=1.0,
         plan=plan_of(chosen, 2),
         dropout=0.5,
-        seed=torch.tensor([3]),
+        seed=torch.tensor([3], device=DEVICE),
         **ones,
     )
     o.x.requires_grad_()
@@ -114,7 +119,7 @@ def test_dropout_is_one_mask_in_both_passes():
 def test_tiles_that_programs_share_give_the_same(split, monkeypatch):
     sized(200, 300, 5, monkeypatch)
     chosen = CHOICES["ragged"]
-    o = operands(chosen, weighted=False, dtype=torch.float32)
+    o = on_device(chosen, weighted=False, dtype=torch.float32)
     of = fused_runs.launch_of
     monkeypatch.setattr(fused_runs, "launch_of", lambda *args, **more: of(*args, split_k=split, **more))
     assert_matches_fp64(o, chosen)
@@ -124,8 +129,8 @@ def test_tiles_that_programs_share_give_the_same(split, monkeypatch):
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
 def test_only_what_is_asked_for_is_computed_and_it_is_the_same(needs, monkeypatch):
     sized(40, 72, 5, monkeypatch)
-    o = operands(CHOICES["ragged"], weighted=False, dtype=torch.float32)
-    call, dy = _call(o), torch.randn(ROWS, 72)
+    o = on_device(CHOICES["ragged"], weighted=False, dtype=torch.float32)
+    call, dy = _call(o), torch.randn(ROWS, 72, device=DEVICE)
     _, p = fused_runs.forward(call)
     whole, part = (
         fused_runs.backward(call, dy, p, EVERYTHING),
@@ -140,7 +145,7 @@ def test_only_what_is_asked_for_is_computed_and_it_is_the_same(needs, monkeypatc
 def test_infinities_of_one_expert_stay_with_it(monkeypatch):
     sized(40, 64, 5, monkeypatch)
     chosen = torch.tensor([0] * 20 + [1] * 20)[:, None]
-    o = operands(chosen, weighted=False, dtype=torch.float16)
+    o = on_device(chosen, weighted=False, dtype=torch.float16)
     with torch.no_grad():
         o.x[30] = float("inf")
     found = results(linear_by_runs, o)
@@ -162,8 +167,10 @@ def test_the_table_of_tiles_cuts_each_run_and_leaves_the_rest_empty():
 @pytest.mark.exhaustive
 def test_a_backward_pass_takes_the_code_of_its_forward_pass(monkeypatch):
     sized(40, 64, 5, monkeypatch)
-    o = operands(CHOICES["ragged"], dtype=torch.float32)._replace(dropout=0.4, seed=torch.tensor([5]))
-    dy = torch.randn(20, 64)
+    o = on_device(CHOICES["ragged"], dtype=torch.float32)._replace(
+        dropout=0.4, seed=torch.tensor([5], device=DEVICE)
+    )
+    dy = torch.randn(20, 64, device=DEVICE)
 
     def gradient(setting):
         y = linear_by_runs(o)
@@ -192,5 +199,5 @@ def test_the_decision_on_a_gpu_has_its_reason(changed, name, why):
 
 
 def test_without_an_update_torch_computes():
-    o = operands(CHOICES["ragged"], update=False, dtype=torch.float32)
+    o = on_device(CHOICES["ragged"], update=False, dtype=torch.float32)
     assert decide(o._replace(setting="triton")).name == "runs"

@@ -25,23 +25,35 @@ CHOICES = {
 
 
 def operands(
-    chosen, *, weighted=True, bias=True, update=True, transposed=False, dtype=torch.float64, adapter=None
+    chosen,
+    *,
+    weighted=True,
+    bias=True,
+    update=True,
+    transposed=False,
+    dtype=torch.float64,
+    adapter=None,
+    device="cpu",
 ):
-    """Random operands; W is stored [E, K, N] where it is transposed."""
+    """Random operands, drawn on the CPU; W is stored [E, K, N] where it is transposed."""
     adapter = adapter or dtype
     tokens, copies = chosen.shape
+
+    def trained(tensor):
+        return tensor.to(device).requires_grad_()
+
     W = torch.randn(E, K, N, dtype=dtype).transpose(1, 2) if transposed else torch.randn(E, N, K, dtype=dtype)
-    A, B = (torch.randn(E, *shape, dtype=adapter, requires_grad=True) for shape in ((R, K), (N, R)))
+    A, B = (trained(torch.randn(E, *shape, dtype=adapter)) for shape in ((R, K), (N, R)))
     return RunOperands(
-        x=torch.randn(tokens, K, dtype=dtype, requires_grad=True),
-        W=W / K**0.5,
-        b=torch.randn(E, N, dtype=dtype) if bias else None,
+        x=trained(torch.randn(tokens, K, dtype=dtype)),
+        W=W.to(device) / K**0.5,
+        b=torch.randn(E, N, dtype=dtype).to(device) if bias else None,
         A=A if update else None,
         B=B if update else None,
         s=S,
-        plan=plan_of(chosen, E),
+        plan=plan_of(chosen.to(device), E),
         gathers=True,
-        weights=torch.rand(tokens, copies, dtype=dtype, requires_grad=True) if weighted else None,
+        weights=trained(torch.rand(tokens, copies, dtype=dtype)) if weighted else None,
     )
 
 
@@ -57,14 +69,14 @@ def results(compute, o):
     """y and every gradient, as they come for a fixed dy."""
     given = {name: t for name, t in zip("xABw", (o.x, o.A, o.B, o.weights), strict=True) if t is not None}
     y = compute(o)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(y.dtype)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(y)
     found = torch.autograd.grad(y, tuple(given.values()), dy, allow_unused=True)
     return {"y": y.detach(), **dict(zip((f"d{name}" for name in given), found, strict=True))}
 
 
 def by_formula(chosen):
     def compute(o):
-        y = oracle.unfused(o.x, o.W, o.b, o.A, o.B, o.s, chosen, o.weights)
+        y = oracle.unfused(o.x, o.W, o.b, o.A, o.B, o.s, chosen.to(o.x.device), o.weights)
         return y if o.weights is not None else y.flatten(0, 1)[o.plan.order]
 
     return compute
