@@ -35,7 +35,9 @@ def _mutant(
 _HAND_OVER: Final = (
     _mutant("dB and dA do not wait for q and p", _MANY_ROWS, (_LOADER, _WAIT, "")),
     _mutant(
-        "dB and dA wait for one part less", _MANY_ROWS, (_LOADER, "2 * num_rows)\n", "2 * num_rows - 1)\n")
+        "dB and dA wait for one part less",
+        "persistent backward, two resident",
+        (_LOADER, "2 * num_rows)\n", "2 * num_rows - 1)\n"),
     ),
     _mutant("dx does not wait for q", _COLUMNS, (_TILE, "        wait_for(flag_ptr, 1)\n", "")),
     _mutant("the terms are never published", _MANY_ROWS, (_TILE, _PUBLISH, "")),

@@ -17,6 +17,8 @@ PERSISTENT_CASES: Final = {
     "persistent backward": _BACKWARD,
     "persistent backward, columns": _BACKWARD._replace(K=264),
     "persistent backward, many rows": _BACKWARD._replace(M=700, K=8, N=8),
+    "persistent backward, two resident": _BACKWARD._replace(K=8, N=520, resident=2),
+    "persistent backward, four resident": _BACKWARD._replace(M=64, K=776, N=8, resident=4),
     "persistent backward, one block of rows": _BACKWARD._replace(M=64, K=520, N=520, programs=1),
     "persistent backward, fp32 adapters": _BACKWARD._replace(adapter="fp32", K=264),
 }
@@ -135,7 +137,7 @@ _HAND_OVER: Final = (
         f"{_TILE}output_tile",
         _FLAG,
         "FLAGS + 2 * m",
-        "persistent, two resident",
+        "persistent backward, four resident",
     ),
     _mutant(
         "the mailbox is read too early",
