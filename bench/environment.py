@@ -59,15 +59,15 @@ def environment(device: torch.device, commit: str | None = None) -> Environment:
 
     Args:
         device: The one that is measured.
-        commit: For a copy of the checkout without its .git: the commit it was taken from.
+        commit: For a copy of the checkout without its .git, or with another's: the commit it was taken from.
     """
     here = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--", *_SOURCES)
     return Environment(
         device=describe_device(device),
         versions={**info.versions(), **{name: info.version_of(name) for name in _PEERS}},
-        commit=here or commit,
-        modified=None if status is None else status != "",
+        commit=commit or here,
+        modified=None if commit or status is None else status != "",
         sources=sources_digest(),
     )
 

@@ -15,6 +15,9 @@ OURS: Final = "fastlora"
 # Phases that are the whole of what a method does, in the order of preference.
 _WHOLES: Final = ("step", "forward+backward", "first step")
 
+# Of x, as in training; with fewer a GPU waits for its host, or for memory.
+_MANY_ROWS: Final = 1024
+
 
 class Group(NamedTuple):
     """Rows of one net or layer, one dtype and one mode, by method and then phase; phases in their order."""
@@ -113,10 +116,20 @@ def columns(rows: Iterable[Row]) -> Iterator[Column]:
         if not first.is_layer:
             yield Column(kind, {name: ratio for name in first.rows if (ratio := first.over(name))})
             continue
-        head = f"{first.whole} of a layer, {kind}, {len(same)} shape{'s'[: len(same) > 1]}"
-        yield Column(head, _over_all(same, Group.median_over))
+        for rows, of_rows in _by_rows(same):
+            head = f"{first.whole} of a layer, {kind}, {len(of_rows)} shape{'s'[: len(of_rows) > 1]}{rows}"
+            yield Column(head, _over_all(of_rows, Group.median_over))
         if first.any_row.dropout and (saved := _over_all(same, Group.saved_over)):
             yield Column(f"bytes saved for backward, {kind}", saved, is_time=False)
+
+
+def _by_rows(layers: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """Layers with many rows apart from those with few, of which each takes microseconds; with how many rows."""
+    many = [layer for layer in layers if layer.any_row.shape["M"] >= _MANY_ROWS]
+    few = [layer for layer in layers if layer.any_row.shape["M"] < _MANY_ROWS]
+    if not (many and few):
+        return [("", [*many, *few])]
+    return [(f" from {_MANY_ROWS:,} rows", many), (" with fewer rows", few)]
 
 
 def kinds(groups: Iterable[Group]) -> dict[str, list[Group]]:

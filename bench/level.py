@@ -33,7 +33,7 @@ def _name_checkout(context: click.Context, option: click.Parameter, path: Path |
 
 
 # Options of every command that measures.
-COMMIT: Final = click.option("--commit", help="The commit, where the sources are a copy without .git.")
+COMMIT: Final = click.option("--commit", help="The commit, where the sources are a copy without its .git.")
 LORAFUSION: Final = click.option(
     "--lorafusion",
     type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),

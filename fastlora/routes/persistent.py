@@ -26,9 +26,13 @@ PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
 # Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
 _OLDEST_TRITON: Final = (3, 6)
 _NEWEST_TRITON: Final = (3, 9)
-# Of the multiprocessors in all waves of tiles, those that have one; and rows of x (docs/kernel-log.md, 18).
-_LEAST_FILLED: Final = 0.8
+# Measured on an H100 (docs/kernel-log.md, 19): rows of x; and of the multiprocessors in all waves of tiles,
+# those that have one.
 _LEAST_ROWS: Final = 768
+_LEAST_FILLED: Final = 0.8
+# Forward, with so few waves it shows that tiles of the first column make p too, unless K or N is short.
+_FEW_WAVES: Final = 3
+_SHORT: Final = 2048
 _OFFERED: Final = (
     "by default where tiles of 128 x 256 fill the multiprocessors, else where `fastlora tune` has measured "
     "them to be the fastest"
@@ -71,7 +75,8 @@ def is_default(
 ) -> bool:
     """Whether the kernels in Gluon take a pass unless `fastlora tune` chose otherwise.
 
-    A program stays on its multiprocessor for all its tiles, so they lose where the last wave has few.
+    A program stays on its multiprocessor for all its tiles, so they lose where the last wave has few. Where
+    K or N is short, the plain kernels lose more by filling a pipeline for each tile, or by reading x for p.
 
     Args:
         direction: "forward" or "backward".
@@ -85,8 +90,11 @@ def is_default(
     columns = problem.N if direction == "forward" else problem.K
     tiles = num_blocks(problem.M, blocks.BLOCK_M) * num_blocks(columns, blocks.BLOCK_C)
     waves = num_blocks(tiles, multiprocessors)
-    filled = problem.M >= _LEAST_ROWS and tiles >= _LEAST_FILLED * waves * multiprocessors
-    return filled and not refusal(PERSISTENT, architecture, problem, dropout=dropout, aligned=aligned)
+    if problem.M < _LEAST_ROWS or tiles < _LEAST_FILLED * waves * multiprocessors:
+        return False
+    if direction == "forward" and waves <= _FEW_WAVES and min(problem.K, problem.N) > _SHORT:
+        return False
+    return not refusal(PERSISTENT, architecture, problem, dropout=dropout, aligned=aligned)
 
 
 def refusal_here(architecture: str) -> str | None:

@@ -134,7 +134,7 @@ def test_kernels_that_hang_are_not_measured(tmp_path):
     one.results.correctness["streams"] = outcome(False, "not finished", finished=False)
     here = {method.name for method in present_methods(one)}
     hung = {name for name, why in one.results.absent.items() if why.startswith("streams did not finish")}
-    by_route = {"fastlora-vendor", "fastlora-persistent", "fastlora-flattened"}
+    by_route = {"fastlora-vendor", "fastlora-plain"}
     assert hung == {"fastlora", *by_route, "grouped", "fastlora-p0"}
     assert not hung & here
 

@@ -24,9 +24,9 @@ def test_no_plan_is_slower_than_programs_without_regard_for_each_other(name, dir
 
 def test_a_wave_that_p_would_break_is_not_broken():
     h100 = waves.GPUS["H100"]
-    planned = waves.launch_of("forward", h100, 128, 4096, 4096, 16)
+    planned = waves.launch_of("forward", h100, 256, 4096, 4096, 16)
     before = waves.regardless(planned, h100)
-    assert (before.plan.split_k["p"], planned.plan.split_k["p"]) == (16, 4)
+    assert (before.plan.split_k["p"], planned.plan.split_k["p"]) == (16, 2)
     alone = waves.seconds(planned, h100, low_rank=False)
     assert waves.seconds(planned, h100) < 1.02 * alone
     assert waves.seconds(before, h100) > 1.1 * alone
@@ -34,11 +34,11 @@ def test_a_wave_that_p_would_break_is_not_broken():
 
 def test_few_rows_have_dx_before_dB_and_dA():
     h100 = waves.GPUS["H100"]
-    planned = waves.launch_of("backward", h100, 128, 4096, 4096, 16)
+    planned = waves.launch_of("backward", h100, 256, 4096, 4096, 16)
     before = waves.regardless(planned, h100)
-    assert (before.early, planned.early) == (16, 32)
+    assert (before.early, planned.early) == (32, 64)
     alone = waves.seconds(planned, h100, low_rank=False)
-    assert waves.seconds(planned, h100) < 1.02 * alone
+    assert waves.seconds(planned, h100) < 1.03 * alone
     assert waves.seconds(before, h100) > 1.3 * alone
 
 

@@ -6,8 +6,8 @@ from fastlora_kernels.compile_check.compiler import Resources
 from fastlora_kernels.compile_check.persistent import (
     check_persistent,
     faults,
-    instructions_of_steps,
     persistent_cases,
+    steps_of,
 )
 
 # A step of four products, a first column's with more, a loop around both, and one that stores.
@@ -33,26 +33,29 @@ ASSEMBLY = """
   /*00e0*/ STSM.16.M88.4 [R1], R2 ;
   /*00f0*/ BRA `(.L_x_3) ;
 """
+WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x1"
+STEP = [*["HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4], R24"] * 49, WAIT]
 MADE = Resources(200_000, 168, 0, "setmaxnreg.inc.sync.aligned.u32 \t240;", ())
 
 
 def test_the_instructions_of_a_step_are_those_of_its_loop():
-    assert instructions_of_steps(ASSEMBLY, "64x256x16") == [5]
-    assert instructions_of_steps(ASSEMBLY, "64x128x16") == []
+    assert [len(step) for step in steps_of(ASSEMBLY, "64x256x16")] == [5]
+    assert steps_of(ASSEMBLY, "64x128x16") == []
 
 
 def test_a_sound_kernel_has_no_fault():
-    assert faults(MADE, [50]) == []
+    assert faults(MADE, [STEP]) == []
 
 
 @pytest.mark.parametrize(
     ("changed", "steps", "fault"),
     [
-        ({"spill": 8}, [50], "spills 8 bytes"),
-        ({"shared": 232_449}, [50], "takes 232449 bytes"),
-        ({"assembly": ""}, [50], "gives no registers"),
-        ({}, [50, 61], "takes 61 instructions a step"),
+        ({"spill": 8}, [STEP], "spills 8 bytes"),
+        ({"shared": 232_449}, [STEP], "takes 232449 bytes"),
+        ({"assembly": ""}, [STEP], "gives no registers"),
+        ({}, [STEP, [*STEP, *STEP[:11]]], "takes 61 instructions a step"),
         ({}, [], "no main loop"),
+        ({}, [STEP, [*STEP[:-1], WAIT, WAIT]], "waits for each product"),
     ],
     ids=str,
 )

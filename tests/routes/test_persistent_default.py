@@ -30,7 +30,7 @@ def test_where_their_tiles_fill_the_gpu_they_are_taken_without_a_choice(on_sm_90
     monkeypatch.setattr("fastlora.routes.architecture.multiprocessors", lambda device: 114)
     decide.reload_tables()
     assert routes(PROBLEM._replace(M=2048)) == ("triton", "triton")
-    assert routes(PROBLEM._replace(M=2048), gpu="H100", architecture="sm_90") == (PERSISTENT, PERSISTENT)
+    assert routes(PROBLEM._replace(M=2048), gpu="H100", architecture="sm_90") == ("triton", PERSISTENT)
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,19 @@ def test_where_their_tiles_fill_the_gpu_they_are_taken_without_a_choice(on_sm_90
     [
         # 1024 tiles in 8 waves of 132, 97 % full.
         ({}, None, (True, True)),
-        ({"M": 1024}, None, (True, True)),
+        # With up to three waves forward only where K or N is short.
+        ({"M": 1024}, None, (False, True)),
+        ({"M": 3072}, None, (False, True)),
+        ({"M": 4096}, None, (True, True)),
+        ({"M": 1024, "N": 2048}, None, (False, True)),
+        ({"M": 2048, "N": 2048}, None, (True, True)),
         # The last wave of 132 has 12 tiles; of 114 there are 30 in it.
         ({"M": 1152}, None, (False, False)),
         ({"M": 2304}, None, (False, False)),
-        ({"M": 2304}, 114, (True, True)),
+        ({"M": 2304}, 114, (False, True)),
         ({"M": 2048}, 114, (False, False)),
         # One wave, 84 % full, from 768 rows on.
-        ({"M": 768}, 114, (True, True)),
+        ({"M": 768}, 114, (False, True)),
         ({"M": 767}, 114, (False, False)),
         ({"M": 768}, None, (False, False)),
         # y has N columns and dx K.

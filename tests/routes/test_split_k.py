@@ -120,13 +120,13 @@ def test_every_tile_of_the_tables_is_right_split_and_not(shape):
 
 
 def test_p_alone_is_made_by_all_that_have_work():
-    problem = Problem(128, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
+    problem = Problem(256, 4096, 4096, 16, torch.bfloat16, torch.bfloat16)
     beside, alone = (
         plan_for("forward", "sm_90", problem, measured=False),
         p_alone_plan("sm_90", problem, dropout=0.0, aligned=True),
     )
-    assert (beside.split_k["p"], alone.split_k["p"]) == (4, 16)
-    assert (beside.tasks["p"], alone.tasks["p"]) == (4, 16)
+    assert (beside.split_k["p"], alone.split_k["p"]) == (2, 16)
+    assert (beside.tasks["p"], alone.tasks["p"]) == (4, 32)
 
 
 def test_splits_are_for_the_multiprocessors_that_a_gpu_has():

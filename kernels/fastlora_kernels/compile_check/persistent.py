@@ -69,17 +69,17 @@ def check_persistent(case: Persistent) -> tuple[str, list[str]]:
     except Exception as error:
         return f"{case}: {type(error).__name__}", [str(error).splitlines()[0]]
     found = resources_of(made, case.target, parameters_of(kernel, kinds))
-    steps = instructions_of_steps(disassembled(made.asm["cubin"]), f"64x{case.blocks.c}x16")
+    steps = steps_of(disassembled(made.asm["cubin"]), f"64x{case.blocks.c}x16")
     line = f"{case}: {found.registers} registers, {found.shared} bytes shared, {found.spill} spilled"
-    return f"{line}, {max(steps, default=0)} instructions a step", faults(found, steps)
+    return f"{line}, {max(map(len, steps), default=0)} instructions a step", faults(found, steps)
 
 
-def faults(made: Any, steps: list[int]) -> list[str]:
+def faults(made: Any, steps: list[list[str]]) -> list[str]:
     """The rules that a compiled kernel breaks, as phrases.
 
     Args:
         made: Its Resources.
-        steps: Instructions of each copy of the main loop without a low-rank product.
+        steps: The instructions of each copy of the main loop without a low-rank product.
     """
     found = faults_of_resources(made, SHARED_MEMORY)
     asked_for = 32 * hopper.WARPS * (2 * hopper.MULTIPLY_REGISTERS + hopper.LOAD_REGISTERS)
@@ -89,13 +89,16 @@ def faults(made: Any, steps: list[int]) -> list[str]:
         found.append("gives no registers from the loading warp to those that multiply")
     if not steps:
         found.append("has no main loop")
-    elif max(steps) > _MOST_INSTRUCTIONS:
-        found.append(f"takes {max(steps)} instructions a step, at most {_MOST_INSTRUCTIONS} are allowed")
+    elif (most := max(map(len, steps))) > _MOST_INSTRUCTIONS:
+        found.append(f"takes {most} instructions a step, at most {_MOST_INSTRUCTIONS} are allowed")
+    # ptxas does that to all products of a kernel if it cannot follow an accumulator of one of them.
+    if any(sum("WARPGROUP.DEPBAR" in one for one in step) > 1 for step in steps):
+        found.append("waits for each product before the next")
     return found
 
 
-def instructions_of_steps(assembly: str, shape: str) -> list[int]:
-    """Instructions of each loop whose matrix products are one step's, all of a shape such as "64x256x16"."""
+def steps_of(assembly: str, shape: str) -> list[list[str]]:
+    """The instructions of each loop whose matrix products are one step's, all of a shape: "64x256x16"."""
     instructions, labels = instructions_of(assembly)
     loops = []
     for end, text in enumerate(instructions):
@@ -108,7 +111,7 @@ def instructions_of_steps(assembly: str, shape: str) -> list[int]:
     ]
     products = [[one for one in body if "HGMMA" in one] for body in bodies]
     return [
-        len(body)
+        body
         for body, found in zip(bodies, products, strict=True)
         if len(found) == STEP // 16 and all(shape in one for one in found)
     ]

@@ -100,9 +100,6 @@ def gradient_tile(
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_R, 16])
     sums_ptr, bands_ptr = sums
     acc = gl.zeros([STEP, BLOCK_R], gl.float32, layout)
-    if band > 0:
-        wait_for(bands_ptr, band)
-        acc = load_part(sums_ptr, 0, STEP, BLOCK_R, layout, STEP, BLOCK_R)
     start = band * (GROUP * BLOCK_M)
     stop = gl.minimum(M, start + GROUP * BLOCK_M)
     for row in range(start, stop, BLOCK_M):
@@ -117,6 +114,10 @@ def gradient_tile(
         slot, phase = step_on(slot, phase, STAGES)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(ring.empty.index(step_back(slot, STAGES)), count=1)
+    if band > 0:
+        # Added here: with an accumulator that is loaded, ptxas lets no two products of the kernel overlap.
+        wait_for(bands_ptr, band)
+        acc += load_part(sums_ptr, 0, STEP, BLOCK_R, layout, STEP, BLOCK_R)
     if stop < M:
         pointers, _ = part_of(sums_ptr, 0, STEP, BLOCK_R, layout, STEP, BLOCK_R)
         gl.store(pointers, acc)
