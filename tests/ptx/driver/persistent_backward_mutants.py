@@ -78,7 +78,7 @@ _BANDS: Final = (
     _mutant(
         "a band does not add to the sum so far",
         _MANY_ROWS,
-        (_GRADIENT, "        acc = load_part(sums_ptr, 0, STEP, BLOCK_R, layout, STEP, BLOCK_R)\n", ""),
+        (_GRADIENT, "        acc += load_part(sums_ptr, 0, STEP, BLOCK_R, layout, STEP, BLOCK_R)\n", ""),
     ),
     _mutant(
         "a sum is published before it is stored",
