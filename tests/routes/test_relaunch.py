@@ -113,7 +113,7 @@ CHANGES = {
     "no bias": {"b": lambda b: None},
     "bias off 16 bytes": {"b": lambda b: torch.cat([b, b])[1 : len(b) + 1]},
     "x transposed": {"x": lambda x: x.t().contiguous().t()},
-    "x off 16 bytes": {"x": lambda x: torch.cat([x, x], 1)[:, 1 : x.shape[1] + 1]},
+    "x padded": {"x": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]]},
     "A padded": {"A": lambda A: torch.cat([A, A], 1)[:, : A.shape[1]]},
     "fp32 adapters": {"A": lambda A: A.float(), "B": lambda B: B.float()},
     "dropout": {"dropout": 0.5},
@@ -150,6 +150,19 @@ def test_calls_that_triton_compiles_apart_have_keys_apart(noted, name):
         is_backward = usual[0] is fused.backward_kernel
         assert (usual[1] == other[1]) == (is_backward and "bias" in name)
         assert usual[1] == again[1]
+
+
+def test_pointers_of_equal_strides_on_and_off_16_bytes_have_keys_apart(noted):
+    """Of x whose rows TMA cannot address, so that only the pointer decides."""
+
+    def laid(at):
+        return lambda x: torch.cat([x, x[:, :3]], 1)[:, at : x.shape[1] + at]
+
+    for at in (0, 1, 0):
+        passes(*changed(x=laid(at)))
+    for first, second, again in zip(noted[:2], noted[2:4], noted[4:], strict=True):
+        assert first[1] != second[1]
+        assert first[1] == again[1]
 
 
 def test_a_rate_that_rounds_to_none_is_no_dropout_to_a_kernel(noted):
