@@ -15,7 +15,7 @@ _CAPABILITIES: Final = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_90": (9, 0), "sm_1
 FEW_ROWS: Final = 16
 LOW_ROWS: Final = 64
 NARROW_COLUMNS: Final = 64
-# Time of a wide tile over that of square ones of its size (an H100, docs/kernel-log.md, 18).
+# Time of a wide tile over that of square ones of its size (an H100, docs/kernel-log.md, 19).
 _WIDE_TIME: Final = 0.85
 
 # Up to so many rows a packed W is unpacked inside the product (few_rows.py), above by a launch of its own. W
@@ -99,7 +99,7 @@ def shape_class(table: Table, kind: str, M: int, C: int, direction: str, *, tma:
     if "few" in classes and M <= FEW_ROWS:
         return "few"
     if "low" in classes and M <= 2 * LOW_ROWS:
-        # On Hopper whole tiles of few columns beat parts of larger ones (docs/kernel-log.md, 18).
+        # On Hopper whole tiles of few columns beat parts of larger ones (docs/kernel-log.md, 22).
         parts = 2 * num_tiles(getattr(classes["square"], direction), direction, M, C) <= table.multiprocessors
         if M <= LOW_ROWS or (tma and "wide" in classes and parts):
             return "low"
