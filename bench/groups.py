@@ -116,15 +116,17 @@ def columns(rows: Iterable[Row]) -> Iterator[Column]:
         if not first.is_layer:
             yield Column(kind, {name: ratio for name in first.rows if (ratio := first.over(name))})
             continue
-        for rows, of_rows in _by_rows(same):
-            head = f"{first.whole} of a layer, {kind}, {len(of_rows)} shape{'s'[: len(of_rows) > 1]}{rows}"
+        for how_many, of_rows in _by_rows(same):
+            head = (
+                f"{first.whole} of a layer, {kind}, {len(of_rows)} shape{'s'[: len(of_rows) > 1]}{how_many}"
+            )
             yield Column(head, _over_all(of_rows, Group.median_over))
         if first.any_row.dropout and (saved := _over_all(same, Group.saved_over)):
             yield Column(f"bytes saved for backward, {kind}", saved, is_time=False)
 
 
 def _by_rows(layers: Sequence[Group]) -> list[tuple[str, list[Group]]]:
-    """Layers with many rows apart from those with few, of which each takes microseconds; with how many rows."""
+    """Layers with many rows apart from those with few, which take microseconds; with how many."""
     many = [layer for layer in layers if layer.any_row.shape["M"] >= _MANY_ROWS]
     few = [layer for layer in layers if layer.any_row.shape["M"] < _MANY_ROWS]
     if not (many and few):

@@ -33,6 +33,7 @@ LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 # What reads the tile tables, and the choices that a tuning run made.
 TABLE_READERS = (
     "routes.plan",
+    "routes.programs",
     "routes.group_plan",
     "routes.plan_runs",
     "routes.choices",

@@ -17,10 +17,11 @@ from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING, Needs, outranges_fp16
 from fastlora.routes.architecture import architecture_of, fp32_precision
 from fastlora.routes.choices import chosen, forget_choices
-from fastlora_kernels import configs, tasks
+from fastlora.routes.programs import backward_programs, forward_programs
+from fastlora_kernels import configs
 from fastlora_kernels.configs import num_blocks
-from fastlora_kernels.split_counts import Blocks, Tiles, split_beside, split_k, split_of_q
-from fastlora_kernels.tables import Entry, Table, Tile, load_table
+from fastlora_kernels.split_counts import split_k
+from fastlora_kernels.tables import Entry, Tile, load_table
 
 # Up to so many rows a packed W is unpacked inside the product, and in tiles of so many columns.
 PACKED_ROWS: Final = configs.PACKED_ROWS
@@ -190,7 +191,7 @@ def _cached_plan(
     tile = tile or getattr(entry, direction)
     masked_rows = tile.block_m if dropped else 0
     block_r = configs.rank_block(problem.r, architecture, kind, wide_adapters, tf32_terms, masked_rows)
-    make_tasks = _forward_tasks if direction == "forward" else _backward_tasks
+    make_tasks = forward_programs if direction == "forward" else backward_programs
     split_k, programs, num_tasks, workspace = make_tasks(table, tile, block_r, problem, needs)
     return Plan(
         direction=direction,
@@ -206,46 +207,6 @@ def _cached_plan(
         precision=precision,
         options=configs.launch_options(tile, "hip" if architecture.startswith("gfx") else "cuda"),
     )
-
-
-class _Tasks(NamedTuple):
-    split_k: dict[str, int]
-    programs: dict[str, int]
-    num_tasks: int
-    workspace: int
-
-
-def _forward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, needs: Needs) -> _Tasks:
-    M, K, N, r = problem[:4]
-    tiles = tasks.forward_tiles(M, N, r, tile.block_m, tile.block_n, block_r)
-    steps = num_blocks(K, tile.block_k)
-    blocks = Blocks(tile.block_m, tile.block_k, problem.dtype.itemsize)
-    p, y = Tiles(tiles.p, steps, block_r), Tiles(tiles.y, steps, tile.block_n)
-    split = {"p": split_beside(table, p, y, blocks), "y": split_k(table, tiles.y, steps)}
-    return _Tasks(
-        split,
-        {name: getattr(tiles, name) * count for name, count in split.items()},
-        tasks.forward_tickets(tiles, split["p"], split["y"]).end,
-        tasks.forward_counters(tiles).end,
-    )
-
-
-def _backward_tasks(table: Table, tile: Tile, block_r: int, problem: Problem, needs: Needs) -> _Tasks:
-    M, K, N, r = problem[:4]
-    shape = (tile.block_m, tile.block_n, tile.block_k, block_r, tile.block_k_dA)
-    tiles = tasks.backward_tiles(M, N, K, r, *needs, *shape)
-    steps = num_blocks(N, tile.block_n)
-    blocks = Blocks(tile.block_m, tile.block_n, problem.dtype.itemsize)
-    # The tiles of dB and dA form one sequence, with the same number of splits.
-    gradients = split_k(table, tiles.dB + tiles.dA, num_blocks(M, tile.block_m))
-    split_dx = split_k(table, tiles.dx, steps)
-    q, dx = Tiles(tiles.q, steps, block_r), Tiles(tiles.dx, steps, tile.block_k)
-    whole_q = tasks.backward_tickets(tiles, M, N, 1, split_dx, gradients)
-    split_q = split_of_q(table, q, dx, blocks, whole_q)
-    split = {"q": split_q, "dx": split_dx, "dB": gradients, "dA": gradients}
-    programs = {name: getattr(tiles, name) * count for name, count in split.items()}
-    end = tasks.backward_tickets(tiles, M, N, split_q, split_dx, gradients).end
-    return _Tasks(split, programs, end, tasks.backward_counters(tiles).end)
 
 
 def forget_plans() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,12 +20,9 @@ from fastlora.measuring.inputs import Inputs, random_inputs
 from fastlora.measuring.timing import (
     WHOLE,
     Call,
-    Quartiles,
     Work,
     captured,
     interleaved,
-    quartiles,
-    ratio,
     timer_for,
     warm_up,
 )
@@ -33,47 +30,13 @@ from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.dequantize import dequantize
 from fastlora.routes.passes import passes_of
 from fastlora.routes.plan import Plan, plan_for
+from fastlora.tuning.outcome import Outcome
 from fastlora.tuning.packed_weights import packed_weight
 from fastlora_kernels.choice_content import PACKED, PLAIN, VENDOR
 from fastlora_kernels.tables import Tile
 
-# Of every contest.
-RANK: Final = 16
 _ROUNDS: Final = 15
 _WARM_UP_ROUNDS: Final = 5
-
-
-class Outcome(NamedTuple):
-    """What a contest found.
-
-    Attributes:
-        shape: (M, K, N).
-        times: Microseconds of each tile, and of VENDOR, one for each round.
-        failures: Why tiles have no times, a line each.
-    """
-
-    shape: tuple[int, int, int]
-    times: dict[Tile | str, list[float]]
-    failures: list[str]
-
-    def ratio(self, one: Tile | str, other: Tile | str) -> Quartiles:
-        """Of the time of one over the time of the other, round by round."""
-        return ratio(self.times[one], self.times[other])
-
-    def as_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
-        return {
-            "shape": dict(zip("MKN", self.shape, strict=True)) | {"r": RANK},
-            "times": [
-                {
-                    "tile": tile if isinstance(tile, str) else tile._asdict(),
-                    "median_us": round(quartiles(samples).median, 3),
-                    "samples_us": [round(sample, 3) for sample in samples],
-                }
-                for tile, samples in self.times.items()
-            ],
-            "failures": self.failures,
-        }
 
 
 def dtype_of(device: torch.device) -> torch.dtype:

@@ -21,7 +21,8 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.architecture import architecture_of
 from fastlora.tuning.candidates import DRY_SHAPES, SHAPES, candidates, dry_candidates
-from fastlora.tuning.contest import RANK, Contest, Outcome, dtype_of
+from fastlora.tuning.contest import Contest, dtype_of
+from fastlora.tuning.outcome import RANK, Outcome
 from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.configs import shape_class, table_of
 from fastlora_kernels.tables import ARCHITECTURES, Table, Tile, Win, write_table

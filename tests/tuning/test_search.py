@@ -9,7 +9,7 @@ import torch
 from fastlora.routes.decide import reload_tables
 from fastlora.tuning import contest, search
 from fastlora.tuning.candidates import SHAPES, candidates
-from fastlora.tuning.contest import Outcome
+from fastlora.tuning.outcome import Outcome
 from fastlora_kernels import configs, tables
 from fastlora_kernels.choice_content import VENDOR
 from fastlora_kernels.tables import ARCHITECTURES, Tile, Win, load_table, read_table
