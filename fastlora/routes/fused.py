@@ -189,12 +189,13 @@ def _launch_backward(
 
 
 def _key(o: Operands, plan: Plan, tma: bool) -> tuple[Hashable, ...]:
-    """What decides on the code of a pass; see `relaunch.launch`."""
+    """What decides on the code of a pass, which M does not; see `relaunch.launch`."""
     x, (W,), A, B = o.x, o.base.tensors, o.A, o.B
-    planned = (plan.tile, plan.block_r, plan.store_columns, plan.tma, plan.precision, *plan.split_k.values())
+    is_split = [count > 1 for count in plan.split_k.values()]
+    planned = (plan.tile, plan.block_r, plan.store_columns, plan.tma, plan.precision, *is_split)
     strides = (x.stride(), W.stride(), A.stride(), B.stride())
     pointers = on_16_bytes(x, W, A, B, o.seed if dropout_constants(o.dropout)[0] else None)
-    return (x.device, problem_of(o), tma, planned, strides, pointers)
+    return (x.device, problem_of(o)[1:], tma, planned, strides, pointers)
 
 
 def forward_arguments(o: Operands, plan: Plan, p: Tensor) -> dict[str, Any]:

@@ -155,8 +155,8 @@ def _arguments(x: Tensor, K: int, r: int, blocks: Blocks, counters: Tensor) -> d
 
 
 def _key(o: Operands, blocks: Blocks) -> tuple[Hashable, ...]:
-    """What decides on the code of a pass; see `relaunch.launch`."""
-    return (o.x.device, problem_of(o), blocks)
+    """What decides on the code of a pass, which M does not; see `relaunch.launch`."""
+    return (o.x.device, problem_of(o)[1:], blocks)
 
 
 def _is_wide(o: Operands) -> bool:

@@ -58,7 +58,7 @@ def test_where_their_tiles_fill_the_gpu_they_are_taken_without_a_choice(on_sm_90
         ({"M": 2048, "K": 1024}, None, (True, False)),
         # What they do not take.
         ({"r": 65}, None, (False, False)),
-        ({"adapter_dtype": FP32, "r": 17}, None, (False, False)),
+        ({"adapter_dtype": FP32, "r": 33}, None, (False, False)),
         ({"N": 4092}, None, (False, False)),
     ],
     ids=str,

@@ -54,6 +54,7 @@ class Persistent(NamedTuple):
 def persistent_cases(architectures: list[str], *, every_variant: bool) -> Iterator[Persistent]:
     """Each pass with what takes most registers and shared memory; or every dtype and block of ranks."""
     every = [("bf16", "bf16", 16), ("bf16", "bf16", 32), ("bf16", "bf16", 64), ("bf16", "fp32", 16)]
+    every += [("bf16", "fp32", 32)]
     every += [("fp16", "fp16", 16), ("fp16", "fp16", 64)]
     if "sm_90" in architectures:
         for direction, one in itertools.product(("forward", "backward"), every):

@@ -34,6 +34,7 @@ def persistent_cases() -> Iterator[Case]:
         BASE._replace(seeds=one, dtype="fp16", values="beyond fp16"),
         BASE._replace(seeds=one, dtype="fp16", K=136),
         BASE._replace(seeds=one, adapter="fp32", r=12),
+        BASE._replace(seeds=one, adapter="fp32", r=32),
         BASE._replace(seeds=one, r=5, bias=False),
         BASE._replace(seeds=one, r=64, K=136),
         BASE._replace(seeds=one, r=32, M=3, K=8, N=8, programs=1),
