@@ -49,7 +49,6 @@ KERNEL_ROUTES = (
     "routes.fused_packed",
     "routes.group_fused",
     "routes.fused_runs",
-    "routes.flattened",
     "routes.hopper",
 )
 KERNEL_PACKAGES = ("triton", "fastlora_kernels")

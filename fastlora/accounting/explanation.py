@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fastlora.routes.plan import Plan
 
 
-# Routes without a plan whose passes are one launch.
-_IN_ONE_LAUNCH = ("persistent", "flattened")
 _DORA = (
     "torch sums the norms of W + s B A in a forward pass, which reads W once more, and scales the columns of "
     "y, and of dy before its products, in passes of their own"
@@ -92,7 +90,7 @@ class Explanation:
                     "bytes": one.cost.moved,
                     "floor_us": one.floor_us,
                     "path": one.path._asdict(),
-                    "launches": 1 + one.unpacks if one.plan or one.path.name in _IN_ONE_LAUNCH else None,
+                    "launches": 1 + one.unpacks if one.plan or one.path.name == "persistent" else None,
                     **({} if one.plan is None else _plan_fields(one.plan)),
                 }
                 for one in self.passes

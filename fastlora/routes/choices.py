@@ -24,7 +24,6 @@ from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.architecture import architecture_of, kind_of
 from fastlora_kernels.choice_content import (
-    FLATTENED,
     KERNELS,
     MOST_PACKED_ROWS,
     PACKED,
@@ -48,7 +47,6 @@ WORDS: Final = {
     KERNELS: "this tile",
     VENDOR: "the vendor's matrix products",
     PERSISTENT: "the persistent kernels",
-    FLATTENED: "the persistent kernels in plain Triton",
     PACKED: "the kernel that unpacks W inside the product",
 }
 _MOST_BYTES: Final = 8 * 2**20

@@ -135,14 +135,14 @@ def _measured(
     """The fused route, or another that was measured to be faster: on this machine, or for the tile table."""
     from fastlora.routes.architecture import architecture_of, multiprocessors
     from fastlora.routes.choices import WORDS, chosen, why
-    from fastlora.routes.persistent import PERSISTENT_CODES, is_default, refusal
+    from fastlora.routes.persistent import is_default, refusal
     from fastlora.routes.plan import vendor_won
 
     architecture = architecture or architecture_of(device)
     if gpu is None:
         choice, base = chosen(direction, architecture, problem, dropout=dropped, aligned=aligned)
-        if choice is not None and choice.code in PERSISTENT_CODES:
-            refused = refusal(choice.code, architecture, problem, dropout=dropped, aligned=aligned)
+        if choice is not None and choice.code == "persistent":
+            refused = refusal(architecture, problem, dropout=dropped, aligned=aligned)
             if refused is None:
                 return Route(choice.code, why(choice, base))
             return Route(route.name, f"{route.why}; {WORDS[choice.code]} were chosen, but {refused}")

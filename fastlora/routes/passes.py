@@ -41,8 +41,4 @@ def passes_of(route: str, on_cpu: bool = False) -> Passes:
         from fastlora.routes import hopper
 
         return hopper
-    if route == "flattened":
-        from fastlora.routes import flattened
-
-        return flattened
     return cpu if on_cpu else vendor

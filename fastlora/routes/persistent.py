@@ -1,14 +1,11 @@
 """Whether the persistent kernels for sm_90 can take a call, and whether they do by default.
 
-There are two: "persistent", in Gluon (`hopper.py`), and "flattened", in plain Triton (`flattened.py`).
-
-Those in Gluon are the default where an H100 measured them to be the fastest; the others are taken only by a
-choice that was measured on this machine's GPU. Nothing here imports Triton.
+They are the default where an H100 measured them to be the fastest, and taken elsewhere by a choice that was
+measured on this machine's GPU. Nothing here imports Triton.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
 import torch
@@ -16,14 +13,10 @@ import torch
 from fastlora.arguments import dtype_name
 from fastlora.formula.cost import Problem
 from fastlora.routes.triton_version import triton_version
-from fastlora_kernels.choice_content import FLATTENED, PERSISTENT
 from fastlora_kernels.configs import num_blocks, table_of
-from fastlora_kernels.flattened_blocks import most_ranks
 from fastlora_kernels.hopper import blocks
 
-PERSISTENT_CODES: Final = (PERSISTENT, FLATTENED)
-
-# Gluon is experimental: its names change from version to version. Which loops Triton flattens does too.
+# Gluon is experimental: its names change from version to version.
 _OLDEST_TRITON: Final = (3, 6)
 _NEWEST_TRITON: Final = (3, 9)
 # Measured on an H100 (docs/kernel-log.md, 19): rows of x; and of the multiprocessors in all waves of tiles,
@@ -40,12 +33,11 @@ _OFFERED: Final = (
 
 
 def refusal(
-    code: str, architecture: str, problem: Problem, *, dropout: bool = False, aligned: bool = True
+    architecture: str, problem: Problem, *, dropout: bool = False, aligned: bool = True
 ) -> str | None:
-    """Why kernels do not take a call, as a phrase; None if they do.
+    """Why they do not take a call, as a phrase; None if they do.
 
     Args:
-        code: One of PERSISTENT_CODES.
         architecture: Of the GPU, by the name of its tile table.
         problem: Shape and dtypes.
         dropout: Whether there is dropout.
@@ -53,14 +45,8 @@ def refusal(
     """
     rows = problem.K % 8 == 0 and problem.N % 8 == 0  # of y and dx, which are contiguous
     dtypes = dtype_name(problem.dtype), dtype_name(problem.adapter_dtype)
-    most = most_ranks(problem.K, problem.N) if code == FLATTENED else blocks.MOST_RANKS
     return _refusal_of_triton() or blocks.refusal(
-        architecture,
-        *dtypes,
-        problem.r,
-        aligned=aligned and rows,
-        dropout=dropout,
-        most_ranks=most,
+        architecture, *dtypes, problem.r, aligned=aligned and rows, dropout=dropout
     )
 
 
@@ -73,7 +59,7 @@ def is_default(
     dropout: bool,
     aligned: bool,
 ) -> bool:
-    """Whether the kernels in Gluon take a pass unless `fastlora tune` chose otherwise.
+    """Whether they take a pass unless `fastlora tune` chose otherwise.
 
     A program stays on its multiprocessor for all its tiles, so they lose where the last wave has few. Where
     K or N is short, the plain kernels lose more by filling a pipeline for each tile, or by reading x for p.
@@ -94,7 +80,7 @@ def is_default(
         return False
     if direction == "forward" and waves <= _FEW_WAVES and min(problem.K, problem.N) > _SHORT:
         return False
-    return not refusal(PERSISTENT, architecture, problem, dropout=dropout, aligned=aligned)
+    return not refusal(architecture, problem, dropout=dropout, aligned=aligned)
 
 
 def refusal_here(architecture: str) -> str | None:
@@ -104,11 +90,8 @@ def refusal_here(architecture: str) -> str | None:
 
 def told_of(architecture: str, problem: Problem, *, dropout: bool, aligned: bool) -> str:
     """As `told`, of one call; arguments as in `refusal`."""
-    of = partial(refusal, architecture=architecture, problem=problem, dropout=dropout, aligned=aligned)
-    if why := of(PERSISTENT):
-        return f"not for this call: {why}"
-    why = of(FLATTENED)
-    return f"{_OFFERED}; not those in plain Triton: {why}" if why else _OFFERED
+    why = refusal(architecture, problem, dropout=dropout, aligned=aligned)
+    return f"not for this call: {why}" if why else _OFFERED
 
 
 def told(device: torch.device) -> str:

@@ -22,9 +22,8 @@ class Route(NamedTuple):
     """The code that computes a pass.
 
     Attributes:
-        name: "triton", "interpreter" (the same kernels on a CPU), "persistent" and "flattened" (those
-            for sm_90 in Gluon and in plain Triton), "vendor" (the vendor's base products beside kernels for
-            what is low-rank) or "torch".
+        name: "triton", "interpreter" (the same kernels on a CPU), "persistent" (those for sm_90),
+            "vendor" (the vendor's base products beside kernels for what is low-rank) or "torch".
         why: The reason, as a phrase to show.
         unpacks_first: Whether it was measured to be faster for few rows over a packed W to unpack that
             beforehand, where else it is unpacked inside the product.

@@ -31,7 +31,7 @@ def prove(
 
     Args:
         job: What they are proven for.
-        candidates: Tiles, and names of other code: VENDOR, PERSISTENT, FLATTENED.
+        candidates: Tiles, and names of other code: VENDOR, PERSISTENT.
         command: What proves; for tests.
         seconds: The most that a candidate may take.
         start_seconds: The most that a process may take to start, beside its first candidate.

@@ -22,7 +22,7 @@ from fastlora.measuring.timing import quartiles, ratio
 from fastlora.routes.architecture import architecture_of, multiprocessors
 from fastlora.routes.choices import current_versions, key_of, own_file
 from fastlora.routes.decide import reload_tables
-from fastlora.routes.persistent import PERSISTENT_CODES, is_default, refusal
+from fastlora.routes.persistent import is_default, refusal
 from fastlora.routes.plan import plan_for, vendor_won
 from fastlora.tuning.candidates import candidates
 from fastlora.tuning.choices_file import add_choices, check_place
@@ -183,9 +183,8 @@ def _entrants(request: Request, direction: str, machine: Machine) -> tuple[Candi
     tiles: list[Candidate] = [*candidates(plan.shape_class, direction, plan.tile)]
     if direction == "forward" and unpacks_inside(problem):
         tiles.insert(0, PACKED)
-    if plan.shape_class == "wide":
-        whys = {code: refusal(code, architecture, problem, dropout=dropout > 0) for code in PERSISTENT_CODES}
-        tiles += [code for code, why in whys.items() if why is None]
+    if plan.shape_class == "wide" and not refusal(architecture, problem, dropout=dropout > 0):
+        tiles.append(PERSISTENT)
     tiles.append(VENDOR)
     count = multiprocessors(machine.device)
     default = tiles[0]

@@ -15,9 +15,8 @@ DIRECTIONS: Final = ("forward", "backward")
 KERNELS: Final = "kernels"
 VENDOR: Final = "vendor"
 PERSISTENT: Final = "persistent"
-FLATTENED: Final = "flattened"
 PACKED: Final = "packed"
-CODES: Final = (KERNELS, VENDOR, PERSISTENT, FLATTENED, PACKED)
+CODES: Final = (KERNELS, VENDOR, PERSISTENT, PACKED)
 
 # The formats of W, the packed ones by fastlora's names. An entry without one is of a plain W.
 PLAIN: Final = "plain"

@@ -149,7 +149,7 @@ def test_the_mask_read_back_is_the_one_that_was_drawn(method):
 
 
 def test_cases_are_taken_by_those_who_can():
-    others = {"compiled", "lorafusion", "transformer-engine", "fastlora-persistent", "fastlora-flattened"}
+    others = {"compiled", "lorafusion", "transformer-engine"}
     with fastlora.set_backend("triton"):
         here = present(CASES[0])
     assert set(here) | {"peft", "loralib"} == set(METHODS) - others

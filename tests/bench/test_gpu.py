@@ -73,7 +73,7 @@ def test_every_step_of_correctness_ran_or_says_why_not_and_every_method_is_check
     for one in json.loads((dry[0] / "choices-times.json").read_text())["found"]:
         assert VENDOR in one["times_us"]
     assert steps["compile"]["summary"].startswith("6 variants")
-    absent = {"lorafusion", "transformer-engine", "fastlora-persistent", "fastlora-flattened"}
+    absent = {"lorafusion", "transformer-engine"}
     absent |= {name for name in ("peft", "loralib") if find_spec(name) is None}
     here = set(METHODS) - absent
     assert set(found.absent) == set(METHODS) - here

@@ -228,7 +228,5 @@ def test_few_variants_need_compiling_and_each_method_that_compiles_has_its_own()
     ours = [case for name, case in found if name == "fastlora"]
     assert len(ours) < len(MEASUREMENTS)
     assert {c[3:] for c in ours} == {c[3:] for c, *_ in MEASUREMENTS}
-    # Compiling runs a kernel, and the persistent ones are proven afterwards, in processes of their own.
-    assert not {"fastlora-persistent", "fastlora-flattened"} & {name for name, _ in found}
     compiled = [case for name, case in found if name == "compiled"]
     assert compiled == [one.case for one in MEASUREMENTS if "compiled" in one.methods]

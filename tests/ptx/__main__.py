@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.ptx.driver.cases import Case, all_cases, quick_cases
 from tests.ptx.driver.check import Verdict
 from tests.ptx.driver.compiled import triton_version
-from tests.ptx.driver.persistent import flattened_cases, persistent_cases
+from tests.ptx.driver.persistent import persistent_cases
 from tests.ptx.driver.segment_cases import SegmentCase, segment_cases
 from tests.ptx.driver.segments import check_case
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
     cases: list[Case | SegmentCase] = [*quick_cases()]
     if not options.quick:
-        cases = [*dict.fromkeys([*all_cases(), *segment_cases(), *persistent_cases(), *flattened_cases()])]
+        cases = [*dict.fromkeys([*all_cases(), *segment_cases(), *persistent_cases()])]
     chosen = [case for case in cases if options.only in " ".join(line_of(case).split())]
     if options.every < 1 or options.jobs < 1:
         parser.error("--every and --jobs must be at least 1")

@@ -90,19 +90,19 @@ def load(i: Instruction, program: Program) -> Code:
 def _look(g: Group, warps: np.ndarray, where: np.ndarray, size: int, acquires: bool) -> np.ndarray:
     """The bytes there, by a strong load, which does not race with strong writes.
 
-    A warp that looks again at what has not changed sleeps until something does.
+    A warp that looks again at what has not changed sleeps until something does. One lane of it looks, as in
+    all that Triton makes of these kernels.
     """
     machine = g.machine
     memory = machine.memory
     index = memory.granules(where, size, "load", g.access(warps))
     if not memory.written[index].all():
         raise Fault(f"load of global memory that nobody wrote: {g}")
-    for warp in np.unique(warps):
-        row, places = int(g.rows[warp]), tuple(np.unique(where[warps == warp]).tolist())
+    for warp, one in zip(warps, where, strict=True):
+        row = int(g.rows[warp])
         if acquires:
-            for one in places:
-                machine.clocks.acquire(row, one)
-        look = (g.number, places, machine.events)
+            machine.clocks.acquire(row, int(one))
+        look = (g.number, int(one), machine.events)
         if machine.polls[row] == look:
             machine.state[row] = ASLEEP
             machine.waits_for[row] = ("global", machine.events)

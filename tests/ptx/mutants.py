@@ -16,7 +16,6 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.ptx.driver.flattened_mutants import FLATTENED_CASES, FLATTENED_MUTANTS
 from tests.ptx.driver.mutants import CASES, MUTANTS
 from tests.ptx.driver.persistent_backward_mutants import PERSISTENT_BACKWARD_MUTANTS
 from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES, PERSISTENT_MUTANTS
@@ -36,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the kernels by interpreted ones; unset it")
-    cases = CASES | SEGMENT_CASES | PERSISTENT_CASES | FLATTENED_CASES
-    persistent = (*PERSISTENT_MUTANTS, *PERSISTENT_BACKWARD_MUTANTS, *FLATTENED_MUTANTS)
+    cases = CASES | SEGMENT_CASES | PERSISTENT_CASES
+    persistent = (*PERSISTENT_MUTANTS, *PERSISTENT_BACKWARD_MUTANTS)
     all_of_them = persistent if options.persistent else (*MUTANTS, *SEGMENT_MUTANTS)
     chosen = [mutant for mutant in all_of_them if any(one in mutant.name for one in options.only)]
     if not chosen:

@@ -5,14 +5,13 @@ import inspect
 import pytest
 
 from tests.ptx.children import run_command
-from tests.ptx.driver.flattened_mutants import FLATTENED_CASES, FLATTENED_MUTANTS
 from tests.ptx.driver.mutants import CASES, MUTANTS
 from tests.ptx.driver.persistent_backward_mutants import PERSISTENT_BACKWARD_MUTANTS
 from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES, PERSISTENT_MUTANTS
 from tests.ptx.driver.plant import source_changes
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES, SEGMENT_MUTANTS
 
-ALL = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS, *PERSISTENT_BACKWARD_MUTANTS, *FLATTENED_MUTANTS)
+ALL = (*MUTANTS, *SEGMENT_MUTANTS, *PERSISTENT_MUTANTS, *PERSISTENT_BACKWARD_MUTANTS)
 # One in the source and one in the PTX, on either architecture.
 QUICK = ("publish is relaxed", "TMA loads are not waited for")
 
@@ -38,7 +37,7 @@ def test_the_kernels_without_it_are_right(done, name):
 
 def test_each_mutant_has_a_name_of_its_own_and_a_case():
     assert len({mutant.name for mutant in ALL}) == len(ALL)
-    assert {mutant.case for mutant in ALL} <= set(CASES | SEGMENT_CASES | PERSISTENT_CASES | FLATTENED_CASES)
+    assert {mutant.case for mutant in ALL} <= set(CASES | SEGMENT_CASES | PERSISTENT_CASES)
 
 
 def test_each_fault_still_has_its_place_in_the_kernels():

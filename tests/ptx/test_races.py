@@ -152,13 +152,6 @@ def test_a_hand_over_passes_what_was_stored():
         assert np.array_equal(found[2], words(32))
 
 
-def test_every_lane_may_wait_for_itself():
-    one_lane = "@%p1 ld.global.gpu.acquire.b32 %r5, [ %rd1 + 0 ];\nshfl.sync.idx.b32 %r5, %r5, 0, 31, -1;"
-    body = HAND_OVER.replace(one_lane, "ld.global.gpu.acquire.b32 %r5, [ %rd1 + 0 ];")
-    arrays = New(words(32)), np.zeros(1, np.uint32), New(words(32))
-    assert_found_without(".acquire", body, *arrays, message="race", by=".relaxed", grid=2)
-
-
 def test_publishing_before_the_store_is_found():
     store, publish = "st.global.b32 [%rd20], %r0;", "@%p1 red.global.gpu.release.add.u32 [ %rd1 + 0 ], 1;"
     body = HAND_OVER.replace(store, "").replace(publish, publish + store)

@@ -55,8 +55,6 @@ def wgmma(i: Instruction, program: Program) -> Code:
 def _fence(g: Group) -> None:
     """9.7.16.7.1: registers that were touched before may go to products after it."""
     g.machine.fence_needed[g.rows] = False
-    for row in g.rows:
-        g.machine.polls[row] = None  # who has done something since does not look again in a spin
 
 
 def _commit(g: Group) -> None:

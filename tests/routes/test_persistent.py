@@ -1,4 +1,4 @@
-"""The persistent kernels for sm_90, in Gluon and in plain Triton: what they take, who takes them."""
+"""The persistent kernels for sm_90: what they take, who takes them."""
 
 import math
 from types import SimpleNamespace
@@ -21,7 +21,6 @@ from fastlora.tuning.choices_file import write_choices
 from fastlora.tuning.machine import Machine
 from fastlora.tuning.report import Request
 from fastlora_kernels.choice_content import (
-    FLATTENED,
     PERSISTENT,
     Choice,
     Choices,
@@ -29,7 +28,6 @@ from fastlora_kernels.choice_content import (
     as_content,
     read_choices,
 )
-from fastlora_kernels.flattened_blocks import counters, rows_a_ticket
 from tests.routes.conftest import GPU
 
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
@@ -53,18 +51,17 @@ def routes(problem=PROBLEM, **options):
 FEW = PROBLEM._replace(M=640)
 
 
-@pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
-def test_a_choice_takes_them_in_auto_alone(on_sm_90, monkeypatch, code):
+def test_a_choice_takes_them_in_auto_alone(on_sm_90, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("FASTLORA_TUNE", "0")
         assert routes(FEW) == ("triton", "triton")
-    write_choices(file_of(FEW, code), on_sm_90)
+    write_choices(file_of(FEW), on_sm_90)
     decide.reload_tables()
-    assert routes(FEW) == (code, code)
+    assert routes(FEW) == (PERSISTENT, PERSISTENT)
     assert routes(FEW, setting="triton") == ("triton", "triton")
-    assert routes(FEW, needs=EVERYTHING._replace(dx=False)) == (code, "triton")
+    assert routes(FEW, needs=EVERYTHING._replace(dx=False)) == (PERSISTENT, "triton")
     assert routes(FEW, dropout=0.5) == routes(FEW, aligned=False) == ("triton", "triton")
-    assert f"{choices.WORDS[code]} to be the fastest" in decide.decide_for(FEW, DEVICE).forward.why
+    assert "the persistent kernels to be the fastest" in decide.decide_for(FEW, DEVICE).forward.why
 
 
 def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(on_sm_90, monkeypatch):
@@ -96,43 +93,19 @@ def test_a_choice_that_cannot_be_followed_gives_the_plain_kernel_and_the_reason(
     ids=str,
 )
 def test_what_they_take(changed, options, why):
-    found = persistent.refusal(PERSISTENT, "sm_90", PROBLEM._replace(**changed), **options)
+    found = persistent.refusal("sm_90", PROBLEM._replace(**changed), **options)
     assert found is None if why is None else why in found
 
 
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [
-        ({"r": 32}, None),
-        ({"r": 33}, "ranks up to 32, not 33"),
-        ({"r": 17, "K": 4104}, "ranks up to 16, not 17"),
-        ({"r": 16, "N": 4104}, None),
-        ({"adapter_dtype": FP32, "r": 17}, "ranks up to 16, not 17"),
-        ({"K": 4092}, "16 bytes"),
-    ],
-    ids=str,
-)
-def test_what_those_in_plain_triton_take(changed, why):
-    found = persistent.refusal(FLATTENED, "sm_90", PROBLEM._replace(**changed))
-    assert found is None if why is None else why in found
-
-
-def test_a_call_that_only_some_take_is_told_so():
-    told = persistent.told_of("sm_90", PROBLEM._replace(r=64), dropout=False, aligned=True)
-    assert told.endswith("fastest; not those in plain Triton: they take ranks up to 32, not 64")
-
-
-@pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
 @pytest.mark.parametrize(("version", "taken"), [((3, 5, 1), False), ((3, 6, 0), True), ((3, 9, 4), True)])
-def test_the_versions_of_triton_that_they_were_compiled_with_take_them(monkeypatch, code, version, taken):
+def test_the_versions_of_triton_that_they_were_compiled_with_take_them(monkeypatch, version, taken):
     monkeypatch.setattr(persistent, "triton_version", lambda: version)
-    assert (persistent.refusal(code, "sm_90", PROBLEM) is None) == taken
+    assert (persistent.refusal("sm_90", PROBLEM) is None) == taken
     assert (persistent.refusal_here("sm_90") is None) == taken
 
 
-@pytest.mark.parametrize("code", persistent.PERSISTENT_CODES)
-def test_another_architecture_is_refused_and_told(code):
-    assert persistent.refusal(code, "sm_100", PROBLEM) == "they are written for sm_90, not for sm_100"
+def test_another_architecture_is_refused_and_told():
+    assert persistent.refusal("sm_100", PROBLEM) == "they are written for sm_90, not for sm_100"
     assert persistent.told(torch.device("cpu")) == "not here: they are written for sm_90, not for interpreter"
 
 
@@ -142,10 +115,10 @@ def test_tuning_tries_them_where_they_take_a_wide_shape(monkeypatch):
 
     def tried(dropout=False, **changed):
         request = Request(PROBLEM._replace(**changed), dropout)
-        return [one for one in tuner._entrants(request, "forward", here)[1] if one in (PERSISTENT, FLATTENED)]
+        return PERSISTENT in tuner._entrants(request, "forward", here)[1]
 
-    assert tried() == [PERSISTENT, FLATTENED]
-    assert tried(r=64) == [PERSISTENT]
+    assert tried()
+    assert tried(r=64)
     assert not tried(r=128)
     assert not tried(M=16)
     assert not tried(dropout=True)
@@ -187,12 +160,10 @@ def test_explain_says_which_code_runs_and_why(on_sm_90, monkeypatch):
     assert "persistent kernels: not for this call: they are written for sm_90, not for sm_100" in str(other)
 
 
-@pytest.mark.parametrize("name", ["hopper", "flattened"])
-def test_a_pass_goes_where_the_decision_says(monkeypatch, name):
-    module = pytest.importorskip(f"fastlora.routes.{name}")
-    code = PERSISTENT if name == "hopper" else FLATTENED
+def test_a_pass_goes_where_the_decision_says(monkeypatch):
+    module = pytest.importorskip("fastlora.routes.hopper")
     made = random_inputs(8, 16, 16, 2, dtype=FP16, adapter_dtype=FP16)
-    o, route, ran = made.call(0.0, None), Route(code, ""), []
+    o, route, ran = made.call(0.0, None), Route(PERSISTENT, ""), []
     monkeypatch.setattr(module, "forward", lambda o: (ran.append("forward"), made.x))
     monkeypatch.setattr(module, "backward_of_all", lambda o, dy, p: ran.append("backward"))
     monkeypatch.setattr(module.plain, "backward", lambda *given: ran.append("plain"))
@@ -217,13 +188,3 @@ def test_in_fp16_a_power_of_two_is_taken_out_of_s(s):
     assert abs(rest) <= 1
     assert math.log2(power).is_integer()
     assert scales(s, BF16) == (s, None, None)
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "blocks"),
-    # 1024 tiles are 7 each of 132 and 100 more; 132 with none left over; one tile; half a tile for each.
-    [(64, 16, 2), (33, 4, 1), (1, 1, 1), (66, 1, 1), (256, 17, 3)],
-)
-def test_those_with_a_tile_less_make_p(rows, columns, blocks):
-    assert rows_a_ticket(rows, rows * columns, 132) == blocks
-    assert counters(rows) == rows + 3

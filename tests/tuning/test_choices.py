@@ -12,7 +12,7 @@ from fastlora.parallel.same_choices import check_same_choices
 from fastlora.routes import choices, decide
 from fastlora.routes.choices import current_versions, key_of, loaded, read_file
 from fastlora.routes.plan import plan_for
-from fastlora.tuning.choices_file import write_choices
+from fastlora.tuning.choices_file import add_choices, write_choices
 from fastlora_kernels.choice_content import Choice, Choices, ContentError, as_content, bucket, read_choices
 from fastlora_kernels.tables import Tile
 
@@ -146,6 +146,18 @@ def test_a_damaged_or_hostile_file_is_ignored_with_a_warning(path, kind):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.warns(UserWarning, match="is not used"):
         assert plan_for("forward", "interpreter", PROBLEM).tile != TILE
+
+
+def test_a_file_that_names_code_which_is_gone_is_told_ignored_and_replaced(path):
+    content = as_content(file_of(kernels="those of before"))
+    content["entries"][0] |= {"code": "flattened", "tile": None}
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="is not used: .*got 'flattened' .run `fastlora tune` again") as told:
+        tiles = [plan_for(way, "interpreter", PROBLEM).tile for way in ("forward", "backward")]
+    assert TILE not in tiles
+    assert len(told) == 1
+    add_choices(file_of(), path)
+    assert read_file(path) == file_of()
 
 
 def test_a_directory_or_a_missing_file_that_was_asked_for_is_told(path):

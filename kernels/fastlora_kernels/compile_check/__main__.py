@@ -17,7 +17,6 @@ import triton
 
 from fastlora_kernels.compile_check.dora_sums import check_sums, sum_cases
 from fastlora_kernels.compile_check.few_rows import check_few_rows, few_rows_cases
-from fastlora_kernels.compile_check.flattened import check_flattened, flattened_cases
 from fastlora_kernels.compile_check.groups import check_group, group_cases
 from fastlora_kernels.compile_check.masked_updates import check_update, update_cases
 from fastlora_kernels.compile_check.persistent import check_persistent, persistent_cases
@@ -37,7 +36,6 @@ _CHECKS = (
     (few_rows_cases, check_few_rows),
     (segment_cases, check_segments),
     (persistent_cases, check_persistent),
-    (flattened_cases, check_flattened),
 )
 
 

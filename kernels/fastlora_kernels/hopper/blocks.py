@@ -59,14 +59,7 @@ def blocks_for(r: int, wide_adapters: bool, c: int = BLOCK_C) -> Blocks:
 
 
 def refusal(
-    architecture: str,
-    dtype: str,
-    adapter: str,
-    r: int,
-    *,
-    aligned: bool = True,
-    dropout: bool = False,
-    most_ranks: tuple[int, int] = MOST_RANKS,
+    architecture: str, dtype: str, adapter: str, r: int, *, aligned: bool = True, dropout: bool = False
 ) -> str | None:
     """Why these kernels do not take a call, as a phrase; None if they do.
 
@@ -77,13 +70,12 @@ def refusal(
         r: The rank.
         aligned: Whether TMA can address x, W, y and dx.
         dropout: Whether there is dropout.
-        most_ranks: Of adapters in x's dtype, and of fp32.
     """
     if architecture != "sm_90":
         return f"they are written for sm_90, not for {architecture}"
     if (dtype, adapter) not in _DTYPES:
         return f"they take bf16 and fp16, and fp32 adapters on bf16, not {adapter} on {dtype}"
-    most = most_ranks[adapter == "float32"]
+    most = MOST_RANKS[adapter == "float32"]
     if r > most:
         return f"they take ranks up to {most}, not {r}"
     if dropout:

@@ -33,7 +33,6 @@ class Case(NamedTuple):
         values: Where p and q lie: "beyond fp16", "below fp16", or "" for near 1.
         persistent: Columns of a tile of the persistent kernels for sm_90, which then run; 0 means the plain
             ones.
-        flattened: Whether the persistent kernels in plain Triton run.
         programs: Of a launch of persistent kernels.
         dora: Whether columns are scaled.
     """
@@ -59,7 +58,6 @@ class Case(NamedTuple):
     reads_mask: bool = False
     values: str = ""
     persistent: int = 0
-    flattened: bool = False
     programs: int = 3
     dora: bool = False
 
@@ -75,7 +73,6 @@ class Case(NamedTuple):
         words = [f"{self.dtype}{adapter}" + f" {self.precision}" * (self.dtype == "fp32")]
         words += [self.shape_class] * bool(self.shape_class)
         words += [f"persistent, {self.persistent} columns"] * bool(self.persistent)
-        words += ["flattened"] * self.flattened
         words += [f"dropout {self.dropout}"] * bool(self.dropout) + ["no bias"] * (not self.bias)
         if self.needs != EVERYTHING:
             words.append("only " + " ".join(name for name, need in self.needs._asdict().items() if need))

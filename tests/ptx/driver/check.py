@@ -14,12 +14,12 @@ from fastlora.formula.masks import dropout_constants
 from fastlora.formula.operands import EVERYTHING
 from fastlora.measuring.errors import budget_of, relative_error, split_eps
 from fastlora.measuring.inputs import Inputs, random_inputs
-from fastlora.routes import flattened, fused, fused_dora, hopper
+from fastlora.routes import fused, fused_dora, hopper
 from fastlora.routes.decide import is_aligned, problem_of
 from fastlora.routes.plan import Plan, plan_for
 from tests.ptx.driver.cases import Case
 from tests.ptx.driver.device import Settings, running_on
-from tests.ptx.driver.persistent import call_flattened, call_persistent
+from tests.ptx.driver.persistent import call_persistent
 from tests.ptx.driver.reference import (
     dora_bounds,
     element_bounds,
@@ -63,7 +63,7 @@ def check(case: Case, change: Callable[[str, str], str] | None = None) -> Verdic
     try:
         for seed in case.seeds:
             settings = Settings(case.architecture, case.target, seed, case.resident or None, change)
-            module = flattened if case.flattened else hopper if case.persistent else fused
+            module = hopper if case.persistent else fused
             with running_on(settings, module):
                 results = _call(case, inputs, verdict)
             if not first:
@@ -150,8 +150,6 @@ def _call(case: Case, i: Inputs, verdict: Verdict) -> dict[str, Tensor]:
     o = i.call(case.dropout, torch.tensor([MASK_SEED]) if case.dropout else None)
     if case.persistent:
         return call_persistent(case, o, i.dy, _p_of(case, i).float())
-    if case.flattened:
-        return call_flattened(case, o, i.dy, _p_of(case, i).float())
     aligned = is_aligned(i.x) and is_aligned(i.W)
     results = {}
 

@@ -29,8 +29,6 @@ _RESULTS = {
     "column_sums_kernel": ("sums_ptr",),
     "group_forward_kernel": ("y0", "y1", "y2", "p_ptrs", "scratch_ptrs"),
     "group_backward_kernel": ("q_ptr", "dx", "dA_ptr", "dB_ptrs", "scratch_ptrs"),
-    "flattened_forward_kernel": ("y", "p_ptr"),
-    "flattened_backward_kernel": ("dx", "q_ptr", "dA_ptr", "dB_ptr"),
     "hopper_forward_kernel": ("y", "p_ptr"),
     "hopper_backward_kernel": ("dx", "terms", "terms_ptr", "sums_ptr", "dA_ptr", "dB_ptr"),
     "adapter_terms_kernel": ("A_out_ptr", "B_out_ptr", "workspace_ptr"),

@@ -1,4 +1,4 @@
-"""The persistent kernels for sm_90 among the cases, in Gluon and in plain Triton."""
+"""The persistent kernels for sm_90 among the cases: what runs, and the call of one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Final
 from torch import Tensor
 
 from fastlora.formula.operands import Operands
-from fastlora.routes import flattened, hopper
+from fastlora.routes import hopper
 from fastlora_kernels.hopper.blocks import blocks_for
-from tests.ptx.driver.cases import Case, small_tiles
+from tests.ptx.driver.cases import Case
 
 FULL: Final = 256
 SMALL: Final = 128
 # Two blocks of rows, two columns of small tiles, ragged edges, and more steps than the ring has slots.
 BASE: Final = Case("sm_90", M=130, K=200, N=136, r=16, persistent=SMALL)
-# The same in plain Triton: three blocks of rows, three columns.
-FLATTENED: Final = BASE._replace(persistent=0, flattened=True, tiles=small_tiles("sm_90", "half"))
 
 
 def quick_case() -> Case:
@@ -49,44 +47,6 @@ def persistent_cases() -> Iterator[Case]:
     yield quick_case()
     for call, name in itertools.product(calls, ("forward", "backward")):
         yield call._replace(passes=(name,))
-
-
-def flattened_cases() -> Iterator[Case]:
-    """The same of those in plain Triton; with 600 rows a ticket stands for several blocks of them."""
-    one = (None, 1)
-    calls = [
-        FLATTENED._replace(seeds=one),
-        FLATTENED._replace(seeds=one, dtype="fp16", values="beyond fp16"),
-        FLATTENED._replace(seeds=one, dtype="fp16", K=136),
-        FLATTENED._replace(seeds=one, adapter="fp32", r=12),
-        FLATTENED._replace(seeds=one, r=5, bias=False),
-        FLATTENED._replace(seeds=one, r=32, M=3, K=8, N=8, programs=1),
-        FLATTENED._replace(seeds=one, r=1, M=70, N=520),
-        FLATTENED._replace(seeds=one, r=24, M=64, K=528, N=528, programs=1),
-        FLATTENED._replace(
-            seeds=one, layouts=(("x", "padded rows"), ("W", "padded rows"), ("dy", "padded rows"))
-        ),
-        *(FLATTENED._replace(seeds=(2, 3), resident=many, programs=3, M=300) for many in (1, 2, 3)),
-        *(FLATTENED._replace(seeds=(None, 4, 5), resident=many, programs=5, M=600) for many in (1, 4, 5)),
-        FLATTENED._replace(seeds=(6,), programs=20),
-        *(
-            FLATTENED._replace(tiles=(None, None), seeds=(7,), programs=2, M=M, K=264, N=264, adapter=adapter)
-            for M, adapter in ((300, ""), (130, "fp32"))
-        ),
-    ]
-    for call, name in itertools.product(calls, ("forward", "backward")):
-        yield call._replace(passes=(name,))
-
-
-def call_flattened(case: Case, o: Operands, dy: Tensor, p: Tensor) -> dict[str, Tensor]:
-    """As `call_persistent`."""
-    results: dict[str, Tensor] = {}
-    if "forward" in case.passes:
-        results["y"], results["p"] = flattened.forward(o, case.tiles[0], case.programs)
-    if "backward" in case.passes:
-        found = flattened.backward_of_all(o, dy, p, case.tiles[1], case.programs)
-        results |= dict(zip(("dx", "dA", "dB"), found, strict=True))
-    return results
 
 
 def call_persistent(case: Case, o: Operands, dy: Tensor, p: Tensor) -> dict[str, Tensor]:

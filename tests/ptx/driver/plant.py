@@ -14,7 +14,6 @@ from triton.runtime.jit import JITFunction
 
 import fastlora_kernels
 from tests.ptx.driver.cases import Case
-from tests.ptx.driver.flattened_mutants import FLATTENED_CASES
 from tests.ptx.driver.mutants import CASES, Mutant
 from tests.ptx.driver.persistent_mutants import PERSISTENT_CASES
 from tests.ptx.driver.segment_mutants import SEGMENT_CASES
@@ -47,7 +46,7 @@ _PLAIN: dict[str, dict[str, list[tuple]]] = {}  # by case, the PTX of the kernel
 
 def run_mutant(mutant: Mutant, seeds: tuple[int | None, ...] = SEEDS) -> Finding:
     """Run a mutant's case under each schedule; results must agree with fp64 and with the first schedule's."""
-    case = (CASES | PERSISTENT_CASES | FLATTENED_CASES | SEGMENT_CASES)[mutant.case]
+    case = (CASES | PERSISTENT_CASES | SEGMENT_CASES)[mutant.case]
     plain, changed, finding = {}, {}, Finding()
     small = case._replace(M=1) if isinstance(case, Case) else case
     check_case(small._replace(seeds=(None,)), _keeping(plain))
