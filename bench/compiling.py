@@ -24,7 +24,7 @@ from bench.settings import Setting
 _CANDIDATES_SECONDS = 120
 
 _KERNELS = ("fastlora", *(one.name for one in BY_ROUTE))
-_COMPILING = (*_KERNELS, "compiled", "lorafusion")
+_COMPILING = (*_KERNELS, "compiled")
 
 
 def compile_candidates(device: torch.device) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def variants(setting: Setting, number: int, of: int) -> dict[str, Any]:
 def variants_of(measurements: Iterable[Measurement]) -> list[tuple[str, Case]]:
     """(method, case) pairs that between them need all the code of the measurements.
 
-    torch.compile and LoRAFusion compile for each size. Our kernels take sizes as arguments; what of them
+    torch.compile compiles for each size. Our kernels take sizes as arguments; what of them
     decides on the code is their divisibility by 16, and the class of tiles, for which their magnitude stands.
     """
     found: dict[tuple[object, ...], tuple[str, Case]] = {}

@@ -17,7 +17,7 @@ ROOT: Final = Path(__file__).parents[1]
 _SOURCES: Final = ("fastlora", "kernels", "bench", "tests")
 
 # The libraries that layers and nets come from.
-_PEERS: Final = ("peft", "transformers", "loralib", "transformer-engine")
+_PEERS: Final = ("peft", "transformers", "loralib")
 
 
 class Environment(NamedTuple):

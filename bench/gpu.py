@@ -22,7 +22,7 @@ from bench.correctness import Steps
 from bench.environment import ROOT
 from bench.goals import findings
 from bench.groups import columns
-from bench.level import COMMIT, LORAFUSION
+from bench.level import COMMIT
 from bench.methods import METHODS, OWN, Method, present
 from bench.pictures import draw
 from bench.results import Results, resumed
@@ -44,7 +44,6 @@ _DRY_SURROUNDINGS: Final = {
 @click.option("--dry-run", is_flag=True, help="Every step on the CPU, tiny; its times mean nothing.")
 @click.option("--only", type=click.Choice(["correctness", "tuning", "measure"]), help="One part of the run.")
 @click.option("--seconds", default=510.0, show_default=True, help="Begin nothing later than this.")
-@LORAFUSION
 @COMMIT
 def main(out: Path, dry_run: bool, only: str | None, seconds: float, commit: str | None) -> None:
     """Run what was asked for; exits with status 1 if a test, the soak, a check or a step failed."""

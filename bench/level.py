@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import torch
 from bench.ceilings import Ceilings, keep_ceilings
 from bench.groups import columns
 from bench.methods import Method, present
-from bench.methods.lorafusion import CHECKOUT
 from bench.pictures import draw
 from bench.results import Results
 from bench.settings import Effort, effort_on
@@ -26,21 +24,8 @@ from fastlora.tables import as_text
 POSITIVE: Final = click.IntRange(min=1)
 
 
-def _name_checkout(context: click.Context, option: click.Parameter, path: Path | None) -> None:
-    """Tell every process of the run where LoRAFusion lies."""
-    if path is not None:
-        os.environ[CHECKOUT] = str(path)
-
-
-# Options of every command that measures.
+# Of every command that measures.
 COMMIT: Final = click.option("--commit", help="The commit, where the sources are a copy without its .git.")
-LORAFUSION: Final = click.option(
-    "--lorafusion",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
-    callback=_name_checkout,
-    expose_value=False,
-    help="A checkout of LoRAFusion to measure.",
-)
 
 
 def several(
@@ -87,7 +72,6 @@ def level(
     here = "cuda" if torch.cuda.is_available() else "cpu"
     file = click.Path(path_type=Path)
     options = (
-        LORAFUSION,
         COMMIT,
         several("--methods", methods, chosen or methods),
         click.option("--threads", type=POSITIVE, help="Threads that torch uses (default: its own choice)."),

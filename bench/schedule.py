@@ -33,7 +33,7 @@ EVERY_WITH_DROPOUT: Final = (*EVERY, UNDROPPED.name)
 # parametrization loses by its design: they are measured where every method is.
 _ROUTES: Final = ("fastlora", *(one.name for one in BY_ROUTE))
 COMMON: Final = ("frozen", "full", "unfused", "addmm", "peft", *_ROUTES)
-_DROPOUT: Final = ("frozen", "full", "unfused", "peft", "lorafusion", *_ROUTES, UNDROPPED.name)
+_DROPOUT: Final = ("frozen", "full", "unfused", "peft", *_ROUTES, UNDROPPED.name)
 
 # Training waits for the GPU, so graphs are what matters; eager shows what Python costs where it shows.
 _BOTH: Final = ("eager", "graph")
@@ -98,7 +98,7 @@ def _shapes(
 SELDOM: Final = "compiled"
 SELDOM_WHY: Final = "compiling takes longer than the rest: measured for one shape of a kind"
 
-_OFTEN: Final = tuple(name for name in EVERY if name not in (SELDOM, "lorafusion", "transformer-engine"))
+_OFTEN: Final = tuple(name for name in EVERY if name != SELDOM)
 
 # (M, K, N, r) of the MNIST job's net, and of a net for tabular data.
 _MNIST: Final = ((10, 1000, 2000, 1), (10, 784, 1000, 1), (10, 2000, 10, 1))

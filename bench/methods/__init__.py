@@ -14,15 +14,13 @@ from bench.methods.libraries import (
     GROUPED,
     LORALIB,
     PEFT,
-    TRANSFORMER_ENGINE,
     UNDROPPED,
 )
-from bench.methods.lorafusion import LORAFUSION
 from bench.methods.method import Method
 from bench.methods.routes import BY_ROUTE
 
 _FIRST = (FROZEN, FULL, UNFUSED, COMPILED, ADDMM, PEFT, LORALIB, PARAMETRIZED)
-_LIBRARIES = (ACCELERATED, LORAFUSION, TRANSFORMER_ENGINE)
+_LIBRARIES = (ACCELERATED,)
 
 METHODS: Final[dict[str, Method]] = {
     one.name: one for one in (*_FIRST, *_LIBRARIES, FASTLORA, *BY_ROUTE, GROUPED, UNDROPPED)

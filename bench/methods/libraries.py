@@ -1,4 +1,4 @@
-"""Libraries' layers: fastlora's, PEFT's, Microsoft's loralib and NVIDIA's Transformer Engine."""
+"""Libraries' layers: fastlora's, PEFT's and Microsoft's loralib."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.methods.experts import holds_experts, parameters_of
 from bench.methods.method import (
@@ -96,50 +96,12 @@ def _loralib_layer(linear: nn.Linear, update: Update) -> Any:
     return layer
 
 
-class Chains(nn.Module):
-    """LoRA as two chains of operations that Transformer Engine's fuser may join, in the layer's own memory.
-
-    x forks at the head of the base chain and joins at the end of the low-rank one, both in place, which lets
-    cuBLAS accumulate onto what is there: y in the forward pass, dx in the backward pass. So Megatron Bridge
-    and NeMo build their fused LoRA layer.
-    """
-
-    def __init__(self, linear: nn.Linear, update: Update) -> None:
-        from transformer_engine.pytorch import ops as te
-
-        super().__init__()
-
-        def product(weight: Tensor, bias: Tensor | None = None) -> Any:
-            N, K = weight.shape
-            layer = te.Linear(K, N, bias=bias is not None, device="meta", dtype=weight.dtype)
-            layer.weight, layer.bias = weight, bias
-            return layer
-
-        self.A, self.B = fresh_pair(linear, update.r, update.adapter_dtype)
-        self.base = te.Sequential(te.MakeExtraOutput(in_place=True), product(linear.weight, linear.bias))
-        drop = [te.Dropout(update.dropout)] if update.dropout else []
-        scale = te.ConstantScale(update.alpha / update.r)
-        self.update = te.Sequential(
-            *drop, product(self.A), product(self.B), scale, te.AddExtraInput(in_place=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[M, K] -> [M, N]."""
-        base, forked = self.base(x)
-        y: Tensor = self.update(forked, base)
-        return y
-
-
-def lacking(module: str, *, needs_gpu: bool = False) -> WhyAbsent:
-    """The `why_absent` of a method whose code is a module's."""
-    package = module.partition(".")[0]
+def lacking(package: str) -> WhyAbsent:
+    """The `why_absent` of a method whose code is a package's."""
 
     def why_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-        if needs_gpu and device.type != "cuda":
-            return f"{package} needs a CUDA GPU"
-        return (
-            importable(lambda: import_module(module)) if find_spec(package) else f"{package} is not installed"
-        )
+        found = find_spec(package)
+        return importable(lambda: import_module(package)) if found else f"{package} is not installed"
 
     return why_absent
 
@@ -176,14 +138,6 @@ LORALIB = Method(
     "Microsoft's loralib.Linear",
     replacing(_loralib_layer, "lora_A", "lora_B"),
     why_absent=lacking("loralib"),
-    why_not=_NOT_MIXED,
-    external=True,
-)
-TRANSFORMER_ENGINE = Method(
-    "transformer-engine",
-    "Transformer Engine's operation fuser, as Megatron Bridge builds LoRA with it",
-    replacing(Chains),
-    why_absent=lacking("transformer_engine.pytorch", needs_gpu=True),
     why_not=_NOT_MIXED,
     external=True,
 )

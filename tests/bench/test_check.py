@@ -16,14 +16,12 @@ from bench.methods import (
     FASTLORA,
     FROZEN,
     IN_NETS,
-    LORAFUSION,
     METHODS,
     PARAMETRIZED,
     PEFT,
     UNDROPPED,
     UNFUSED,
 )
-from bench.methods.lorafusion import CHECKOUT
 from fastlora.formats.registry import format_of
 from fastlora.formula.masks import dropout_constants
 from fastlora.seeding import seed_all
@@ -149,27 +147,15 @@ def test_the_mask_read_back_is_the_one_that_was_drawn(method):
 
 
 def test_cases_are_taken_by_those_who_can():
-    others = {"compiled", "lorafusion", "transformer-engine"}
     with fastlora.set_backend("triton"):
         here = present(CASES[0])
-    assert set(here) | {"peft", "loralib"} == set(METHODS) - others
+    assert set(here) | {"peft", "loralib"} == set(METHODS) - {"compiled"}
     assert "no dropout" in CASES[3].why_not(ADDMM)
     assert "nothing to drop" in CASES[3].why_not(PARAMETRIZED)
     assert "take the weight's dtype" in CASES[1].why_not(PARAMETRIZED)
-    case = Case(70, 256, 512, 16, torch.bfloat16, torch.bfloat16, dropout=0.1)
-    assert case.why_not(LORAFUSION) is None
-    for change in ({"dropout": 0.0}, {"adapter_dtype": torch.float32}, {"r": 8}, {"r": 24}, {"K": 300}):
-        assert case._replace(**change).why_not(LORAFUSION)
 
 
-def test_what_cannot_run_here_says_why(monkeypatch, tmp_path):
-    gpu = torch.device("cuda")
-    monkeypatch.delenv(CHECKOUT, raising=False)
-    assert LORAFUSION.why_absent(gpu, torch.bfloat16) == "--lorafusion PATH was not given"
-    monkeypatch.setenv(CHECKOUT, str(tmp_path))
-    assert LORAFUSION.why_absent(CPU, torch.bfloat16) == "its kernels need a GPU"
-    assert "holds no lorafusion/ops/lora_v1.py" in LORAFUSION.why_absent(gpu, torch.bfloat16)
-    assert METHODS["transformer-engine"].why_absent(CPU, torch.float16).endswith("needs a CUDA GPU")
+def test_what_cannot_run_here_says_why(monkeypatch):
     monkeypatch.setattr("bench.methods.libraries.find_spec", lambda name: None)
     assert PEFT.why_absent(CPU, torch.float32) == "peft is not installed"
     with fastlora.set_backend("triton"):

@@ -65,7 +65,6 @@ def test_a_layer_is_measured_in_every_phase_with_what_it_saves(tmp_path):
     assert found.command.startswith("python -m bench.linear")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "linear 6x10->12 r2, fp32, bias, eager" in printed
-    assert "absent    lorafusion: --lorafusion PATH was not given" in printed
 
 
 def test_methods_can_be_chosen_unknown_ones_are_refused_and_where_one_is_left_out_is_listed(tmp_path):
