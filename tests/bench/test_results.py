@@ -132,9 +132,7 @@ def test_the_environment_names_sources_also_without_git_and_the_versions_of_what
     assert (here.commit, here.modified, len(here.sources)) == ("given", None, 64)
     assert here == environment(CPU, commit="given")
     assert here.versions["torch"]
-    assert {here.versions[name] for name in ("peft", "transformers", "loralib", "loralib")} == {
-        None
-    }
+    assert {here.versions[name] for name in ("peft", "transformers", "loralib")} == {None}
 
 
 def test_a_changed_source_changes_the_digest(monkeypatch, tmp_path):
