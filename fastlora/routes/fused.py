@@ -182,7 +182,7 @@ def _launch_backward(
         "GROUP": tile.group,
         **_shared(o, plan, p),
     }
-    key = (*_key(o, plan, tma), needs, dy.stride(), on_16_bytes(c, dy))
+    key = (*_key(o, plan, tma), needs, dy.stride(), on_16_bytes(c, dy, p))
     with on_device(x):
         launch(backward_kernel, plan.num_tasks, key, arguments, plan.options)
     return dx, dA, dB, q

@@ -120,7 +120,7 @@ def backward_of_all(
             N=N,
             **_arguments(x, K, r, blocks, small.counters),
         )
-        launch(hopper_backward_kernel, programs, _key(o, blocks), arguments, _OPTIONS)
+        launch(hopper_backward_kernel, programs, (*_key(o, blocks), on_16_bytes(p)), arguments, _OPTIONS)
     return dx, dA, dB
 
 
