@@ -12,6 +12,7 @@ from fastlora.autograd import calls, second_derivative  # noqa: F401 - makes the
 from fastlora.autograd.trained_bias import frozen, with_gradient_of
 from fastlora.formula.operands import (
     EVERYTHING,
+    NOTHING,
     BaseWeight,
     Needs,
     Operands,
@@ -129,5 +130,16 @@ def lora_linear(
     seed = torch.randint(2**62, (1,), device=x.device) if dropout > 0 else None
     setting = backend_of_mask() if dropout > 0 else get_backend()
     o = Operands(x, base, frozen(b), A, B, s, dropout, seed)
+    if not torch.is_grad_enabled() and not calls.needs_operator(x):
+        return _without_graph(o, setting)
     y: Tensor = LoRALinearFunction.apply(x, A, B, W, o, setting)  # type: ignore[no-untyped-call]
     return with_gradient_of(b, y)
+
+
+def _without_graph(o: Operands, setting: str) -> Tensor:
+    """The function's y where nothing is recorded, as in generation: its call takes longer than the rest."""
+    x = o.x
+    if x.dim() == 2:
+        return calls.forward(o, NOTHING, setting)[0]
+    y, *_ = calls.forward(Operands(as_rows(x), *o[1:]), NOTHING, setting)
+    return cast(Tensor, _unsafe_view(y, (*x.shape[:-1], o.base.N)))

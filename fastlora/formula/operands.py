@@ -81,6 +81,7 @@ class Needs(NamedTuple):
 
 
 EVERYTHING = Needs()
+NOTHING = Needs(False, False, False)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -139,3 +139,23 @@ def test_a_dropout_that_is_no_probability_below_one_is_refused(dropout):
     o = random_inputs(6, 7, 5, 2)
     with pytest.raises(ValueError, match=r"dropout must be a probability in \[0, 1\)"):
         lora_linear(o.x, o.W, o.b, o.A, o.B, o.s, dropout=dropout)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 7), (7,)], ids=str)
+def test_without_a_graph_no_function_is_called_and_the_bits_are_the_same(
+    monkeypatch, shape, backend, dropout
+):
+    net, x = model(dropout), torch.randn(shape)
+    with fastlora.set_backend(backend):
+        torch.manual_seed(4)
+        y = net(x)
+        monkeypatch.setattr("fastlora.autograd.function.LoRALinearFunction", None)
+        for quiet in (torch.no_grad(), torch.inference_mode()):
+            torch.manual_seed(4)
+            with quiet:
+                found = net(x)
+                assert not found.requires_grad
+                assert torch.equal(found, y)
+                found.add_(1)  # what is returned may be changed in place
