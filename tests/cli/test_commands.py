@@ -147,14 +147,14 @@ def test_without_its_extra_it_names_it_in_one_line(monkeypatch, capsys, missing)
 
 def test_info_explains_a_shape_on_a_named_gpu():
     # Of more ranks than the persistent kernels take.
-    arguments = ["info", "--shape", "8192,4096,4096,24", "--adapter-dtype", "float32", "--gpu", "H200"]
+    arguments = ["info", "--shape", "8192,4096,4096,40", "--adapter-dtype", "float32", "--gpu", "H200"]
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
-    assert "32 of p, 1,024 of y" in done.output
-    assert "128 of q (2 a tile), 1,024 of dx" in done.output
+    assert "64 of p, 1,024 of y" in done.output
+    assert "128 of q, 1,024 of dx" in done.output
     done = invoke(*arguments, "--json")
     found = json.loads(done.output)
-    assert found["passes"][0]["tasks"] == {"p": 32, "y": 1024}
+    assert found["passes"][0]["tasks"] == {"p": 64, "y": 1024}
     assert found["adapter_dtype"] == "float32"
 
 
