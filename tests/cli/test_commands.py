@@ -150,11 +150,11 @@ def test_info_explains_a_shape_on_a_named_gpu():
     arguments = ["info", "--shape", "8192,4096,4096,40", "--adapter-dtype", "float32", "--gpu", "H200"]
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
-    assert "64 of p, 1,024 of y" in done.output
+    assert "128 of p (2 a tile), 1,024 of y" in done.output
     assert "128 of q, 1,024 of dx" in done.output
     done = invoke(*arguments, "--json")
     found = json.loads(done.output)
-    assert found["passes"][0]["tasks"] == {"p": 64, "y": 1024}
+    assert found["passes"][0]["tasks"] == {"p": 128, "y": 1024}
     assert found["adapter_dtype"] == "float32"
 
 
