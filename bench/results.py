@@ -108,7 +108,7 @@ class Results:
         cls, module: str, device: torch.device, commit: str | None = None, path: Path | None = None
     ) -> Results:
         """Results with nothing in them yet, of the command that runs in this process."""
-        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+        command = shlex.join(["python", "-m", module, *map(_shown, sys.argv[1:])])
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return cls(environment(device, commit), command, started, path=path)
 
@@ -172,6 +172,12 @@ class Results:
         del content["schema"]
         here = Environment(**{name: content.pop(name) for name in Environment._fields})
         return cls(here, **{**content, "rows": [Row(**row) for row in content["rows"]]}, path=path)
+
+
+def _shown(argument: str) -> str:
+    """An argument of the command, of an absolute path the last name alone: the file is for other machines."""
+    option, sign, value = argument.rpartition("=")
+    return option + sign + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def resumed(fresh: Results) -> Results:

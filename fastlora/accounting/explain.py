@@ -66,8 +66,9 @@ def explain(
     base = layer.format.name if isinstance(layer, QuantizedLoRALinear) else "plain"
     problem = Problem(M, layer.in_features, layer.out_features, layer.r, W.dtype, layer.lora_A.dtype, base)
     dropout = layer.active.dropout_now(layer.training)
-    explained = explain_problem(problem, device=layer.weight.device, gpu=gpu, dropout=dropout, W=W)
-    explained = replace(explained, dora=bool(layer.dora))
+    dora, device = bool(layer.dora), layer.weight.device
+    explained = explain_problem(problem, device=device, gpu=gpu, dropout=dropout, W=W, alone=not dora)
+    explained = replace(explained, dora=dora)
     if isinstance(layer, QuantizedLoRALinear):
         return _with_unpacking(explained, layer, dropout)
     return explained
@@ -117,6 +118,7 @@ def explain_problem(
     gpu: str | None = None,
     dropout: float = 0.0,
     W: Tensor | None = None,
+    alone: bool = True,
 ) -> Explanation:
     """As `explain`, for a shape and dtypes instead of a layer.
 
@@ -126,6 +128,7 @@ def explain_problem(
         gpu: As in `explain`.
         dropout: Probability of dropping an entry of x on the low-rank branch.
         W: [N, K], for its memory layout; None means contiguous.
+        alone: As in `decide`.
 
     Raises:
         ValueError: If a size is below 1, or the GPU is unknown.
@@ -141,7 +144,9 @@ def explain_problem(
     x, dy = (torch.empty(problem.M, C, dtype=problem.dtype, device="meta") for C in (problem.K, problem.N))
     architecture = "" if gpu is None else GPUS[gpu].architecture
     tma = aligned and is_aligned(x)
-    decision = decide_for(problem, device, dropout=dropout, aligned=tma, gpu=gpu, architecture=architecture)
+    decision = decide_for(
+        problem, device, dropout=dropout, aligned=tma, alone=alone, gpu=gpu, architecture=architecture
+    )
     gpu = gpu or _gpu_of(device)
     passes = []
     for name, route, rows in (("forward", decision.forward, (x,)), ("backward", decision.backward, (x, dy))):

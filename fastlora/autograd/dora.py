@@ -155,7 +155,7 @@ def _forward(
     o: Operands, c: Tensor, needs: Needs, setting: str, keeps_z: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Decision | None]:
     """y, z (or z + b) where it is kept, p, and the decision for the backward pass."""
-    decision = None if needs_operator(o.x) else decide(o, needs, setting)
+    decision = None if needs_operator(o.x) else decide(o, needs, setting, alone=False)
     if decision is not None and decision.forward.is_fused:
         from fastlora.routes import fused_dora
 

@@ -38,13 +38,17 @@ _ON_A_CPU: Final = {
 }
 
 
-def decide(o: Operands, needs: Needs = EVERYTHING, setting: str | None = None) -> Decision:
+def decide(
+    o: Operands, needs: Needs = EVERYTHING, setting: str | None = None, *, alone: bool = True
+) -> Decision:
     """The code that computes a call.
 
     Args:
         o: The operands.
         needs: The gradients that the backward pass will compute.
         setting: "auto", "triton" or "torch"; None means the current backend setting.
+        alone: Whether these two passes are all there is. If not, as beside the columns of DoRA or the other
+            members of a group, what saves launches or passes over y is kept: only a choice takes it away.
 
     Raises:
         ValueError: If the setting is none of these.
@@ -55,7 +59,9 @@ def decide(o: Operands, needs: Needs = EVERYTHING, setting: str | None = None) -
     if x.is_cpu and (decision := _ON_A_CPU.get(setting)) is not None:
         return decision
     aligned = is_aligned(x) and all(map(is_aligned, base.tensors))
-    return decide_for(problem_of(o), x.device, needs, setting, dropout=o.dropout, aligned=aligned)
+    return decide_for(
+        problem_of(o), x.device, needs, setting, dropout=o.dropout, aligned=aligned, alone=alone
+    )
 
 
 def decide_for(
@@ -66,6 +72,7 @@ def decide_for(
     *,
     dropout: float = 0.0,
     aligned: bool = True,
+    alone: bool = True,
     gpu: str | None = None,
     architecture: str = "",
 ) -> Decision:
@@ -78,6 +85,7 @@ def decide_for(
         setting: As in `decide`.
         dropout: As in `Operands`.
         aligned: Whether TMA can address x and W.
+        alone: As in `decide`.
         gpu: Name of a GPU that can run the kernels, to decide for it instead of for `device`.
         architecture: Name of that GPU's tile table.
 
@@ -89,7 +97,9 @@ def decide_for(
     interpret = os.environ.get("TRITON_INTERPRET") == "1"
     exact = torch.get_float32_matmul_precision() == "highest"
     dropped = dropout > 0
-    return _decided(problem, device, needs, setting, dropped, aligned, gpu, architecture, interpret, exact)
+    return _decided(
+        problem, device, needs, setting, dropped, aligned, alone, gpu, architecture, interpret, exact
+    )
 
 
 # Large, because sequence lengths vary from batch to batch.
@@ -101,6 +111,7 @@ def _decided(
     setting: str,
     dropped: bool,
     aligned: bool,
+    alone: bool,
     gpu: str | None,
     architecture: str,
     interpret: bool,
@@ -116,7 +127,7 @@ def _decided(
         return Decision(route, route)
     passes = ("forward", "backward") if needs == EVERYTHING else ("forward",)
     measured = {
-        direction: _measured(direction, problem, device, dropped, aligned, gpu, architecture, route)
+        direction: _measured(direction, problem, device, dropped, aligned, alone, gpu, architecture, route)
         for direction in passes
     }
     return Decision(measured["forward"], measured.get("backward", route))
@@ -128,6 +139,7 @@ def _measured(
     device: torch.device,
     dropped: bool,
     aligned: bool,
+    alone: bool,
     gpu: str | None,
     architecture: str,
     route: Route,
@@ -152,7 +164,7 @@ def _measured(
     if not dropped and (won := vendor_won(direction, architecture, problem, aligned=aligned)):
         return Route("vendor", f"the vendor's matrix product was measured to be faster for {won!r} shapes")
     count = None if gpu else multiprocessors(device)
-    if is_default(direction, architecture, problem, count, dropout=dropped, aligned=aligned):
+    if alone and is_default(direction, architecture, problem, count, dropout=dropped, aligned=aligned):
         return Route("persistent", "the persistent kernels were measured to be the fastest for so many tiles")
     return route
 

@@ -59,13 +59,17 @@ def decided(o: Grouped, setting: str | None) -> GroupRoute:
     """
     if o.x.is_cpu and setting in ("auto", "torch"):
         return _ON_A_CPU
-    alone = tuple(None if one is None else decide(one, EVERYTHING, setting) for one in o.alone())
-    trained = [one for one in alone if one is not None]
+    beside = _decisions(o, setting, alone=False)
+    trained = [one for one in beside if one is not None]
     if all(route.name == "torch" for one in trained for route in one):
         return _ON_A_CPU
     if (why := _why_in_turn(o, trained)) is not None:
-        return GroupRoute(IN_TURN, why, alone)
-    return GroupRoute(ONE_LAUNCH, "x is read once for all p, and one grid makes all y", alone)
+        return GroupRoute(IN_TURN, why, _decisions(o, setting, alone=True))
+    return GroupRoute(ONE_LAUNCH, "x is read once for all p, and one grid makes all y", beside)
+
+
+def _decisions(o: Grouped, setting: str | None, *, alone: bool) -> tuple[Decision | None, ...]:
+    return tuple(None if one is None else decide(one, EVERYTHING, setting, alone=alone) for one in o.alone())
 
 
 def _why_in_turn(o: Grouped, trained: Sequence[Decision]) -> str | None:
@@ -74,7 +78,7 @@ def _why_in_turn(o: Grouped, trained: Sequence[Decision]) -> str | None:
     if o.seeds is not None:
         return "each member drops other entries of x, which the group's kernel reads once"
     if not all(one.forward.is_fused and one.backward.is_fused for one in trained):
-        return "a member is faster by the vendor's matrix product, or by the persistent kernels"
+        return "a member was measured to be faster by the vendor's matrix product or the persistent kernels"
     from fastlora.routes.group_plan import fits
 
     if not fits(o):

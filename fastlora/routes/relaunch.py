@@ -13,7 +13,7 @@ from typing import Any, Final
 from torch import Tensor
 from triton.compiler import CompiledKernel
 
-# Of calls whose kernels are kept. Beyond that, as where every batch has another length, all are forgotten.
+# Of calls whose kernels are kept: many models' worth. Beyond that all are forgotten.
 _MOST: Final = 4096
 
 # What was compiled of a kernel, and what picks its parameters in order from the arguments. The kernel is kept

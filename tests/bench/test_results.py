@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from importlib import metadata
 
 import pytest
+import torch
 
 from bench import environment as module
 from bench.environment import environment
@@ -58,6 +60,13 @@ def test_a_pipe_in_the_files_place_is_refused_and_left(tmp_path):
     with pytest.raises(AdapterError, match="must be a regular file; it is a FIFO"):
         results(*ROWS, path=tmp_path / "pipe.json").save()
     assert [child.name for child in tmp_path.iterdir() if child.is_fifo()] == ["pipe.json"]
+
+
+def test_the_command_has_no_folders_of_the_machine(monkeypatch, tmp_path):
+    given = ["gpu.py", "--out", str(tmp_path / "new"), f"--table={tmp_path / 'a.json'}", "--only", "bench/a"]
+    monkeypatch.setattr(sys, "argv", given)
+    found = Results.begin("bench.gpu", torch.device("cpu"))
+    assert found.command == "python -m bench.gpu --out new --table=a.json --only bench/a"
 
 
 @pytest.mark.parametrize("written", [results(*ROWS), fresh(None)], ids=["full", "empty"])
